@@ -1,0 +1,1 @@
+"""Running Quire as a service: launchd, systemd and Prometheus."""

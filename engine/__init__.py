@@ -1,0 +1,1 @@
+"""Time and tokens: the scheduler, the model runner and the worker process around them."""

@@ -1,0 +1,143 @@
+"""The frames that cross the process boundary between the front end and one worker.
+
+Each frame is one msgpack-encoded struct, tagged with its class name. Requests flow to the worker
+and outputs flow back; nothing here knows about HTTP, text or arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True):
+    """How the next token is drawn from the logits of one row.
+
+    Filters apply after the temperature, in the order top-k, top-p, min-p.
+    """
+
+    temperature: float = 1.0  # 0 selects the most likely token
+    top_k: int = 0  # 0 keeps the whole vocabulary
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None  # None draws a fresh seed for the request
+
+
+# ---- front end -> worker
+
+
+class WorkerConfig(msgspec.Struct, frozen=True):
+    """Everything a worker needs to load one model; written to its standard input as JSON."""
+
+    model_path: str
+    request_address: str  # ZeroMQ endpoint the worker pulls requests from
+    output_address: str  # ZeroMQ endpoint the worker pushes outputs to
+    device: Literal["auto", "metal", "cuda", "cpu"] = "auto"
+    block_size: int = 16  # tokens per KV block
+    kv_cache_memory: int | None = None  # bytes for all KV pages; None derives it from the device
+    max_model_len: int | None = None  # tokens; None takes the model's own context length
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    eviction_policy: Literal["lru", "fifo", "cost"] = "lru"
+    log_level: str = "info"
+
+
+class GenerateRequest(msgspec.Struct, tag=True, frozen=True):
+    """One sequence to generate. The front end has checked that it fits ``max_model_len``."""
+
+    request_id: int
+    prompt_token_ids: list[int]
+    max_tokens: int
+    sampling: SamplingParams
+    min_tokens: int = 0  # stop tokens cannot be drawn before this many output tokens
+    stop_token_ids: list[int] = []  # the model's EOS ids are added by the front end
+    cache_salt: str = ""  # prefix blocks are shared only between equal salts
+
+
+class Abort(msgspec.Struct, tag=True, frozen=True):
+    request_id: int
+
+
+class Shutdown(msgspec.Struct, tag=True, frozen=True):
+    """Leave after the current step; the exit code is 0."""
+
+
+ToWorker = GenerateRequest | Abort | Shutdown
+
+# ---- worker -> front end
+
+
+class LoadProgress(msgspec.Struct, tag=True, frozen=True):
+    stage: str  # "loading weights", "warming up", ...
+    done: int
+    total: int
+
+
+class LoadFailed(msgspec.Struct, tag=True, frozen=True):
+    """The model cannot be served; the worker exits with code 1 after sending this."""
+
+    message: str  # one line, fit to show to a user
+
+
+class Ready(msgspec.Struct, tag=True, frozen=True):
+    """The worker has warmed up and takes requests."""
+
+    architecture: str  # config.json's model_type
+    device: str  # "metal", "cuda" or "cpu"
+    dtype: str  # of the weights, e.g. "float32"
+    vocab_size: int
+    max_model_len: int  # prompt + output tokens one request may use
+    max_num_seqs: int
+    block_size: int
+    num_blocks: int
+    weight_bytes: int
+    kv_cache_bytes: int
+    notes: list[str] = []  # facts worth logging, e.g. which BLAS is in use
+
+
+class TokenOutput(msgspec.Struct, array_like=True, frozen=True):
+    """New tokens of one request. The last one carries a finish reason.
+
+    A stop token that ends the sequence is included, so ``len(token_ids)`` sums to the usage count.
+    """
+
+    request_id: int
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0  # prompt tokens served from the prefix cache
+    error: str | None = None  # set with finish_reason "error"
+
+
+class WorkerStats(msgspec.Struct, frozen=True):
+    """One consistent snapshot of the worker, taken between two steps."""
+
+    requests_running: int
+    requests_waiting: int
+    blocks_used: int
+    blocks_cached: int
+    blocks_free: int
+    memory_active: int  # bytes, as MLX counts them
+    memory_cache: int
+    memory_peak: int
+    steps: int
+    preemptions: int
+    evictions: int
+    prefix_queries: int  # prompt tokens looked up in the prefix cache
+    prefix_hits: int  # of those, tokens found
+
+
+class StepOutput(msgspec.Struct, tag=True, frozen=True):
+    """Every new token of one step, in one frame."""
+
+    outputs: list[TokenOutput]
+    stats: WorkerStats | None = None  # sent at most every few steps, and when the worker goes idle
+
+
+FromWorker = LoadProgress | LoadFailed | Ready | StepOutput
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode
+decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode

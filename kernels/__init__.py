@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: attention over pages, KV writes and sampling masks."""

@@ -1,0 +1,1 @@
+"""Traffic for OpenAI-compatible servers: load, measurement and comparison."""

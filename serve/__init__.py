@@ -1,0 +1,1 @@
+"""HTTP: protocol, prompts, streaming, metrics, supervision and the command line."""
