@@ -1,0 +1,65 @@
+"""The ``quire`` command: picks the module of a sub-command and runs it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from quire.serve.settings import SettingsError
+
+# Named, not imported: `quire --help` stays instant, and serve/ does not depend on the others.
+# Each module offers add_arguments(parser) and run(args) -> exit code.
+COMMANDS = {
+    "serve": ("quire.serve.serve_command", "serve a model over HTTP"),
+    "service": ("quire.deploy.command", "run the server in the background: launchd or systemd"),
+    "bench": ("quire.loadtest.command", "measure a running server"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 2 for bad usage, 130 after Ctrl-C."""
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except SettingsError as error:
+        print(f"quire: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] not in COMMANDS:
+        parser = _top_level_parser()
+        parser.parse_args(argv or ["--help"])
+        parser.error("the command comes first")
+    name, rest = argv[0], argv[1:]
+    module_name, summary = COMMANDS[name]
+    module = importlib.import_module(module_name)
+    parser = argparse.ArgumentParser(
+        prog=f"quire {name}", description=summary[0].upper() + summary[1:] + ".", allow_abbrev=False
+    )
+    module.add_arguments(parser)
+    code = module.run(parser.parse_args(rest))
+    assert isinstance(code, int)
+    return code
+
+
+def _top_level_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="quire",
+        description="An OpenAI-compatible model server for MLX.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="`quire COMMAND --help` explains one command.",
+    )
+    parser.add_argument("--version", action="version", version=f"quire {version('quire')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (_, summary) in COMMANDS.items():
+        commands.add_parser(name, help=summary)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
