@@ -1,0 +1,228 @@
+"""Reference-counted KV blocks with a prefix index.
+
+A block is free (no content worth keeping), cached (named content, nobody uses it) or used (in at
+least one block table). Block 0 is scratch: padding rows write there and it is never handed out.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from quire.cache.block_hash import BlockHash
+from quire.cache.eviction import EvictionPolicy
+
+SCRATCH_BLOCK = 0
+
+
+@dataclass(slots=True)
+class CachedBlock:
+    """What the pool remembers of a block whose content has a name."""
+
+    name: BlockHash
+    parent: int | None  # the block before it in the chain, if the chain's holder held that one
+    position: int  # tokens in front of the block
+    cached_at: int
+    uses: int = 1
+    children: int = 0  # cached blocks whose parent this is
+    priority: float = 0.0  # given when the last reference went away
+    ticket: int = 0  # matches the newest heap entry; older entries are void
+
+
+class BlockPool:
+    """Hands out block ids 1..num_blocks-1 and takes them back.
+
+    Allocation takes free blocks first and then evicts cached ones, lowest priority first.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, policy: EvictionPolicy) -> None:
+        if num_blocks < 2:
+            raise ValueError("a block pool needs a scratch block and at least one more")
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.num_evictions = 0
+        self._policy = policy
+        self._refs = [0] * num_blocks
+        self._free = list(range(num_blocks - 1, 0, -1))
+        self._cached: dict[int, CachedBlock] = {}
+        self._by_name: dict[BlockHash, int] = {}
+        self._num_idle = 0  # cached blocks with no reference
+        self._heap: list[tuple[float, int, int]] = []  # (priority, ticket, block)
+        self._clock = 0
+
+    # ---- counts
+
+    @property
+    def num_usable(self) -> int:
+        """All blocks but the scratch block."""
+        return self.num_blocks - 1
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that :meth:`allocate` can hand out now, evicting if need be."""
+        return len(self._free) + self._num_idle
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_cached(self) -> int:
+        return self._num_idle
+
+    @property
+    def num_used(self) -> int:
+        return self.num_usable - self.num_available
+
+    # ---- prefix lookup
+
+    def match(self, names: Iterable[BlockHash]) -> list[int]:
+        """The blocks of the longest cached prefix of the chain ``names``."""
+        blocks = []
+        for name in names:
+            block = self._by_name.get(name)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def num_idle(self, blocks: Sequence[int]) -> int:
+        """How many of ``blocks`` would leave the available ones when acquired."""
+        return sum(self._refs[block] == 0 for block in blocks)
+
+    # ---- ownership
+
+    def acquire(self, blocks: Sequence[int]) -> None:
+        """Add a reference to each of ``blocks``, which hold content or another reference."""
+        for block in blocks:
+            cached = self._cached.get(block)
+            if self._refs[block] == 0:
+                if cached is None:
+                    raise ValueError(f"block {block} is free; it has no content to share")
+                self._num_idle -= 1
+                cached.ticket = 0
+            if cached is not None:
+                cached.uses += 1
+            self._refs[block] += 1
+
+    def allocate(self, count: int) -> list[int]:
+        """Take ``count`` blocks with one reference each and no content.
+
+        Raises:
+            ValueError: fewer are available; nothing was taken.
+        """
+        if count > self.num_available:
+            raise ValueError(f"{count} blocks wanted, {self.num_available} available")
+        blocks = []
+        for _ in range(count):
+            block = self._free.pop() if self._free else self._evict()
+            self._refs[block] = 1
+            blocks.append(block)
+        return blocks
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Drop one reference to each of ``blocks``, given in order of position."""
+        self._clock += 1
+        for block in reversed(blocks):
+            if self._refs[block] <= 0:
+                raise ValueError(f"block {block} is not in use")
+            self._refs[block] -= 1
+            if self._refs[block]:
+                continue
+            cached = self._cached.get(block)
+            if cached is None:
+                self._free.append(block)
+                continue
+            self._num_idle += 1
+            cached.priority = self._policy.priority(
+                cached.cached_at, self._clock, cached.position, cached.uses
+            )
+            self._offer(block)
+
+    def register(self, block: int, name: BlockHash, parent: int | None, position: int) -> None:
+        """Name the finished content of a block in use, so that others can find it.
+
+        If the same content is cached already, that block keeps the name and this one stays private.
+        ``parent`` is the block before it in the same table.
+        """
+        if name in self._by_name or block in self._cached:
+            return
+        if parent is not None:
+            above = self._cached.get(parent)
+            if above is None:
+                parent = None  # a private duplicate: evicting it breaks no chain
+            else:
+                above.children += 1
+        self._clock += 1
+        self._cached[block] = CachedBlock(name, parent, position, cached_at=self._clock)
+        self._by_name[name] = block
+
+    # ---- eviction
+
+    def _offer(self, block: int) -> None:
+        """Make an idle block a candidate for eviction, unless cached blocks build on it."""
+        cached = self._cached[block]
+        if cached.children:
+            return
+        self._clock += 1
+        cached.ticket = self._clock
+        heapq.heappush(self._heap, (cached.priority, cached.ticket, block))
+        if len(self._heap) > 4 * self.num_blocks:
+            self._heap = [entry for entry in self._heap if self._is_current(entry)]
+            heapq.heapify(self._heap)
+
+    def _is_current(self, entry: tuple[float, int, int]) -> bool:
+        _, ticket, block = entry
+        cached = self._cached.get(block)
+        return cached is not None and cached.ticket == ticket
+
+    def _evict(self) -> int:
+        while True:
+            entry = heapq.heappop(self._heap)
+            if self._is_current(entry):
+                break
+        priority, _, block = entry
+        self._policy.evicted(priority)
+        self.num_evictions += 1
+        self._num_idle -= 1
+        cached = self._cached.pop(block)
+        del self._by_name[cached.name]
+        if cached.parent is not None:
+            above = self._cached[cached.parent]
+            above.children -= 1
+            if self._refs[cached.parent] == 0:
+                self._offer(cached.parent)
+        return block
+
+    # ---- invariants
+
+    def check(self, tables: Iterable[Sequence[int]]) -> None:
+        """Assert conservation against every block table that exists. For tests and debug runs."""
+        held = [0] * self.num_blocks
+        for table in tables:
+            assert len(set(table)) == len(table), "a block stands twice in one table"
+            for block in table:
+                held[block] += 1
+        assert held == self._refs, "reference counts differ from the tables"
+        assert held[SCRATCH_BLOCK] == 0, "the scratch block was handed out"
+        free = set(self._free)
+        idle = {block for block in self._cached if self._refs[block] == 0}
+        used = {block for block in range(self.num_blocks) if self._refs[block]}
+        assert len(free) == len(self._free), "a block is free twice"
+        assert len(idle) == self._num_idle, "idle cached blocks were miscounted"
+        assert not free & (idle | used), "a free block is cached or in use"
+        assert len(free) + len(idle) + len(used) == self.num_usable, "a block was lost"
+        assert {b: c.name for b, c in self._cached.items()} == {
+            b: n for n, b in self._by_name.items()
+        }, "the prefix index and the blocks disagree"
+        children = [0] * self.num_blocks
+        for cached in self._cached.values():
+            if cached.parent is not None:
+                assert cached.parent in self._cached, "a cached block lost its parent first"
+                children[cached.parent] += 1
+        candidates = {entry[2] for entry in self._heap if self._is_current(entry)}
+        for block, cached in self._cached.items():
+            assert cached.children == children[block], "children were miscounted"
+            is_leaf = self._refs[block] == 0 and cached.children == 0
+            assert is_leaf == (block in candidates), "a leaf cannot be evicted, or a non-leaf can"

@@ -1,0 +1,112 @@
+"""The KV blocks of one sequence, in order of position, and the names of its full ones."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from quire.cache.block_hash import BlockHash, extend_chain
+from quire.cache.block_pool import BlockPool
+
+
+class BlockCopy(NamedTuple):
+    """Copy all pages of block ``source`` to block ``target`` before the next step."""
+
+    source: int
+    target: int
+
+
+class BlockTable:
+    """Owns one reference to each block in ``block_ids``; position p lives in block p // block_size.
+
+    Tables only grow at the end. Shared blocks are full, so nobody ever writes to a shared block.
+    """
+
+    __slots__ = ("_names", "_num_registered", "_pool", "_root", "block_ids")
+
+    def __init__(self, pool: BlockPool, root: BlockHash) -> None:
+        self._pool = pool
+        self._root = root
+        self._names: list[BlockHash] = []
+        self._num_registered = 0  # leading blocks whose content is named
+        self.block_ids = array("i")
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the blocks have room for."""
+        return len(self.block_ids) * self._pool.block_size
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks the table lacks to hold ``num_tokens``."""
+        return max(0, -(-num_tokens // self._pool.block_size) - len(self.block_ids))
+
+    def find_prefix(self, token_ids: Sequence[int]) -> list[int]:
+        """Cached blocks that hold the head of ``token_ids``.
+
+        Never covers the last token: its logits are wanted, so it is computed again.
+        """
+        extend_chain(self._names, self._root, token_ids, self._pool.block_size)
+        return self._pool.match(self._names[: (len(token_ids) - 1) // self._pool.block_size])
+
+    def admit(self, prefix: list[int], num_tokens: int, reserve: int = 0) -> bool:
+        """Start an empty table with ``prefix`` and room for ``num_tokens``.
+
+        Returns False, and changes nothing, if that would leave fewer than ``reserve`` available.
+        """
+        new = self.blocks_for(num_tokens) - len(prefix)
+        if new + self._pool.num_idle(prefix) + reserve > self._pool.num_available:
+            return False
+        # The prefix first: allocating could otherwise evict the very blocks that were found.
+        self._pool.acquire(prefix)
+        self.block_ids.extend(prefix)
+        self.block_ids.extend(self._pool.allocate(new))
+        self._num_registered = len(prefix)
+        return True
+
+    def grow(self, num_tokens: int) -> bool:
+        """Make room for ``num_tokens`` in all; False, and no change, if blocks are short."""
+        missing = self.blocks_for(num_tokens)
+        if missing > self._pool.num_available:
+            return False
+        if missing:
+            self.block_ids.extend(self._pool.allocate(missing))
+        return True
+
+    def register(self, token_ids: Sequence[int], num_computed: int) -> None:
+        """Name the blocks that ``num_computed`` leading tokens have filled."""
+        num_full = num_computed // self._pool.block_size
+        if num_full <= self._num_registered:
+            return
+        extend_chain(self._names, self._root, token_ids, self._pool.block_size)
+        for index in range(self._num_registered, num_full):
+            parent = self.block_ids[index - 1] if index else None
+            position = index * self._pool.block_size
+            self._pool.register(self.block_ids[index], self._names[index], parent, position)
+        self._num_registered = num_full
+
+    def detach(self) -> list[int]:
+        """Empty the table and hand its references to the caller, who must release them."""
+        blocks = self.block_ids.tolist()
+        self.block_ids = array("i")
+        self._num_registered = 0
+        return blocks
+
+    def fork(self, num_computed: int) -> tuple[BlockTable, list[BlockCopy]]:
+        """A second table over the same ``num_computed`` tokens.
+
+        Full blocks are shared; an unfinished last block is copied.
+
+        Raises:
+            ValueError: no block is available for the copy; nothing was taken.
+        """
+        num_full, unfinished = divmod(num_computed, self._pool.block_size)
+        own = self._pool.allocate(1 if unfinished else 0)
+        copies = [BlockCopy(self.block_ids[num_full], target) for target in own]
+        shared = self.block_ids[:num_full]
+        self._pool.acquire(shared)
+        twin = BlockTable(self._pool, self._root)
+        twin.block_ids = shared + array("i", own)
+        twin._names = self._names[:num_full]
+        twin._num_registered = min(self._num_registered, num_full)
+        return twin, copies
