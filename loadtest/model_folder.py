@@ -1,0 +1,201 @@
+"""A model folder with random weights: real shapes and a real tokenizer, no download.
+
+The architecture is Hugging Face's Llama with tied embeddings. The tokenizer is byte-level: one
+token per byte, so an answer fed back as text gives exactly the tokens that were generated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+EOS_TOKEN_ID = 2
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_INIT_STD = 0.02
+# Embeddings are also the output head, so tokens with small rows have logits near zero and are
+# never the most likely: a greedy answer is printable ASCII and runs to max_tokens.
+_QUIET = 0.01
+
+Array = npt.NDArray[np.generic]
+
+
+class ModelShape(msgspec.Struct, frozen=True):
+    hidden: int = 512
+    layers: int = 8
+    heads: int = 8
+    kv_heads: int = 4
+    head_dim: int = 64
+    intermediate: int = 1536
+    vocab: int = 2048
+    max_position: int = 8192
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def check(self) -> None:
+        """Raises ValueError for a shape no Llama has."""
+        for name, value in msgspec.structs.asdict(self).items():
+            if name != "dtype" and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.heads % self.kv_heads:
+            raise ValueError("--heads must be a multiple of --kv-heads")
+        if self.head_dim % 2:
+            raise ValueError("--head-dim must be even: rotary embeddings turn pairs")
+        least = len(SPECIAL_TOKENS) + 256
+        if self.vocab < least:
+            raise ValueError(f"--vocab must be at least {least}: 256 bytes and the special tokens")
+
+    @property
+    def weights(self) -> dict[str, tuple[int, ...]]:
+        """Tensor names and shapes of a Llama checkpoint with tied embeddings."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        shapes: dict[str, tuple[int, ...]] = {
+            "model.embed_tokens.weight": (self.vocab, self.hidden)
+        }
+        for layer in range(self.layers):
+            prefix = f"model.layers.{layer}"
+            shapes |= {
+                f"{prefix}.input_layernorm.weight": (self.hidden,),
+                f"{prefix}.self_attn.q_proj.weight": (q, self.hidden),
+                f"{prefix}.self_attn.k_proj.weight": (kv, self.hidden),
+                f"{prefix}.self_attn.v_proj.weight": (kv, self.hidden),
+                f"{prefix}.self_attn.o_proj.weight": (self.hidden, q),
+                f"{prefix}.post_attention_layernorm.weight": (self.hidden,),
+                f"{prefix}.mlp.gate_proj.weight": (self.intermediate, self.hidden),
+                f"{prefix}.mlp.up_proj.weight": (self.intermediate, self.hidden),
+                f"{prefix}.mlp.down_proj.weight": (self.hidden, self.intermediate),
+            }
+        return shapes | {"model.norm.weight": (self.hidden,)}
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self.weights.values())
+
+    def config(self) -> dict[str, object]:
+        """The contents of config.json."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.intermediate,
+            "vocab_size": self.vocab,
+            "max_position_embeddings": self.max_position,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": True,
+            "bos_token_id": 0,
+            "eos_token_id": EOS_TOKEN_ID,
+            "torch_dtype": self.dtype,
+        }
+
+
+def _bfloat16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """Round to nearest even, as numpy has no bfloat16."""
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def _write_safetensors(path: Path, shape: ModelShape, seed: int) -> None:
+    """One tensor in memory at a time: the folder may be for a model larger than this machine."""
+    itemsize = 4 if shape.dtype == "float32" else 2
+    header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
+    offset = 0
+    for name, dims in shape.weights.items():
+        end = offset + math.prod(dims) * itemsize
+        header[name] = {
+            "dtype": "F32" if shape.dtype == "float32" else "BF16",
+            "shape": dims,
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    rng = np.random.default_rng(seed)
+    with path.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for name, dims in shape.weights.items():
+            values = _tensor(rng, name, dims)
+            file.write((values if itemsize == 4 else _bfloat16_bits(values)).tobytes())
+
+
+def _tensor(rng: np.random.Generator, name: str, dims: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    if name.endswith("norm.weight"):
+        return np.ones(dims, np.float32)
+    values = rng.standard_normal(dims, np.float32) * np.float32(_INIT_STD)
+    if name == "model.embed_tokens.weight":
+        quiet = np.ones(dims[0], bool)
+        first_byte = len(SPECIAL_TOKENS)
+        quiet[first_byte + ord(" ") : first_byte + ord("~") + 1] = False
+        values[quiet] *= np.float32(_QUIET)
+    return values
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes, each mapped to its byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + rank): byte for rank, byte in enumerate(others)
+    }
+
+
+def _write_tokenizer(path: Path) -> None:
+    # Imported here: the load client itself must stay light.
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    first_byte = len(SPECIAL_TOKENS)
+    vocab = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
+    vocab |= {char: first_byte + byte for char, byte in _byte_alphabet().items()}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
+    tokenizer.save(str(path))
+
+
+def make_model(folder: Path, shape: ModelShape, seed: int = 0) -> int:
+    """Write the folder and return the number of parameters.
+
+    The same shape and seed give the same bytes. Raises ValueError for an impossible shape and
+    FileExistsError if the folder has anything in it.
+    """
+    shape.check()
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty; choose another folder")
+    generation = {"bos_token_id": 0, "eos_token_id": EOS_TOKEN_ID, "do_sample": False}
+    tokenizer = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": SPECIAL_TOKENS[0],
+        "eos_token": SPECIAL_TOKENS[EOS_TOKEN_ID],
+        "pad_token": SPECIAL_TOKENS[0],
+        "model_max_length": shape.max_position,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    for name, content in (
+        ("config.json", shape.config()),
+        ("generation_config.json", generation),
+        ("tokenizer_config.json", tokenizer),
+    ):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    _write_tokenizer(folder / "tokenizer.json")
+    _write_safetensors(folder / "model.safetensors", shape, seed)
+    return shape.parameters

@@ -1,0 +1,108 @@
+"""Result files: JSON with a format version, read back with :func:`load_result`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from quire.loadtest.environment import Environment
+from quire.loadtest.records import RequestRecord
+from quire.loadtest.stats import Distribution, LoadSummary
+from quire.loadtest.workloads import WorkloadSpec
+
+FORMAT_VERSION = 1
+
+
+class ResultError(ValueError):
+    """The file is not a result of this format version."""
+
+
+class LoadResult(msgspec.Struct, tag="load", tag_field="kind"):
+    """One workload on one server."""
+
+    model: str
+    server: str | None  # the Server header
+    workload: WorkloadSpec
+    clients: int
+    warmup: int
+    temperature: float
+    ignore_eos: bool
+    summary: LoadSummary
+    records: list[RequestRecord]
+    environment: Environment
+    command: str
+    format_version: int = FORMAT_VERSION
+
+
+class StallResult(msgspec.Struct, tag="stall", tag_field="kind"):
+    """What a long prompt does to the streams that are already running, on one server."""
+
+    model: str
+    server: str | None
+    streams: int
+    prompt_chars: int
+    prompt_tokens: int | None  # from the usage block
+    long_ttft_ms: float
+    gap_before_ms: Distribution  # between chunks of the running streams, before the prompt is sent
+    longest_gap_ms: float  # of any running stream, from then until the prompt's first token
+    longest_gap_by_stream_ms: list[float]
+    records: list[RequestRecord]  # the running streams, then the long prompt
+    environment: Environment
+    command: str
+    format_version: int = FORMAT_VERSION
+
+
+class ServerSetup(msgspec.Struct, frozen=True):
+    """How a server under comparison was started."""
+
+    name: str
+    command: str
+    preload: str | None  # LD_PRELOAD
+
+
+class ComparedRun(msgspec.Struct):
+    """One fresh server, one run. Exactly one of ``result`` and ``failure`` is set."""
+
+    server: str
+    workload: str
+    round: int
+    seed: int
+    result: LoadResult | StallResult | None = None
+    failure: str | None = None
+
+
+class CompareResult(msgspec.Struct, tag="compare", tag_field="kind"):
+    """The same traffic on several servers, alternating, each run on a freshly started server."""
+
+    servers: list[ServerSetup]
+    runs: list[ComparedRun]
+    environment: Environment
+    command: str
+    format_version: int = FORMAT_VERSION
+
+
+Result = LoadResult | StallResult | CompareResult
+_decode: Callable[[bytes], Result] = msgspec.json.Decoder(Result).decode
+
+
+class _Header(msgspec.Struct):
+    format_version: int
+
+
+def save_result(path: Path, result: Result) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.encode(result) + b"\n")
+
+
+def load_result(path: Path) -> Result:
+    """Read a result file. Raises :class:`ResultError` naming the file and what is wrong."""
+    data = path.read_bytes()
+    try:
+        version = msgspec.json.decode(data, type=_Header).format_version
+        if version != FORMAT_VERSION:
+            raise ResultError(f"{path}: format version {version}, expected {FORMAT_VERSION}")
+        return _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ResultError(f"{path}: not a load test result: {error}") from None

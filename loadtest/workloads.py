@@ -1,0 +1,115 @@
+"""Deterministic traffic: the same seed gives the same conversations on every machine.
+
+Texts are ASCII words. Lengths are in characters, which a byte-level tokenizer turns into as many
+tokens; with a trained vocabulary a token is four or five characters.
+"""
+
+from __future__ import annotations
+
+import math
+from random import Random
+from typing import Literal
+
+import msgspec
+
+WorkloadName = Literal["uniform", "mixed", "shared", "multiturn"]
+WORKLOADS: tuple[WorkloadName, ...] = ("uniform", "mixed", "shared", "multiturn")
+
+# mixed: the median of 170 lets two standard deviations span 20 to 1,500 characters.
+DEFAULT_PROMPT_CHARS: dict[WorkloadName, int] = {
+    "uniform": 128,
+    "mixed": 170,
+    "shared": 64,
+    "multiturn": 128,
+}
+MIN_PROMPT_CHARS = 20  # room for the serial number that makes each prompt distinct
+MIXED_SIGMA = math.log(1500 / 170) / 2
+MIXED_SPREAD = 1500 / 170
+MIXED_MIN_OUTPUT = 4
+
+_WORDS = tuple(
+    word
+    for line in (
+        "about after again air animal answer around ask away back begin below between book both",
+        "bring build call carry change city close cold country cover cross cut day differ door",
+        "draw earth eat end enough every example eye face family far father feel few find fire",
+        "first follow food form found friend give good ground grow half hand hard head hear help",
+        "high home horse house idea keep kind know land large late learn leave letter life light",
+    )
+    for word in line.split()
+)
+
+
+class WorkloadSpec(msgspec.Struct, frozen=True):
+    """What to send. Raises ValueError from :func:`conversations` where it makes no sense."""
+
+    name: WorkloadName = "uniform"
+    requests: int = 64  # multiturn rounds this up to whole conversations
+    max_tokens: int = 64  # mixed draws 4 to twice this
+    seed: int = 0
+    prompt_chars: int | None = None  # per user message; the median for mixed; None: the default
+    system_chars: int = 780  # shared: length of the common system prompt
+    turns: int = 4  # multiturn: requests per conversation
+
+
+class Conversation(msgspec.Struct, frozen=True):
+    """User messages sent in order, each with the whole history before it."""
+
+    system: str | None
+    turns: tuple[str, ...]
+    max_tokens: int  # per turn
+
+
+def words(rng: Random, length: int) -> str:
+    """Exactly ``length`` characters of random words."""
+    parts: list[str] = []
+    total = 0
+    while total < length:
+        parts.append(rng.choice(_WORDS))
+        total += len(parts[-1]) + 1
+    text = " ".join(parts)[:length]
+    # Servers may strip trailing white space, which would change the length.
+    return text[:-1] + "." if text.endswith(" ") else text
+
+
+def _message(rng: Random, length: int) -> str:
+    # A random number first: two prompts must not share more than the chat template by accident.
+    head = f"{rng.getrandbits(32):08x} "
+    return head + words(rng, length - len(head))
+
+
+def _mixed_length(rng: Random, median: int) -> int:
+    length = rng.lognormvariate(math.log(median), MIXED_SIGMA)
+    shortest = max(MIN_PROMPT_CHARS, round(median / MIXED_SPREAD))
+    return min(max(round(length), shortest), round(median * MIXED_SPREAD))
+
+
+def conversations(spec: WorkloadSpec) -> list[Conversation]:
+    """All conversations of a run. Each depends on (seed, name, its index) only."""
+    chars = spec.prompt_chars or DEFAULT_PROMPT_CHARS[spec.name]
+    if spec.requests < 1:
+        raise ValueError("--requests must be at least 1")
+    if spec.max_tokens < 1:
+        raise ValueError("--max-tokens must be at least 1")
+    if chars < MIN_PROMPT_CHARS:
+        raise ValueError(f"--prompt-chars must be at least {MIN_PROMPT_CHARS}")
+    if spec.name == "shared" and spec.system_chars < 1:
+        raise ValueError("--system-chars must be at least 1 for the shared workload")
+    if spec.turns < 1:
+        raise ValueError("--turns must be at least 1")
+    turns = spec.turns if spec.name == "multiturn" else 1
+    system = None
+    if spec.name == "shared":
+        system = words(Random(f"{spec.seed}/shared/system"), spec.system_chars)
+    made = []
+    for index in range(math.ceil(spec.requests / turns)):
+        rng = Random(f"{spec.seed}/{spec.name}/{index}")
+        length, max_tokens = chars, spec.max_tokens
+        if spec.name == "mixed":
+            length = _mixed_length(rng, chars)
+            max_tokens = rng.randint(
+                min(MIXED_MIN_OUTPUT, 2 * spec.max_tokens), 2 * spec.max_tokens
+            )
+        texts = tuple(_message(rng, length) for _ in range(turns))
+        made.append(Conversation(system, texts, max_tokens))
+    return made
