@@ -1,0 +1,211 @@
+"""Owns the worker process: starts it, watches it, restarts it, and sees it out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from quire.engine.messages import (
+    FromWorker,
+    LoadFailed,
+    LoadProgress,
+    Ready,
+    Shutdown,
+    StepOutput,
+    WorkerConfig,
+)
+from quire.serve.channel import Channel
+from quire.serve.worker_client import WorkerClient
+
+logger = logging.getLogger("quire.supervisor")
+
+FIRST_BACKOFF = 0.5  # seconds; doubles with every failure in a row
+MAX_BACKOFF = 30.0
+HEALTHY_AFTER = 60.0  # a worker that was ready this long starts the back-off afresh
+LEAVE_TIMEOUT = 10.0  # seconds between Shutdown and SIGKILL
+_LAST_FRAMES = 0.1  # how long an exited worker's last frames may take to arrive
+
+
+class StartupFailed(Exception):
+    """The first worker never became ready; the message is one line for the user."""
+
+
+class Supervisor:
+    """Keeps one worker running and tells ``client`` which one.
+
+    The worker reads ``config`` from its standard input, which then stays open as its life line:
+    it leaves when that closes, so it cannot outlive this process however this process ends.
+    """
+
+    def __init__(
+        self,
+        client: WorkerClient,
+        config: WorkerConfig,
+        command: Sequence[str],
+        *,
+        on_progress: Callable[[LoadProgress], None] = lambda progress: None,
+        on_ready: Callable[[Ready], None] = lambda ready: None,
+        first_backoff: float = FIRST_BACKOFF,
+    ) -> None:
+        self._client = client
+        self._config = config
+        self._command = list(command)
+        self._on_progress = on_progress
+        self._on_ready = on_ready
+        self._first_backoff = first_backoff
+        self._stopping = asyncio.Event()
+        self._process: Process | None = None
+        self._load_error: str | None = None
+        self._spawned_at = 0.0
+        self._ready_at: float | None = None  # of the current worker
+        self._load_seconds: float | None = None  # the latest load; None until one succeeded
+
+    async def run(self) -> None:
+        """Run workers until :meth:`stop`. Raises :class:`StartupFailed` if the first one fails."""
+        backoff = self._first_backoff
+        while True:
+            failure = await self._run_worker()
+            if self._stopping.is_set():
+                return
+            if self._load_seconds is None:
+                raise StartupFailed(failure)
+            if self._ready_at and time.monotonic() - self._ready_at >= HEALTHY_AFTER:
+                backoff = self._first_backoff
+            logger.error("%s Restarting in %g s.", failure, backoff)
+            self._client.metrics.worker_restarts.inc()
+            self._client.expect_ready_by(time.monotonic() + backoff + self._load_seconds)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), backoff)
+                return
+            backoff = min(2 * backoff, MAX_BACKOFF)
+
+    async def drain(self, grace: float) -> None:
+        """Refuse new requests and give the running ones ``grace`` seconds to finish."""
+        self._client.start_draining()
+        # A worker that dies from here on has no successor: its requests fail and we leave.
+        try:
+            await asyncio.wait_for(self._client.wait_idle(), grace)
+        except TimeoutError:
+            logger.warning(
+                "%d requests were still running after %g s and are cut off.",
+                self._client.num_in_flight,
+                grace,
+            )
+            self._client.fail_all("The server is shutting down.")
+
+    def stop(self) -> None:
+        """Let the worker leave and :meth:`run` return."""
+        self._stopping.set()
+
+    def kill(self) -> None:
+        """Like :meth:`stop`, but the worker gets no time."""
+        self._stopping.set()
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    async def _run_worker(self) -> str:
+        """Run one worker to its end; returns how it ended, as a sentence."""
+        self._load_error = None
+        self._ready_at = None
+        self._spawned_at = time.monotonic()
+        channel = Channel()
+        failure = "The worker could not be started."
+        try:
+            process = await self._spawn(channel)
+            self._client.attach(channel)
+            failure = await self._watch(process, channel)
+        finally:
+            self._client.detach(f"{failure} This request was lost; try it again.")
+            channel.close()
+        return failure
+
+    async def _spawn(self, channel: Channel) -> Process:
+        config = msgspec.structs.replace(
+            self._config,
+            request_address=channel.request_address,
+            output_address=channel.output_address,
+        )
+        # A session of its own keeps Ctrl-C in a terminal from reaching the worker before the
+        # drain; its standard output joins the log, standard error.
+        self._process = process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=PIPE, stdout=2, start_new_session=True
+        )
+        assert process.stdin is not None
+        # A worker that died at once is reported by its exit code.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            process.stdin.write(msgspec.json.encode(config) + b"\n")
+            await process.stdin.drain()
+        return process
+
+    async def _watch(self, process: Process, channel: Channel) -> str:
+        exited = asyncio.ensure_future(process.wait())
+        receiving = asyncio.ensure_future(self._receive(channel))
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({exited, receiving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if stopping.done() and not exited.done():
+                await self._see_out(exited, channel)
+            receiving.cancel()
+            await asyncio.wait({receiving})
+            if not receiving.cancelled():
+                return f"The worker sent a broken frame ({receiving.exception()})."
+            if exited.done():
+                while (frame := await channel.receive_within(_LAST_FRAMES)) is not None:
+                    self._handle(frame)
+        finally:
+            for task in (receiving, stopping):
+                task.cancel()
+            if not exited.done():
+                process.kill()
+            await exited
+            assert process.stdin is not None
+            process.stdin.close()
+        return self._load_error or f"The worker {_describe(exited.result())}."
+
+    async def _see_out(self, exited: asyncio.Future[int], channel: Channel) -> None:
+        # One that is still loading does not read requests; there is nothing to lose either.
+        if self._ready_at is None or not channel.send(Shutdown()):
+            return
+        done, _ = await asyncio.wait({exited}, timeout=LEAVE_TIMEOUT)
+        if not done:
+            logger.warning("The worker did not leave within %g s; killing it.", LEAVE_TIMEOUT)
+
+    async def _receive(self, channel: Channel) -> None:
+        """Handle frames until cancelled. Raises msgspec.DecodeError for one that is not ours."""
+        while True:
+            frame = await channel.receive()
+            if isinstance(frame, Ready):
+                await channel.writable()
+            self._handle(frame)
+            # recv() does not yield while frames are waiting; the streams' readers need a turn.
+            await asyncio.sleep(0)
+
+    def _handle(self, frame: FromWorker) -> None:
+        match frame:
+            case StepOutput():
+                self._client.deliver(frame)
+            case LoadProgress():
+                self._on_progress(frame)
+            case LoadFailed():
+                self._load_error = frame.message
+            case Ready():
+                self._ready_at = time.monotonic()
+                self._load_seconds = self._ready_at - self._spawned_at
+                self._client.ready(frame)
+                self._on_ready(frame)
+
+
+def _describe(returncode: int) -> str:
+    if returncode >= 0:
+        return f"exited with code {returncode}"
+    try:
+        return f"was killed by {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"was killed by signal {-returncode}"

@@ -1,0 +1,272 @@
+"""The engine as the HTTP layer sees it: requests go to the worker, tokens come back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+import time
+from collections import deque
+from typing import Literal
+
+from quire.engine.messages import (
+    Abort,
+    FinishReason,
+    GenerateRequest,
+    Ready,
+    StepOutput,
+    TokenOutput,
+)
+from quire.serve.backend import GenerationFailed, QueueFull, Unavailable
+from quire.serve.channel import Channel
+from quire.serve.metrics import Metrics
+
+logger = logging.getLogger("quire.requests")
+
+# Seconds a client should wait when nothing better is known.
+LOADING_RETRY_AFTER = 5
+DRAINING_RETRY_AFTER = 5
+QUEUE_RETRY_AFTER = 1
+
+
+class RequestStream:
+    """The outputs of one request: a deque and a future, no task. See ``backend.TokenStream``."""
+
+    def __init__(self, client: WorkerClient, request: GenerateRequest) -> None:
+        self.request_id = request.request_id
+        self._client = client
+        self._outputs: deque[TokenOutput] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._finished = False
+        self._failure: str | None = None
+
+        self._num_prompt_tokens = len(request.prompt_token_ids)
+        self._num_tokens = 0
+        self._submitted = time.monotonic()
+        self._first_token: float | None = None
+        self._last_token = self._submitted
+
+    def __aiter__(self) -> RequestStream:
+        return self
+
+    async def __anext__(self) -> TokenOutput:
+        while not self._outputs:
+            if self._failure is not None:
+                raise GenerationFailed(self._failure)
+            if self._finished:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if len(self._outputs) == 1:
+            return self._outputs.popleft()
+        return self._take_all()
+
+    def close(self, reason: Literal["stop", "abort"] = "abort") -> None:
+        if not self._finished:
+            self._client._abort(self)
+            self._finish(reason)
+        self._outputs.clear()
+
+    def push(self, output: TokenOutput, now: float) -> None:
+        """Append one step's tokens, received at ``now``, and account for them."""
+        if output.token_ids:
+            self._count(output, now)
+        reason = output.finish_reason
+        if reason in ("error", "abort"):
+            self.fail(output.error or "The worker gave up this request.")
+            return
+        self._outputs.append(output)
+        if reason is not None:
+            self._finish(reason)
+        else:
+            self._wake()
+
+    def fail(self, message: str) -> None:
+        """End the stream with :class:`GenerationFailed` after the outputs that wait in it."""
+        self._failure = message
+        self._finish("error")
+
+    def _take_all(self) -> TokenOutput:
+        """Several steps in one: a reader that falls behind gets fewer, larger outputs."""
+        outputs = list(self._outputs)
+        self._outputs.clear()
+        return TokenOutput(
+            self.request_id,
+            [token for output in outputs for token in output.token_ids],
+            outputs[-1].finish_reason,
+            outputs[0].num_cached_tokens,
+        )
+
+    def _count(self, output: TokenOutput, now: float) -> None:
+        metrics = self._client.metrics
+        num_tokens = num_gaps = len(output.token_ids)
+        gap = 0.0
+        if self._first_token is None:
+            self._first_token = now
+            num_gaps -= 1
+            metrics.time_to_first_token.observe(now - self._submitted)
+            metrics.prompt_tokens.inc(self._num_prompt_tokens)
+            metrics.prompt_tokens_cached.inc(output.num_cached_tokens)
+        else:
+            gap = (now - self._last_token) / num_tokens
+        for _ in range(num_gaps):
+            metrics.inter_token_latency.observe(gap)
+        metrics.generated_tokens.inc(num_tokens)
+        self._num_tokens += num_tokens
+        self._last_token = now
+
+    def _finish(self, reason: FinishReason) -> None:
+        self._finished = True
+        elapsed = time.monotonic() - self._submitted
+        self._client.metrics.requests[reason].inc()
+        self._client.metrics.e2e_latency.observe(elapsed)
+        if logger.isEnabledFor(logging.INFO):
+            first = None if self._first_token is None else self._first_token - self._submitted
+            logger.info(
+                "request %d: %d prompt tokens, %d generated, first token %s, total %.3f s, %s%s",
+                self.request_id,
+                self._num_prompt_tokens,
+                self._num_tokens,
+                "never" if first is None else f"{first:.3f} s",
+                elapsed,
+                reason,
+                f" ({self._failure})" if self._failure else "",
+            )
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class WorkerClient:
+    """Implements ``backend.Backend``; the supervisor attaches and detaches workers.
+
+    ``max_in_flight`` bounds the requests that run or wait in the worker.
+    """
+
+    def __init__(self, metrics: Metrics, max_in_flight: int) -> None:
+        self.metrics = metrics
+        metrics.worker.in_flight = lambda: self.num_in_flight
+        self._max_in_flight = max_in_flight
+        self._streams: dict[int, RequestStream] = {}
+        self._request_ids = itertools.count(1)
+        self._channel: Channel | None = None
+        self._info: Ready | None = None
+        self._was_ready = False
+        self._draining = False
+        self._ready_by: float | None = None  # expected, on the monotonic clock
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # ---- for the HTTP layer
+
+    @property
+    def alive(self) -> bool:
+        return self._channel is not None
+
+    @property
+    def info(self) -> Ready | None:
+        return self._info
+
+    def next_request_id(self) -> int:
+        return next(self._request_ids)
+
+    def submit(self, request: GenerateRequest) -> RequestStream:
+        if self._draining:
+            self.metrics.admission_rejections["draining"].inc()
+            raise Unavailable("The server is shutting down.", DRAINING_RETRY_AFTER)
+        if self._info is None or self._channel is None:
+            state = "restarting" if self._was_ready else "loading"
+            self.metrics.admission_rejections[state].inc()
+            message = {
+                "loading": "The model is still loading. Try again in a moment.",
+                "restarting": "The model worker is restarting. Try again in a moment.",
+            }[state]
+            raise Unavailable(message, self._retry_after())
+        if len(self._streams) >= self._max_in_flight:
+            self.metrics.admission_rejections["queue_full"].inc()
+            raise QueueFull(
+                f"{self._max_in_flight} requests are already running or waiting. Try again later.",
+                QUEUE_RETRY_AFTER,
+            )
+        if not self._channel.send(request):
+            # The worker has gone and the supervisor is about to notice.
+            self.metrics.admission_rejections["restarting"].inc()
+            raise Unavailable("The model worker has just stopped.", self._retry_after())
+        stream = RequestStream(self, request)
+        if not self._streams:
+            self._idle.clear()
+            self.metrics.worker.mark_step(time.monotonic())
+        self._streams[request.request_id] = stream
+        return stream
+
+    def render_metrics(self, accept: str) -> tuple[bytes, str]:
+        return self.metrics.render(accept)
+
+    # ---- for the supervisor
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._streams)
+
+    def attach(self, channel: Channel) -> None:
+        """A worker process exists on ``channel``; it takes requests after :meth:`ready`."""
+        self._channel = channel
+
+    def ready(self, info: Ready) -> None:
+        self._info = info
+        self._was_ready = True
+        self._ready_by = None
+        self.metrics.worker.ready(info)
+
+    def deliver(self, step: StepOutput) -> None:
+        now = time.monotonic()
+        self.metrics.worker.mark_step(now)
+        if step.stats is not None:
+            self.metrics.worker.stats = step.stats
+        for output in step.outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is None:
+                continue  # closed while this frame was on its way
+            if output.finish_reason is not None:
+                self._forget(stream)
+            stream.push(output, now)
+
+    def detach(self, message: str) -> None:
+        """The worker is gone: every open stream fails with ``message``."""
+        self._channel = None
+        self._info = None
+        self.metrics.worker.lost()
+        self.fail_all(message)
+
+    def expect_ready_by(self, when: float | None) -> None:
+        """When requests are likely to be taken again, on the monotonic clock; for Retry-After."""
+        self._ready_by = when
+
+    def start_draining(self) -> None:
+        self._draining = True
+
+    async def wait_idle(self) -> None:
+        await self._idle.wait()
+
+    def fail_all(self, message: str) -> None:
+        for stream in list(self._streams.values()):
+            self._forget(stream)
+            stream.fail(message)
+
+    def _abort(self, stream: RequestStream) -> None:
+        if self._channel is not None:
+            self._channel.send(Abort(stream.request_id))
+        self._forget(stream)
+
+    def _forget(self, stream: RequestStream) -> None:
+        del self._streams[stream.request_id]
+        if not self._streams:
+            self._idle.set()
+
+    def _retry_after(self) -> int:
+        if self._ready_by is None:
+            return LOADING_RETRY_AFTER
+        return max(1, math.ceil(self._ready_by - time.monotonic()))
