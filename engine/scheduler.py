@@ -1,0 +1,293 @@
+"""Who computes how many tokens next.
+
+There is no prefill phase and no decode phase (the rule of vLLM's v1 scheduler): each sequence's
+computed tokens chase its tokens, within one budget per step. Running decodes come first, then
+running prompts, then new arrivals while blocks last. When blocks run out the youngest sequence is
+preempted and recomputed later from whatever of it is still cached.
+
+One step may be in flight while the next is scheduled. Its sampled tokens are unknown then, and the
+blocks it touches are given back only when it has retired.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Sequence as SequenceABC
+from dataclasses import dataclass
+
+from quire.cache.block_hash import BlockHash, root_hash
+from quire.cache.block_pool import BlockPool
+from quire.cache.block_table import BlockTable
+from quire.engine.errors import RequestTooLong
+from quire.engine.messages import FinishReason, GenerateRequest, TokenOutput
+from quire.engine.sequence import Sequence
+from quire.engine.step_batch import Chunk, StepBatch
+
+
+@dataclass(slots=True)
+class SchedulerStats:
+    preemptions: int = 0
+    prefix_queries: int = 0  # prompt tokens looked up, once per request
+    prefix_hits: int = 0  # of those, tokens found
+
+
+class Scheduler:
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        model_name: str = "",
+    ) -> None:
+        if max_num_batched_tokens <= max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens ({max_num_batched_tokens}) must be larger than "
+                f"max_num_seqs ({max_num_seqs}), or decodes could starve prompts"
+            )
+        self.pool = pool
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []  # oldest first
+        self.stats = SchedulerStats()
+        self._max_num_seqs = max_num_seqs
+        self._budget = max_num_batched_tokens
+        self._model_name = model_name
+        self._sequences: dict[int, Sequence] = {}
+        self._next_step = 0
+        self._retired = -1
+        self._held: deque[tuple[int, list[int]]] = deque()  # blocks to release once a step retired
+        # A little room for running sequences to grow, so that an admission is not undone at once.
+        self._watermark = max(1, pool.num_usable // 100)
+
+    # ---- requests
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def submit(self, request: GenerateRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            RequestTooLong: it could not finish even with the whole pool to itself.
+            ValueError: its id is in use, its prompt is empty or it wants no tokens.
+        """
+        if request.request_id in self._sequences:
+            raise ValueError(f"request id {request.request_id} is in use")
+        if not request.prompt_token_ids or request.max_tokens < 1:
+            raise ValueError("a request needs a prompt and at least one token to generate")
+        # The last sampled token is never computed, so it needs no slot.
+        num_tokens = len(request.prompt_token_ids) + request.max_tokens - 1
+        capacity = self.pool.num_usable * self.pool.block_size
+        if num_tokens > capacity:
+            raise RequestTooLong(
+                f"{len(request.prompt_token_ids)} prompt tokens and {request.max_tokens} output "
+                f"tokens need more than the {capacity} tokens the KV cache holds"
+            )
+        seed = request.sampling.seed
+        sequence = Sequence(
+            request,
+            BlockTable(self.pool, self._root(request)),
+            list(request.prompt_token_ids),
+            seed=secrets.randbits(64) if seed is None else seed,
+        )
+        self._sequences[request.request_id] = sequence
+        self.waiting.append(sequence)
+
+    def abort(self, request_id: int) -> None:
+        """Drop a request; unknown ids are ignored, since it may have finished meanwhile."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            self._finish(sequence)
+
+    def _root(self, request: GenerateRequest) -> BlockHash:
+        return root_hash(self._model_name, salt=request.cache_salt)
+
+    # ---- scheduling
+
+    def schedule(self) -> StepBatch | None:
+        """The next step, or None if nothing can run before the step in flight retires."""
+        planned: dict[Sequence, int] = {}
+        if self._schedule_running(planned):
+            self._schedule_waiting(planned)
+        return self._make_batch(planned) if planned else None
+
+    def _schedule_running(self, planned: dict[Sequence, int]) -> bool:
+        """Plan decodes, then prompt chunks; returns whether there were blocks for everybody."""
+        enough = True
+        budget = self._budget
+        decodes = [s for s in self.running if s.num_wanted_tokens == 1]
+        prompts = [s for s in self.running if s.num_wanted_tokens > 1]
+        preempted: set[Sequence] = set()
+        for sequence in decodes + prompts:
+            num_tokens = min(sequence.num_wanted_tokens, budget)
+            if sequence in preempted or num_tokens == 0:
+                continue
+            wanted = sequence.num_computed_tokens + num_tokens
+            while not sequence.table.grow(wanted):
+                enough = False
+                if sequence.table.blocks_for(wanted) <= self.pool.num_available + self._num_held:
+                    break  # enough is on its way back: sit this step out
+                victim = self.running[-1]
+                budget += planned.pop(victim, 0)
+                self._preempt(victim)
+                preempted.add(victim)
+                if victim is sequence:
+                    break
+            else:
+                planned[sequence] = num_tokens
+                budget -= num_tokens
+        return enough
+
+    def _schedule_waiting(self, planned: dict[Sequence, int]) -> None:
+        budget = self._budget - sum(planned.values())
+        # Prompts admitted earlier take their blocks chunk by chunk: leave them what they lack.
+        reserve = sum(s.table.blocks_for(len(s.token_ids)) for s in self.running)
+        while self.waiting and budget and len(self.running) < self._max_num_seqs:
+            sequence = self.waiting[0]
+            if sequence.num_pending_tokens:
+                break  # preempted with a token in flight, which belongs to its prompt now
+            prefix = sequence.table.find_prefix(sequence.token_ids)
+            start = len(prefix) * self.pool.block_size
+            num_tokens = min(len(sequence.token_ids) - start, budget)
+            rest = sequence.table.blocks_for(len(sequence.token_ids)) - sequence.table.blocks_for(
+                start + num_tokens
+            )
+            watermark = self._watermark if self.running else 0
+            if not sequence.table.admit(prefix, start + num_tokens, reserve + rest + watermark):
+                break
+            self.waiting.popleft()
+            self.running.append(sequence)
+            sequence.num_computed_tokens = start
+            sequence.admissions += 1
+            if sequence.num_cached_tokens is None:
+                sequence.num_cached_tokens = start
+                self.stats.prefix_queries += len(sequence.token_ids)
+                self.stats.prefix_hits += start
+            planned[sequence] = num_tokens
+            budget -= num_tokens
+            reserve += rest
+
+    def _make_batch(self, planned: dict[Sequence, int]) -> StepBatch:
+        step_id = self._next_step
+        self._next_step += 1
+        chunks = [self._make_chunk(sequence, n, step_id) for sequence, n in planned.items()]
+        # Decodes of similar length become neighbours, which attention without a kernel groups.
+        chunks.sort(key=lambda c: (c.num_tokens > 1, c.context_length if c.num_tokens == 1 else 0))
+        num_decodes = sum(chunk.num_tokens == 1 for chunk in chunks)
+        batch = StepBatch(step_id, chunks, num_decodes)
+        for row, chunk in enumerate(batch.sampled):
+            chunk.sequence.sample_row = row
+            chunk.sequence.num_pending_tokens += 1
+        return batch
+
+    def _make_chunk(self, sequence: Sequence, num_tokens: int, step_id: int) -> Chunk:
+        request = sequence.request
+        start = sequence.num_computed_tokens
+        end = start + num_tokens
+        in_flight = sequence.num_pending_tokens > 0 and end == sequence.num_tokens
+        output_index = sequence.num_output_tokens
+        chunk = Chunk(
+            sequence=sequence,
+            admission=sequence.admissions,
+            start=start,
+            num_tokens=num_tokens,
+            token_ids=[] if in_flight else sequence.token_ids[start:end],
+            source_row=sequence.sample_row if in_flight else -1,
+            block_ids=sequence.table.block_ids,
+            samples=end == sequence.num_tokens,
+            sampling=request.sampling,
+            seed=sequence.seed,
+            output_index=output_index,
+            banned_token_ids=request.stop_token_ids if output_index < request.min_tokens else [],
+        )
+        sequence.num_computed_tokens = end
+        sequence.last_step = step_id
+        return chunk
+
+    # ---- results
+
+    def commit(self, batch: StepBatch, sampled: SequenceABC[int]) -> list[TokenOutput]:
+        """Take the tokens of a step that has retired; steps retire in order.
+
+        ``sampled`` has one token per chunk of ``batch.sampled``.
+        """
+        self._retired = batch.step_id
+        outputs = []
+        tokens = iter(sampled)
+        for chunk in batch.chunks:
+            token = next(tokens) if chunk.samples else None
+            sequence = chunk.sequence
+            if sequence.finished:
+                continue
+            if chunk.admission == sequence.admissions and sequence.table.block_ids:
+                sequence.table.register(sequence.token_ids, chunk.context_length)
+            if token is None:
+                continue
+            sequence.token_ids.append(token)
+            sequence.num_pending_tokens -= 1
+            outputs.append(self._output(sequence, token))
+        self._release_held()
+        return outputs
+
+    def _output(self, sequence: Sequence, token: int) -> TokenOutput:
+        request = sequence.request
+        num_outputs = len(sequence.token_ids) - sequence.num_prompt_tokens
+        reason: FinishReason | None = None
+        if token in request.stop_token_ids and num_outputs > request.min_tokens:
+            reason = "stop"
+        elif num_outputs >= request.max_tokens:
+            reason = "length"
+        if reason is not None:
+            self._finish(sequence)
+        return TokenOutput(
+            request.request_id, [token], reason, num_cached_tokens=sequence.num_cached_tokens or 0
+        )
+
+    # ---- giving up blocks
+
+    @property
+    def _num_held(self) -> int:
+        return sum(len(blocks) for _, blocks in self._held)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.stats.preemptions += 1
+        self.running.remove(sequence)
+        self.waiting.appendleft(sequence)
+        self._give_up_blocks(sequence)
+        sequence.num_computed_tokens = 0
+
+    def _finish(self, sequence: Sequence) -> None:
+        sequence.finished = True
+        del self._sequences[sequence.request.request_id]
+        if sequence in self.running:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self._give_up_blocks(sequence)
+
+    def _give_up_blocks(self, sequence: Sequence) -> None:
+        blocks = sequence.table.detach()
+        if sequence.last_step > self._retired:
+            self._held.append((sequence.last_step, blocks))
+        else:
+            self.pool.release(blocks)
+
+    def _release_held(self) -> None:
+        while self._held and self._held[0][0] <= self._retired:
+            self.pool.release(self._held.popleft()[1])
+
+    # ---- invariants
+
+    def check(self) -> None:
+        """Assert the pool's conservation and the scheduler's own rules. For tests and debugging."""
+        tables = [s.table.block_ids.tolist() for s in self.running]
+        self.pool.check([*tables, *(blocks for _, blocks in self._held)])
+        for sequence in self.running:
+            assert sequence.num_computed_tokens <= sequence.num_tokens
+            assert sequence.num_computed_tokens <= sequence.table.num_tokens
+        for sequence in self.waiting:
+            assert not sequence.table.block_ids
+            assert sequence.num_computed_tokens == 0
+        assert len(self._sequences) == len(self.waiting) + len(self.running)

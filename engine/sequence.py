@@ -1,0 +1,45 @@
+"""One request inside the engine: its tokens, its blocks and how far it has been computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quire.cache.block_table import BlockTable
+from quire.engine.messages import GenerateRequest
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """``num_computed_tokens`` chases ``num_tokens``; prefill and decode differ in nothing else."""
+
+    request: GenerateRequest
+    table: BlockTable
+    token_ids: list[int]  # the prompt and every output token the host has seen
+    seed: int
+    num_computed_tokens: int = 0  # scheduled so far; their KV is in the pages once steps retire
+    num_pending_tokens: int = 0  # sampled by scheduled steps, not yet seen by the host
+    sample_row: int = -1  # where the newest of those steps puts its token
+    last_step: int = -1  # the newest step that reads or writes the sequence's blocks
+    num_cached_tokens: int | None = None  # prefix-cache hit of the first admission
+    admissions: int = 0  # tells rows scheduled before a preemption from those after it
+    finished: bool = False
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids) + self.num_pending_tokens
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Pending ones included."""
+        return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def num_wanted_tokens(self) -> int:
+        """Tokens still to compute before the next one can be sampled; 0 if none will be."""
+        if self.num_output_tokens >= self.request.max_tokens:
+            return 0
+        return self.num_tokens - self.num_computed_tokens

@@ -1,0 +1,53 @@
+"""What one step computes, in plain integers: the seam between the scheduler and the runner."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+
+from quire.engine.messages import SamplingParams
+from quire.engine.sequence import Sequence
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Consecutive tokens of one sequence; a decode is a chunk of one.
+
+    Exactly one of ``token_ids`` and ``source_row`` names the input: the ids themselves, or the row
+    of the previous step's samples that holds the one id the host has not seen yet.
+    """
+
+    sequence: Sequence  # for the scheduler's commit; the runner reads only the fields below
+    admission: int
+    start: int  # position of the first token
+    num_tokens: int
+    token_ids: list[int]
+    source_row: int  # -1: token_ids
+    block_ids: array[int]  # covers positions 0 .. start + num_tokens - 1
+    samples: bool  # the last token's logits are sampled
+    sampling: SamplingParams
+    seed: int
+    output_index: int  # of the token sampled, counted from 0: the position of the random draw
+    banned_token_ids: list[int]  # cannot be sampled here
+
+    @property
+    def context_length(self) -> int:
+        """Tokens the chunk's last row attends to, itself included."""
+        return self.start + self.num_tokens
+
+
+@dataclass(slots=True)
+class StepBatch:
+    """Decodes first, in order of context length, then prompt chunks."""
+
+    step_id: int
+    chunks: list[Chunk]
+    num_decodes: int
+    sampled: list[Chunk] = field(init=False)  # in the order of the step's samples
+
+    def __post_init__(self) -> None:
+        self.sampled = [chunk for chunk in self.chunks if chunk.samples]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(chunk.num_tokens for chunk in self.chunks)

@@ -1,0 +1,280 @@
+"""The scheduler against a simulated device: nothing is lost and nobody's tokens change."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quire.cache.block_pool import BlockPool
+from quire.cache.eviction import make_policy
+from quire.engine.errors import RequestTooLong
+from quire.engine.messages import GenerateRequest, SamplingParams, TokenOutput
+from quire.engine.scheduler import Scheduler
+from quire.engine.step_batch import StepBatch
+
+VOCAB = 3  # small, so that sequences agree by chance and share blocks
+
+
+def next_token(context: Iterable[int]) -> int:
+    """The simulated model: a function of every token in the context, in order."""
+    return hashlib.blake2b(bytes(context), digest_size=1).digest()[0] % VOCAB
+
+
+def reference(request: GenerateRequest) -> tuple[list[int], str]:
+    tokens = list(request.prompt_token_ids)
+    outputs: list[int] = []
+    while True:
+        token = next_token(tokens)
+        if len(outputs) < request.min_tokens and token in request.stop_token_ids:
+            token = VOCAB  # what the simulated sampler draws when the first choice is banned
+        tokens.append(token)
+        outputs.append(token)
+        if token in request.stop_token_ids:
+            return outputs, "stop"
+        if len(outputs) == request.max_tokens:
+            return outputs, "length"
+
+
+class Device:
+    """Executes step batches over a page array of token ids, as a model would over keys."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self.block_size = pool.block_size
+        self.slots: dict[int, int] = {}
+        self.samples: dict[int, list[int]] = {}
+
+    def run(self, batch: StepBatch) -> None:
+        previous = self.samples.get(batch.step_id - 1, [])
+        writes: set[int] = set()
+        inputs = []
+        for chunk in batch.chunks:
+            ids = chunk.token_ids or [previous[chunk.source_row]]
+            assert len(ids) == chunk.num_tokens
+            inputs.append(ids)
+            for offset, token in enumerate(ids):
+                slot = self.slot(chunk.block_ids, chunk.start + offset)
+                assert slot not in writes, "two rows of a step write the same slot"
+                writes.add(slot)
+                self.slots[slot] = token
+        sampled = []
+        for chunk in batch.chunks:
+            if chunk.samples:
+                context = [
+                    self.slots[self.slot(chunk.block_ids, p)] for p in range(chunk.context_length)
+                ]
+                token = next_token(context)
+                sampled.append(VOCAB if token in chunk.banned_token_ids else token)
+        self.samples = {batch.step_id: sampled}
+
+    def slot(self, block_ids: list[int], position: int) -> int:
+        return block_ids[position // self.block_size] * self.block_size + position % self.block_size
+
+
+class Simulation:
+    """The engine's loop over the simulated device, with or without a step of look-ahead."""
+
+    def __init__(self, num_blocks: int, block_size: int, *, look_ahead: bool = True, **limits: int):
+        self.pool = BlockPool(num_blocks, block_size, make_policy("lru"))
+        self.scheduler = Scheduler(self.pool, **limits)  # type: ignore[arg-type]
+        self.device = Device(self.pool)
+        self.look_ahead = look_ahead
+        self.in_flight: StepBatch | None = None
+        self.outputs: dict[int, list[TokenOutput]] = {}
+        self.budget = limits["max_num_batched_tokens"]
+
+    def step(self) -> None:
+        running, self.in_flight = self.in_flight, None
+        if not self.look_ahead:
+            running = self.start()
+        else:
+            self.in_flight = self.start()
+        if running is not None:
+            sampled = self.samples_of[running.step_id]
+            for output in self.scheduler.commit(running, sampled):
+                self.outputs.setdefault(output.request_id, []).append(output)
+        self.scheduler.check()
+
+    def start(self) -> StepBatch | None:
+        batch = self.scheduler.schedule()
+        self.samples_of = dict(self.device.samples)
+        if batch is not None:
+            assert 0 < batch.num_tokens <= self.budget
+            assert all(chunk.num_tokens == 1 for chunk in batch.chunks[: batch.num_decodes])
+            self.device.run(batch)
+            self.samples_of |= self.device.samples
+        return batch
+
+    def drain(self) -> None:
+        idle = 0
+        while self.scheduler.has_work or self.in_flight is not None:
+            before = self.in_flight
+            self.step()
+            idle = idle + 1 if before is None and self.in_flight is None else 0
+            assert idle < 3 or not self.look_ahead, "no progress although there is work"
+
+    def result(self, request_id: int) -> tuple[list[int], str | None]:
+        outputs = self.outputs[request_id]
+        assert [o.finish_reason for o in outputs[:-1]] == [None] * (len(outputs) - 1)
+        return [t for o in outputs for t in o.token_ids], outputs[-1].finish_reason
+
+
+def request(request_id: int, prompt: list[int], max_tokens: int, **fields: object):
+    return GenerateRequest(request_id, prompt, max_tokens, SamplingParams(temperature=0), **fields)  # type: ignore[arg-type]
+
+
+@st.composite
+def arrivals(draw: st.DrawFn) -> list[tuple[int, GenerateRequest, int | None]]:
+    """(arrival step, request, step at which it is aborted)"""
+    shared = draw(st.lists(st.integers(0, VOCAB - 1), max_size=20))
+    out = []
+    for request_id in range(draw(st.integers(1, 12))):
+        tail = draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=20))
+        prompt = shared + tail if draw(st.booleans()) else tail
+        stop = draw(st.sampled_from([[], [], [1]]))
+        item = request(
+            request_id,
+            prompt,
+            draw(st.integers(1, 12)),
+            stop_token_ids=stop,
+            min_tokens=draw(st.integers(0, 3)),
+            cache_salt=draw(st.sampled_from(["", "", "tenant"])),
+        )
+        abort_after = draw(st.one_of(st.none(), st.none(), st.integers(0, 12)))
+        out.append((draw(st.integers(0, 15)), item, abort_after))
+    return out
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    arrivals(),
+    st.integers(1, 6),
+    st.integers(0, 12),
+    st.integers(1, 6),
+    st.integers(1, 24),
+    st.booleans(),
+)
+def test_any_schedule_gives_each_request_its_own_tokens(
+    jobs: list[tuple[int, GenerateRequest, int | None]],
+    block_size: int,
+    spare_blocks: int,
+    max_num_seqs: int,
+    extra_budget: int,
+    look_ahead: bool,
+) -> None:
+    longest = max(len(r.prompt_token_ids) + r.max_tokens for _, r, _ in jobs)
+    sim = Simulation(
+        1 + -(-longest // block_size) + spare_blocks,
+        block_size,
+        look_ahead=look_ahead,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_seqs + extra_budget,
+    )
+    now = 0
+    while now <= 30:
+        for at, item, abort_after in jobs:
+            if at == now:
+                sim.scheduler.submit(item)
+            if abort_after is not None and at + abort_after == now:
+                sim.scheduler.abort(item.request_id)
+        sim.step()
+        now += 1
+    sim.drain()
+    for _, item, abort_after in jobs:
+        tokens, reason = reference(item)
+        if abort_after is None:
+            assert sim.result(item.request_id) == (tokens, reason)
+        elif item.request_id in sim.outputs:
+            got, _ = sim.result(item.request_id)
+            assert got == tokens[: len(got)]
+    assert sim.pool.num_used == 0
+    sim.pool.check([])
+
+
+def test_preemption_happens_and_changes_nothing() -> None:
+    rng = random.Random(1)
+    sim = Simulation(12, 4, max_num_seqs=8, max_num_batched_tokens=16)
+    jobs = [request(i, [rng.randrange(VOCAB) for _ in range(6)], 30) for i in range(8)]
+    for item in jobs:
+        sim.scheduler.submit(item)
+    sim.drain()
+    assert sim.scheduler.stats.preemptions > 0
+    for item in jobs:
+        assert sim.result(item.request_id) == reference(item)
+
+
+def test_a_long_prompt_does_not_stall_decodes() -> None:
+    sim = Simulation(400, 4, max_num_seqs=4, max_num_batched_tokens=16)
+    sim.scheduler.submit(request(0, [0, 1], 60))
+    for _ in range(5):
+        sim.step()
+    sim.scheduler.submit(request(1, [2] * 400, 1))
+    while 1 not in sim.outputs:
+        before = len(sim.outputs[0])
+        sim.step()
+        assert len(sim.outputs[0]) == before + 1, "a decode missed a step"
+
+
+def test_decodes_do_not_starve_a_prompt() -> None:
+    sim = Simulation(400, 4, max_num_seqs=8, max_num_batched_tokens=9)
+    for i in range(7):
+        sim.scheduler.submit(request(i, [i % VOCAB], 200))
+    for _ in range(10):
+        sim.step()
+    sim.scheduler.submit(request(7, [1] * 30, 1))
+    for _ in range(40):
+        sim.step()
+    assert sim.result(7) == reference(request(7, [1] * 30, 1))
+    assert len(sim.scheduler.running) == 7
+
+
+def test_repeated_prompts_hit_the_prefix_cache() -> None:
+    sim = Simulation(64, 4, max_num_seqs=4, max_num_batched_tokens=32)
+    prompt = [0, 1, 2] * 6
+    for i, salt in enumerate(["", "", "tenant"]):
+        sim.scheduler.submit(request(i, prompt, 3, cache_salt=salt))
+        sim.drain()
+    cached = [sim.outputs[i][0].num_cached_tokens for i in range(3)]
+    assert cached == [0, 16, 0]
+    assert sim.result(0) == sim.result(1) == sim.result(2)
+
+
+def test_a_request_that_can_never_fit_is_refused_at_once() -> None:
+    sim = Simulation(5, 4, max_num_seqs=2, max_num_batched_tokens=8)
+    with pytest.raises(RequestTooLong, match="16 tokens the KV cache holds"):
+        sim.scheduler.submit(request(0, [1] * 10, 8))
+    sim.scheduler.submit(request(1, [1] * 10, 7))
+    sim.drain()
+    assert len(sim.result(1)[0]) == 7
+
+
+def test_abort_in_flight_gives_blocks_back_only_after_the_step_retired() -> None:
+    sim = Simulation(16, 4, max_num_seqs=2, max_num_batched_tokens=8)
+    sim.scheduler.submit(request(0, [1] * 6, 20))
+    sim.step()
+    assert sim.in_flight is not None
+    sim.scheduler.abort(0)
+    assert sim.pool.num_used == 2
+    sim.step()
+    assert sim.pool.num_used == 0
+    assert 0 not in sim.outputs
+
+
+def test_limits_that_would_starve_prompts_are_refused() -> None:
+    with pytest.raises(ValueError, match="larger than max_num_seqs"):
+        Simulation(8, 4, max_num_seqs=8, max_num_batched_tokens=8)
+
+
+def test_bad_submissions_are_errors() -> None:
+    sim = Simulation(8, 4, max_num_seqs=2, max_num_batched_tokens=8)
+    sim.scheduler.submit(request(0, [1], 4))
+    with pytest.raises(ValueError, match="in use"):
+        sim.scheduler.submit(request(0, [1], 4))
+    with pytest.raises(ValueError, match="prompt"):
+        sim.scheduler.submit(request(1, [], 4))
+    with pytest.raises(ValueError, match="at least one token"):
+        sim.scheduler.submit(request(2, [1], 0))
