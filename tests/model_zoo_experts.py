@@ -1,0 +1,157 @@
+"""Configurations of the families with mixtures of experts or multi-head latent attention."""
+
+from __future__ import annotations
+
+from model_zoo_base import (
+    ALTERNATING,
+    DEEPSEEK_YARN,
+    FULL,
+    LLAMA3_ROPE,
+    LONGROPE,
+    MSCALED_YARN,
+    PER_TYPE_ROPE,
+    SLIDING,
+    VOCAB,
+    WINDOW,
+    YARN,
+    Config,
+)
+
+DEEPSEEK: Config = {"num_key_value_heads": 4, "rope_scaling": DEEPSEEK_YARN}
+
+EXPERTS: dict[str, Config] = {
+    "Klear": {},
+    "afmoe": {
+        "num_hidden_layers": 4,
+        "layer_types": ALTERNATING,
+        "num_dense_layers": 1,
+        "route_scale": 1.0,
+    },
+    "bailing_moe": {"score_function": "sigmoid", "norm_softmax": True},
+    "dbrx": {
+        "d_model": 64,
+        "n_layers": 3,
+        "n_heads": 4,
+        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+    },
+    "deepseek": {"rope_scaling": {"type": "linear", "factor": 2.0}},
+    "dots1": {},
+    "ernie4_5_moe": {
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "moe_num_shared_experts": 1,
+        "moe_layer_start_index": 1,
+    },
+    "exaone_moe": {
+        "num_hidden_layers": 4,
+        "layer_types": ALTERNATING,
+        "is_moe_layer": [False, True, True, True],
+    },
+    "glm4_moe": {},
+    "gpt_oss": {"num_hidden_layers": 4, "layer_types": ALTERNATING, "rope_scaling": YARN},
+    "granitemoe": {
+        "logits_scaling": 1.0,
+        "attention_multiplier": 0.25,
+        "embedding_multiplier": 2.0,
+        "residual_multiplier": 0.5,
+    },
+    "hunyuan": {
+        "moe_topk": 2,
+        "num_shared_expert": 1,
+        "use_mixed_mlp_moe": True,
+        "use_cla": True,
+        "cla_share_factor": 2,
+        "num_hidden_layers": 4,
+        "rope_scaling": {"type": "dynamic", "alpha": 50.0, "factor": 1.0},
+    },
+    "laguna": {
+        "num_hidden_layers": 4,
+        "layer_types": ALTERNATING,
+        "num_attention_heads_per_layer": [8, 4, 8, 4],
+        "rope_parameters": PER_TYPE_ROPE,
+    },
+    "mellum": {
+        "num_hidden_layers": 4,
+        "layer_types": ALTERNATING,
+        "rope_parameters": PER_TYPE_ROPE,
+    },
+    "mimo_v2_flash": {
+        "num_hidden_layers": 4,
+        "hybrid_layer_pattern": [0, 1, 0, 1],
+        "moe_layer_freq": [0, 1, 1, 1],
+        "add_swa_attention_sink_bias": True,
+        "add_full_attention_sink_bias": False,
+        "sliding_window_size": WINDOW,
+        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
+        "swa_rope_theta": 1000.0,
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 4,
+        "swa_head_dim": 16,
+        "swa_v_head_dim": 12,
+        "attention_value_scale": 0.8,
+    },
+    "minimax": {"rotary_dim": 8},
+    "mixtral": {},
+    "olmoe": {},
+    "phimoe": {
+        "rope_scaling": {**LONGROPE, "short_mscale": 1.1, "long_mscale": 1.2},
+        "original_max_position_embeddings": 64,
+    },
+    "phixtral": {
+        "num_vocab": VOCAB,
+        "model_dim": 64,
+        "num_heads": 4,
+        "num_layers": 3,
+        "rotary_dim": 8,
+    },
+    "qwen2_moe": {},
+    "qwen3_moe": {"mlp_only_layers": [1]},
+    "step3p5": {
+        "num_hidden_layers": 4,
+        "num_attention_groups": 2,
+        "layer_types": [FULL, SLIDING, FULL, SLIDING],
+        "attention_other_setting": {"num_attention_heads": 8, "num_attention_groups": 4},
+        "partial_rotary_factors": [0.5, 1.0, 0.5, 1.0],
+        "moe_num_experts": 4,
+        "moe_top_k": 2,
+        "share_expert_dim": 32,
+        "moe_layers_enum": "2,3",
+        "rope_scaling": LLAMA3_ROPE,
+        "yarn_only_types": [FULL],
+    },
+}
+
+LATENT: dict[str, Config] = {
+    "deepseek_v2": DEEPSEEK,
+    "deepseek_v3": DEEPSEEK,
+    "glm4_moe_lite": {"num_key_value_heads": 4},
+    "longcat_flash": {
+        "attention_method": "MLA",
+        "zero_expert_type": "identity",
+        "ffn_hidden_size": 96,
+        "moe_topk": 2,
+        "expert_ffn_hidden_size": 32,
+        "zero_expert_num": 2,
+        "num_layers": 2,
+        "mla_scale_q_lora": True,
+        "mla_scale_kv_lora": True,
+    },
+    "minicpm3": {
+        "num_key_value_heads": 4,
+        "scale_depth": 1.4,
+        "scale_emb": 2.0,
+        "dim_model_base": 32,
+        "rope_scaling": {
+            **LONGROPE,
+            "short_factor": [1.0] * 4,
+            "long_factor": [1.0, 1.3, 1.6, 2.0],
+        },
+    },
+    "mistral4": {
+        "num_key_value_heads": 4,
+        "rope_parameters": {**MSCALED_YARN, "llama_4_scaling_beta": 0.1},
+    },
+    "youtu_llm": {"num_key_value_heads": 4},
+}
