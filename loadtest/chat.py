@@ -18,7 +18,14 @@ _MODELS_TIMEOUT = 10.0  # seconds
 
 
 class ServerError(Exception):
-    """The server cannot be measured; the message is one line that says why."""
+    """The server cannot be measured; the message is one line that says why.
+
+    ``retryable`` where it may only be starting: it does not answer, or answers 503.
+    """
+
+    def __init__(self, message: str, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -203,7 +210,9 @@ async def find_model(base: BaseURL, headers: dict[str, str]) -> str:
     except (Truncated, ProtocolError, msgspec.DecodeError):
         models = []
     except OSError as error:
-        raise ServerError(f"no server answers at {base.host}:{base.port}: {error}") from None
+        raise ServerError(
+            f"no server answers at {base.host}:{base.port}: {error}", retryable=True
+        ) from None
     if len(models) > 1:
         raise ServerError(f"the server lists several models; choose with --model: {models}")
     return models[0] if models else "default_model"
@@ -231,10 +240,14 @@ async def probe(target: Target) -> tuple[Target, dict[str, str]]:
     except TimeoutError:
         raise ServerError(f"no answer within {target.timeout:g} s") from None
     except (OSError, Truncated, ProtocolError) as error:
-        raise ServerError(f"{target.base.host}:{target.base.port}: {error}") from None
+        raise ServerError(
+            f"{target.base.host}:{target.base.port}: {error}", retryable=True
+        ) from None
     if status == 200:
         return target, headers
     reason = error_message(body)
     if status in (400, 422) and target.include_usage and "stream_options" in reason:
         return await probe(msgspec.structs.replace(target, include_usage=False))
-    raise ServerError(f"the server answers {status} to a chat completion: {reason}")
+    raise ServerError(
+        f"the server answers {status} to a chat completion: {reason}", retryable=status == 503
+    )

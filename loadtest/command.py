@@ -5,25 +5,36 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shlex
+import signal
 import sys
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
 from quire.loadtest.chat import ServerError
+from quire.loadtest.compare import Task, compare
 from quire.loadtest.http import BaseURL
 from quire.loadtest.model_folder import ModelShape, make_model
-from quire.loadtest.report import print_load
-from quire.loadtest.results import save_result
-from quire.loadtest.serve import LoadOptions, measure_load
-from quire.loadtest.workloads import WORKLOADS, WorkloadSpec
+from quire.loadtest.report import print_comparison, print_load, print_run, print_stall
+from quire.loadtest.results import CompareResult, LoadResult, StallResult, save_result
+from quire.loadtest.serve import LoadOptions, find_target, measure_load
+from quire.loadtest.servers import find_openblas, mlx_lm_spec, quire_spec
+from quire.loadtest.stall import StallOptions, measure_stall
+from quire.loadtest.workloads import WORKLOADS, WorkloadName, WorkloadSpec, conversations
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the sub-commands of ``quire bench`` to ``parser``."""
     commands = parser.add_subparsers(dest="bench_command", required=True, metavar="COMMAND")
-    _add_serve(commands.add_parser("serve", help="measure a running server"))
-    _add_make_model(commands.add_parser("make-model", help="write a model with random weights"))
+    for name, add, summary in (
+        ("serve", _add_serve, "measure a running server"),
+        ("stall", _add_stall, "measure what a long prompt does to running streams"),
+        ("compare", _add_compare, "measure quire and mlx_lm.server on the same load"),
+        ("make-model", _add_make_model, "write a model with random weights"),
+    ):
+        add(commands.add_parser(name, help=summary, description=summary, allow_abbrev=False))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,6 +61,10 @@ def _add_load_options(parser: argparse.ArgumentParser) -> None:
         "--system-chars", type=int, default=780, help="shared: length of the system prompt (780)"
     )
     parser.add_argument("--turns", type=int, default=4, help="multiturn: turns per chat (4)")
+    _add_request_options(parser)
+
+
+def _add_request_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (0)")
     parser.add_argument(
         "--ignore-eos",
@@ -69,12 +84,9 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _load_options(args: argparse.Namespace, workload: str) -> LoadOptions:
-    name = next((name for name in WORKLOADS if name == workload), None)
-    if name is None:
-        raise ValueError(f"unknown workload {workload!r}; there are {', '.join(WORKLOADS)}")
+def _load_options(args: argparse.Namespace, workload: WorkloadName) -> LoadOptions:
     spec = WorkloadSpec(
-        name=name,
+        name=workload,
         requests=args.requests,
         max_tokens=args.max_tokens,
         seed=args.seed,
@@ -111,12 +123,147 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 def _serve(args: argparse.Namespace) -> int:
     options = _load_options(args, args.workload)
-    base = BaseURL.parse(args.url)
-    result = asyncio.run(measure_load(base, args.model, options, _headers(args)))
+    base, headers = BaseURL.parse(args.url), _headers(args)
+
+    async def measure() -> LoadResult:
+        target, server = await find_target(base, args.model, options, headers)
+        return await measure_load(target, server, options)
+
+    result = asyncio.run(measure())
     print_load(Console(), result)
     if args.out:
         save_result(args.out, result)
     return 1 if result.summary.errors else 0
+
+
+def _add_stall_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--stall-prompt-chars", type=int, default=4000, help="length of the long prompt (4000)"
+    )
+    parser.add_argument(
+        "--stall-max-tokens",
+        type=int,
+        default=2048,
+        help="most tokens of a running stream; all are closed at the end (2048)",
+    )
+
+
+def _stall_options(args: argparse.Namespace) -> StallOptions:
+    return StallOptions(
+        streams=args.clients,
+        prompt_chars=args.stall_prompt_chars,
+        max_tokens=args.stall_max_tokens,
+        seed=args.seed,
+    )
+
+
+def _add_stall(parser: argparse.ArgumentParser) -> None:
+    _add_target(parser)
+    parser.add_argument("--clients", type=int, default=8, help="running streams (8)")
+    parser.add_argument("--seed", type=int, default=0, help="of the generated texts (0)")
+    _add_request_options(parser)
+    _add_stall_options(parser)
+    parser.add_argument("--out", type=Path, help="write figures and raw records as JSON")
+    parser.set_defaults(bench_run=_stall)
+
+
+def _stall(args: argparse.Namespace) -> int:
+    base, headers = BaseURL.parse(args.url), _headers(args)
+    request = LoadOptions(
+        WorkloadSpec(),
+        temperature=args.temperature,
+        ignore_eos=args.ignore_eos,
+        timeout=args.timeout,
+    )
+
+    async def measure() -> StallResult:
+        target, server = await find_target(base, args.model, request, headers)
+        return await measure_stall(target, server, _stall_options(args))
+
+    result = asyncio.run(measure())
+    print_stall(Console(), result)
+    if args.out:
+        save_result(args.out, result)
+    return 0
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", type=Path, help="model folder; default: a new one as from make-model"
+    )
+    parser.add_argument(
+        "--workloads",
+        default="uniform,mixed,shared",
+        help=f"comma-separated, of {', '.join(WORKLOADS)} and stall (uniform,mixed,shared)",
+    )
+    _add_load_options(parser)
+    _add_stall_options(parser)
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each on each server (2)")
+    parser.add_argument(
+        "--ready-timeout", type=float, default=300.0, help="seconds for a server to start (300)"
+    )
+    parser.add_argument("--quire-args", default="", help="more options for quire serve, quoted")
+    parser.add_argument("--mlx-lm-args", default="", help="more options for mlx_lm.server, quoted")
+    parser.add_argument(
+        "--no-preload", action="store_true", help="do not preload OpenBLAS into the servers"
+    )
+    parser.add_argument("--out", type=Path, help="write figures and raw records as JSON")
+    parser.set_defaults(bench_run=_compare)
+
+
+def _tasks(args: argparse.Namespace) -> list[Task]:
+    tasks: list[Task] = []
+    for item in args.workloads.split(","):
+        name = next((name for name in WORKLOADS if name == item), None)
+        if name is not None:
+            options = _load_options(args, name)
+            conversations(options.workload)  # a bad option is an error before a server starts
+            tasks.append(options)
+        elif item == "stall":
+            tasks.append(_stall_options(args))
+        else:
+            raise ValueError(f"--workloads: {item!r} is none of {', '.join(WORKLOADS)} and stall")
+    return tasks
+
+
+def _compare(args: argparse.Namespace) -> int:
+    tasks = _tasks(args)
+    preload = None if args.no_preload else find_openblas()
+    console = Console()
+    with tempfile.TemporaryDirectory() as scratch:
+        model = args.model
+        if model is None:
+            model = Path(scratch, "model")
+            make_model(model, ModelShape())
+        elif not (model / "config.json").is_file():
+            raise ValueError(f"--model: {model} has no config.json; it must be a model folder")
+        specs = [
+            quire_spec(model, args.clients, shlex.split(args.quire_args), preload),
+            mlx_lm_spec(model, args.clients, shlex.split(args.mlx_lm_args), preload),
+        ]
+
+        async def measure() -> CompareResult:
+            # Cancelling, unlike dying, stops the server that is running.
+            task = asyncio.current_task()
+            assert task is not None
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+            return await compare(
+                specs,
+                tasks,
+                args.rounds,
+                probe=_load_options(args, "uniform"),
+                ready_seconds=args.ready_timeout,
+                on_run=lambda run: print_run(console, run),
+            )
+
+        try:
+            result = asyncio.run(measure())
+        except asyncio.CancelledError:
+            return 128 + signal.SIGTERM
+    print_comparison(console, result)
+    if args.out:
+        save_result(args.out, result)
+    return 1 if any(run.failure for run in result.runs) else 0
 
 
 def _add_make_model(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
@@ -52,4 +53,4 @@ class RequestRecord(msgspec.Struct):
     @property
     def gaps_ms(self) -> list[float]:
         """Times between consecutive text chunks: the inter-token latencies of this stream."""
-        return [b - a for a, b in zip(self.chunk_ms, self.chunk_ms[1:], strict=False)]
+        return [b - a for a, b in pairwise(self.chunk_ms)]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from quire.loadtest.compare import comparisons, identical_answers
 from quire.loadtest.records import RequestRecord
-from quire.loadtest.results import LoadResult
+from quire.loadtest.results import ComparedRun, CompareResult, LoadResult, StallResult
 from quire.loadtest.stats import Distribution
 
 _LATENCIES = (
@@ -72,4 +73,62 @@ def print_load(console: Console, result: LoadResult) -> None:
     for label, count in summary.errors.items():
         console.print(f"errors: {count} x {label}", style="red", highlight=False)
     for line in _first_errors(result.records):
-        console.print(f"  first {line}", style="red", highlight=False, markup=False)
+        console.print(f"  first {line}", style="red", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_stall(console: Console, result: StallResult) -> None:
+    console.print(
+        f"{result.streams} running streams, a prompt of {result.prompt_tokens or '?'} tokens: "
+        f"longest gap {number(result.longest_gap_ms)} ms "
+        f"(before: p50 {number(result.gap_before_ms.p50)}, max {number(result.gap_before_ms.max)}"
+        f" ms); its first token after {number(result.long_ttft_ms)} ms",
+        highlight=False,
+    )
+
+
+def print_run(console: Console, run: ComparedRun) -> None:
+    """One line as each run of a comparison ends."""
+    line = f"{run.workload} round {run.round + 1} {run.server}: "
+    if run.failure is not None:
+        console.print(
+            line + f"FAILED: {run.failure}",
+            style="red",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    elif isinstance(run.result, StallResult):
+        console.print(line + f"longest gap {number(run.result.longest_gap_ms)} ms", highlight=False)
+    elif run.result is not None:
+        summary = run.result.summary
+        errors = sum(summary.errors.values())
+        console.print(
+            line + f"{number(summary.output_tokens_per_s)} output tokens/s, {errors} errors",
+            style="red" if errors else "",
+            highlight=False,
+        )
+
+
+def print_comparison(console: Console, result: CompareResult) -> None:
+    names = [setup.name for setup in result.servers]
+    for setup in result.servers:
+        preload = f"LD_PRELOAD={setup.preload} " if setup.preload else ""
+        console.print(
+            f"{setup.name}: {preload}{setup.command}", highlight=False, markup=False, soft_wrap=True
+        )
+    table = Table("workload", "median of rounds", *names, "ratio", box=None, pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for workload in dict.fromkeys(run.workload for run in result.runs):
+        for row, comparison in enumerate(comparisons(result, workload)):
+            medians = (number(comparison.medians[name]) for name in names)
+            label = workload if row == 0 else ""
+            table.add_row(label, comparison.label, *medians, number(comparison.ratio))
+        same, shared = identical_answers(result, workload)
+        if shared:
+            table.add_row("", "identical answers", f"{same} of {shared}")
+    console.print(table)
+    console.print(f"ratio: above 1, {names[0]} is better", highlight=False)
+    failed = [f"{r.server} {r.workload} round {r.round + 1}" for r in result.runs if r.failure]
+    if failed:
+        console.print(f"failed, left out of the medians: {', '.join(failed)}", style="red")

@@ -63,7 +63,10 @@ class ServerSetup(msgspec.Struct, frozen=True):
 
 
 class ComparedRun(msgspec.Struct):
-    """One fresh server, one run. Exactly one of ``result`` and ``failure`` is set."""
+    """One run on a freshly started server.
+
+    ``failure`` says why ``result`` is missing, or why it cannot be trusted.
+    """
 
     server: str
     workload: str

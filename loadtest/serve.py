@@ -26,7 +26,10 @@ class LoadOptions(msgspec.Struct, frozen=True):
 
 
 async def find_target(
-    base: BaseURL, model: str | None, options: LoadOptions, headers: dict[str, str]
+    base: BaseURL,
+    model: str | None,
+    options: LoadOptions,
+    headers: dict[str, str] | None = None,
 ) -> tuple[Target, str | None]:
     """A target that has answered one request, and the server's Server header.
 
@@ -34,29 +37,25 @@ async def find_target(
     """
     target = Target(
         base=base,
-        model=model or await find_model(base, headers),
+        model=model or await find_model(base, headers or {}),
         temperature=options.temperature,
         ignore_eos=options.ignore_eos,
         timeout=options.timeout,
-        headers=headers,
+        headers=headers or {},
     )
     target, received = await probe(target)
     return target, received.get("server")
 
 
-async def measure_load(
-    base: BaseURL, model: str | None, options: LoadOptions, headers: dict[str, str] | None = None
-) -> LoadResult:
-    """Warm up, run the workload, and summarize it.
+async def measure_load(target: Target, server: str | None, options: LoadOptions) -> LoadResult:
+    """Warm up, run the workload, and summarize it; ``server`` is the Server header to record.
 
-    Raises ValueError for an impossible workload and :class:`quire.loadtest.chat.ServerError`
-    where the server answers no request; requests that fail later are counted in the result.
+    Raises ValueError for an impossible workload. Requests that fail are counted in the result.
     """
     spec = options.workload
     if options.clients < 1:
         raise ValueError("--clients must be at least 1")
     traffic = conversations(spec)
-    target, server = await find_target(base, model, options, headers or {})
     if options.warmup:
         warmup = msgspec.structs.replace(
             spec, requests=options.warmup, seed=spec.seed + _WARMUP_SEED_OFFSET
