@@ -61,6 +61,7 @@ class Supervisor:
         self._on_ready = on_ready
         self._first_backoff = first_backoff
         self._stopping = asyncio.Event()
+        self._draining = False
         self._process: Process | None = None
         self._load_error: str | None = None
         self._spawned_at = 0.0
@@ -68,11 +69,15 @@ class Supervisor:
         self._load_seconds: float | None = None  # the latest load; None until one succeeded
 
     async def run(self) -> None:
-        """Run workers until :meth:`stop`. Raises :class:`StartupFailed` if the first one fails."""
+        """Run workers until :meth:`stop`, or until one dies while draining.
+
+        Raises :class:`StartupFailed` if the first one never becomes ready.
+        """
         backoff = self._first_backoff
         while True:
             failure = await self._run_worker()
-            if self._stopping.is_set():
+            # A worker that dies while draining has no successor: its requests have failed.
+            if self._stopping.is_set() or self._draining:
                 return
             if self._load_seconds is None:
                 raise StartupFailed(failure)
@@ -88,8 +93,8 @@ class Supervisor:
 
     async def drain(self, grace: float) -> None:
         """Refuse new requests and give the running ones ``grace`` seconds to finish."""
+        self._draining = True
         self._client.start_draining()
-        # A worker that dies from here on has no successor: its requests fail and we leave.
         try:
             await asyncio.wait_for(self._client.wait_idle(), grace)
         except TimeoutError:

@@ -45,7 +45,9 @@ STEP_SECONDS = 0.001
 
 
 def leave_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not sys.stdin: a thread that waits in a buffered reader breaks the interpreter's exit.
+    while os.read(0, 4096):
+        pass
     os._exit(0)
 
 

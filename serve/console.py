@@ -1,0 +1,95 @@
+"""What ``quire serve`` shows the person who starts it, and the format of its log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+from quire.engine.messages import LoadProgress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class _OneLineFormatter(logging.Formatter):
+    """One line per record; what a client sent cannot forge a second one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
+
+
+def configure_logging(level: str) -> None:
+    """Send all records of ``level`` and above to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        _OneLineFormatter("%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s", "%F %T")
+    )
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # These are for the people who work on the libraries.
+    for name in ("asyncio", "uvicorn", "httpx", "httpx2", "httpcore", "filelock"):
+        logging.getLogger(name).setLevel(
+            logging.DEBUG if level == "debug" and name == "uvicorn" else logging.WARNING
+        )
+
+
+class LoadDisplay:
+    """Progress of a load on standard error: a bar on a terminal, else one line per stage."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._stage = ""
+
+    def show(self, progress: LoadProgress) -> None:
+        if not sys.stderr.isatty():
+            if progress.stage != self._stage:
+                self._stage = progress.stage
+                print(f"{progress.stage}...", file=sys.stderr, flush=True)
+            return
+        if self._progress is None or self._task is None:
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._progress = Progress(console=Console(stderr=True), transient=True)
+            self._task = self._progress.add_task("")
+            self._progress.start()
+        self._progress.update(
+            self._task,
+            description=progress.stage,
+            completed=progress.done,
+            total=progress.total or None,
+        )
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = self._task = None
+
+
+def server_url(host: str, port: int) -> str:
+    """Where a client on this machine reaches a server bound to ``host``."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def print_ready(url: str, model_name: str, *, chat: bool) -> None:
+    """Announce the server on standard output, with a request to paste into a shell."""
+    body: dict[str, object] = {"model": model_name}
+    if chat:
+        path = "/v1/chat/completions"
+        body["messages"] = [{"role": "user", "content": "Hello!"}]
+    else:
+        path = "/v1/completions"
+        body |= {"prompt": "Hello", "max_tokens": 32}
+    data = json.dumps(body).replace("'", "'\\''")
+    print(
+        f"Quire is serving {model_name} at {url}/v1\n\n"
+        f"curl {url}{path} -H 'Content-Type: application/json' -d '{data}'\n",
+        flush=True,
+    )
+
+
+def print_error(message: str) -> None:
+    print(f"quire: error: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,197 @@
+"""Finds the folder of the model to serve and checks its files before a worker touches them."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import math
+import os
+import re
+import struct
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from quire.serve.tokenizer import ModelFilesError
+
+DEMO_NAME = "quire-demo"
+MAX_HEADER = 100 * 10**6  # bytes; the limit of the safetensors format itself
+_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
+_OTHER_WEIGHTS = {".gguf": "GGUF", ".bin": "PyTorch .bin", ".pt": "PyTorch .pt", ".npz": "NumPy"}
+# Bits of one element. F4 and F6 types are left to the loader: they are packed.
+_DTYPE_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+}
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    path: Path  # absolute
+    name: str  # what to call the model unless the user says otherwise
+
+
+def resolve_model(model: str | None) -> ModelFiles:
+    """The checked folder of ``model``: None for the demo, a folder, or a name on the Hub.
+
+    Downloads a Hub model that is not in the local cache. Raises :class:`ModelFilesError` with
+    one line that says what is wrong.
+    """
+    if model is None:
+        demo = Path(str(importlib.resources.files("quire.engine.demo") / DEMO_NAME))
+        files = ModelFiles(demo, DEMO_NAME)
+    elif (folder := Path(model).expanduser()).is_dir():
+        folder = folder.resolve()
+        files = ModelFiles(folder, folder.name)
+    elif folder.exists():
+        raise ModelFilesError(
+            f"{model} is a file; give the folder with config.json and the *.safetensors files."
+        )
+    elif _HUB_NAME.fullmatch(model):
+        files = ModelFiles(_download(model), model)
+    else:
+        raise ModelFilesError(f"{model}: no such folder, and not a Hugging Face owner/name.")
+    check_folder(files.path)
+    return files
+
+
+def _download(name: str) -> Path:
+    # Slow to import, and a folder does not need it.
+    from huggingface_hub import constants, errors, snapshot_download
+
+    try:
+        folder = snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"])
+    except errors.GatedRepoError as error:
+        raise ModelFilesError(
+            f"{name} is gated: accept its terms on its Hugging Face page, then set HF_TOKEN."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelFilesError(
+            f"{name} is neither a folder here nor a model on Hugging Face that you may read "
+            "(private ones need HF_TOKEN)."
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        reason = (
+            "HF_HUB_OFFLINE is set"
+            if constants.HF_HUB_OFFLINE
+            else "the Hugging Face Hub cannot be reached"
+        )
+        raise ModelFilesError(f"{name} is not in the local cache and {reason}.") from error
+    except Exception as error:
+        # Whatever the network and the client library come up with ends here, as one line.
+        summary = " ".join(str(error).split())[:300]
+        raise ModelFilesError(
+            f"Cannot download {name}: {type(error).__name__}: {summary}"
+        ) from error
+    return Path(folder)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise :class:`ModelFilesError` if ``folder`` cannot hold a complete, safe model."""
+    if not folder.is_dir():
+        raise ModelFilesError(f"{folder}: no such folder.")
+    config = _read_object(folder / "config.json")
+    if config.get("model_file") is not None:
+        raise ModelFilesError(
+            f"{folder / 'config.json'} asks to run {config['model_file']!r}; "
+            "Quire does not run code from a model folder."
+        )
+    weights = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        _check_index(index)
+    if not weights:
+        others = {_OTHER_WEIGHTS[f.suffix] for f in folder.iterdir() if f.suffix in _OTHER_WEIGHTS}
+        found = f" ({', '.join(sorted(others))} weights are not supported)" if others else ""
+        raise ModelFilesError(f"{folder} has no *.safetensors files{found}.")
+    for file in weights:
+        check_safetensors(file)
+
+
+def _read_object(path: Path) -> dict[str, object]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ModelFilesError(
+            f"{path.parent} has no {path.name}; it is not a model folder."
+        ) from error
+    except OSError as error:
+        raise ModelFilesError(f"Cannot read {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelFilesError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ModelFilesError(f"{path} must hold a JSON object.")
+    return value
+
+
+def _check_index(index: Path) -> None:
+    weight_map = _read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) for name in weight_map.values()
+    ):
+        raise ModelFilesError(f"{index} has no usable weight_map.")
+    names = sorted(set(weight_map.values()))
+    if any(name != os.path.basename(name) for name in names):
+        raise ModelFilesError(f"{index} names files outside its folder.")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelFilesError(
+            f"{index.parent} is incomplete: {missing[0]}{more} missing. Download it again."
+        )
+
+
+def check_safetensors(path: Path) -> None:
+    """Compare the header of one file with its size; no tensor is read.
+
+    The format: 8 bytes little-endian length, that many bytes of JSON, then the tensors back to
+    back (https://github.com/huggingface/safetensors#format).
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+            (length,) = struct.unpack("<Q", prefix) if len(prefix) == 8 else (0,)
+            if length > MAX_HEADER:
+                raise ModelFilesError(f"{path} is not a safetensors file: its header is too large.")
+            if length < 2 or 8 + length > size:
+                raise ModelFilesError(f"{path} is cut off or no safetensors file.")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise ModelFilesError(f"Cannot read {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelFilesError(f"{path} has a broken header: {error}.") from error
+    end = _data_end(path, header)
+    if end != size - 8 - length:
+        state = "cut off" if end > size - 8 - length else "longer than its header says"
+        raise ModelFilesError(
+            f"{path} is {state}: {size} bytes instead of {8 + length + end}. Download it again."
+        )
+
+
+def _data_end(path: Path, header: object) -> int:
+    """Where the last tensor ends; checks that the tensors lie back to back and fit their shapes."""
+    if not isinstance(header, dict):
+        raise ModelFilesError(f"{path} has a broken header: not a JSON object.")
+    spans = [(0, 0)]
+    for name, tensor in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            begin, end = tensor["data_offsets"]
+            elements = math.prod(tensor["shape"])
+            bits = _DTYPE_BITS.get(tensor["dtype"])
+            fits = bits is None or 8 * (end - begin) == bits * elements
+            sound = 0 <= begin <= end and fits
+        except (KeyError, TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise ModelFilesError(f"{path} has a broken header: tensor {name!r} does not add up.")
+        spans.append((begin, end))
+    spans.sort()
+    if any(left[1] != right[0] for left, right in pairwise(spans)):
+        raise ModelFilesError(f"{path} has a broken header: its tensors overlap or leave gaps.")
+    return spans[-1][1]
