@@ -1,0 +1,83 @@
+"""What the two generating endpoints share: one set of deltas, sent as a stream or as a whole."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from typing import ClassVar, Generic, TypeVar
+
+from msgspec import UNSET, Struct, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from quire.serve.disconnect import unless_disconnected
+from quire.serve.generation import GenerationGroup, TextDelta
+from quire.serve.protocol import GenerationRequest, StreamOptions
+from quire.serve.responses import FinishReason, Usage, json_response
+from quire.serve.sse import DONE, EventStream, event
+
+Choice = TypeVar("Choice", bound=Struct)
+UsageField = Usage | None | UnsetType
+
+
+class Answer(ABC, Generic[Choice]):
+    """The answer to one request; subclasses give it the endpoint's wire format."""
+
+    id_prefix: ClassVar[str]
+
+    def __init__(self, model_id: str, group: GenerationGroup) -> None:
+        self.id = f"{self.id_prefix}-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        self.model_id = model_id
+        self.group = group
+
+    @abstractmethod
+    def opening(self) -> list[Choice]:
+        """Choices of the chunks that precede the first delta."""
+
+    @abstractmethod
+    def pieces(self, delta: TextDelta) -> list[Choice]:
+        """Choices of the chunks for one delta."""
+
+    @abstractmethod
+    def chunk(self, choices: list[Choice], usage: UsageField) -> Struct: ...
+
+    @abstractmethod
+    def whole(self, results: Sequence[tuple[str, FinishReason]]) -> Struct:
+        """The body for every sequence's text and finish reason, in the prompts' order."""
+
+    async def respond(self, request: Request, body: GenerationRequest) -> Response:
+        if body.stream:
+            options = body.stream_options or StreamOptions()
+            return EventStream(self._events(options), close=self.group.close)
+        try:
+            return json_response(await unless_disconnected(request, self._collect()))
+        finally:
+            self.group.close()
+
+    async def _collect(self) -> Struct:
+        texts: list[list[str]] = [[] for _ in self.group.generations]
+        reasons: dict[int, FinishReason] = {}
+        async for batch in self.group.deltas():
+            for delta in batch:
+                texts[delta.index].append(delta.text)
+                if delta.finish_reason is not None:
+                    reasons[delta.index] = delta.finish_reason
+        return self.whole([("".join(text), reasons[index]) for index, text in enumerate(texts)])
+
+    async def _events(self, options: StreamOptions) -> AsyncIterator[bytes]:
+        choices = self.opening()
+        usage: UsageField = None if options.include_usage else UNSET
+        async for batch in self.group.deltas():
+            for delta in batch:
+                choices += self.pieces(delta)
+            if options.continuous_usage_stats:
+                usage = self.group.usage
+            yield b"".join([event(self.chunk([choice], usage)) for choice in choices])
+            choices = []
+        if options.include_usage:
+            yield event(self.chunk([], self.group.usage)) + DONE
+        else:
+            yield DONE

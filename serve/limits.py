@@ -1,0 +1,122 @@
+"""What a request may ask of the server before anything looks at its meaning.
+
+Plain ASGI middleware: which Host a request may name, how large its body may be and how slowly it
+may arrive. Decisions use ``scope["path"]`` and the raw headers, never ``request.url``, which a
+forged Host header can bend.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from quire.serve.errors import ApiError
+
+MAX_BODY_BYTES: Final = 2 * 1024 * 1024
+BODY_IDLE_TIMEOUT: Final = 10.0  # seconds
+
+LOOPBACK_HOSTS: Final = ("localhost", "*.localhost", "127.0.0.1", "[::1]")
+
+# Part of the body is still unread, so the connection cannot be used again.
+_CLOSE: Final = {"Connection": "close"}
+
+
+async def read_json(request: Request) -> bytes:
+    """The body. Raises :class:`ApiError` (415) where it does not claim to be JSON.
+
+    A page of another site can make a browser post text/plain here, but not application/json.
+    """
+    kind = request.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() != "application/json":
+        raise ApiError(415, "Send the body as JSON, with Content-Type: application/json.")
+    return await request.body()
+
+
+class AllowedHosts:
+    """Answers 403 to a Host header that names none of ``hosts``.
+
+    This is the guard against DNS rebinding, by which a web page reaches a server on the loopback
+    interface under the page's own name. ``*.example`` stands for every name below example.
+    Requests without a Host header pass: browsers always send one.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+        self._app = app
+        self._names = {host.lower() for host in hosts if not host.startswith("*")}
+        self._suffixes = tuple(host[1:].lower() for host in hosts if host.startswith("*."))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            for host in Headers(scope=scope).getlist("host"):
+                name = _host_name(host)
+                if name not in self._names and not name.endswith(self._suffixes):
+                    message = f"This server does not answer to the host {name[:200]!r}."
+                    error = ApiError(403, message, code="host_not_allowed", headers=_CLOSE)
+                    await error.response(scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
+
+
+def _host_name(header: str) -> str:
+    """The Host header without port and trailing dot, in lower case."""
+    name = header.strip().lower()
+    if name.startswith("["):
+        return name[: name.find("]") + 1]
+    return name.partition(":")[0].removesuffix(".")
+
+
+class BodyLimits:
+    """Answers 413 to a body over ``max_bytes`` and 408 to one that stops arriving.
+
+    ``idle_timeout`` is in seconds, from one piece of the body to the next. The errors are raised
+    from ``receive``, so the application inside must turn :class:`ApiError` into a response.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_bytes: int = MAX_BODY_BYTES,
+        idle_timeout: float = BODY_IDLE_TIMEOUT,
+    ) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._idle_timeout = idle_timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._max_bytes:
+            await self._too_large().response(scope, receive, send)
+            return
+        received = 0
+        complete = False
+
+        async def limited_receive() -> Message:
+            nonlocal received, complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout(self._idle_timeout):
+                    message = await receive()
+            except TimeoutError:
+                message_text = f"No data for {self._idle_timeout:g} s; the body is not complete."
+                raise ApiError(408, message_text, headers=_CLOSE) from None
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise self._too_large()
+            complete = not message.get("more_body", False)
+            return message
+
+        await self._app(scope, limited_receive, send)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(
+            413, f"The body is over this server's {self._max_bytes} bytes.", headers=_CLOSE
+        )

@@ -1,0 +1,153 @@
+"""Messages and prompts to token ids: the model's chat template, in a sandbox, and its tokenizer.
+
+The template comes from the model's own files, never from a request, and still runs in jinja2's
+sandbox, since downloading a model should not be enough to run its code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NoReturn, TypeVar
+
+import jinja2
+import msgspec
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from quire.serve.errors import invalid
+from quire.serve.protocol import AssistantMessage, Content, DeveloperMessage, Message
+
+# Characters from which rendering and encoding are moved off the event loop: about a millisecond.
+LONG_TEXT: Final = 4096
+
+T = TypeVar("T")
+
+
+class _GenerationBlock(Extension):
+    """``{% generation %}`` marks an assistant's turn for training; here it is transparent."""
+
+    tags: set[str] = {"generation"}  # noqa: RUF012 - the base class declares it this way
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(value: object, indent: int | None = None, **options: Any) -> str:
+    # jinja2's own filter escapes HTML, which no model was trained on.
+    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.datetime.now().strftime(format)
+
+
+class ChatTemplate:
+    """A compiled chat template. Raises ``jinja2.TemplateSyntaxError`` if it does not compile.
+
+    ``special_tokens`` are variables of the template: bos_token, eos_token and so on.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, object]) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", _GenerationBlock],
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        self._template = environment.from_string(source)
+        self._special_tokens = dict(special_tokens)
+        self.knows_developer = "developer" in source
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt up to where the assistant speaks. Raises :class:`ApiError` (400)."""
+        turns = [_as_turn(message, i, self.knows_developer) for i, message in enumerate(messages)]
+        try:
+            return self._template.render(
+                messages=turns,
+                add_generation_prompt=True,
+                tools=None,
+                documents=None,
+                **self._special_tokens,
+            )
+        except Exception as error:
+            # Whatever the model's template raises, it raises about these messages.
+            raise invalid(
+                "messages", f"The model's chat template refuses these messages: {error}"
+            ) from error
+
+
+def _as_turn(message: Message, index: int, knows_developer: bool) -> dict[str, Any]:
+    """A message as templates expect it: a plain dict with text content and no absent keys."""
+    turn: dict[str, Any] = msgspec.to_builtins(message)
+    turn = {key: value for key, value in turn.items() if value is not None}
+    turn.pop("annotations", None)
+    turn["content"] = _text_of(message.content)
+    if isinstance(message, DeveloperMessage) and not knows_developer:
+        turn["role"] = "system"
+    if isinstance(message, AssistantMessage):
+        for i, call in enumerate(message.tool_calls or []):
+            param = f"messages[{index}].tool_calls[{i}].function.arguments"
+            # Templates write the arguments out as JSON themselves, from an object.
+            turn["tool_calls"][i]["function"]["arguments"] = _parse_arguments(
+                call.function.arguments, param
+            )
+    return turn
+
+
+def _text_of(content: Content | None) -> str | None:
+    if isinstance(content, list):
+        return "".join(part.text for part in content)
+    return content
+
+
+def _parse_arguments(text: str, param: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(text or "{}", type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        raise invalid(param, f"{param} must be a JSON object, as text.") from None
+
+
+async def _run_sized(characters: int, work: Callable[[], T]) -> T:
+    """Long texts are worked on in a thread, so that running streams are not held up."""
+    return await asyncio.to_thread(work) if characters > LONG_TEXT else work()
+
+
+async def encode_chat(
+    tokenizer: Tokenizer, template: ChatTemplate | None, messages: Sequence[Message]
+) -> list[int]:
+    """Token ids of a rendered chat. Raises :class:`ApiError` (400)."""
+    if template is None:
+        raise invalid(
+            "messages", "This model has no chat template; send a prompt to /v1/completions."
+        )
+    characters = sum(len(_text_of(message.content) or "") for message in messages)
+    # The template writes the special tokens itself.
+    return await _run_sized(
+        characters,
+        lambda: tokenizer.encode(template.render(messages), add_special_tokens=False).ids,
+    )
+
+
+async def encode_texts(
+    tokenizer: Tokenizer, texts: Sequence[str], *, add_special_tokens: bool = True
+) -> list[list[int]]:
+    """Token ids of each text, with the special tokens the tokenizer adds unless told not to."""
+    return await _run_sized(
+        sum(map(len, texts)),
+        lambda: [
+            tokenizer.encode(text, add_special_tokens=add_special_tokens).ids for text in texts
+        ],
+    )

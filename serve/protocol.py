@@ -1,0 +1,319 @@
+"""Requests as they arrive, after OpenAI's schema for chat completions and completions.
+
+A field is honoured, or has no effect by OpenAI's own definition, or is refused by name: nothing is
+accepted and forgotten. Fields that exist in the schema but not here yet are declared all the same,
+so that a value that means "off" passes and any other gets a 400 that says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Generic, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from quire.serve.errors import ApiError, invalid
+
+MAX_MESSAGES: Final = 1024
+MAX_PROMPTS: Final = 1024
+
+NonEmptyStr = Annotated[str, Meta(min_length=1)]
+TokenId = Annotated[int, Meta(ge=0)]
+StopStrings = NonEmptyStr | Annotated[list[NonEmptyStr], Meta(min_length=1, max_length=4)]
+PositiveInt = Annotated[int, Meta(ge=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+
+
+class TextPart(Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
+    text: str
+
+
+Content = str | list[TextPart]
+
+
+class FunctionCall(Struct, forbid_unknown_fields=True):
+    name: str
+    arguments: str  # a JSON object, as text
+
+
+class ToolCall(Struct, tag_field="type", tag="function", forbid_unknown_fields=True):
+    id: str
+    function: FunctionCall
+
+
+class SystemMessage(Struct, tag_field="role", tag="system", forbid_unknown_fields=True):
+    content: Content
+    name: str | None = None
+
+
+class DeveloperMessage(Struct, tag_field="role", tag="developer", forbid_unknown_fields=True):
+    content: Content
+    name: str | None = None
+
+
+class UserMessage(Struct, tag_field="role", tag="user", forbid_unknown_fields=True):
+    content: Content
+    name: str | None = None
+
+
+class AssistantMessage(Struct, tag_field="role", tag="assistant", forbid_unknown_fields=True):
+    content: Content | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    # A reply that is sent back carries these; only their empty values mean nothing.
+    refusal: str | None = None
+    audio: Any = None
+    function_call: Any = None
+    annotations: list[Any] | None = None
+
+
+class ToolMessage(Struct, tag_field="role", tag="tool", forbid_unknown_fields=True):
+    content: Content
+    tool_call_id: str
+    name: str | None = None
+
+
+Message = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
+Messages = Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
+
+
+class StreamOptions(Struct, forbid_unknown_fields=True):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # a server may leave obfuscation out
+    continuous_usage_stats: bool | None = None  # usage so far on every chunk
+
+
+class GenerationRequest(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The fields that chat completions and completions share."""
+
+    model: str
+
+    max_tokens: PositiveInt | None = None  # None: as many as the context still holds
+    min_tokens: Annotated[int, Meta(ge=0)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: StopStrings | None = None
+    stop_token_ids: list[TokenId] | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    # No effect on the answer, by definition.
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: Any = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+
+    # Not supported yet: see REFUSED.
+    n: int | None = None
+    logit_bias: dict[str, float] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: float | None = None
+
+    @property
+    def stop_strings(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def token_limit(self) -> tuple[int | None, str]:
+        """The most tokens to generate, and the field that says so."""
+        return self.max_tokens, "max_tokens"
+
+
+class ChatCompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
+    messages: Messages
+    max_completion_tokens: PositiveInt | None = None
+    parallel_tool_calls: bool | None = None  # says how tools are called, so nothing without tools
+
+    # Not supported yet: see REFUSED.
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    functions: list[Any] | None = None
+    function_call: Any = None
+    response_format: Any = None
+    modalities: list[str] | None = None
+    audio: Any = None
+    prediction: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None
+    moderation: Any = None
+
+    @property
+    def token_limit(self) -> tuple[int | None, str]:
+        if self.max_completion_tokens is not None:
+            return self.max_completion_tokens, "max_completion_tokens"
+        return self.max_tokens, "max_tokens"
+
+
+class CompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
+    prompt: str | Annotated[list[str | int | list[TokenId]], Meta(min_length=1)]
+
+    # Not supported yet: see REFUSED.
+    logprobs: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One entry per sequence. Raises :class:`ApiError` where the list mixes forms."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        forms = {type(item) for item in self.prompt}
+        if len(forms) > 1:
+            raise invalid(
+                "prompt", "prompt is a string, strings, token ids or lists of token ids, not a mix."
+            )
+        if forms == {int}:
+            return [[item for item in self.prompt if isinstance(item, int)]]
+        if len(self.prompt) > MAX_PROMPTS:
+            raise invalid("prompt", f"prompt has {len(self.prompt)} entries; send {MAX_PROMPTS}.")
+        return [item for item in self.prompt if not isinstance(item, int)]
+
+
+class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Exactly one of ``prompt`` and ``messages``."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool | None = None  # None: as a completion or a chat would
+
+
+class DetokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
+    model: str | None = None
+    tokens: list[TokenId]
+
+
+# Fields that would change the answer and are not supported yet, with the values, besides null,
+# that ask for nothing.
+REFUSED: Final[Mapping[str, tuple[object, ...]]] = {
+    "n": (1,),
+    "logit_bias": ({},),
+    "presence_penalty": (0.0,),
+    "frequency_penalty": (0.0,),
+    "repetition_penalty": (1.0,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": (),
+    "verbosity": (),
+    "web_search_options": (),
+    "moderation": (),
+    "echo": (False,),
+    "suffix": (),
+    "best_of": (1,),
+}
+
+
+def _refuse_unsupported(body: GenerationRequest) -> None:
+    for field, harmless in REFUSED.items():
+        value = getattr(body, field, None)
+        # Types must agree too: 0 == False in Python, and logprobs=0 asks for something.
+        if value is None or any(value == off and type(value) is type(off) for off in harmless):
+            continue
+        raise invalid(field, f"{field}={_brief(value)} is not supported yet; leave {field} out.")
+
+
+def _refuse_in_messages(messages: list[Message]) -> None:
+    for i, message in enumerate(messages):
+        if not isinstance(message, AssistantMessage):
+            continue
+        for field in ("refusal", "audio", "function_call"):
+            if getattr(message, field) is not None:
+                param = f"messages[{i}].{field}"
+                raise invalid(param, f"{param} is not supported yet; leave it out.")
+        if message.content is None and not message.tool_calls:
+            param = f"messages[{i}].content"
+            raise invalid(param, f"{param} may be null only beside tool_calls.")
+
+
+def _check(body: Struct) -> None:
+    """The rules that span fields. Raises :class:`ApiError`."""
+    if isinstance(body, GenerationRequest):
+        _refuse_unsupported(body)
+        if body.stream_options is not None and not body.stream:
+            raise invalid("stream_options", "stream_options is only allowed with stream=true.")
+        if body.stop_token_ids and max(body.stop_token_ids) >= 2**31:
+            raise invalid("stop_token_ids", "stop_token_ids holds ids outside any vocabulary.")
+    if isinstance(body, ChatCompletionRequest):
+        _refuse_in_messages(body.messages)
+        limits = {body.max_tokens, body.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise invalid(
+                "max_tokens", "max_tokens and max_completion_tokens differ; send the latter only."
+            )
+    if isinstance(body, TokenizeRequest):
+        if (body.prompt is None) == (body.messages is None):
+            raise invalid("prompt", "Send either prompt or messages.")
+        if body.messages is not None:
+            _refuse_in_messages(body.messages)
+
+
+def _brief(value: object) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+_NAMED = re.compile(r"Object (contains unknown|missing required) field `(.*)`$", re.DOTALL)
+_AT = re.compile(r"^(.*) - at `\$\.?(.*)`$", re.DOTALL)
+
+
+def _from_validation(error: msgspec.ValidationError) -> ApiError:
+    """msgspec's message and JSON path as a message and OpenAI's ``param``."""
+    message = str(error)
+    at = _AT.match(message)
+    reason, path = (at[1], at[2]) if at else (message, "")
+    if named := _NAMED.match(reason):
+        param = f"{path}.{named[2]}" if path else named[2]
+        if named[1].startswith("missing"):
+            return invalid(param, f"{param} is required.")
+        return invalid(param, f"{param} is not a field this server knows; leave it out.")
+    if not path:
+        return invalid(None, f"The body must be a JSON object: {reason}.")
+    if path.endswith(".type") and reason.startswith("Invalid value"):
+        return invalid(path, f"{path}: only text is supported. {reason}.")
+    return invalid(path, f"{path}: {reason}.")
+
+
+T = TypeVar("T", bound=Struct)
+
+
+class RequestDecoder(Generic[T]):
+    """JSON bytes to a checked request of one type."""
+
+    def __init__(self, kind: type[T]) -> None:
+        self._decoder = msgspec.json.Decoder(kind)
+
+    def decode(self, body: bytes) -> T:
+        """Raises :class:`ApiError` (400) for anything that is not a valid request."""
+        try:
+            request = self._decoder.decode(body)
+        except msgspec.ValidationError as error:
+            raise _from_validation(error) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise invalid(None, f"The body is not valid JSON: {error}.") from None
+        except RecursionError:
+            raise invalid(None, "The body's JSON is nested too deeply.") from None
+        _check(request)
+        return request

@@ -1,0 +1,116 @@
+"""Responses as they leave, after OpenAI's schema.
+
+Keys that the schema requires but allows to be null are always present; ``UNSET`` keys are left out.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+from starlette.responses import Response
+
+FinishReason = Literal["stop", "length"]
+
+encode = msgspec.json.Encoder().encode
+
+
+def json_response(content: Struct, status: int = 200) -> Response:
+    return Response(encode(content), status, media_type="application/json")
+
+
+class PromptTokensDetails(Struct, frozen=True):
+    cached_tokens: int
+
+
+class Usage(Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+# ---- chat completions
+
+
+class AssistantReply(Struct, frozen=True):
+    content: str
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+class ChatChoice(Struct, frozen=True):
+    index: int
+    message: AssistantReply
+    finish_reason: FinishReason
+    logprobs: None = None
+
+
+class ChatCompletion(Struct, tag_field="object", tag="chat.completion", frozen=True):
+    id: str
+    created: int  # seconds since the epoch
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class Delta(Struct, frozen=True):
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChatChunkChoice(Struct, frozen=True):
+    index: int
+    delta: Delta
+    finish_reason: FinishReason | None = None
+    logprobs: None = None
+
+
+class ChatCompletionChunk(Struct, tag_field="object", tag="chat.completion.chunk", frozen=True):
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | UnsetType | None = UNSET
+
+
+# ---- completions: one shape, streamed or not
+
+
+class CompletionChoice(Struct, frozen=True):
+    index: int
+    text: str
+    finish_reason: FinishReason | None = None
+    logprobs: None = None
+
+
+class Completion(Struct, tag_field="object", tag="text_completion", frozen=True):
+    id: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | UnsetType | None = UNSET
+
+
+# ---- models and tokens
+
+
+class ModelCard(Struct, tag_field="object", tag="model", frozen=True):
+    id: str
+    created: int
+    owned_by: str = "quire"
+
+
+class ModelList(Struct, tag_field="object", tag="list", frozen=True):
+    data: list[ModelCard]
+
+
+class Tokenized(Struct, frozen=True):
+    tokens: list[int]
+    count: int
+    max_model_len: int | None  # null while the model is not ready
+
+
+class Detokenized(Struct, frozen=True):
+    prompt: str

@@ -1,0 +1,135 @@
+"""From a checked request and its prompts to sequences in the worker's queue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from quire.engine.messages import GenerateRequest, Ready, SamplingParams
+from quire.serve.backend import Backend
+from quire.serve.detokenizer import Detokenizer
+from quire.serve.errors import ApiError, invalid, unavailable
+from quire.serve.generation import Generation, GenerationGroup
+from quire.serve.protocol import GenerationRequest
+from quire.serve.tokenizer import ServedModel
+
+LOADING_RETRY_AFTER = 2  # seconds; a worker says when it is ready, not how long it will take
+
+
+def check_model(requested: str, model: ServedModel) -> None:
+    if requested != model.id:
+        raise ApiError(
+            404,
+            f"The model {requested[:200]!r} is not served here; use {model.id!r}.",
+            param="model",
+            code="model_not_found",
+        )
+
+
+def require_ready(backend: Backend) -> Ready:
+    """Raises :class:`ApiError` (503) while the worker takes no requests."""
+    if backend.info is None:
+        raise unavailable("The model is not ready yet; try again shortly.", LOADING_RETRY_AFTER)
+    return backend.info
+
+
+def start(
+    backend: Backend,
+    model: ServedModel,
+    body: GenerationRequest,
+    prompts: Sequence[Sequence[int]],
+    prompt_field: str,
+) -> GenerationGroup:
+    """Submit one sequence for each prompt, or none.
+
+    ``prompt_field`` is what errors about the prompts are blamed on. Raises :class:`ApiError` and
+    what :meth:`Backend.submit` raises.
+    """
+    info = require_ready(backend)
+    requests = [_build(backend, model, body, prompt, prompt_field, info) for prompt in prompts]
+    generations: list[Generation] = []
+    try:
+        for index, request in enumerate(requests):
+            generations.append(
+                Generation(
+                    index,
+                    backend.submit(request),
+                    len(request.prompt_token_ids),
+                    Detokenizer(model.token_bytes, request.prompt_token_ids),
+                    body.stop_strings,
+                    request.min_tokens,
+                )
+            )
+    except BaseException:
+        for generation in generations:
+            generation.close()
+        raise
+    return GenerationGroup(generations)
+
+
+def _build(
+    backend: Backend,
+    model: ServedModel,
+    body: GenerationRequest,
+    prompt: Sequence[int],
+    prompt_field: str,
+    info: Ready,
+) -> GenerateRequest:
+    if not prompt:
+        raise invalid(prompt_field, f"{prompt_field} has no tokens; send at least one.")
+    if max(prompt) >= info.vocab_size:
+        raise invalid(
+            prompt_field,
+            f"{prompt_field} holds the token id {max(prompt)}; the model has {info.vocab_size}.",
+        )
+    max_tokens = _token_limit(body, len(prompt), prompt_field, info.max_model_len)
+    min_tokens = body.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise invalid(
+            "min_tokens", f"min_tokens is {min_tokens}, more than the {max_tokens} allowed."
+        )
+    stop_token_ids = set(body.stop_token_ids or ())
+    if max(stop_token_ids, default=0) >= info.vocab_size:
+        raise invalid(
+            "stop_token_ids",
+            f"stop_token_ids holds {max(stop_token_ids)}; the model has {info.vocab_size} tokens.",
+        )
+    if not body.ignore_eos:
+        stop_token_ids.update(model.eos_token_ids)
+    return GenerateRequest(
+        request_id=backend.next_request_id(),
+        prompt_token_ids=list(prompt),
+        max_tokens=max_tokens,
+        sampling=_sampling(body),
+        min_tokens=min_tokens,
+        stop_token_ids=sorted(stop_token_ids),
+    )
+
+
+def _token_limit(
+    body: GenerationRequest, prompt_tokens: int, prompt_field: str, max_model_len: int
+) -> int:
+    requested, field = body.token_limit
+    wanted = 1 if requested is None else requested
+    if prompt_tokens + wanted > max_model_len:
+        asked = f" and {field} asks for {requested}" if requested is not None else ""
+        raise invalid(
+            prompt_field,
+            f"This model holds {max_model_len} tokens of prompt and answer together; the prompt "
+            f"has {prompt_tokens}{asked}. Shorten the prompt or ask for less.",
+            code="context_length_exceeded",
+        )
+    return max_model_len - prompt_tokens if requested is None else requested
+
+
+def _sampling(body: GenerationRequest) -> SamplingParams:
+    top_k = max(body.top_k or 0, 0)  # -1 says "off" too
+    top_p = 1.0 if body.top_p is None else body.top_p
+    if top_p == 0:
+        top_k, top_p = 1, 1.0
+    return SamplingParams(
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=body.min_p or 0.0,
+        seed=body.seed,
+    )

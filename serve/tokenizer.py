@@ -1,0 +1,135 @@
+"""A model's text side, read from its folder: tokenizer, chat template, special and EOS tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+import msgspec
+from tokenizers import Tokenizer
+
+from quire.serve.detokenizer import TokenBytes
+from quire.serve.prompt import ChatTemplate
+
+_SPECIAL_TOKENS: Final = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+
+
+class ModelFilesError(Exception):
+    """A file of the model is missing or unusable; the message names it and fits on a line."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What the HTTP layer knows of the model. ``created`` is in seconds since the epoch."""
+
+    id: str
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    eos_token_ids: tuple[int, ...]
+    created: int
+    token_bytes: TokenBytes
+
+
+def load_served_model(path: Path, served_model_name: str) -> ServedModel:
+    """Read a model folder in the Hugging Face layout. Raises :class:`ModelFilesError`."""
+    tokenizer = _load_tokenizer(path / "tokenizer.json")
+    config = _read_json(path / "tokenizer_config.json")
+    return ServedModel(
+        id=served_model_name,
+        tokenizer=tokenizer,
+        chat_template=_load_chat_template(path, config),
+        eos_token_ids=_eos_token_ids(path, config, tokenizer),
+        created=int(time.time()),
+        token_bytes=TokenBytes(tokenizer),
+    )
+
+
+def _load_tokenizer(file: Path) -> Tokenizer:
+    if not file.is_file():
+        raise ModelFilesError(f"{file} is missing; convert the model's tokenizer to this format.")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise ModelFilesError(f"{file} cannot be read as a tokenizer: {error}") from error
+    # Both may be left over from training; a server wants every token and no padding.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """A JSON object, empty if the file does not exist."""
+    if not file.is_file():
+        return {}
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ModelFilesError(f"{file} cannot be read as a JSON object: {error}") from error
+
+
+def _content(token: object) -> str | None:
+    """A special token is written as text or as an object with its text under "content"."""
+    if isinstance(token, Mapping):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _load_chat_template(path: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
+    file = path / "chat_template.jinja"
+    if file.is_file():
+        try:
+            source = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelFilesError(f"{file} cannot be read: {error}") from error
+    else:
+        file = path / "tokenizer_config.json"
+        named = config.get("chat_template")
+        if isinstance(named, list):
+            try:
+                named = {entry["name"]: entry["template"] for entry in named}.get("default")
+            except (TypeError, KeyError):
+                raise ModelFilesError(f"{file}: chat_template's entries need names.") from None
+        if named is None:
+            return None
+        if not isinstance(named, str):
+            raise ModelFilesError(f"{file}: chat_template must be text.")
+        source = named
+    special = {name: text for name in _SPECIAL_TOKENS if (text := _content(config.get(name)))}
+    try:
+        return ChatTemplate(source, special)
+    except jinja2.TemplateSyntaxError as error:
+        raise ModelFilesError(
+            f"{file}: the chat template has a syntax error on line {error.lineno}: {error.message}"
+        ) from error
+
+
+def _eos_token_ids(
+    path: Path, tokenizer_config: Mapping[str, Any], tokenizer: Tokenizer
+) -> tuple[int, ...]:
+    """From the first file that names any: generation_config, config, tokenizer_config."""
+    config = _read_json(path / "config.json")
+    text_config = config.get("text_config")
+    for source in (
+        _read_json(path / "generation_config.json"),
+        config,
+        text_config if isinstance(text_config, dict) else {},
+    ):
+        ids = source.get("eos_token_id")
+        ids = [ids] if isinstance(ids, int) else ids
+        if isinstance(ids, list) and ids:
+            return tuple(int(token_id) for token_id in ids)
+    text = _content(tokenizer_config.get("eos_token"))
+    token_id = None if text is None else tokenizer.token_to_id(text)
+    return () if token_id is None else (token_id,)

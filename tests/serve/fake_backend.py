@@ -1,0 +1,211 @@
+"""A backend that plays scripts of token ids, the model around it, and a server in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import uvicorn
+from quire.engine.messages import GenerateRequest, Ready, TokenOutput
+from quire.serve.backend import BackendError
+from quire.serve.detokenizer import TokenBytes
+from quire.serve.prompt import ChatTemplate
+from quire.serve.tokenizer import ServedModel
+from starlette.applications import Starlette
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+MODEL = "test/model"
+EOS = "<|end|>"
+MAX_MODEL_LEN = 256
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def byte_level_tokenizer(words: Sequence[str] = ()) -> Tokenizer:
+    """Byte-level BPE with the 256 bytes, ``words`` and nothing else; EOS is special."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {char: i for i, char in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(EOS, special=True)])
+    tokenizer.add_tokens(list(words))
+    return tokenizer
+
+
+def served_model(words: Sequence[str] = (), template: str | None = TEMPLATE) -> ServedModel:
+    tokenizer = byte_level_tokenizer(words)
+    return ServedModel(
+        id=MODEL,
+        tokenizer=tokenizer,
+        chat_template=None if template is None else ChatTemplate(template, {"eos_token": EOS}),
+        eos_token_ids=(tokenizer.token_to_id(EOS),),
+        created=1_700_000_000,
+        token_bytes=TokenBytes(tokenizer),
+    )
+
+
+def ready(vocab_size: int = 1000, max_model_len: int = MAX_MODEL_LEN) -> Ready:
+    return Ready(
+        architecture="fake",
+        device="cpu",
+        dtype="float32",
+        vocab_size=vocab_size,
+        max_model_len=max_model_len,
+        max_num_seqs=8,
+        block_size=16,
+        num_blocks=64,
+        weight_bytes=0,
+        kv_cache_bytes=0,
+    )
+
+
+Step = Sequence[int] | BackendError | Literal["hang"]
+
+
+@dataclass
+class Script:
+    """What one request generates: token ids of each output, then an error or a hang if any.
+
+    Token ids end as the worker's would: at a stop token or at max_tokens, and after the last step
+    with ``finish_reason``.
+    """
+
+    steps: Sequence[Step]
+    finish_reason: Literal["stop", "length", "abort", "error"] = "length"
+    cached_tokens: int = 0
+    error: str | None = None
+
+
+class FakeStream:
+    def __init__(self, request: GenerateRequest, script: Script) -> None:
+        self.request = request
+        self.close_reasons: list[str] = []
+        self.outputs_sent = 0
+        self.finished = False
+        self._script = script
+        self._closed = asyncio.Event()
+
+    @property
+    def active(self) -> bool:
+        return not self.finished and not self.close_reasons
+
+    def close(self, reason: Literal["stop", "abort"] = "abort") -> None:
+        if self.active:
+            self.close_reasons.append(reason)
+        self._closed.set()
+
+    async def __aiter__(self) -> AsyncIterator[TokenOutput]:
+        left = self.request.max_tokens
+        for number, step in enumerate(self._script.steps, start=1):
+            await asyncio.sleep(0)
+            if isinstance(step, BackendError):
+                self.finished = True
+                raise step
+            if isinstance(step, str):
+                await self._closed.wait()
+                return
+            token_ids: list[int] = []
+            reason: Any = None
+            for token_id in step:
+                token_ids.append(token_id)
+                left -= 1
+                if token_id in self.request.stop_token_ids:
+                    reason = "stop"
+                elif left == 0:
+                    reason = "length"
+                if reason is not None:
+                    break
+            if reason is None and number == len(self._script.steps):
+                reason = self._script.finish_reason
+            self.outputs_sent += 1
+            self.finished = reason is not None
+            yield TokenOutput(
+                self.request.request_id,
+                token_ids,
+                reason,
+                self._script.cached_tokens,
+                self._script.error if reason == "error" else None,
+            )
+            if self.finished:
+                return
+
+
+@dataclass
+class FakeBackend:
+    """Plays ``scripts`` to requests in order; the last one is repeated."""
+
+    scripts: list[Script] = field(default_factory=lambda: [Script([[0]])])
+    alive: bool = True
+    info: Ready | None = field(default_factory=ready)
+    refusal: BackendError | None = None  # raised by submit, after ``accept`` submissions
+    accept: int = 0
+    streams: list[FakeStream] = field(default_factory=list)
+    _ids: Iterator[int] = field(default_factory=itertools.count)
+
+    def next_request_id(self) -> int:
+        return next(self._ids)
+
+    def submit(self, request: GenerateRequest) -> FakeStream:
+        if self.refusal is not None and len(self.streams) >= self.accept:
+            raise self.refusal
+        script = self.scripts[min(len(self.streams), len(self.scripts) - 1)]
+        stream = FakeStream(request, script)
+        self.streams.append(stream)
+        return stream
+
+    def render_metrics(self, accept: str) -> tuple[bytes, str]:
+        return b"fake_total 1\n", "text/plain; version=0.0.4; charset=utf-8"
+
+    @property
+    def active(self) -> int:
+        return sum(stream.active for stream in self.streams)
+
+    def wait_until_idle(self) -> None:
+        """Returns once every submitted request has ended or was closed; fails after a while."""
+        deadline = time.monotonic() + 10
+        while self.active:
+            assert time.monotonic() < deadline, "a request is still running"
+            time.sleep(0.005)
+
+
+@dataclass(frozen=True)
+class Server:
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+
+@contextlib.contextmanager
+def serving(app: Starlette) -> Iterator[Server]:
+    """The app behind uvicorn on a free port of the loopback interface."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+        )
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            deadline = time.monotonic() + 10
+            while not server.started:
+                assert thread.is_alive()
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            yield Server("127.0.0.1", listener.getsockname()[1])
+        finally:
+            server.should_exit = True
+            thread.join()
