@@ -1,0 +1,110 @@
+"""The engine's loop: schedule a step, run it, hand out its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from quire.cache.block_pool import BlockPool
+from quire.cache.eviction import PolicyName, make_policy
+from quire.engine.messages import GenerateRequest, TokenOutput, WorkerStats
+from quire.engine.paged_model import PagedModel, page_model
+from quire.engine.runner import ModelRunner, Step
+from quire.engine.scheduler import Scheduler
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    num_blocks: int  # KV blocks, the scratch block included
+    block_size: int = 16  # tokens per block
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    eviction_policy: PolicyName = "lru"
+    # Encode a step while the one before it runs. Pays where encoding is cheap next to the step and
+    # page writes stay in place: not on the CPU, where encoding is computing.
+    encode_ahead: bool = False
+
+
+class Engine:
+    """Continuous batching of one model over paged KV. Single-threaded, like MLX itself.
+
+    Each :meth:`step` works one step ahead: while a step runs on the device, the next one is
+    scheduled and its graph is built from tokens that are not known yet.
+    """
+
+    def __init__(self, model: Any, config: EngineConfig, name: str | None = None) -> None:
+        """``model`` is an mlx-lm model, or one that has been paged already.
+
+        Raises:
+            UnsupportedModel: the architecture cannot run over pages.
+        """
+        if not isinstance(model, PagedModel):
+            model = page_model(model, name or model.model_type)
+        model.allocate(config.num_blocks, config.block_size)
+        self.config = config
+        self._pool = BlockPool(
+            config.num_blocks, config.block_size, make_policy(config.eviction_policy)
+        )
+        self.scheduler = Scheduler(
+            self._pool,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            model_name=model.name,
+        )
+        self._runner = ModelRunner(model)
+        self._next: Step | None = None
+        self._num_steps = 0
+
+    def submit(self, request: GenerateRequest) -> None:
+        """Queue a request. Raises what :meth:`Scheduler.submit` raises."""
+        self.scheduler.submit(request)
+
+    def abort(self, request_id: int) -> None:
+        self.scheduler.abort(request_id)
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work or self._next is not None
+
+    def step(self, receive: Callable[[], None] | None = None) -> list[TokenOutput]:
+        """Run one step and return its new tokens; the first step of a burst returns none.
+
+        ``receive`` is called at the last moment at which a request submitted or aborted can still
+        take part in the step that is built next.
+        """
+        running, self._next = self._next, None
+        if running is not None and not running.launched:
+            self._runner.launch(running)
+        if receive is not None:
+            receive()
+        batch = self.scheduler.schedule()
+        if batch is not None:
+            self._next = self._runner.build(batch, running)
+            if self.config.encode_ahead:
+                self._runner.launch(self._next)
+        if running is None:
+            return []
+        tokens = self._runner.collect(running)
+        self._num_steps += 1
+        return self.scheduler.commit(running.batch, tokens)
+
+    def stats(self) -> WorkerStats:
+        scheduler, pool = self.scheduler, self._pool
+        return WorkerStats(
+            requests_running=len(scheduler.running),
+            requests_waiting=len(scheduler.waiting),
+            blocks_used=pool.num_used,
+            blocks_cached=pool.num_cached,
+            blocks_free=pool.num_free,
+            memory_active=mx.get_active_memory(),
+            memory_cache=mx.get_cache_memory(),
+            memory_peak=mx.get_peak_memory(),
+            steps=self._num_steps,
+            preemptions=scheduler.stats.preemptions,
+            evictions=pool.num_evictions,
+            prefix_queries=scheduler.stats.prefix_queries,
+            prefix_hits=scheduler.stats.prefix_hits,
+        )

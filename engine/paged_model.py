@@ -1,0 +1,158 @@
+"""A model made ready for pages: caches replaced, shapes probed, unwanted rows dropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt_cache
+
+from quire.cache.pages import LayerPages
+from quire.engine.errors import UnsupportedModel
+from quire.engine.paging import PagedLayer, StepContext, install
+from quire.kernels.kv_write import Slots
+from quire.kernels.paged_attention import DecodeGroup, RaggedBatch
+
+# What mlx-lm's model files call the norm between the last layer and the head.
+_FINAL_NORMS = (
+    "norm",
+    "ln_f",
+    "final_layernorm",
+    "norm_f",
+    "final_norm",
+    "embedding_norm",
+    "out_norm",
+    "output_norm",
+    "final_layer_norm",
+    "ln_out",
+    "ln_final",
+)
+_PROBE_BLOCK_SIZE = 8
+
+
+@dataclass(frozen=True)
+class PagedModel:
+    """Runs (T,) token ids over the pages that ``context`` describes."""
+
+    model: nn.Module
+    name: str
+    context: StepContext
+    layers: list[PagedLayer]  # those that store keys and values
+    _cache: list[Any]
+    _selects_rows: bool
+
+    def __call__(self, token_ids: mx.array) -> mx.array:
+        """(T,) int token ids -> (R, vocab) logits of the wanted rows."""
+        logits: mx.array = self.model(token_ids[:, None], cache=self._cache)
+        rows = self.context.wanted_rows
+        if rows is not None and not self._selects_rows:
+            logits = logits[rows]
+        return logits[:, 0]
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that one token takes in the pages of all layers."""
+        return sum(layer.shape.bytes_per_token for layer in self.layers if layer.shape)
+
+    def allocate(self, num_blocks: int, block_size: int) -> None:
+        """Give every layer its pages, in the shapes the probe showed."""
+        self.context.num_blocks = num_blocks
+        self.context.block_size = block_size
+        for layer in self.layers:
+            assert layer.shape is not None
+            layer.pages = LayerPages(layer.shape, num_blocks, block_size)
+
+
+def page_model(model: nn.Module, name: str) -> PagedModel:
+    """Put ``model`` over pages and learn their shapes by running one token through it.
+
+    Raises:
+        UnsupportedModel: the architecture keeps other state than keys and values, or does something
+            with them that attention over pages cannot follow.
+    """
+    install()
+    context = StepContext()
+    cache, layers = _replace_caches(model, context, name)
+    context.num_blocks, context.block_size = 2, _PROBE_BLOCK_SIZE
+    context.positions = mx.array([0], mx.int32)
+    context.slots = Slots(mx.array([1], mx.int32), mx.array([0], mx.int32))
+    context.batch = RaggedBatch(
+        [DecodeGroup(0, np.array([1], np.int32), np.array([[1]], np.int32))], []
+    )
+    paged = PagedModel(model, name, context, layers, cache, _select_wanted_rows(model, context))
+    try:
+        mx.eval(paged(mx.array([0])))
+    except Exception as error:  # whatever a model file does with a cache it does not know
+        reason = f"it does not run over KV pages ({type(error).__name__}: {error})"
+        raise UnsupportedModel(name, reason.replace("\n", " ")) from error
+    # Models that share keys and values between layers leave some caches unused.
+    layers[:] = [layer for layer in layers if layer.shape is not None]
+    if not layers:
+        raise UnsupportedModel(name, "it computes attention without storing keys and values")
+    return paged
+
+
+def _replace_caches(
+    model: nn.Module, context: StepContext, name: str
+) -> tuple[list[Any], list[PagedLayer]]:
+    """The model's cache list with every KV cache replaced, and the replacements in order."""
+    layers: list[PagedLayer] = []
+
+    def replace(cache: Any) -> Any:
+        if cache is None:
+            return None
+        if type(cache) is CacheList:
+            return CacheList(*(replace(part) for part in cache.caches))
+        if type(cache) is KVCache:
+            window = None
+        elif type(cache) is RotatingKVCache and cache.keep == 0:
+            window = cache.max_size
+        else:
+            raise UnsupportedModel(name, _why_not(type(cache).__name__))
+        layers.append(PagedLayer(context, window))
+        return layers[-1]
+
+    return [replace(cache) for cache in make_prompt_cache(model)], layers
+
+
+def _why_not(cache_type: str) -> str:
+    if cache_type == "ArraysCache":
+        return "it has recurrent layers, whose state cannot be kept in KV pages"
+    return f"its layers keep a {cache_type}, which has no paged form"
+
+
+class _WantedRows(nn.Module):
+    """Keeps only the wanted rows, in front of a model's final norm and head."""
+
+    def __init__(self, norm: nn.Module, context: StepContext) -> None:
+        super().__init__()
+        # Kept out of the module tree, so that parameters keep their names.
+        object.__setattr__(self, "_norm", norm)
+        object.__setattr__(self, "_context", context)
+
+    def __call__(self, hidden: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        rows = self._context.wanted_rows
+        output: mx.array = self._norm(hidden if rows is None else hidden[rows], *args, **kwargs)
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_norm"), name)
+
+
+def _select_wanted_rows(model: nn.Module, context: StepContext) -> bool:
+    """Drop unwanted rows before the final norm, where the model has one beside its layers.
+
+    Returns whether it was found; if not, the model computes logits for every row.
+    """
+    for _, module in model.named_modules():
+        if not any(isinstance(module.get(name), list) for name in ("layers", "h", "blocks")):
+            continue
+        for name in _FINAL_NORMS:
+            norm = module.get(name)
+            if isinstance(norm, nn.Module):
+                setattr(module, name, _WantedRows(norm, context))
+                return True
+    return False

@@ -1,0 +1,179 @@
+"""Runs unmodified mlx-lm models over KV pages.
+
+Every scheduled token is a batch row of its own: a model sees inputs of shape (T, 1). Each attention
+layer is given a :class:`PagedLayer` where it expects its cache: `offset` is the position of each
+row, and `update_and_fetch` writes the rows' keys and values to their slots and returns handles
+instead of arrays. `mx.fast.scaled_dot_product_attention` is wrapped once; where it meets a handle,
+the call goes to attention over pages. mlx-lm looks the function up at each call, so this one seam
+covers every architecture that uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from quire.cache.pages import LayerPages, PageShape
+from quire.kernels.kv_write import Slots
+from quire.kernels.paged_attention import ExtraScores, RaggedBatch, paged_attention
+
+_sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention
+
+
+class WindowMask(NamedTuple):
+    """Stands in for the mask of a sliding-window layer."""
+
+    size: int  # tokens a row sees, itself included
+
+
+class StepContext:
+    """The arrays of the step being built, shared by all layers."""
+
+    num_blocks: int
+    block_size: int
+    positions: mx.array  # (T,) int32
+    slots: Slots
+    batch: RaggedBatch
+    wanted_rows: mx.array | None = None  # rows whose logits are wanted; None: all
+
+
+class PagedLayer:
+    """Stands in for the KV cache of one attention layer."""
+
+    def __init__(self, context: StepContext, window: int | None) -> None:
+        self._context = context
+        self.window = window
+        self.pages: LayerPages | None = None
+        self.shape: PageShape | None = None
+
+    def __bool__(self) -> bool:
+        return True  # mlx-lm asks `if cache`
+
+    @property
+    def offset(self) -> mx.array:
+        return self._context.positions
+
+    def make_mask(
+        self, num_tokens: int, return_array: bool = False, window_size: int | None = None
+    ) -> WindowMask | None:
+        """What the layer hands on to attention; models that compute with it cannot be paged."""
+        window = window_size or self.window
+        return None if window is None else WindowMask(window)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[PageHandle, PageHandle]:
+        """Write (T, heads, 1, dim) rows to their slots and return handles to all pages."""
+        if self.pages is None:
+            self.shape = PageShape(
+                keys.shape[1],
+                keys.shape[3],
+                values.shape[1],
+                values.shape[3],
+                keys.dtype,
+                values.dtype,
+            )
+            # The first row ever seen is the probe's: learn the shapes from it.
+            self.pages = LayerPages(self.shape, self._context.num_blocks, self._context.block_size)
+        self.pages.write(self._context.slots, keys, values)
+        return self.keys_and_values()
+
+    def keys_and_values(self) -> tuple[PageHandle, PageHandle]:
+        return PageHandle(self, "keys"), PageHandle(self, "values")
+
+    def attend(
+        self,
+        queries: mx.array,
+        handles: tuple[PageHandle, PageHandle],
+        scale: float,
+        window: int | None,
+        sinks: mx.array | None,
+        extra: ExtraScores | None,
+    ) -> mx.array:
+        keys, values = handles
+        return paged_attention(
+            queries,
+            keys.pages,
+            values.pages,
+            self._context.batch,
+            scale=scale,
+            window=window or self.window,
+            sinks=sinks,
+            extra=extra,
+        )
+
+
+class PageHandle:
+    """The pages of one layer, seen by the model as its keys or values.
+
+    Not an array: any use but attention fails loudly.
+    """
+
+    __slots__ = ("_field", "layer")
+
+    def __init__(self, layer: PagedLayer, field: str) -> None:
+        self.layer = layer
+        self._field = field
+
+    @property
+    def pages(self) -> mx.array:
+        pages: mx.array = getattr(self.layer.pages, self._field)
+        return pages
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.pages.dtype
+
+    def astype(self, dtype: mx.Dtype) -> PageHandle:
+        return self  # models upcast keys for precision; attention over pages sees to that itself
+
+    def swapaxes(self, first: int, second: int) -> _TransposedHandle:
+        return _TransposedHandle(self)
+
+
+# MLA adds the scores of a rotary part, `q_pe @ k_pe.swapaxes(-1, -2)`, to those of the latent part
+# through attention's mask. The two classes below carry that product as far as attention. They
+# derive from mx.array because Python tries a subclass's __rmatmul__ before array.__matmul__.
+
+
+class _TransposedHandle(mx.array):
+    def __init__(self, handle: PageHandle) -> None:
+        super().__init__(0)
+        self.handle = handle
+
+    def __rmatmul__(self, queries: mx.array) -> _HandleScores:
+        return _HandleScores(queries, self.handle)
+
+
+class _HandleScores(mx.array):
+    def __init__(self, queries: mx.array, handle: PageHandle) -> None:
+        super().__init__(0)
+        self.queries = queries
+        self.handle = handle
+
+
+def _dispatch(
+    queries: mx.array,
+    keys: Any,
+    values: Any,
+    *,
+    scale: float,
+    mask: Any = None,
+    sinks: mx.array | None = None,
+    **options: Any,
+) -> mx.array:
+    if type(keys) is not PageHandle:
+        return _sdpa(queries, keys, values, scale=scale, mask=mask, sinks=sinks, **options)
+    window, extra = None, None
+    if type(mask) is WindowMask:
+        window = mask.size
+    elif type(mask) is _HandleScores:
+        extra = ExtraScores(mask.queries, mask.handle.pages)
+    elif mask is not None:
+        raise TypeError(f"attention over pages cannot apply a mask of type {type(mask).__name__}")
+    return keys.layer.attend(queries, (keys, values), scale, window, sinks, extra)
+
+
+def install() -> None:
+    """Wrap MLX's attention. Calls without page handles are unchanged; idempotent."""
+    mx.fast.scaled_dot_product_attention = _dispatch  # type: ignore[assignment]
