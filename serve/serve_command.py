@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ from quire.serve.console import (
     print_ready,
     server_url,
 )
+from quire.serve.limits import LOOPBACK_HOSTS
 from quire.serve.metrics import HTTPMetricsMiddleware, Metrics
 from quire.serve.model_files import resolve_model
 from quire.serve.settings import ServeSettings
@@ -135,7 +137,12 @@ class ModelServer:
 
         metrics = Metrics()
         client = WorkerClient(metrics, settings.max_num_seqs + settings.max_queue)
-        app = create_app(client, model)
+        app = create_app(
+            client,
+            model,
+            allowed_hosts=accepted_hosts(settings, listener.getsockname()[0]),
+            max_body_bytes=settings.max_body_size,
+        )
         self.http = _HTTPServer(
             uvicorn.Config(
                 HTTPMetricsMiddleware(app, metrics),
@@ -214,6 +221,18 @@ class ModelServer:
             await self._supervisor.drain(self._settings.drain_timeout)
         finally:
             self._supervisor.stop()
+
+
+def accepted_hosts(settings: ServeSettings, address: str) -> tuple[str, ...] | None:
+    """The Host headers to answer to; None for any.
+
+    On a loopback ``address`` a foreign name can only come from a web page that rebound its own
+    name to this machine. On any other the server's names are unknown until the user lists them.
+    """
+    if ipaddress.ip_address(address.partition("%")[0]).is_loopback or settings.allowed_hosts:
+        return (*LOOPBACK_HOSTS, *settings.allowed_hosts)
+    logger.warning("listening on %s: every machine that reaches it can use the model", address)
+    return None
 
 
 def worker_config(settings: ServeSettings, model_path: str) -> WorkerConfig:
