@@ -213,6 +213,8 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 def _tasks(args: argparse.Namespace) -> list[Task]:
     tasks: list[Task] = []
+    if args.clients < 1 or args.rounds < 1:
+        raise ValueError("--clients and --rounds must be at least 1")
     for item in args.workloads.split(","):
         name = next((name for name in WORKLOADS if name == item), None)
         if name is not None:

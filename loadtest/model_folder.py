@@ -23,7 +23,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-_INIT_STD = 0.02
+_EMBEDDING_STD = 0.02
 # Embeddings are also the output head, so tokens with small rows have logits near zero and are
 # never the most likely: a greedy answer is printable ASCII and runs to max_tokens.
 _QUIET = 0.01
@@ -138,12 +138,17 @@ def _write_safetensors(path: Path, shape: ModelShape, seed: int) -> None:
 def _tensor(rng: np.random.Generator, name: str, dims: tuple[int, ...]) -> npt.NDArray[np.float32]:
     if name.endswith("norm.weight"):
         return np.ones(dims, np.float32)
-    values = rng.standard_normal(dims, np.float32) * np.float32(_INIT_STD)
+    values = rng.standard_normal(dims, np.float32)
     if name == "model.embed_tokens.weight":
+        values *= np.float32(_EMBEDDING_STD)
         quiet = np.ones(dims[0], bool)
         first_byte = len(SPECIAL_TOKENS)
         quiet[first_byte + ord(" ") : first_byte + ord("~") + 1] = False
         values[quiet] *= np.float32(_QUIET)
+    else:
+        # Larger than a training start, so that attention moves the answer: a server that loses
+        # context gives other text.
+        values *= np.float32(dims[1] ** -0.5)
     return values
 
 

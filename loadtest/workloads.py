@@ -64,7 +64,7 @@ def words(rng: Random, length: int) -> str:
     """Exactly ``length`` characters of random words."""
     parts: list[str] = []
     total = 0
-    while total < length:
+    while total <= length:  # the last word's space is not part of the text
         parts.append(rng.choice(_WORDS))
         total += len(parts[-1]) + 1
     text = " ".join(parts)[:length]
@@ -86,7 +86,7 @@ def _mixed_length(rng: Random, median: int) -> int:
 
 def conversations(spec: WorkloadSpec) -> list[Conversation]:
     """All conversations of a run. Each depends on (seed, name, its index) only."""
-    chars = spec.prompt_chars or DEFAULT_PROMPT_CHARS[spec.name]
+    chars = DEFAULT_PROMPT_CHARS[spec.name] if spec.prompt_chars is None else spec.prompt_chars
     if spec.requests < 1:
         raise ValueError("--requests must be at least 1")
     if spec.max_tokens < 1:

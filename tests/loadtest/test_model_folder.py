@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from quire.loadtest.model_folder import SPECIAL_TOKENS, ModelShape, _bfloat16_bits, make_model
+
+TINY = ModelShape(
+    hidden=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    intermediate=48,
+    vocab=300,
+    max_position=256,
+)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    data = path.read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + size])
+    header.pop("__metadata__")
+    dtypes = {"F32": np.float32, "BF16": np.uint16}
+    tensors = {}
+    for name, entry in header.items():
+        start, end = entry["data_offsets"]
+        flat = np.frombuffer(data[8 + size + start : 8 + size + end], dtypes[entry["dtype"]])
+        tensors[name] = flat.reshape(entry["shape"])
+    assert max(e["data_offsets"][1] for e in header.values()) == len(data) - 8 - size
+    return tensors
+
+
+def test_weights_have_the_configured_shapes(tmp_path: Path) -> None:
+    parameters = make_model(tmp_path, TINY)
+    tensors = _read(tmp_path / "model.safetensors")
+    assert {name: t.shape for name, t in tensors.items()} == TINY.weights
+    assert sum(t.size for t in tensors.values()) == parameters
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["vocab_size"] == tensors["model.embed_tokens.weight"].shape[0]
+
+
+def test_the_default_model_has_about_25_million_parameters() -> None:
+    assert ModelShape().parameters == pytest.approx(25e6, rel=0.1)
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        make_model(tmp_path / folder, TINY, seed)
+    a, b, c = ((tmp_path / f / "model.safetensors").read_bytes() for f in "abc")
+    assert a == b != c
+
+
+def test_any_text_round_trips_through_one_token_per_byte(tmp_path: Path) -> None:
+    make_model(tmp_path, TINY)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    text = " two  words\n\tünï \N{GRINNING FACE}\x00"
+    ids = tokenizer.encode(text).ids
+    assert len(ids) == len(text.encode())
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    assert tokenizer.encode("".join(SPECIAL_TOKENS)).ids == [0, 1, 2]
+    assert tokenizer.decode([len(SPECIAL_TOKENS) + ord("A")]) == "A"
+
+
+def test_greedy_answers_are_printable(tmp_path: Path) -> None:
+    make_model(tmp_path, TINY)
+    embeddings = _read(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
+    states = np.random.default_rng(0).standard_normal((500, TINY.hidden)).astype(np.float32)
+    best = (states @ embeddings.T).argmax(axis=1) - len(SPECIAL_TOKENS)
+    assert best.min() >= ord(" ")
+    assert best.max() <= ord("~")
+
+
+def test_bfloat16_rounds_to_nearest_even() -> None:
+    values = np.array([1.0, 1.00390625, 1.01171875, -2.5, 1e-3], np.float32)
+    as_float = (_bfloat16_bits(values).astype(np.uint32) << 16).view(np.float32)
+    assert as_float[:4].tolist() == [1.0, 1.0, 1.015625, -2.5]
+    assert as_float[4] == pytest.approx(1e-3, rel=2**-8)
+
+
+def test_bfloat16_halves_the_file(tmp_path: Path) -> None:
+    make_model(tmp_path / "a", TINY)
+    make_model(tmp_path / "b", ModelShape(**{**_fields(TINY), "dtype": "bfloat16"}))
+    full, half = ((tmp_path / f / "model.safetensors").stat().st_size for f in "ab")
+    assert half < 0.6 * full
+
+
+def _fields(shape: ModelShape) -> dict[str, object]:
+    return {name: getattr(shape, name) for name in shape.__struct_fields__}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("layers", 0, "--layers"),
+        ("heads", 3, "multiple of --kv-heads"),
+        ("head_dim", 7, "--head-dim"),
+        ("vocab", 200, "--vocab"),
+    ],
+)
+def test_impossible_shapes(tmp_path: Path, field: str, value: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_model(tmp_path, ModelShape(**{**_fields(TINY), field: value}))
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty"):
+        make_model(tmp_path, TINY)
+    assert (tmp_path / "config.json").read_text() == "mine"
