@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import uvicorn
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         except (ModelFilesError, PortUnavailable) as error:
             print_error(str(error))
             return 1
-        server = ModelServer(settings, str(files.path), model, listener)
+        server = ModelServer(settings, str(files.path), model, listener, WORKER_COMMAND)
         with asyncio.Runner(loop_factory=server.http.config.get_loop_factory()) as runner:
             return runner.run(server.serve())
 
@@ -125,7 +125,7 @@ class ModelServer:
         model_path: str,
         model: ServedModel,
         listener: socket.socket,
-        worker_command: tuple[str, ...] = WORKER_COMMAND,
+        worker_command: Sequence[str],
     ) -> None:
         self._settings = settings
         self._model = model

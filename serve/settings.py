@@ -70,7 +70,7 @@ def _integer(minimum: int, maximum: int | None = None) -> Parser:
 
 
 def _seconds(value: object) -> float:
-    if isinstance(value, str) and re.fullmatch(r"\s*[0-9]+(\.[0-9]+)?\s*", value):
+    if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,18}(\.[0-9]+)?\s*", value):
         value = float(value)
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ValueError("must be a number of seconds")
@@ -95,7 +95,7 @@ def parse_size(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
     else:
-        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", str(value))
+        match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", str(value))
         if not isinstance(value, str) or not match or match[2].lower() not in _UNITS:
             raise ValueError("must be a size such as 512MiB, 2GiB or 2GB")
         size = int(float(match[1]) * _UNITS[match[2].lower()])

@@ -38,9 +38,9 @@ from quire.engine.messages import (
 )
 
 # A request whose prompt starts with one of these does what its name says.
-DIE = 900_001  # kill -9 after the first token
-STALL = 900_002  # one token, then nothing until aborted
-ERROR = 900_003  # one token, then finish_reason "error"
+DIE = 251  # kill -9 after the first token
+STALL = 252  # one token, then nothing until aborted
+ERROR = 253  # one token, then finish_reason "error"
 STEP_SECONDS = 0.001
 
 
