@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -41,6 +41,7 @@ class PagedModel:
     name: str
     context: StepContext
     layers: list[PagedLayer]  # those that store keys and values
+    vocab_size: int  # width of the logits
     _cache: list[Any]
     _selects_rows: bool
 
@@ -82,9 +83,10 @@ def page_model(model: nn.Module, name: str) -> PagedModel:
     context.batch = RaggedBatch(
         [DecodeGroup(0, np.array([1], np.int32), np.array([[1]], np.int32))], []
     )
-    paged = PagedModel(model, name, context, layers, cache, _select_wanted_rows(model, context))
+    paged = PagedModel(model, name, context, layers, 0, cache, _select_wanted_rows(model, context))
     try:
-        mx.eval(paged(mx.array([0])))
+        logits = paged(mx.array([0]))
+        mx.eval(logits)
     except Exception as error:  # whatever a model file does with a cache it does not know
         reason = f"it does not run over KV pages ({type(error).__name__}: {error})"
         raise UnsupportedModel(name, reason.replace("\n", " ")) from error
@@ -92,7 +94,7 @@ def page_model(model: nn.Module, name: str) -> PagedModel:
     layers[:] = [layer for layer in layers if layer.shape is not None]
     if not layers:
         raise UnsupportedModel(name, "it computes attention without storing keys and values")
-    return paged
+    return replace(paged, vocab_size=logits.shape[-1])
 
 
 def _replace_caches(

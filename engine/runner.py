@@ -39,17 +39,23 @@ class ModelRunner:
         ``previous`` is the step before, whose samples are inputs of this one wherever a chunk names
         a source row; it need not have finished.
         """
+        logits = self.forward(batch, previous)
+        tokens = sample(logits, batch.sampled) if batch.sampled else mx.argmax(logits, axis=-1)
+        return Step(batch, tokens)
+
+    def forward(self, batch: StepBatch, previous: Step | None) -> mx.array:
+        """(R, vocab) logits of each sampled chunk's last row, or of the step's last row if R is 0.
+
+        Something must be asked of a step that only stores keys and values, or MLX would skip it.
+        """
         layout = _Layout(batch, self._context.block_size)
         self._context.positions = mx.array(layout.positions)
         self._context.slots = Slots(mx.array(layout.slot_blocks), mx.array(layout.slot_offsets))
         self._context.batch = RaggedBatch(layout.groups, layout.prompts)
-        # Something must be asked of a step that only stores keys and values: its last row.
         wanted = layout.sampled_rows or [len(layout.positions) - 1]
         everything = len(wanted) == len(layout.positions)
         self._context.wanted_rows = None if everything else mx.array(wanted)
-        logits = self._model(_input_tokens(batch, layout, previous))
-        tokens = sample(logits, batch.sampled) if batch.sampled else mx.argmax(logits, axis=-1)
-        return Step(batch, tokens)
+        return self._model(_input_tokens(batch, layout, previous))
 
     def launch(self, step: Step) -> None:
         """Hand the step to the device."""

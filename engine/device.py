@@ -1,0 +1,91 @@
+"""Which device to run on, how much memory it has, and which BLAS the CPU uses."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from quire.engine.errors import EngineError
+
+DeviceName = Literal["metal", "cuda", "cpu"]
+
+_OPENBLAS_NAMES = ("libopenblas.so.0", "libopenblas.so", "libopenblasp.so.0")
+
+
+def load_openblas() -> str:
+    """Let MLX's CPU backend use OpenBLAS, on Linux, if the machine has it; says what happened.
+
+    MLX's Linux wheels carry the reference BLAS, whose matrix products are some 30 times slower.
+    Symbols loaded globally before mlx is imported take precedence over it.
+    """
+    if "mlx.core" in sys.modules:
+        raise RuntimeError("OpenBLAS must be loaded before mlx is imported")
+    for name in _OPENBLAS_NAMES:
+        try:
+            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        return f"matrix products on the CPU use OpenBLAS ({name})"
+    return (
+        "OpenBLAS was not found: matrix products on the CPU are some 30 times slower than they "
+        "could be; install libopenblas (Debian: libopenblas0-pthread, Fedora: openblas)"
+    )
+
+
+def select_device(wanted: str) -> DeviceName:
+    """Make ``wanted`` ("auto", "metal", "cuda" or "cpu") MLX's default device.
+
+    Raises:
+        EngineError: this machine, or this build of MLX, does not have it.
+    """
+    import mlx.core as mx  # after load_openblas
+
+    has_metal, has_cuda = mx.metal.is_available(), mx.cuda.is_available()
+    if wanted == "auto":
+        wanted = "metal" if has_metal else "cuda" if has_cuda else "cpu"
+    if wanted == "metal" and not has_metal:
+        raise EngineError("device metal is not available: it needs a Mac with Apple silicon")
+    if wanted == "cuda" and not has_cuda:
+        raise EngineError(
+            "device cuda is not available: it needs an NVIDIA GPU and MLX's CUDA build "
+            "(pip install 'quire[cuda13]')"
+        )
+    mx.set_default_device(mx.cpu if wanted == "cpu" else mx.gpu)
+    device: DeviceName = "metal" if wanted == "metal" else "cuda" if wanted == "cuda" else "cpu"
+    return device
+
+
+def usable_memory(device: DeviceName) -> int:
+    """Bytes that weights, KV pages and activations may take together.
+
+    On Metal this is what the system recommends as working set; going beyond it risks a panic. On
+    the CPU it is what the machine has to spare now, a container's limit included.
+    """
+    import mlx.core as mx
+
+    if device == "cpu":
+        return _spare_memory() + mx.get_active_memory()
+    info: dict[str, Any] = mx.device_info()
+    for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
+        if info.get(key):
+            return int(info[key])
+    raise EngineError(
+        f"MLX does not tell how much memory the {device} device has: set --kv-cache-memory"
+    )
+
+
+def _spare_memory() -> int:
+    if sys.platform != "linux":
+        return int(os.sysconf("SC_PHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE")) // 2
+    fields = dict(
+        line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line
+    )
+    spare = int(fields["MemAvailable"].split()[0]) * 1024
+    limit = Path("/sys/fs/cgroup/memory.max")
+    used = Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+        spare = min(spare, int(text) - int(used.read_text()))
+    return spare

@@ -1,0 +1,155 @@
+"""From a worker configuration to a warmed-up engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import mlx.core as mx
+
+from quire.engine.device import DeviceName, select_device, usable_memory
+from quire.engine.engine import Engine, EngineConfig
+from quire.engine.errors import EngineError
+from quire.engine.loader import LoadedModel, Progress, load_model
+from quire.engine.messages import GenerateRequest, Ready, SamplingParams, WorkerConfig
+from quire.engine.paged_model import PagedModel, page_model
+from quire.engine.quantized import flatten_quantized_linears
+from quire.engine.self_check import check_against_plain_forward
+
+_DEFAULT_CONTEXT = 4096  # tokens, for models whose config does not say
+_MIN_POOL_TOKENS = 64
+# Weights, pages and activations stay below this share of what the device recommends.
+_GPU_MEMORY_SHARE = 0.85
+# On the CPU the machine's memory is everybody's: take at most this by default.
+_CPU_POOL_BYTES = 2 << 30
+_CPU_POOL_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Startup:
+    engine: Engine
+    ready: Ready
+
+
+def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> Startup:
+    """Load, probe, check, size and warm up. All on the calling thread, the only one to use MLX.
+
+    Raises:
+        EngineError: the model cannot be served; the message says why.
+    """
+    device = select_device(config.device)
+    _limit_memory(device)
+    loaded = load_model(Path(config.model_path), device, progress)
+    if loaded.widened:
+        notes = [*notes, "half-precision weights are computed as float32 on the CPU"]
+    if device == "cuda":
+        flatten_quantized_linears(loaded.model)
+    progress("warming up", 0, 1)
+    paged = page_model(loaded.model, loaded.name)
+    engine_config = EngineConfig(
+        num_blocks=0,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        eviction_policy=config.eviction_policy,
+    )
+    activation_bytes = _warm_up(paged, engine_config)
+    wanted_len = _wanted_context(config, loaded)
+    num_blocks = _size_pool(config, loaded, paged, device, wanted_len, activation_bytes)
+    max_model_len = min(wanted_len, (num_blocks - 1) * config.block_size)
+    if max_model_len < wanted_len:
+        if config.max_model_len is not None:
+            raise EngineError(
+                f"the KV cache holds {max_model_len} tokens, fewer than --max-model-len "
+                f"{config.max_model_len}: raise --kv-cache-memory or lower --max-model-len"
+            )
+        notes = [
+            *notes,
+            f"context limited to {max_model_len} of {wanted_len} tokens by --kv-cache-memory",
+        ]
+    engine = Engine(paged, replace(engine_config, num_blocks=num_blocks))
+    mx.reset_peak_memory()
+    progress("warming up", 1, 1)
+    return Startup(
+        engine,
+        Ready(
+            architecture=loaded.name,
+            device=device,
+            dtype=loaded.dtype,
+            vocab_size=paged.vocab_size,
+            max_model_len=max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            block_size=config.block_size,
+            num_blocks=num_blocks,
+            weight_bytes=loaded.weight_bytes,
+            kv_cache_bytes=num_blocks * config.block_size * paged.bytes_per_token,
+            notes=notes,
+        ),
+    )
+
+
+def _limit_memory(device: DeviceName) -> None:
+    if device == "metal":
+        # Keeps weights and pages resident; beyond what the system recommends it risks a panic.
+        mx.set_wired_limit(usable_memory(device))
+
+
+def _wanted_context(config: WorkerConfig, loaded: LoadedModel) -> int:
+    own = loaded.max_position_embeddings
+    if config.max_model_len is None:
+        return own or _DEFAULT_CONTEXT
+    if own is not None and config.max_model_len > own:
+        raise EngineError(
+            f"--max-model-len {config.max_model_len} is more than the model's context of {own}"
+        )
+    return config.max_model_len
+
+
+def _warm_up(paged: PagedModel, config: EngineConfig) -> int:
+    """Run full-budget steps over a small pool, so that nothing is run for the first time later.
+
+    Returns the bytes that a step needs on top of weights and pages.
+    """
+    prompt_length = config.max_num_batched_tokens
+    num_blocks = max(_MIN_POOL_TOKENS, 2 * prompt_length) // config.block_size + 4
+    engine = Engine(paged, replace(config, num_blocks=num_blocks))
+    check_against_plain_forward(paged, num_blocks)
+    mx.synchronize()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    for request_id, sampling in enumerate((SamplingParams(temperature=0), SamplingParams())):
+        prompt = [(request_id + i) % paged.vocab_size for i in range(prompt_length - request_id)]
+        engine.submit(GenerateRequest(request_id, prompt, max_tokens=3, sampling=sampling))
+    while engine.has_work:
+        engine.step()
+    return max(0, mx.get_peak_memory() - before)
+
+
+def _size_pool(
+    config: WorkerConfig,
+    loaded: LoadedModel,
+    paged: PagedModel,
+    device: DeviceName,
+    context: int,
+    activation_bytes: int,
+) -> int:
+    """Blocks for the final pool, the scratch block included."""
+    block_bytes = config.block_size * paged.bytes_per_token
+    # More than every slot running to its full context can never be in use.
+    most = 1 + -(-context // config.block_size) * config.max_num_seqs
+    if config.kv_cache_memory is not None:
+        budget = config.kv_cache_memory
+        most = max(most, budget // block_bytes)
+    elif device == "cpu":
+        budget = min(_CPU_POOL_BYTES, int(_CPU_POOL_SHARE * usable_memory(device)))
+    else:
+        limit = int(_GPU_MEMORY_SHARE * usable_memory(device))
+        budget = limit - loaded.weight_bytes - activation_bytes
+    num_blocks = min(most, budget // block_bytes)
+    if (num_blocks - 1) * config.block_size < _MIN_POOL_TOKENS:
+        raise EngineError(
+            f"{max(budget, 0) / 2**20:.0f} MiB for the KV cache hold fewer than "
+            f"{_MIN_POOL_TOKENS} tokens at {paged.bytes_per_token} bytes each: raise "
+            "--kv-cache-memory or serve a smaller model"
+        )
+    return int(num_blocks)

@@ -1,0 +1,164 @@
+"""The worker process: one model, one thread on MLX, frames in and frames out.
+
+Started by the front end as `python -m quire.engine.worker`, with its configuration as one line of
+JSON on standard input. Standard input stays open as a life line: when it closes, the front end is
+gone and the worker leaves too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+
+import msgspec
+import zmq
+
+from quire.engine import messages
+from quire.engine.errors import EngineError
+from quire.engine.messages import (
+    Abort,
+    FromWorker,
+    GenerateRequest,
+    LoadFailed,
+    LoadProgress,
+    Shutdown,
+    StepOutput,
+    TokenOutput,
+    WorkerConfig,
+)
+
+logger = logging.getLogger("quire.worker")
+
+_STATS_INTERVAL = 0.2  # seconds
+_LINGER_MS = 2000  # how long a leaving worker waits for its last frames to be taken
+
+
+class Worker:
+    """Moves frames between the sockets and the engine."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+        self._config = config
+        self._inbox = context.socket(zmq.PULL)
+        self._inbox.connect(config.request_address)
+        self._outbox = context.socket(zmq.PUSH)
+        self._outbox.setsockopt(zmq.LINGER, _LINGER_MS)
+        self._outbox.set_hwm(0)  # the front end counts requests; tokens are never dropped
+        self._outbox.connect(config.output_address)
+        self._stopping = False
+        self._refused: list[TokenOutput] = []
+        self._stats_sent = 0.0
+
+    def run(self, notes: list[str]) -> int:
+        """Load the model and serve until told to stop; returns the exit code."""
+        # Imported late: BLAS must be in place before mlx is.
+        from quire.engine.startup import start_engine
+
+        try:
+            startup = start_engine(self._config, notes, self._progress)
+        except EngineError as error:
+            self._send(LoadFailed(str(error)))
+            return 1
+        self._engine = startup.engine
+        self._vocab_size = startup.ready.vocab_size
+        self._send(startup.ready)
+        while not self._stopping:
+            if self._engine.has_work or self._refused:
+                self._step()
+            else:
+                self._send(StepOutput([], self._engine.stats()))
+                self._handle(self._inbox.recv())
+        return 0
+
+    def close(self) -> None:
+        self._inbox.close(linger=0)
+        self._outbox.close()
+        zmq.Context.instance().term()
+
+    def _step(self) -> None:
+        outputs = self._engine.step(self._receive)
+        outputs += self._refused
+        self._refused = []
+        now = time.monotonic()
+        is_due = now - self._stats_sent >= _STATS_INTERVAL
+        if is_due:
+            self._stats_sent = now
+        if outputs or is_due:
+            self._send(StepOutput(outputs, self._engine.stats() if is_due else None))
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                frame = self._inbox.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._handle(frame)
+
+    def _handle(self, frame: bytes) -> None:
+        message = messages.decode_to_worker(frame)
+        match message:
+            case GenerateRequest():
+                self._submit(message)
+            case Abort():
+                self._engine.abort(message.request_id)
+            case Shutdown():
+                self._stopping = True
+
+    def _submit(self, request: GenerateRequest) -> None:
+        try:
+            # An id beyond the embedding table reads foreign memory instead of failing.
+            if not all(0 <= token < self._vocab_size for token in request.prompt_token_ids):
+                raise ValueError(f"token ids must be between 0 and {self._vocab_size - 1}")
+            self._engine.submit(request)
+        except (EngineError, ValueError) as error:
+            self._refused.append(TokenOutput(request.request_id, [], "error", error=str(error)))
+
+    def _progress(self, stage: str, done: int, total: int) -> None:
+        self._send(LoadProgress(stage, done, total))
+
+    def _send(self, message: FromWorker) -> None:
+        self._outbox.send(messages.encode(message))
+
+
+def _leave_with_parent() -> None:
+    """Exit at once when standard input closes, whatever MLX is doing."""
+    while os.read(0, 4096):
+        pass
+    os._exit(0)
+
+
+def main() -> int:
+    # The front end decides when to stop; a Ctrl-C or a service manager signals the whole group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    line = b""
+    while not line.endswith(b"\n"):  # unbuffered, so that the life line sees every later byte
+        byte = os.read(0, 1)
+        if not byte:
+            return 0
+        line += byte
+    config = msgspec.json.decode(line, type=WorkerConfig)
+    logging.basicConfig(
+        level=config.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    threading.Thread(target=_leave_with_parent, name="life-line", daemon=True).start()
+    notes = []
+    if sys.platform == "linux" and config.device in ("auto", "cpu"):
+        from quire.engine.device import load_openblas
+
+        notes.append(load_openblas())
+    worker = Worker(config)
+    try:
+        return worker.run(notes)
+    finally:
+        worker.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
