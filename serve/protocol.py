@@ -20,7 +20,7 @@ MAX_MESSAGES: Final = 1024
 MAX_PROMPTS: Final = 1024
 
 NonEmptyStr = Annotated[str, Meta(min_length=1)]
-TokenId = Annotated[int, Meta(ge=0)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 StopStrings = NonEmptyStr | Annotated[list[NonEmptyStr], Meta(min_length=1, max_length=4)]
 PositiveInt = Annotated[int, Meta(ge=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -159,7 +159,7 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fiel
 
 
 class CompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
-    prompt: str | Annotated[list[str | int | list[TokenId]], Meta(min_length=1)]
+    prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
 
     # Not supported yet: see REFUSED.
     logprobs: int | None = None
@@ -254,8 +254,6 @@ def _check(body: Struct) -> None:
         _refuse_unsupported(body)
         if body.stream_options is not None and not body.stream:
             raise invalid("stream_options", "stream_options is only allowed with stream=true.")
-        if body.stop_token_ids and max(body.stop_token_ids) >= 2**31:
-            raise invalid("stop_token_ids", "stop_token_ids holds ids outside any vocabulary.")
     if isinstance(body, ChatCompletionRequest):
         _refuse_in_messages(body.messages)
         limits = {body.max_tokens, body.max_completion_tokens} - {None}

@@ -119,17 +119,17 @@ def _eos_token_ids(
     path: Path, tokenizer_config: Mapping[str, Any], tokenizer: Tokenizer
 ) -> tuple[int, ...]:
     """From the first file that names any: generation_config, config, tokenizer_config."""
-    config = _read_json(path / "config.json")
-    text_config = config.get("text_config")
-    for source in (
-        _read_json(path / "generation_config.json"),
-        config,
-        text_config if isinstance(text_config, dict) else {},
-    ):
-        ids = source.get("eos_token_id")
-        ids = [ids] if isinstance(ids, int) else ids
-        if isinstance(ids, list) and ids:
-            return tuple(int(token_id) for token_id in ids)
+    for name in ("generation_config.json", "config.json"):
+        config = _read_json(path / name)
+        text_config = config.get("text_config")
+        for source in (config, text_config if isinstance(text_config, dict) else {}):
+            ids = source.get("eos_token_id")
+            if ids is None or ids == []:
+                continue
+            ids = ids if isinstance(ids, list) else [ids]
+            if not all(isinstance(token_id, int) for token_id in ids):
+                raise ModelFilesError(f"{path / name}: eos_token_id must be one or more integers.")
+            return tuple(ids)
     text = _content(tokenizer_config.get("eos_token"))
     token_id = None if text is None else tokenizer.token_to_id(text)
     return () if token_id is None else (token_id,)

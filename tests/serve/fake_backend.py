@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import itertools
+import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import uvicorn
+from starlette.applications import Starlette
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
 from quire.engine.messages import GenerateRequest, Ready, TokenOutput
 from quire.serve.backend import BackendError
 from quire.serve.detokenizer import TokenBytes
 from quire.serve.prompt import ChatTemplate
 from quire.serve.tokenizer import ServedModel
-from starlette.applications import Starlette
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 MODEL = "test/model"
 EOS = "<|end|>"
@@ -70,21 +73,23 @@ def ready(vocab_size: int = 1000, max_model_len: int = MAX_MODEL_LEN) -> Ready:
     )
 
 
-Step = Sequence[int] | BackendError | Literal["hang"]
+Step = Sequence[int] | BackendError | Literal["hang", "hold"]
 
 
 @dataclass
 class Script:
-    """What one request generates: token ids of each output, then an error or a hang if any.
+    """What one request generates, one step for each output.
 
-    Token ids end as the worker's would: at a stop token or at max_tokens, and after the last step
-    with ``finish_reason``.
+    A step is token ids, an error to raise, "hang" until the stream is closed, or "hold" until the
+    script is ``released``. Tokens end as the worker's would, at a stop token or at max_tokens, and
+    after the last step with ``finish_reason``.
     """
 
     steps: Sequence[Step]
     finish_reason: Literal["stop", "length", "abort", "error"] = "length"
     cached_tokens: int = 0
     error: str | None = None
+    released: bool = False
 
 
 class FakeStream:
@@ -112,9 +117,14 @@ class FakeStream:
             if isinstance(step, BackendError):
                 self.finished = True
                 raise step
-            if isinstance(step, str):
+            if step == "hold":
+                while not self._script.released:  # noqa: ASYNC110 - set from another thread
+                    await asyncio.sleep(0.005)
+                continue
+            if step == "hang":
                 await self._closed.wait()
                 return
+            assert not isinstance(step, str)
             token_ids: list[int] = []
             reason: Any = None
             for token_id in step:
@@ -135,7 +145,7 @@ class FakeStream:
                 token_ids,
                 reason,
                 self._script.cached_tokens,
-                self._script.error if reason == "error" else None,
+                self._script.error if reason in ("error", "abort") else None,
             )
             if self.finished:
                 return
@@ -183,10 +193,76 @@ class FakeBackend:
 class Server:
     host: str
     port: int
+    uvicorn: uvicorn.Server
 
     @property
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """One request on a connection of its own; a body that is not bytes is sent as JSON."""
+        sent = dict(headers or {})
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+        if body is not None:
+            sent.setdefault("Content-Type", "application/json")
+        with contextlib.closing(
+            http.client.HTTPConnection(self.host, self.port, timeout=20)
+        ) as connection:
+            connection.request(method, path, body, sent)
+            with connection.getresponse() as response:
+                return Reply(response.status, dict(response.getheaders()), response.read())
+
+    def events(self, path: str, body: object) -> list[Any]:
+        """The events of a stream, decoded; ``[DONE]`` stays text."""
+        reply = self.request("POST", path, body)
+        assert reply.status == 200, reply.body
+        *events, rest = reply.body.decode().split("\n\n")
+        assert rest == ""
+        payloads = [event.removeprefix("data: ") for event in events if not event.startswith(":")]
+        return [text if text == "[DONE]" else json.loads(text) for text in payloads]
+
+    @contextlib.contextmanager
+    def connect(self, data: bytes) -> Iterator[socket.socket]:
+        """A connection on which ``data`` has been sent; closed in the end."""
+        with socket.create_connection((self.host, self.port), timeout=20) as connection:
+            connection.sendall(data)
+            yield connection
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: Mapping[str, str]  # names in lower case, as uvicorn sends them
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> Any:
+        """The error's fields, which must have the envelope's exact shape."""
+        assert self.headers["content-type"] == "application/json"
+        [(key, detail)] = self.json.items()
+        assert key == "error"
+        assert set(detail) == {"message", "type", "param", "code"}
+        assert isinstance(detail["message"], str)
+        assert isinstance(detail["type"], str)
+        return detail
+
+
+def post(path: str, body: object) -> bytes:
+    """The bytes of a POST, for tests that do not wait for the answer."""
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
 
 
 @contextlib.contextmanager
@@ -205,7 +281,7 @@ def serving(app: Starlette) -> Iterator[Server]:
                 assert thread.is_alive()
                 assert time.monotonic() < deadline
                 time.sleep(0.005)
-            yield Server("127.0.0.1", listener.getsockname()[1])
+            yield Server("127.0.0.1", listener.getsockname()[1], server)
         finally:
             server.should_exit = True
             thread.join()

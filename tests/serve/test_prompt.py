@@ -1,0 +1,148 @@
+"""Messages through a chat template to token ids."""
+
+import asyncio
+import datetime
+import json
+import threading
+
+import pytest
+from fake_backend import TEMPLATE, byte_level_tokenizer
+
+from quire.serve.errors import ApiError
+from quire.serve.prompt import LONG_TEXT, ChatTemplate, encode_chat, encode_texts
+from quire.serve.protocol import ChatCompletionRequest, RequestDecoder
+
+DECODER = RequestDecoder(ChatCompletionRequest)
+
+
+def messages(*items: dict[str, object]):
+    return DECODER.decode(json.dumps({"model": "m", "messages": items}).encode()).messages
+
+
+def render(source: str, *items: dict[str, object], **special: str) -> str:
+    return ChatTemplate(source, special).render(messages(*items))
+
+
+USER = {"role": "user", "content": "hi"}
+DUMP = "{{ messages | tojson }}"
+
+
+def test_the_assistant_is_asked_to_speak():
+    assert render(TEMPLATE, USER) == "<user>hi\n<assistant>"
+
+
+def test_content_parts_are_joined():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert render("{{ messages[0].content }}", {"role": "user", "content": parts}) == "ab"
+
+
+@pytest.mark.parametrize(
+    ("source", "role"),
+    [("{{ messages[0].role }}", "system"), ("{# developer #}{{ messages[0].role }}", "developer")],
+)
+def test_developer_is_system_to_templates_that_do_not_know_it(source, role):
+    assert render(source, {"role": "developer", "content": "x"}) == role
+
+
+def test_tool_messages_survive_with_parsed_arguments():
+    call = {
+        "id": "c1",
+        "type": "function",
+        "function": {"name": "f", "arguments": '{"x": "é"}'},
+    }
+    turns = json.loads(
+        render(
+            DUMP,
+            {"role": "assistant", "content": None, "tool_calls": [call], "name": "bot"},
+            {"role": "tool", "content": [{"type": "text", "text": "42"}], "tool_call_id": "c1"},
+        )
+    )
+    assert turns == [
+        {
+            "role": "assistant",
+            "content": None,
+            "name": "bot",
+            "tool_calls": [
+                {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"x": "é"}}}
+            ],
+        },
+        {"role": "tool", "content": "42", "tool_call_id": "c1"},
+    ]
+
+
+@pytest.mark.parametrize("arguments", ["{", "[1]", "3"])
+def test_tool_arguments_must_be_a_json_object(arguments):
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    with pytest.raises(ApiError) as caught:
+        render(DUMP, {"role": "assistant", "content": None, "tool_calls": [call]})
+    assert caught.value.param == "messages[0].tool_calls[0].function.arguments"
+
+
+def test_tojson_writes_text_as_it_is():
+    assert render(DUMP, {"role": "user", "content": "<é>"}) == (
+        '[{"role": "user", "content": "<é>"}]'
+    )
+
+
+def test_special_tokens_time_and_blocks():
+    source = (
+        "{{ bos_token }}{{ strftime_now('%Y') }}"
+        "{%- for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    )
+    year = datetime.datetime.now().year
+    assert render(source, USER, USER, bos_token="<s>") == f"<s>{year}hi"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ raise_exception('roles must alternate') }}",
+        "{{ messages[0].content + 1 }}",
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ cycler.__init__.__globals__.os }}",
+        "{{ missing.attribute }}",
+    ],
+)
+def test_what_a_template_refuses_is_blamed_on_the_messages(source):
+    with pytest.raises(ApiError) as caught:
+        render(source, USER)
+    assert (caught.value.status, caught.value.param) == (400, "messages")
+
+
+def test_the_templates_own_message_is_passed_on():
+    with pytest.raises(ApiError, match="roles must alternate"):
+        render("{{ raise_exception('roles must alternate') }}", USER)
+
+
+def test_a_model_without_a_template_points_to_completions():
+    with pytest.raises(ApiError, match="/v1/completions"):
+        asyncio.run(encode_chat(byte_level_tokenizer(), None, messages(USER)))
+
+
+def test_special_tokens_are_added_to_completions_only():
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = byte_level_tokenizer()
+    end = tokenizer.token_to_id("<|end|>")
+    tokenizer.post_processor = TemplateProcessing(
+        single="<|end|> $A", special_tokens=[("<|end|>", end)]
+    )
+    template = ChatTemplate("{{ messages[0].content }}", {})
+    chat = asyncio.run(encode_chat(tokenizer, template, messages(USER)))
+    [completion] = asyncio.run(encode_texts(tokenizer, ["hi"]))
+    assert completion == [end, *chat]
+
+
+@pytest.mark.parametrize("size", [1, LONG_TEXT + 1])
+def test_long_texts_leave_the_event_loop(size):
+    seen = []
+
+    class Recorder:
+        def encode(self, text: str, add_special_tokens: bool):
+            seen.append(threading.current_thread() is threading.main_thread())
+            return type("Encoding", (), {"ids": [1]})
+
+    asyncio.run(encode_texts(Recorder(), ["x" * size]))
+    assert seen == [size <= LONG_TEXT]
