@@ -1,0 +1,62 @@
+"""What a background service runs, whichever service manager starts it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from quire.serve.settings import SETTINGS, SettingsError, load
+
+# Where model files are found. Secrets stay out: service files are often readable by everyone,
+# and the Hugging Face token has a file of its own.
+_PASSED_ON = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE")
+_SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+STOP_MARGIN = 20  # seconds beyond the drain: the worker leaves, the last answers are sent
+
+
+@dataclass(frozen=True)
+class Service:
+    """A command line that needs no shell: absolute paths, nothing to expand."""
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    working_directory: Path
+    stop_timeout: int  # seconds; longer than the drain
+
+
+def describe_service(flags: Mapping[str, str], environ: Mapping[str, str], home: Path) -> Service:
+    """The service that runs ``quire serve`` with ``flags``.
+
+    Raises :class:`~quire.serve.settings.SettingsError` for what ``quire serve`` would refuse.
+    """
+    # The service will not see this shell's QUIRE_* variables, so they do not count here either.
+    settings = load(flags, {})
+    if settings.port == 0:
+        raise SettingsError("a service needs a port of its own; give one with --port")
+    pinned = dict(flags)
+    if "config" in pinned:
+        pinned["config"] = str(Path(pinned["config"]).expanduser().resolve())
+    if settings.model is not None and Path(settings.model).expanduser().is_dir():
+        pinned["model"] = str(Path(settings.model).expanduser().resolve())
+    # As a flag it wins over a later edit of the file, so the manager's patience stays enough.
+    pinned["drain_timeout"] = f"{settings.drain_timeout:g}"
+
+    command = [sys.executable, "-m", "quire.serve.cli", "serve"]
+    if "config" in pinned:
+        command += ["--config", pinned["config"]]
+    for setting in SETTINGS:
+        if setting.name in pinned:
+            command += [setting.flag, pinned[setting.name]]
+    environment = {"PATH": _SYSTEM_PATH, "PYTHONUNBUFFERED": "1"}
+    environment |= {name: environ[name] for name in _PASSED_ON if environ.get(name)}
+    for text in (*command, *environment.values(), str(home)):
+        if not text.isprintable():
+            raise SettingsError(f"a service cannot be given control characters, as in {text!r}")
+    return Service(
+        command=tuple(command),
+        environment=environment,
+        working_directory=home,
+        stop_timeout=int(settings.drain_timeout) + 1 + STOP_MARGIN,
+    )

@@ -1,0 +1,99 @@
+"""What the service runs: validated, absolute, without secrets, patient enough for the drain."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quire.deploy.service import Service, describe_service
+from quire.serve.settings import SettingsError, load
+
+HOME = Path("/home/someone")
+
+
+def settings_of(service: Service):
+    """Read the command line back the way ``quire serve`` will."""
+    words = service.command[4:]
+    flags = {
+        flag.removeprefix("--").replace("-", "_"): value
+        for flag, value in zip(words[::2], words[1::2], strict=True)
+    }
+    return load(flags, {})
+
+
+def test_the_flags_reach_quire_serve():
+    service = describe_service({"port": "9000", "max_queue": "7"}, {}, HOME)
+    assert service.command[:4] == (sys.executable, "-m", "quire.serve.cli", "serve")
+    settings = settings_of(service)
+    assert (settings.port, settings.max_queue) == (9000, 7)
+
+
+def test_a_bad_flag_is_refused_before_anything_is_installed():
+    with pytest.raises(SettingsError, match="flag --port must be a whole number"):
+        describe_service({"port": "many"}, {}, HOME)
+    with pytest.raises(SettingsError, match="needs a port"):
+        describe_service({"port": "0"}, {}, HOME)
+
+
+def test_paths_do_not_depend_on_where_it_was_installed_from(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "quire.toml").write_text('model = "model"\nport = 9000\n')
+    monkeypatch.chdir(tmp_path)
+    service = describe_service({"config": "quire.toml"}, {}, HOME)
+    monkeypatch.chdir("/")
+    settings = settings_of(service)
+    assert settings.model == str(tmp_path / "model")
+    assert settings.port == 9000
+
+
+def test_a_hub_name_stays_a_name():
+    assert settings_of(describe_service({"model": "org/name"}, {}, HOME)).model == "org/name"
+
+
+def test_the_manager_waits_longer_than_the_drain(tmp_path):
+    config = tmp_path / "quire.toml"
+    config.write_text("drain_timeout = 100\n")
+    for flags in ({"config": str(config)}, {"drain_timeout": "100"}):
+        service = describe_service(flags, {}, HOME)
+        assert service.stop_timeout > 100
+        # A later change of the file does not make the drain outlast the manager's patience.
+        config.write_text("drain_timeout = 5000\n")
+        assert settings_of(service).drain_timeout == 100
+        config.write_text("drain_timeout = 100\n")
+
+
+def test_only_harmless_variables_are_passed_on():
+    environ = {
+        "HF_HOME": "/models",
+        "HF_HUB_OFFLINE": "1",
+        "HF_TOKEN": "hf_secret",
+        "QUIRE_PORT": "9000",
+        "LD_PRELOAD": "x",
+    }
+    service = describe_service({}, environ, HOME)
+    assert set(service.environment) == {"PATH", "PYTHONUNBUFFERED", "HF_HOME", "HF_HUB_OFFLINE"}
+    assert settings_of(service).port == 8000
+
+
+def test_control_characters_are_refused():
+    with pytest.raises(SettingsError, match="control characters"):
+        describe_service({"served_model_name": "a\nExecStart=b"}, {}, HOME)
+
+
+def test_the_command_runs_in_the_bare_environment_of_a_service(tmp_path):
+    missing = str(tmp_path / "no model & <here>")
+    service = describe_service({"model": missing, "port": "1"}, {}, tmp_path)
+    command = [word if word != "1" else "0" for word in service.command]
+    result = subprocess.run(
+        command,
+        env=dict(service.environment),
+        cwd=service.working_directory,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"quire: error: {missing}: no such folder")
