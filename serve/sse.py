@@ -8,7 +8,7 @@ from typing import Final
 
 from msgspec import Struct
 from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from quire.serve.backend import BackendError
 from quire.serve.errors import INTERNAL_ERROR, from_backend
@@ -67,3 +67,7 @@ class EventStream(EventSourceResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._close()
+
+    async def _send_with_timeout(self, send: Send, message: Message) -> None:
+        # No send timeout is set, so the base class's timer around every chunk buys nothing.
+        await send(message)

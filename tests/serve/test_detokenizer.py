@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 from fake_backend import EOS, byte_level_tokenizer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -83,22 +83,26 @@ def random_ids(tokenizer: Tokenizer) -> st.SearchStrategy[list[int]]:
     return st.lists(st.integers(0, tokenizer.get_vocab_size() - 1), max_size=40)
 
 
+@settings(deadline=None)
 @given(random_ids(byte_level()))
 def test_random_byte_level_tokens_give_the_tokenizers_text(token_ids):
     assert "".join(deltas(byte_level(), token_ids)) == byte_level().decode(token_ids)
 
 
+@settings(deadline=None)
 @given(random_ids(sentencepiece()))
 def test_random_byte_fallback_tokens_spoil_only_invalid_bytes(token_ids):
     assert "".join(deltas(sentencepiece(), token_ids)) == decode_runs(sentencepiece(), token_ids)
 
 
+@settings(deadline=None)
 @given(random_ids(metaspace()))
 def test_random_metaspace_tokens_give_the_tokenizers_text(token_ids):
     assert "".join(deltas(metaspace(), token_ids)) == metaspace().decode(token_ids)
 
 
 @pytest.mark.parametrize("tokenizer", [byte_level(), sentencepiece()])
+@settings(deadline=None)
 @given(text=TEXTS)
 def test_multi_byte_text_comes_back_in_whole_characters(tokenizer, text):
     token_ids = tokenizer.encode(text).ids
@@ -108,6 +112,7 @@ def test_multi_byte_text_comes_back_in_whole_characters(tokenizer, text):
 
 
 @pytest.mark.parametrize("tokenizer", [byte_level(), sentencepiece(), metaspace()])
+@settings(deadline=None)
 @given(data=st.data())
 def test_a_continuation_keeps_its_leading_space(tokenizer, data):
     words = data.draw(st.lists(st.sampled_from(["a", "b", "ab"]), min_size=1, max_size=6))
@@ -158,6 +163,7 @@ def first_completed(text: str, stops: list[str]) -> tuple[str, bool]:
     return text, False
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.text("ab汉", max_size=5), max_size=8),
     st.lists(st.text("ab汉", min_size=1, max_size=4), min_size=1, max_size=4),
@@ -177,6 +183,7 @@ def test_stop_strings_are_found_however_the_text_is_cut(pieces, stops):
     assert (shown, found) == (expected, expected_found)
 
 
+@settings(deadline=None)
 @given(st.text("ab", max_size=30), st.text("ab", min_size=1, max_size=6))
 def test_no_more_is_held_back_than_could_become_the_stop_string(text, stop):
     matcher = StopStringMatcher([stop])

@@ -4,7 +4,7 @@ import contextlib
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
 from openai.types.completion_create_params import CompletionCreateParamsBase as CompletionParams
@@ -244,6 +244,7 @@ def test_a_body_that_is_no_request_is_refused(body):
     assert caught.value.status == 400
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
 def test_any_bytes_decode_or_are_refused(body):
     with pytest.raises(ApiError):
@@ -257,6 +258,7 @@ JSON_VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(sorted(ChatCompletionRequest.__struct_fields__)), JSON_VALUES, max_size=4
