@@ -17,6 +17,8 @@ import numpy.typing as npt
 from quire.engine.messages import SamplingParams
 from quire.engine.step_batch import Chunk
 
+# Below this, dividing by the temperature overflows float32 and only the best token has any weight.
+_MIN_TEMPERATURE = 1e-5
 # With a top-k up to this, only that many candidates are sorted.
 _MAX_CANDIDATES = 1024
 
@@ -70,7 +72,7 @@ def _ban(logits: mx.array, rows: Sequence[Chunk]) -> mx.array:
 
 
 def _path(params: SamplingParams) -> str:
-    if params.temperature == 0 or params.top_k == 1:
+    if params.temperature < _MIN_TEMPERATURE or params.top_k == 1:
         return "greedy"
     if 0 < params.top_k <= _MAX_CANDIDATES:
         return "candidates"

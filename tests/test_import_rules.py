@@ -1,0 +1,78 @@
+"""Which package may import which, read from the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Other Quire packages, or modules of them, that a package may import.
+QUIRE_IMPORTS = {
+    "kernels": set(),
+    "cache": set(),
+    "engine": {"quire.cache", "quire.kernels"},
+    "serve": {"quire.engine.messages"},
+    "deploy": {"quire.serve.settings"},
+    "loadtest": set(),
+}
+# The page storage is where block logic and arrays meet.
+EXCEPTIONS = {"cache/pages.py": {"quire.kernels"}}
+
+MAY_USE_MLX = {"kernels", "engine"}
+MLX_EXCEPTIONS = {"cache/pages.py"}
+MAY_USE_MLX_LM = {"engine"}
+# These decide who computes what; they are tested, and must run, without MLX.
+WITHOUT_MLX = ("engine/scheduler.py", "engine/sequence.py", "engine/step_batch.py")
+
+
+def sources() -> list[Path]:
+    return [path for package in QUIRE_IMPORTS for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names of everything imported; `from a import b` gives `a.b`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_within(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".")
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_imports_follow_the_layout(path: Path) -> None:
+    relative = path.relative_to(ROOT).as_posix()
+    package = relative.split("/", 1)[0]
+    allowed = QUIRE_IMPORTS[package] | EXCEPTIONS.get(relative, set()) | {f"quire.{package}"}
+    for name in imports(path):
+        if name.startswith("quire."):
+            assert any(is_within(name, a) for a in allowed), name
+        if is_within(name, "mlx"):
+            assert package in MAY_USE_MLX or relative in MLX_EXCEPTIONS, name
+        if is_within(name, "mlx_lm"):
+            assert package in MAY_USE_MLX_LM, name
+
+
+@pytest.mark.parametrize("relative", WITHOUT_MLX)
+def test_the_scheduler_needs_no_mlx(relative: str) -> None:
+    seen: set[str] = set()
+    queue = [relative]
+    while queue:
+        current = queue.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        for name in imports(ROOT / current):
+            assert not is_within(name, "mlx"), f"{current} imports {name}"
+            module = name.removeprefix("quire.").replace(".", "/")
+            for candidate in (module + ".py", module.rpartition("/")[0] + ".py"):
+                if (ROOT / candidate).is_file():
+                    queue.append(candidate)
