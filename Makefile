@@ -1,0 +1,68 @@
+# `make serve` and `make test` work from a fresh clone with nothing but Python >= 3.11 and the
+# package registries: everything goes into ./.venv.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	if command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	then echo $$p; break; fi; done)
+BIN := .venv/bin
+
+# On macOS mlx comes by itself; on Linux an extra chooses its build.
+ifeq ($(shell uname -s),Darwin)
+  MLX :=
+else ifneq ($(shell command -v nvidia-smi 2>/dev/null),)
+  MLX := cuda13
+else
+  MLX := cpu
+endif
+comma := ,
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint format types unit test-models bench clean
+
+help:
+	@echo "make serve        serve the demo model on http://127.0.0.1:8000 (ARGS=\"--model ...\")"
+	@echo "make test         lint, types, import rules and tests"
+	@echo "make test-models  every model family against mlx-lm, token for token"
+	@echo "make format       format the code"
+
+serve: .venv/serve.stamp
+	$(BIN)/quire serve $(ARGS)
+
+test: lint types unit
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The installed wheel is what gets checked, so that a file missing from it shows.
+types: .venv/dev.stamp
+	@rm -rf build/site
+	$(BIN)/pip install --quiet --no-deps --target build/site .
+	MYPYPATH=build/site $(BIN)/mypy -p quire.serve -p quire.engine -p quire.cache -p quire.kernels \
+		-p quire.deploy -p quire.loadtest
+
+unit: .venv/dev.stamp
+	$(BIN)/pytest -m "not models" $(ARGS)
+
+test-models: .venv/dev.stamp
+	$(BIN)/pytest tests/models $(ARGS)
+	$(BIN)/python tests/models/family_table.py --out loadtest/results/model_families.json
+
+clean:
+	rm -rf .venv build *.egg-info
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Quire needs Python 3.11 or newer; set PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/serve.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".$(if $(MLX),[$(MLX)])"
+	@touch $@
+
+.venv/dev.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev$(if $(MLX),$(comma)$(MLX))]"
+	@touch $@ .venv/serve.stamp
