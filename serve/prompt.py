@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 import jinja2
 import msgspec
@@ -69,42 +70,82 @@ class ChatTemplate:
         environment.globals["strftime_now"] = _strftime_now
         self._template = environment.from_string(source)
         self._special_tokens = dict(special_tokens)
-        self.knows_developer = "developer" in source
+        self._knows_developer = "developer" in source
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt up to where the assistant speaks. Raises :class:`ApiError` (400)."""
-        turns = [_as_turn(message, i, self.knows_developer) for i, message in enumerate(messages)]
+        turns = [self._turn(message, index) for index, message in enumerate(messages)]
         try:
-            return self._template.render(
-                messages=turns,
-                add_generation_prompt=True,
-                tools=None,
-                documents=None,
-                **self._special_tokens,
-            )
+            return self._render(turns)
         except Exception as error:
             # Whatever the model's template raises, it raises about these messages.
             raise invalid(
                 "messages", f"The model's chat template refuses these messages: {error}"
             ) from error
 
+    def _render(self, turns: Sequence[Mapping[str, Any]]) -> str:
+        return self._template.render(
+            messages=turns,
+            add_generation_prompt=True,
+            tools=None,
+            documents=None,
+            **self._special_tokens,
+        )
 
-def _as_turn(message: Message, index: int, knows_developer: bool) -> dict[str, Any]:
-    """A message as templates expect it: a plain dict with text content and no absent keys."""
-    turn: dict[str, Any] = msgspec.to_builtins(message)
-    turn = {key: value for key, value in turn.items() if value is not None}
-    turn.pop("annotations", None)
-    turn["content"] = _text_of(message.content)
-    if isinstance(message, DeveloperMessage) and not knows_developer:
-        turn["role"] = "system"
-    if isinstance(message, AssistantMessage):
-        for i, call in enumerate(message.tool_calls or []):
-            param = f"messages[{index}].tool_calls[{i}].function.arguments"
-            # Templates write the arguments out as JSON themselves, from an object.
-            turn["tool_calls"][i]["function"]["arguments"] = _parse_arguments(
-                call.function.arguments, param
-            )
-    return turn
+    def _turn(self, message: Message, index: int) -> dict[str, Any]:
+        """A message as templates expect it: a plain dict with text content and no absent keys."""
+        turn: dict[str, Any] = msgspec.to_builtins(message)
+        turn = {key: value for key, value in turn.items() if value is not None}
+        turn.pop("annotations", None)
+        turn["content"] = _text_of(message.content)
+        if isinstance(message, DeveloperMessage) and not self._knows_developer:
+            turn["role"] = "system"
+        if isinstance(message, AssistantMessage) and message.tool_calls:
+            style = self._tool_call_style
+            turn["content"] = turn["content"] or style.no_content
+            for number, call in enumerate(turn["tool_calls"]):
+                param = f"messages[{index}].tool_calls[{number}].function.arguments"
+                arguments = _parse_arguments(call["function"]["arguments"], param)
+                if style.parsed_arguments:
+                    call["function"]["arguments"] = arguments
+        return turn
+
+    @functools.cached_property
+    def _tool_call_style(self) -> _ToolCallStyle:
+        """The first way of writing a tool call that this template takes and shows.
+
+        Templates differ: some write the arguments out as JSON themselves, some append them as
+        text; some fail or print None where the content is null, some look for the null.
+        """
+        for style in _TOOL_CALL_STYLES:
+            arguments: object = {"city": "Rome"} if style.parsed_arguments else '{"city": "Rome"}'
+            function = {"name": "weather", "arguments": arguments}
+            call = {"id": "a1b2c3d4e", "type": "function", "function": function}
+            try:
+                text = self._render(
+                    [
+                        {"role": "user", "content": "?"},
+                        {"role": "assistant", "content": style.no_content, "tool_calls": [call]},
+                        {"role": "tool", "content": "sunny", "tool_call_id": call["id"]},
+                    ]
+                )
+            except Exception:  # it does not take this style
+                continue
+            if "Rome" in text and "None" not in text:
+                return style
+        return _ToolCallStyle(no_content="", parsed_arguments=True)
+
+
+class _ToolCallStyle(NamedTuple):
+    no_content: str | None  # where a turn has tool calls and no text
+    parsed_arguments: bool  # an object, not JSON text
+
+
+_TOOL_CALL_STYLES: Final = tuple(
+    _ToolCallStyle(no_content, parsed_arguments)
+    for parsed_arguments in (True, False)
+    for no_content in (None, "")
+)
 
 
 def _text_of(content: Content | None) -> str | None:

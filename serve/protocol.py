@@ -307,11 +307,11 @@ class RequestDecoder(Generic[T]):
         """Raises :class:`ApiError` (400) for anything that is not a valid request."""
         try:
             request = self._decoder.decode(body)
+            _check(request)
         except msgspec.ValidationError as error:
             raise _from_validation(error) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise invalid(None, f"The body is not valid JSON: {error}.") from None
         except RecursionError:
             raise invalid(None, "The body's JSON is nested too deeply.") from None
-        _check(request)
         return request

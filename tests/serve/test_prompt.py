@@ -70,6 +70,25 @@ def test_tool_messages_survive_with_parsed_arguments():
     ]
 
 
+AS_JSON = "{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}"
+AS_TEXT = "{% for c in m.tool_calls %}{{ '' + c.function.arguments }}{% endfor %}"
+TOOL_TEMPLATES = {
+    "text": ("{{ m.content or '' }}" + AS_TEXT, '?{"x": 1}'),
+    "prints null": ("{{ m.content }}" + AS_JSON, '?{"x": 1}'),
+    "wants null": ("{{ '!' if m.content is none else m.content }}" + AS_JSON, '?!{"x": 1}'),
+    "fails on null": ("{{ m.content if 'x' not in m.content }}" + AS_JSON, '?{"x": 1}'),
+    "no tools": ("{{ m.content }}", "?"),
+}
+
+
+@pytest.mark.parametrize(("turn", "expected"), TOOL_TEMPLATES.values(), ids=TOOL_TEMPLATES)
+def test_tool_calls_are_written_as_the_template_takes_them(turn, expected):
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    assistant = {"role": "assistant", "content": None, "tool_calls": [call]}
+    source = "{% for m in messages %}" + turn + "{% endfor %}"
+    assert render(source, {"role": "user", "content": "?"}, assistant) == expected
+
+
 @pytest.mark.parametrize("arguments", ["{", "[1]", "3"])
 def test_tool_arguments_must_be_a_json_object(arguments):
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
