@@ -68,7 +68,7 @@ class PagedModel:
 
 
 def page_model(model: nn.Module, name: str) -> PagedModel:
-    """Put ``model`` over pages and learn their shapes by running one token through it.
+    """Put ``model`` over pages and learn their shapes by running two tokens through it.
 
     Raises:
         UnsupportedModel: the architecture keeps other state than keys and values, or does something
@@ -77,15 +77,16 @@ def page_model(model: nn.Module, name: str) -> PagedModel:
     install()
     context = StepContext()
     cache, layers = _replace_caches(model, context, name)
-    context.num_blocks, context.block_size = 2, _PROBE_BLOCK_SIZE
-    context.positions = mx.array([0], mx.int32)
-    context.slots = Slots(mx.array([1], mx.int32), mx.array([0], mx.int32))
-    context.batch = RaggedBatch(
-        [DecodeGroup(0, np.array([1], np.int32), np.array([[1]], np.int32))], []
-    )
+    # Two rows of two sequences at different positions: a model that takes the offset for a single
+    # number fails here, and not when it meets its first batch.
+    context.num_blocks, context.block_size = 3, _PROBE_BLOCK_SIZE
+    context.positions = mx.array([0, 3], mx.int32)
+    context.slots = Slots(mx.array([1, 2], mx.int32), context.positions)
+    tables = np.array([[1], [2]], np.int32)
+    context.batch = RaggedBatch([DecodeGroup(0, np.array([1, 4], np.int32), tables)], [])
     paged = PagedModel(model, name, context, layers, 0, cache, _select_wanted_rows(model, context))
     try:
-        logits = paged(mx.array([0]))
+        logits = paged(mx.array([0, 0]))
         mx.eval(logits)
     except Exception as error:  # whatever a model file does with a cache it does not know
         reason = f"it does not run over KV pages ({type(error).__name__}: {error})"
