@@ -229,8 +229,11 @@ def accepted_hosts(settings: ServeSettings, address: str) -> tuple[str, ...] | N
     On a loopback ``address`` a foreign name can only come from a web page that rebound its own
     name to this machine. On any other the server's names are unknown until the user lists them.
     """
-    if ipaddress.ip_address(address.partition("%")[0]).is_loopback or settings.allowed_hosts:
-        return (*LOOPBACK_HOSTS, *settings.allowed_hosts)
+    hosts = settings.allowed_hosts
+    if "*" in hosts:
+        return None
+    if ipaddress.ip_address(address.partition("%")[0]).is_loopback or hosts:
+        return (*LOOPBACK_HOSTS, *hosts)
     logger.warning("listening on %s: every machine that reaches it can use the model", address)
     return None
 

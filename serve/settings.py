@@ -120,8 +120,8 @@ def _names(value: object) -> tuple[str, ...]:
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
         raise ValueError("must be host names, comma-separated (in TOML: a list of strings)")
     names = tuple(item.strip().lower() for item in items if item.strip())
-    if any(re.search(r"[\s/]", name) for name in names):
-        raise ValueError("must be host names without scheme, path or spaces")
+    if not all(re.fullmatch(r"\*|(\*\.)?[\w.-]+|\[[0-9a-f:.]+\]", name) for name in names):
+        raise ValueError("must be host names without scheme, port or path, such as llm.example")
     return names
 
 
@@ -174,7 +174,10 @@ class ServeSettings:
         30.0, _seconds, "time that running requests get to finish at shutdown", "SECONDS"
     )
     allowed_hosts: tuple[str, ...] = _row(
-        (), _names, "more Host names to accept besides the local ones, comma-separated", "NAMES"
+        (),
+        _names,
+        "more Host names to accept, comma-separated: name, *.domain or * for any",
+        "NAMES",
     )
     max_body_size: int = _row(2 * 2**20, parse_size, "largest request body, e.g. 2MiB", "SIZE")
 

@@ -112,23 +112,24 @@ class Supervisor:
     def kill(self) -> None:
         """Like :meth:`stop`, but the worker gets no time."""
         self._stopping.set()
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+        if self._process is not None:
+            _kill(self._process)
 
     async def _run_worker(self) -> str:
         """Run one worker to its end; returns how it ended, as a sentence."""
         self._load_error = None
         self._ready_at = None
         self._spawned_at = time.monotonic()
-        channel = Channel()
-        failure = "The worker could not be started."
+        failure = "The worker was given up."
         try:
-            process = await self._spawn(channel)
-            self._client.attach(channel)
-            failure = await self._watch(process, channel)
+            with contextlib.closing(Channel()) as channel:
+                process = await self._spawn(channel)
+                self._client.attach(channel)
+                failure = await self._watch(process, channel)
+        except OSError as error:
+            failure = f"The worker could not be run: {error}."
         finally:
             self._client.detach(f"{failure} This request was lost; try it again.")
-            channel.close()
         return failure
 
     async def _spawn(self, channel: Channel) -> Process:
@@ -168,7 +169,7 @@ class Supervisor:
             for task in (receiving, stopping):
                 task.cancel()
             if not exited.done():
-                process.kill()
+                _kill(process)
             await exited
             assert process.stdin is not None
             process.stdin.close()
@@ -205,6 +206,13 @@ class Supervisor:
                 self._load_seconds = self._ready_at - self._spawned_at
                 self._client.ready(frame)
                 self._on_ready(frame)
+
+
+def _kill(process: Process) -> None:
+    # It may be dead already without the event loop having noticed.
+    with contextlib.suppress(ProcessLookupError):
+        if process.returncode is None:
+            process.kill()
 
 
 def _describe(returncode: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 import struct
 import subprocess
@@ -50,6 +51,19 @@ def test_a_folder_is_used_where_it_is(folder, monkeypatch):
     assert resolve_model(str(folder)) == ModelFiles(folder, "tiny-model")
     monkeypatch.chdir(folder)
     assert resolve_model(".") == ModelFiles(folder, "tiny-model")
+
+
+def test_without_a_name_it_is_the_demo_model_of_the_package(folder, monkeypatch):
+    demo = folder.rename(folder.with_name("quire-demo"))
+    packages = []
+
+    def package_files(package):
+        packages.append(package)
+        return demo.parent
+
+    monkeypatch.setattr(importlib.resources, "files", package_files)
+    assert resolve_model(None) == ModelFiles(demo, "quire-demo")
+    assert packages == ["quire.engine.demo"]
 
 
 def test_a_missing_folder_is_named():

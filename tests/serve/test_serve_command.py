@@ -16,9 +16,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from fake_worker import STALL
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from quire.serve.limits import LOOPBACK_HOSTS
+from quire.serve.serve_command import accepted_hosts, worker_config
+from quire.serve.settings import ServeSettings
 
 LIMIT = 60.0  # seconds; only a hang gets this far
 SCRIPT = Path(__file__).with_name("serve_with_fake_worker.py")
@@ -285,6 +290,37 @@ def test_nothing_outlives_a_killed_server(model, tmp_path):
         server.process.kill()
         server.process.wait(LIMIT)
         until(lambda: gone(worker))
+
+
+@pytest.mark.parametrize(
+    ("address", "hosts", "expected"),
+    [
+        ("127.0.0.1", (), LOOPBACK_HOSTS),
+        ("::1", ("llm.lan",), (*LOOPBACK_HOSTS, "llm.lan")),
+        ("127.0.0.1", ("*",), None),
+        ("0.0.0.0", (), None),
+        ("192.0.2.1", ("llm.lan",), (*LOOPBACK_HOSTS, "llm.lan")),
+    ],
+)
+def test_which_hosts_are_accepted(address, hosts, expected):
+    assert accepted_hosts(ServeSettings(allowed_hosts=hosts), address) == expected
+
+
+def test_every_setting_of_the_worker_reaches_it():
+    settings = ServeSettings(
+        device="cpu",
+        block_size=32,
+        kv_cache_memory=2**20,
+        max_model_len=100,
+        max_num_seqs=3,
+        max_num_batched_tokens=50,
+        eviction_policy="fifo",
+        log_level="debug",
+    )
+    config = msgspec.structs.asdict(worker_config(settings, "/model"))
+    assert config.pop("model_path") == "/model"
+    assert (config.pop("request_address"), config.pop("output_address")) == ("", "")
+    assert config == {name: getattr(settings, name) for name in config}
 
 
 def test_more_hosts_can_be_allowed(model, tmp_path):

@@ -67,7 +67,7 @@ SAMPLES = {
     "device": ("metal", "metal"),
     "log_level": ("debug", "debug"),
     "drain_timeout": ("2.5", 2.5),
-    "allowed_hosts": ("A.example, b.example", ("a.example", "b.example")),
+    "allowed_hosts": ("A.example, *.b.example,[::1]", ("a.example", "*.b.example", "[::1]")),
     "max_body_size": ("1MB", 10**6),
 }
 
@@ -107,6 +107,8 @@ def test_toml_takes_its_own_types(tmp_path):
         (["--kv-cache-memory", "2 potatoes"], {}, "", "flag --kv-cache-memory must be a size"),
         (["--drain-timeout", "-1"], {}, "", "flag --drain-timeout must be a number of seconds"),
         (["--allowed-hosts", "http://x"], {}, "", "flag --allowed-hosts must be host names"),
+        (["--allowed-hosts", "x:8000"], {}, "", "flag --allowed-hosts must be host names"),
+        (["--allowed-hosts", "*x"], {}, "", "flag --allowed-hosts must be host names"),
     ],
 )
 def test_a_bad_value_names_its_source_in_one_line(argv, environ, text, message, tmp_path):

@@ -15,9 +15,12 @@ import pytest
 from fake_worker import DIE, STALL
 from worker_harness import LIMIT, collect, rig, tokens_of, until
 
+from quire.engine.messages import WorkerConfig
 from quire.serve import supervisor as supervisor_module
 from quire.serve.backend import GenerationFailed, Unavailable
-from quire.serve.supervisor import StartupFailed
+from quire.serve.metrics import Metrics
+from quire.serve.supervisor import StartupFailed, Supervisor
+from quire.serve.worker_client import WorkerClient
 
 
 def exists(pid: int) -> bool:
@@ -100,6 +103,17 @@ def test_between_two_workers_clients_are_told_when_to_come_back():
             # stop() does not wait for the back-off to pass.
             r.supervisor.stop()
             await asyncio.wait_for(r.running, LIMIT / 3)
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_cannot_be_spawned_ends_the_start():
+    async def scenario():
+        supervisor = Supervisor(
+            WorkerClient(Metrics(), 1), WorkerConfig("model", "", ""), ("/no/such/program",)
+        )
+        with pytest.raises(StartupFailed, match=r"could not be run: .*No such file"):
+            await supervisor.run()
 
     asyncio.run(scenario())
 
