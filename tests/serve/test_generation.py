@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 from fake_backend import EOS, FakeStream, Script, served_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.serve.backend import GenerationFailed
@@ -163,3 +165,21 @@ def test_several_sequences_are_merged_and_summed():
     usage = group.usage
     assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (2, 7, 9)
     assert usage.prompt_tokens_details.cached_tokens == 1
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(ids(*WORDS, "é", "a", EOS)), min_size=1, max_size=12),
+    st.lists(st.sampled_from(["ld", "STOP", "ab", "o w", "é", "汉b"]), max_size=3, unique=True),
+    st.integers(0, 4),
+    st.data(),
+)
+def test_the_answer_does_not_depend_on_how_outputs_are_grouped(token_ids, stops, minimum, data):
+    cuts = data.draw(st.lists(st.integers(0, len(token_ids)), max_size=4).map(sorted))
+    bounds = zip([0, *cuts], [*cuts, len(token_ids)], strict=True)
+    grouped = [token_ids[start:end] for start, end in bounds]
+    answers = []
+    for steps in ([[token_id] for token_id in token_ids], grouped):
+        made = generation(Script(steps), stop_strings=stops, min_tokens=minimum)
+        answers.append(("".join(read(made)), made.completion_tokens, made.finish_reason))
+    assert answers[0] == answers[1]
