@@ -51,9 +51,14 @@ class Channel:
             return False
         return True
 
-    async def writable(self) -> None:
-        """Return once the worker has connected to the request socket."""
+    async def connected(self) -> None:
+        """Return once the worker, which has sent a frame, has both connections.
+
+        Their names are not needed any more and go now: a front end that is killed later cannot
+        clean up after itself.
+        """
         await self._requests.poll(None, zmq.POLLOUT)  # type: ignore[call-arg]  # pyzmq omits flags
+        self._remove_folder()
 
     async def receive(self) -> FromWorker:
         """The next frame. Raises msgspec.DecodeError if it is not one of ours."""
@@ -70,4 +75,7 @@ class Channel:
         self._requests.close(linger=0)
         self._outputs.close(linger=0)
         self._context.term()
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -188,7 +188,7 @@ class Supervisor:
         while True:
             frame = await channel.receive()
             if isinstance(frame, Ready):
-                await channel.writable()
+                await channel.connected()
             self._handle(frame)
             # recv() does not yield while frames are waiting; the streams' readers need a turn.
             await asyncio.sleep(0)

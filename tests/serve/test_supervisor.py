@@ -236,17 +236,20 @@ def test_stop_while_loading():
     asyncio.run(scenario())
 
 
-def test_no_socket_files_are_left(tmp_path, monkeypatch):
+def test_socket_files_are_private_and_gone_once_the_worker_is_connected(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     async def scenario():
-        async with rig() as r:
+        async with rig("hang-load", wait=False) as r:
+            await until(lambda: bool(r.progress))
             (folder,) = tmp_path.iterdir()
             assert folder.stat().st_mode & 0o777 == 0o700
-            await collect(r.submit([1]))
+        assert list(tmp_path.iterdir()) == []
+        async with rig() as r:
+            assert list(tmp_path.iterdir()) == []
+            assert len(tokens_of(await collect(r.submit([1])))) == 5
 
     asyncio.run(scenario())
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_long_temporary_folder_does_not_matter(tmp_path, monkeypatch):
