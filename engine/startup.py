@@ -37,6 +37,11 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
     Raises:
         EngineError: the model cannot be served; the message says why.
     """
+    if config.max_num_batched_tokens <= config.max_num_seqs:
+        raise EngineError(
+            f"--max-num-batched-tokens {config.max_num_batched_tokens} must be larger than "
+            f"--max-num-seqs {config.max_num_seqs}, or decodes leave no room for prompts"
+        )
     device = select_device(config.device)
     _limit_memory(device)
     loaded = load_model(Path(config.model_path), device, progress)
