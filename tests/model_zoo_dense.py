@@ -30,6 +30,14 @@ GEMMA4: Config = {
     "vocab_size_per_layer_input": VOCAB,
 }
 
+GEAR: Config = {"num_hidden_layers": 4, "layer_types": ALTERNATING, "conv_L_cache": 3}
+
+MINISTRAL3: Config = {
+    "num_hidden_layers": 4,
+    "layer_types": ALTERNATING,
+    "rope_parameters": {**MSCALED_YARN, "llama_4_scaling_beta": 0.1},
+}
+
 DENSE: dict[str, Config] = {
     "apertus": {"post_norm": True, "qk_norm": True, "rope_scaling": LLAMA3_ROPE},
     "cohere": {"use_qk_norm": True, "logit_scale": 1.0},
@@ -41,6 +49,7 @@ DENSE: dict[str, Config] = {
         "sliding_window_pattern": "LG",
         "rope_scaling": LLAMA3_ROPE,
     },
+    "gear": GEAR,
     "gemma": {"num_key_value_heads": 1},
     "gemma3_text": GEMMA3,
     "gemma4_text": GEMMA4,
@@ -65,14 +74,7 @@ DENSE: dict[str, Config] = {
     "llama4_text": {"intermediate_size_mlp": 96, "no_rope_layers": [1, 1, 0]},
     "mimo": {},
     "minicpm": {"dim_model_base": 32, "scale_depth": 1.4, "scale_emb": 2.0},
-    "ministral3": {
-        "num_hidden_layers": 4,
-        "layer_types": ALTERNATING,
-        "rope_parameters": {
-            **MSCALED_YARN,
-            "llama_4_scaling_beta": 0.1,
-        },
-    },
+    "ministral3": MINISTRAL3,
     "muse_glimmer": {"num_hidden_layers": 4, "output_multiplier": 1.0},
     "nanbeige": {"num_loops": 2},
     "nanochat": {},
@@ -97,6 +99,7 @@ DENSE: dict[str, Config] = {
     },
     "phi": {},
     "phi3": {"partial_rotary_factor": 1.0, "original_max_position_embeddings": 64},
+    "plamo3": {"num_hidden_layers": 4, "sliding_window_pattern": 2, "window_size": WINDOW},
     "qwen": {"kv_channels": 16, "num_key_value_heads": 4},
     "qwen2": {},
     "qwen3": {},

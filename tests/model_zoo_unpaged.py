@@ -8,6 +8,7 @@ never reach ``scaled_dot_product_attention``, or keep something other than keys 
 from __future__ import annotations
 
 from model_zoo_base import ALTERNATING, FULL, VOCAB, WINDOW, Config, text
+from model_zoo_dense import GEAR
 
 RECURRENT = "recurrent layers: their state is one value per sequence, not keys and values per token"
 OWN_SOFTMAX = "writes out its softmax instead of calling scaled_dot_product_attention"
@@ -163,7 +164,7 @@ RECURRENT_FAMILIES: dict[str, Config] = {
     },
 }
 
-# name -> (reason, configuration)
+# name, which is also the model file's -> (reason, configuration)
 UNPAGED_FAMILIES: dict[str, tuple[str, Config]] = {
     **{name: (RECURRENT, config) for name, config in RECURRENT_FAMILIES.items()},
     "afm7": (
@@ -194,10 +195,6 @@ UNPAGED_FAMILIES: dict[str, tuple[str, Config]] = {
             "hc_mult": 2,
             "rms_norm_eps": 1e-6,
         },
-    ),
-    "gear": (
-        "repeats the cached keys itself, by their shape, before attention",
-        {"num_hidden_layers": 4, "layer_types": ALTERNATING, "conv_L_cache": 3},
     ),
     "gemma2": (OWN_SOFTMAX, {"query_pre_attn_scalar": 16.0}),
     "glm_moe_dsa": (INDEXER, SPARSE_INDEX),
@@ -257,10 +254,6 @@ UNPAGED_FAMILIES: dict[str, tuple[str, Config]] = {
         },
     ),
     "plamo": ("tiles the cached keys itself before attention", {"n_shared_head": 2}),
-    "plamo3": (
-        "mlx-lm gives its sliding layers a mask one token wider than their cache",
-        {"num_hidden_layers": 4, "sliding_window_pattern": 2},
-    ),
     "prism_hadamard_qwen35": (
         RECURRENT,
         {
@@ -276,5 +269,38 @@ UNPAGED_FAMILIES: dict[str, tuple[str, Config]] = {
                 }
             ],
         },
+    ),
+}
+
+DYNAMIC_ROPE = "dynamic rope: the rotation of every token changes with the length of its sequence"
+
+# name -> (reason, model file, configuration): settings that turn a paged family into another
+UNPAGED_VARIANTS: dict[str, tuple[str, str, Config]] = {
+    "gear_softcap": (OWN_SOFTMAX, "gear", {**GEAR, "attn_logit_softcapping": 20.0}),
+    "internlm2_dynamic_rope": (
+        DYNAMIC_ROPE,
+        "internlm2",
+        {"max_position_embeddings": 64, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+    ),
+    "llama_dynamic_rope": (
+        DYNAMIC_ROPE,
+        "llama",
+        {"max_position_embeddings": 64, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+    ),
+    "minimax_m3_vl_sparse": (
+        INDEXER,
+        "minimax_m3_vl",
+        text(
+            {
+                "model_type": "minimax_m3_vl",
+                "dense_intermediate_size": 96,
+                "mlp_layer_types": ["dense", "sparse", "sparse"],
+                "layer_types": [FULL, "sparse", "sparse"],
+                "index_n_heads": 2,
+                "index_head_dim": 16,
+                "index_block_size": 8,
+                "index_topk_blocks": 4,
+            }
+        ),
     ),
 }

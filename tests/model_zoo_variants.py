@@ -13,7 +13,7 @@ from model_zoo_base import (
     Config,
     text,
 )
-from model_zoo_dense import GEMMA3, GEMMA4
+from model_zoo_dense import GEMMA3, GEMMA4, MINISTRAL3
 from model_zoo_experts import DEEPSEEK
 
 GEMMA3N: Config = {
@@ -97,5 +97,19 @@ VARIANTS: dict[str, tuple[str, Config]] = {
         "deepseek_v3",
         {**DEEPSEEK, "n_routed_experts": 8, "n_group": 4, "topk_group": 2},
     ),
+    # without its recurrent layers, as the small Granite 4.0 models are
+    "granitemoehybrid_attention": (
+        "granitemoehybrid",
+        {
+            "layer_types": ["attention"] * 3,
+            "num_local_experts": 0,
+            "embedding_multiplier": 2.0,
+            "attention_multiplier": 0.25,
+            "logits_scaling": 1.0,
+            "residual_multiplier": 0.5,
+        },
+    ),
+    "mistral3_ministral3": ("mistral3", text({"model_type": "ministral3", **MINISTRAL3})),
+    "nanbeige_norm_once": ("nanbeige", {"num_loops": 2, "skip_loop_final_norm": True}),
     "stablelm_parallel": ("stablelm", {"use_parallel_residual": True}),
 }
