@@ -12,7 +12,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from quire.serve import submission
 from quire.serve.backend import Backend
 from quire.serve.chat import ChatCompletions
 from quire.serve.completions import Completions
@@ -49,7 +48,8 @@ class Probes:
 
     async def ready(self, request: Request) -> Response:
         """200 while requests are taken."""
-        submission.require_ready(self._backend)
+        if (reason := self._backend.why_unavailable()) is not None:
+            raise reason
         return json_response(Status("ok", "ready"))
 
     async def metrics(self, request: Request) -> Response:

@@ -68,6 +68,14 @@ class Backend(Protocol):
         """What the worker reported when it became ready; None while it is not."""
         ...
 
+    def why_unavailable(self) -> Unavailable | None:
+        """Why :meth:`admit` would refuse any request now, or None if it would not."""
+        ...
+
+    def admit(self) -> Ready:
+        """What the worker said of itself. Raises :class:`Unavailable` if it takes no requests."""
+        ...
+
     def next_request_id(self) -> int: ...
 
     def submit(self, request: GenerateRequest) -> TokenStream:

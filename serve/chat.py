@@ -35,9 +35,9 @@ class ChatCompletions:
     async def create(self, request: Request) -> Response:
         body = self._decoder.decode(await read_json(request))
         submission.check_model(body.model, self._model)
-        submission.require_ready(self._backend)
+        info = self._backend.admit()
         prompt = await encode_chat(self._model.tokenizer, self._model.chat_template, body.messages)
-        group = submission.start(self._backend, self._model, body, [prompt], "messages")
+        group = submission.start(self._backend, self._model, info, body, [prompt], "messages")
         return await ChatAnswer(self._model.id, group).respond(request, body)
 
 

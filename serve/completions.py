@@ -27,9 +27,9 @@ class Completions:
     async def create(self, request: Request) -> Response:
         body = self._decoder.decode(await read_json(request))
         submission.check_model(body.model, self._model)
-        submission.require_ready(self._backend)
+        info = self._backend.admit()
         prompts = await self._encode(body.prompts)
-        group = submission.start(self._backend, self._model, body, prompts, "prompt")
+        group = submission.start(self._backend, self._model, info, body, prompts, "prompt")
         return await CompletionAnswer(self._model.id, group).respond(request, body)
 
     async def _encode(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from quire.engine.messages import GenerateRequest, Ready, SamplingParams
 from quire.serve.backend import Backend
 from quire.serve.detokenizer import Detokenizer
-from quire.serve.errors import ApiError, invalid, unavailable
+from quire.serve.errors import ApiError, invalid
 from quire.serve.generation import Generation, GenerationGroup
 from quire.serve.protocol import GenerationRequest
 from quire.serve.tokenizer import ServedModel
-
-LOADING_RETRY_AFTER = 2  # seconds; a worker says when it is ready, not how long it will take
 
 
 def check_model(requested: str, model: ServedModel) -> None:
@@ -25,16 +23,10 @@ def check_model(requested: str, model: ServedModel) -> None:
         )
 
 
-def require_ready(backend: Backend) -> Ready:
-    """Raises :class:`ApiError` (503) while the worker takes no requests."""
-    if backend.info is None:
-        raise unavailable("The model is not ready yet; try again shortly.", LOADING_RETRY_AFTER)
-    return backend.info
-
-
 def start(
     backend: Backend,
     model: ServedModel,
+    info: Ready,
     body: GenerationRequest,
     prompts: Sequence[Sequence[int]],
     prompt_field: str,
@@ -44,7 +36,6 @@ def start(
     ``prompt_field`` is what errors about the prompts are blamed on. Raises :class:`ApiError` and
     what :meth:`Backend.submit` raises.
     """
-    info = require_ready(backend)
     requests = [_build(backend, model, body, prompt, prompt_field, info) for prompt in prompts]
     generations: list[Generation] = []
     try:

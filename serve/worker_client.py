@@ -173,18 +173,29 @@ class WorkerClient:
     def next_request_id(self) -> int:
         return next(self._request_ids)
 
+    def why_unavailable(self) -> Unavailable | None:
+        match self._state():
+            case "draining":
+                return Unavailable("The server is shutting down.", DRAINING_RETRY_AFTER)
+            case "loading":
+                message = "The model is still loading. Try again in a moment."
+                return Unavailable(message, self._retry_after())
+            case "restarting":
+                message = "The model worker is restarting. Try again in a moment."
+                return Unavailable(message, self._retry_after())
+            case _:
+                return None
+
+    def admit(self) -> Ready:
+        if (refusal := self.why_unavailable()) is not None:
+            self.metrics.admission_rejections[self._state()].inc()
+            raise refusal
+        assert self._info is not None
+        return self._info
+
     def submit(self, request: GenerateRequest) -> RequestStream:
-        if self._draining:
-            self.metrics.admission_rejections["draining"].inc()
-            raise Unavailable("The server is shutting down.", DRAINING_RETRY_AFTER)
-        if self._info is None or self._channel is None:
-            state = "restarting" if self._was_ready else "loading"
-            self.metrics.admission_rejections[state].inc()
-            message = {
-                "loading": "The model is still loading. Try again in a moment.",
-                "restarting": "The model worker is restarting. Try again in a moment.",
-            }[state]
-            raise Unavailable(message, self._retry_after())
+        self.admit()
+        assert self._channel is not None
         if len(self._streams) >= self._max_in_flight:
             self.metrics.admission_rejections["queue_full"].inc()
             raise QueueFull(
@@ -255,6 +266,13 @@ class WorkerClient:
         for stream in list(self._streams.values()):
             self._forget(stream)
             stream.fail(message)
+
+    def _state(self) -> Literal["draining", "loading", "restarting", "ready"]:
+        if self._draining:
+            return "draining"
+        if self._info is None or self._channel is None:
+            return "restarting" if self._was_ready else "loading"
+        return "ready"
 
     def _abort(self, stream: RequestStream) -> None:
         if self._channel is not None:

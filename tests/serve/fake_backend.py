@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from quire.engine.messages import GenerateRequest, Ready, TokenOutput
-from quire.serve.backend import BackendError
+from quire.serve.backend import BackendError, Unavailable
 from quire.serve.detokenizer import TokenBytes
 from quire.serve.prompt import ChatTemplate
 from quire.serve.tokenizer import ServedModel
@@ -162,6 +162,15 @@ class FakeBackend:
     accept: int = 0
     streams: list[FakeStream] = field(default_factory=list)
     _ids: Iterator[int] = field(default_factory=itertools.count)
+
+    def why_unavailable(self) -> Unavailable | None:
+        return Unavailable("Still loading.", 3) if self.info is None else None
+
+    def admit(self) -> Ready:
+        if (reason := self.why_unavailable()) is not None:
+            raise reason
+        assert self.info is not None
+        return self.info
 
     def next_request_id(self) -> int:
         return next(self._ids)
