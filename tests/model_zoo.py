@@ -7,6 +7,7 @@ the second by far more than float32 rounding.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 import types
@@ -65,7 +66,8 @@ def build(name: str, seed: int = 0) -> nn.Module:
     # olmo.py exits the interpreter unless this package can be imported, and then never uses it.
     sys.modules.setdefault("hf_olmo", types.ModuleType("hf_olmo"))
     module = importlib.import_module(f"mlx_lm.models.{family.module}")
-    config = {"model_type": family.module, **BASE, **family.config}
+    # Some families write defaults into the dictionaries they are given.
+    config = copy.deepcopy({"model_type": family.module, **BASE, **family.config})
     mx.random.seed(seed)  # biases keep the values that their layers draw
     model: nn.Module = module.Model(module.ModelArgs.from_dict(config))
     _randomise(model, seed)
