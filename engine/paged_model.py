@@ -14,7 +14,7 @@ from quire.cache.pages import LayerPages
 from quire.engine.errors import UnsupportedModel
 from quire.engine.paging import PagedLayer, StepContext, install
 from quire.kernels.kv_write import Slots
-from quire.kernels.paged_attention import DecodeGroup, RaggedBatch
+from quire.kernels.ragged import DecodeGroup, RaggedBatch
 
 # What mlx-lm's model files call the norm between the last layer and the head.
 _FINAL_NORMS = (

@@ -17,7 +17,8 @@ import mlx.core as mx
 
 from quire.cache.pages import LayerPages, PageShape
 from quire.kernels.kv_write import Slots
-from quire.kernels.paged_attention import ExtraScores, RaggedBatch, paged_attention
+from quire.kernels.paged_attention import ExtraScores, paged_attention
+from quire.kernels.ragged import RaggedBatch
 
 _sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention
 

@@ -12,7 +12,7 @@ from quire.engine.paged_model import PagedModel
 from quire.engine.sampler import sample
 from quire.engine.step_batch import Chunk, StepBatch
 from quire.kernels.kv_write import Slots
-from quire.kernels.paged_attention import DecodeGroup, PromptChunk, RaggedBatch
+from quire.kernels.ragged import DecodeGroup, PromptChunk, RaggedBatch
 
 # A decode group is closed where padding the next row's neighbours would waste more than this.
 _MAX_PADDING = 1.5

@@ -9,13 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire.kernels.kv_write import Slots, copy_blocks
-from quire.kernels.paged_attention import (
-    DecodeGroup,
-    ExtraScores,
-    PromptChunk,
-    RaggedBatch,
-    paged_attention,
-)
+from quire.kernels.paged_attention import ExtraScores, paged_attention
+from quire.kernels.ragged import DecodeGroup, PromptChunk, RaggedBatch
 
 FLOAT32_TOLERANCE = 1e-5
 

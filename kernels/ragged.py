@@ -1,0 +1,102 @@
+"""Which rows of a flattened step belong together, and the index arrays their layers share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+# Added to the scores of keys that a row must not see. Finite, so that a row that sees nothing at
+# all gives a finite result instead of NaN.
+HIDDEN = -1e30
+
+
+@dataclass
+class DecodeGroup:
+    """Rows with one query each and contexts of similar length."""
+
+    first_row: int
+    context_lengths: npt.NDArray[np.int32]  # (B,), the row's own token included
+    block_tables: npt.NDArray[np.int32]  # (B, max_blocks), padded with the scratch block
+    _views: dict[int | None, tuple[mx.array, mx.array]] = field(default_factory=dict)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.context_lengths)
+
+    def view(self, window: int | None, block_size: int) -> tuple[mx.array, mx.array]:
+        """Block tables (B, n) and score biases (B, n, 1, 1, block_size), cut to the window.
+
+        Made once per step and window; all layers share them.
+        """
+        if window not in self._views:
+            self._views[window] = self._make_view(window, block_size)
+        return self._views[window]
+
+    def _make_view(self, window: int | None, block_size: int) -> tuple[mx.array, mx.array]:
+        lengths = self.context_lengths[:, None]
+        tables = self.block_tables
+        columns = np.arange(tables.shape[1], dtype=np.int32)[None]
+        if window is not None:
+            # W keys touch at most this many blocks, wherever they start.
+            touched = min(tables.shape[1], -(-(window - 1) // block_size) + 1)
+            first = np.maximum(lengths - window, 0) // block_size
+            columns = np.minimum(first + np.arange(touched, dtype=np.int32), tables.shape[1] - 1)
+            tables = np.take_along_axis(tables, columns, axis=1)
+            # Clamped columns repeat the last block; positions below keep them from counting twice.
+            columns = first + np.arange(touched, dtype=np.int32)
+        positions = columns[:, :, None] * block_size + np.arange(block_size, dtype=np.int32)
+        visible = positions < lengths[:, :, None]
+        if window is not None:
+            visible &= positions >= lengths[:, :, None] - window
+        bias = np.where(visible, np.float32(0), np.float32(HIDDEN))
+        return mx.array(tables), mx.array(bias[:, :, None, None, :])
+
+
+@dataclass
+class PromptChunk:
+    """Consecutive rows of one sequence, each attending to itself and everything before it."""
+
+    first_row: int
+    num_rows: int
+    context_length: int  # of the last row, itself included
+    block_ids: npt.NDArray[np.int32]  # covers the context
+    _tables: dict[int, mx.array] = field(default_factory=dict)
+    _biases: dict[tuple[int, int, int, int | None], mx.array] = field(default_factory=dict)
+
+    @property
+    def start(self) -> int:
+        """Position of the first row."""
+        return self.context_length - self.num_rows
+
+    def first_block(self, position: int, window: int | None, block_size: int) -> int:
+        """The first block that the row at ``position`` can see."""
+        return 0 if window is None else max(0, position - window + 1) // block_size
+
+    def blocks_from(self, first: int) -> mx.array:
+        """Block ids from the ``first`` on as an array, made once per step."""
+        if first not in self._tables:
+            self._tables[first] = mx.array(self.block_ids[first:])
+        return self._tables[first]
+
+    def bias(self, rows: range, keys: range, window: int | None) -> mx.array:
+        """(rows, keys) score biases for query positions ``rows`` and key positions ``keys``."""
+        key = (rows.start, keys.start, keys.stop, window)
+        if key not in self._biases:
+            queries = np.arange(rows.start, rows.stop, dtype=np.int32)[:, None]
+            positions = np.arange(keys.start, keys.stop, dtype=np.int32)[None]
+            visible = positions <= queries
+            if window is not None:
+                visible &= positions > queries - window
+            self._biases[key] = mx.array(np.where(visible, np.float32(0), np.float32(HIDDEN)))
+        return self._biases[key]
+
+
+@dataclass
+class RaggedBatch:
+    """Which rows of a flattened step belong together; shared by all layers of the step."""
+
+    groups: list[DecodeGroup]
+    chunks: list[PromptChunk]
