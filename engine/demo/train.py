@@ -162,14 +162,14 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m quire.engine.demo.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model's files")
-    parser.add_argument("--steps", type=int, default=12_000)
-    parser.add_argument("--tokens", type=int, default=65_536, help="per step, with the padding")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=17_500)
+    parser.add_argument("--tokens", type=int, default=32_768, help="per step, with the padding")
+    parser.add_argument("--learning-rate", type=float, default=2.5e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=4, help="processes that make batches")
     parser.add_argument("--report", type=int, default=100, help="steps between two lines")
-    parser.add_argument("--save-every", type=int, default=2000, help="steps between two saves")
+    parser.add_argument("--save-every", type=int, default=1000, help="steps between two saves")
     train(parser.parse_args())
 
 
