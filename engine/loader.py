@@ -46,7 +46,8 @@ def load_model(path: Path, device: DeviceName, progress: Progress) -> LoadedMode
     try:
         # Never from a hub, never with code from the folder.
         model, config = load_mlx_lm_model(path, lazy=True, strict=True, trust_remote_code=False)
-    except Exception as error:  # mlx-lm raises whatever its model files and mlx.core raise
+    except (Exception, SystemExit) as error:
+        # mlx-lm raises whatever its model files and mlx.core raise; one of them exits.
         raise ModelLoadError(f"cannot load {path}: {_one_line(error)}") from error
     # MLX's CPU backend multiplies half-precision matrices 15 to 30 times slower than float32 ones.
     widened = device == "cpu" and _widen(model)
@@ -115,7 +116,7 @@ def _context_length(config: dict[str, Any]) -> int | None:
     return None
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{text[:300]}" if text else type(error).__name__
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +13,11 @@ from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt
 
 from quire.cache.pages import LayerPages
 from quire.engine.errors import UnsupportedModel
-from quire.engine.paging import PagedLayer, StepContext, install
+from quire.engine.paging import CannotPage, PagedLayer, StepContext, install
 from quire.kernels.kv_write import Slots
 from quire.kernels.ragged import DecodeGroup, RaggedBatch
+
+logger = logging.getLogger(__name__)
 
 # What mlx-lm's model files call the norm between the last layer and the head.
 _FINAL_NORMS = (
@@ -43,13 +46,13 @@ class PagedModel:
     layers: list[PagedLayer]  # those that store keys and values
     vocab_size: int  # width of the logits
     _cache: list[Any]
-    _selects_rows: bool
+    _final_norm: _FinalNorm | None
 
     def __call__(self, token_ids: mx.array) -> mx.array:
         """(T,) int token ids -> (R, vocab) logits of the wanted rows."""
         logits: mx.array = self.model(token_ids[:, None], cache=self._cache)
         rows = self.context.wanted_rows
-        if rows is not None and not self._selects_rows:
+        if rows is not None and (self._final_norm is None or not self._final_norm.selects):
             logits = logits[rows]
         return logits[:, 0]
 
@@ -84,13 +87,20 @@ def page_model(model: nn.Module, name: str) -> PagedModel:
     context.slots = Slots(mx.array([1, 2], mx.int32), context.positions)
     tables = np.array([[1], [2]], np.int32)
     context.batch = RaggedBatch([DecodeGroup(0, np.array([1, 4], np.int32), tables)], [])
-    paged = PagedModel(model, name, context, layers, 0, cache, _select_wanted_rows(model, context))
+    norm = _wrap_final_norm(model, context)
+    paged = PagedModel(model, name, context, layers, 0, cache, norm)
     try:
         logits = paged(mx.array([0, 0]))
         mx.eval(logits)
+    except CannotPage as error:
+        raise UnsupportedModel(name, str(error)) from error
     except Exception as error:  # whatever a model file does with a cache it does not know
-        reason = f"it does not run over KV pages ({type(error).__name__}: {error})"
-        raise UnsupportedModel(name, reason.replace("\n", " ")) from error
+        logger.debug("%s over pages", name, exc_info=True)
+        reason = "its code computes with cached keys, values or positions in a way of its own"
+        raise UnsupportedModel(name, f"{reason} ({type(error).__name__})") from error
+    # A model that runs its layers more than once needs every row until the last time.
+    if norm is not None:
+        norm.selects = norm.calls == 1
     # Models that share keys and values between layers leave some caches unused.
     layers[:] = [layer for layer in layers if layer.shape is not None]
     if not layers:
@@ -127,17 +137,23 @@ def _why_not(cache_type: str) -> str:
     return f"its layers keep a {cache_type}, which has no paged form"
 
 
-class _WantedRows(nn.Module):
-    """Keeps only the wanted rows, in front of a model's final norm and head."""
+class _FinalNorm(nn.Module):
+    """A model's final norm that drops unwanted rows first, and so in front of the head."""
 
     def __init__(self, norm: nn.Module, context: StepContext) -> None:
         super().__init__()
         # Kept out of the module tree, so that parameters keep their names.
         object.__setattr__(self, "_norm", norm)
         object.__setattr__(self, "_context", context)
+        object.__setattr__(self, "calls", 0)
+        object.__setattr__(self, "selects", False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     def __call__(self, hidden: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-        rows = self._context.wanted_rows
+        self.calls += 1
+        rows = self._context.wanted_rows if self.selects else None
         output: mx.array = self._norm(hidden if rows is None else hidden[rows], *args, **kwargs)
         return output
 
@@ -145,17 +161,15 @@ class _WantedRows(nn.Module):
         return getattr(object.__getattribute__(self, "_norm"), name)
 
 
-def _select_wanted_rows(model: nn.Module, context: StepContext) -> bool:
-    """Drop unwanted rows before the final norm, where the model has one beside its layers.
-
-    Returns whether it was found; if not, the model computes logits for every row.
-    """
+def _wrap_final_norm(model: nn.Module, context: StepContext) -> _FinalNorm | None:
+    """Wrap the norm that stands beside the model's layers, if it has one."""
     for _, module in model.named_modules():
         if not any(isinstance(module.get(name), list) for name in ("layers", "h", "blocks")):
             continue
         for name in _FINAL_NORMS:
             norm = module.get(name)
             if isinstance(norm, nn.Module):
-                setattr(module, name, _WantedRows(norm, context))
-                return True
-    return False
+                wrapped = _FinalNorm(norm, context)
+                setattr(module, name, wrapped)
+                return wrapped
+    return None

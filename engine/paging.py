@@ -23,6 +23,10 @@ from quire.kernels.ragged import RaggedBatch
 _sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention
 
 
+class CannotPage(Exception):
+    """A model asks of attention what pages cannot give; the message says what, in a few words."""
+
+
 class WindowMask(NamedTuple):
     """Stands in for the mask of a sliding-window layer."""
 
@@ -171,7 +175,7 @@ def _dispatch(
     elif type(mask) is _HandleScores:
         extra = ExtraScores(mask.queries, mask.handle.pages)
     elif mask is not None:
-        raise TypeError(f"attention over pages cannot apply a mask of type {type(mask).__name__}")
+        raise CannotPage("it gives attention a mask of its own, which KV pages cannot apply")
     return keys.layer.attend(queries, (keys, values), scale, window, sinks, extra)
 
 
