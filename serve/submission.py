@@ -90,7 +90,7 @@ def _build(
         request_id=backend.next_request_id(),
         prompt_token_ids=list(prompt),
         max_tokens=max_tokens,
-        sampling=_sampling(body),
+        sampling=_sampling(body, model.default_sampling),
         min_tokens=min_tokens,
         stop_token_ids=sorted(stop_token_ids),
     )
@@ -112,15 +112,16 @@ def _token_limit(
     return max_model_len - prompt_tokens if requested is None else requested
 
 
-def _sampling(body: GenerationRequest) -> SamplingParams:
-    top_k = max(body.top_k or 0, 0)  # -1 says "off" too
-    top_p = 1.0 if body.top_p is None else body.top_p
+def _sampling(body: GenerationRequest, default: SamplingParams) -> SamplingParams:
+    """The request's parameters, and the model's own where the request is silent."""
+    top_k = default.top_k if body.top_k is None else max(body.top_k, 0)  # -1 says "off" too
+    top_p = default.top_p if body.top_p is None else body.top_p
     if top_p == 0:
         top_k, top_p = 1, 1.0
     return SamplingParams(
-        temperature=1.0 if body.temperature is None else body.temperature,
+        temperature=default.temperature if body.temperature is None else body.temperature,
         top_k=top_k,
         top_p=top_p,
-        min_p=body.min_p or 0.0,
+        min_p=default.min_p if body.min_p is None else body.min_p,
         seed=body.seed,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ import jinja2
 import msgspec
 from tokenizers import Tokenizer
 
+from quire.engine.messages import SamplingParams
 from quire.serve.detokenizer import TokenBytes
 from quire.serve.prompt import ChatTemplate
 
@@ -40,6 +41,9 @@ class ServedModel:
     eos_token_ids: tuple[int, ...]
     created: int
     token_bytes: TokenBytes
+    default_sampling: SamplingParams = field(
+        default_factory=SamplingParams
+    )  # for fields a request leaves out
 
 
 def load_served_model(path: Path, served_model_name: str) -> ServedModel:
@@ -53,6 +57,7 @@ def load_served_model(path: Path, served_model_name: str) -> ServedModel:
         eos_token_ids=_eos_token_ids(path, config, tokenizer),
         created=int(time.time()),
         token_bytes=TokenBytes(tokenizer),
+        default_sampling=_default_sampling(path / "generation_config.json"),
     )
 
 
@@ -113,6 +118,22 @@ def _load_chat_template(path: Path, config: Mapping[str, Any]) -> ChatTemplate |
         raise ModelFilesError(
             f"{file}: the chat template has a syntax error on line {error.lineno}: {error.message}"
         ) from error
+
+
+def _default_sampling(file: Path) -> SamplingParams:
+    """What the model's authors recommend, in place of OpenAI's temperature 1."""
+    config = _read_json(file)
+    if config.get("do_sample") is False:
+        return SamplingParams(temperature=0.0)
+    names = ("temperature", "top_k", "top_p", "min_p")
+    given = {name: config[name] for name in names if config.get(name) is not None}
+    try:
+        params = msgspec.convert(given, SamplingParams)
+    except msgspec.ValidationError as error:
+        raise ModelFilesError(f"{file}: {error}") from error
+    if params.temperature < 0 or params.top_k < 0 or not (0 < params.top_p <= 1):
+        raise ModelFilesError(f"{file}: temperature, top_k or top_p is out of range.")
+    return params
 
 
 def _eos_token_ids(

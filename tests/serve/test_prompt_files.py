@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from fake_backend import EOS, byte_level_tokenizer
 
+from quire.engine.messages import SamplingParams
 from quire.serve.protocol import UserMessage
 from quire.serve.tokenizer import ModelFilesError, load_served_model
 
@@ -94,3 +95,29 @@ def test_a_broken_file_is_named(folder, name, content):
 def test_a_missing_tokenizer_is_named(tmp_path):
     with pytest.raises(ModelFilesError, match=r"tokenizer\.json is missing"):
         load_served_model(tmp_path, "m")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (None, SamplingParams()),
+        ({}, SamplingParams()),
+        ({"do_sample": False}, SamplingParams(temperature=0.0)),
+        (
+            {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95},
+            SamplingParams(temperature=0.6, top_k=20, top_p=0.95),
+        ),
+        ({"temperature": None, "min_p": 0.1}, SamplingParams(min_p=0.1)),
+    ],
+)
+def test_sampling_defaults_come_from_the_model(folder, config, expected):
+    if config is not None:
+        (folder / "generation_config.json").write_text(json.dumps(config))
+    assert load_served_model(folder, "m").default_sampling == expected
+
+
+@pytest.mark.parametrize("config", [{"temperature": "hot"}, {"top_p": 3}, {"temperature": -1}])
+def test_impossible_sampling_defaults_name_the_file(folder, config):
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelFilesError, match="generation_config"):
+        load_served_model(folder, "m")
