@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 from quire.cache.block_hash import BlockHash, extend_chain
@@ -48,6 +49,20 @@ class BlockTable:
         """
         extend_chain(self._names, self._root, token_ids, self._pool.block_size)
         return self._pool.match(self._names[: (len(token_ids) - 1) // self._pool.block_size])
+
+    def unfinished(self, token_ids: Sequence[int]) -> list[BlockHash]:
+        """Names of the full blocks of ``token_ids`` that this table will register later."""
+        return self._names[self._num_registered : len(token_ids) // self._pool.block_size]
+
+    def num_coming(
+        self, first: int, token_ids: Sequence[int], coming: Collection[BlockHash]
+    ) -> int:
+        """How many blocks from the ``first`` on, without a gap, have names in ``coming``.
+
+        Like :meth:`find_prefix`, which must have been asked, it leaves out the last token.
+        """
+        names = self._names[first : (len(token_ids) - 1) // self._pool.block_size]
+        return sum(1 for _ in takewhile(coming.__contains__, names))
 
     def admit(self, prefix: list[int], num_tokens: int, reserve: int = 0) -> bool:
         """Start an empty table with ``prefix`` and room for ``num_tokens``.

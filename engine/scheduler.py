@@ -144,11 +144,15 @@ class Scheduler:
         budget = self._budget - sum(planned.values())
         # Prompts admitted earlier take their blocks chunk by chunk: leave them what they lack.
         reserve = sum(s.table.blocks_for(len(s.token_ids)) for s in self.running)
-        while self.waiting and budget and len(self.running) < self._max_num_seqs:
-            sequence = self.waiting[0]
+        coming = {name for s in self.running for name in s.table.unfinished(s.token_ids)}
+        for sequence in list(self.waiting):
+            if not budget or len(self.running) == self._max_num_seqs:
+                break
             if sequence.num_pending_tokens:
                 break  # preempted with a token in flight, which belongs to its prompt now
             prefix = sequence.table.find_prefix(sequence.token_ids)
+            if self._should_wait(sequence, prefix, coming):
+                continue
             start = len(prefix) * self.pool.block_size
             num_tokens = min(len(sequence.token_ids) - start, budget)
             rest = sequence.table.blocks_for(len(sequence.token_ids)) - sequence.table.blocks_for(
@@ -157,8 +161,9 @@ class Scheduler:
             watermark = self._watermark if self.running else 0
             if not sequence.table.admit(prefix, start + num_tokens, reserve + rest + watermark):
                 break
-            self.waiting.popleft()
+            self.waiting.remove(sequence)
             self.running.append(sequence)
+            coming.update(sequence.table.unfinished(sequence.token_ids))
             sequence.num_computed_tokens = start
             sequence.admissions += 1
             if sequence.num_cached_tokens is None:
@@ -169,12 +174,23 @@ class Scheduler:
             budget -= num_tokens
             reserve += rest
 
+    def _should_wait(self, sequence: Sequence, prefix: list[int], coming: set[BlockHash]) -> bool:
+        """Whether somebody else is computing much of this prompt right now.
+
+        Requests that share a long prefix and arrive together would otherwise all compute it.
+        """
+        if not coming:
+            return False
+        size = self.pool.block_size
+        shared = size * sequence.table.num_coming(len(prefix), sequence.token_ids, coming)
+        rest = len(sequence.token_ids) - len(prefix) * size
+        return shared > 0 and shared >= min(rest, self._budget) // 2
+
     def _make_batch(self, planned: dict[Sequence, int]) -> StepBatch:
         step_id = self._next_step
         self._next_step += 1
         chunks = [self._make_chunk(sequence, n, step_id) for sequence, n in planned.items()]
-        # Decodes of similar length become neighbours, which attention without a kernel groups.
-        chunks.sort(key=lambda c: (c.num_tokens > 1, c.context_length if c.num_tokens == 1 else 0))
+        chunks.sort(key=lambda chunk: chunk.num_tokens > 1)
         num_decodes = sum(chunk.num_tokens == 1 for chunk in chunks)
         batch = StepBatch(step_id, chunks, num_decodes)
         for row, chunk in enumerate(batch.sampled):

@@ -9,7 +9,7 @@ from quire.engine.messages import SamplingParams
 from quire.engine.sequence import Sequence
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Chunk:
     """Consecutive tokens of one sequence; a decode is a chunk of one.
 
@@ -38,7 +38,7 @@ class Chunk:
 
 @dataclass(slots=True)
 class StepBatch:
-    """Decodes first, in order of context length, then prompt chunks."""
+    """Decodes first, then prompt chunks."""
 
     step_id: int
     chunks: list[Chunk]

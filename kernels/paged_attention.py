@@ -65,7 +65,10 @@ def paged_attention(
         tables, bias = group.view(window, block_size)
         rows = queries[group.first_row : group.first_row + group.num_rows]
         keys = _gather(key_parts, tables)
-        parts.append(_decode(rows, keys, value_pages[tables], bias, scale, sinks))
+        shared = None
+        if (blocks := group.shared_blocks(window)) is not None:
+            shared = _join(_gather(key_parts, blocks)), _join(value_pages[blocks])
+        parts.append(_decode(rows, keys, value_pages[tables], bias, scale, sinks, shared))
     prompt = _prompt_tiles if mx.default_device() == mx.cpu else _prompt_sdpa
     for chunk in batch.chunks:
         rows = queries[chunk.first_row : chunk.first_row + chunk.num_rows]
@@ -84,16 +87,42 @@ def _decode(
     bias: mx.array,  # (B, n, 1, 1, block_size)
     scale: float,
     sinks: mx.array | None,
+    shared: tuple[mx.array, mx.array] | None,  # keys and values, (1, kv_heads, s, dim)
 ) -> mx.array:
     rows, heads, _, head_dim = queries.shape
     kv_heads = keys.shape[2]
     grouped = (queries * (scale * LOG2_E)).reshape(rows, 1, kv_heads, heads // kv_heads, head_dim)
     scores = (grouped @ keys.swapaxes(-1, -2)).astype(mx.float32) + bias
-    sink = None if sinks is None else _log2(sinks).reshape(1, 1, kv_heads, -1, 1)
-    weights, total = _softmax(scores, (1, 4), sink)
+    peak = scores.max(axis=(1, 4), keepdims=True)
+    if sinks is not None:
+        sink = _log2(sinks).reshape(1, 1, kv_heads, -1, 1)
+        peak = mx.maximum(peak, sink)
+    if shared is not None:
+        shared_keys, shared_values = shared
+        # What all rows see is one matrix product per key head (cascade attention: Juravsky et al.,
+        # Hydragen, 2024), merged with each row's own part under a common peak.
+        flat = grouped.swapaxes(0, 2).reshape(1, kv_heads, -1, head_dim)
+        shared_scores = (flat @ shared_keys.swapaxes(-1, -2)).astype(mx.float32)
+        shared_peak = _rows_first(shared_scores.max(axis=3, keepdims=True), grouped.shape)
+        peak = mx.maximum(peak, shared_peak)
+    weights = exp2_difference(scores, peak)
+    total = weights.sum(axis=(1, 4), keepdims=True)
     output = (weights.astype(values.dtype) @ values).sum(axis=1, keepdims=True)
+    if shared is not None:
+        flat_peak = peak.swapaxes(0, 2).reshape(1, kv_heads, -1, 1)
+        weights = exp2_difference(shared_scores, flat_peak)
+        total = total + _rows_first(weights.sum(axis=3, keepdims=True), grouped.shape)
+        output = output + _rows_first(weights.astype(values.dtype) @ shared_values, grouped.shape)
+    if sinks is not None:
+        total = total + exp2_difference(sink, peak)
     output = (output / total).astype(queries.dtype)
     return output.reshape(rows, heads, 1, -1)
+
+
+def _rows_first(flat: mx.array, grouped: tuple[int, ...]) -> mx.array:
+    """(1, kv_heads, B * group, n) -> (B, 1, kv_heads, group, n)."""
+    rows, _, kv_heads, group, _ = grouped
+    return flat.reshape(kv_heads, 1, rows, group, -1).swapaxes(0, 2)
 
 
 def _prompt_tiles(
@@ -122,7 +151,13 @@ def _prompt_tiles(
         folded = tile.reshape(1, kv_heads, -1, head_dim)
         scores = (folded @ keys[:, :, part].swapaxes(-1, -2)).astype(mx.float32)
         scores = scores.reshape(*tile.shape[:3], -1) + chunk.bias(rows, visible, window)
-        weights, total = _softmax(scores, (3,), sink)
+        peak = scores.max(axis=3, keepdims=True)
+        if sink is not None:
+            peak = mx.maximum(peak, sink)
+        weights = exp2_difference(scores, peak)
+        total = weights.sum(axis=3, keepdims=True)
+        if sink is not None:
+            total = total + exp2_difference(sink, peak)
         weights = weights.astype(values.dtype).reshape(1, kv_heads, -1, len(visible))
         output = (weights @ values[:, :, part]).reshape(*tile.shape[:3], -1) / total
         output = output.astype(queries.dtype).reshape(heads, tile.shape[2], 1, -1)
@@ -155,20 +190,6 @@ def _prompt_sdpa(
         sinks=sinks,
     )
     return [output.transpose(2, 1, 0, 3)]
-
-
-def _softmax(
-    scores: mx.array, axes: tuple[int, ...], sink: mx.array | None
-) -> tuple[mx.array, mx.array]:
-    """Weights and their sum for float32 base-2 ``scores``; a sink adds to the sum only."""
-    peak = scores.max(axis=axes, keepdims=True)
-    if sink is not None:
-        peak = mx.maximum(peak, sink)
-    weights = exp2_difference(scores, peak)
-    total = weights.sum(axis=axes, keepdims=True)
-    if sink is not None:
-        total = total + exp2_difference(sink, peak)
-    return weights, total
 
 
 def _log2(sinks: mx.array) -> mx.array:

@@ -15,12 +15,17 @@ HIDDEN = -1e30
 
 @dataclass
 class DecodeGroup:
-    """Rows with one query each and contexts of similar length."""
+    """Rows with one query each and contexts of similar length.
+
+    The rows may have their first blocks in common; those are read once for all of them.
+    """
 
     first_row: int
     context_lengths: npt.NDArray[np.int32]  # (B,), the row's own token included
     block_tables: npt.NDArray[np.int32]  # (B, max_blocks), padded with the scratch block
+    num_shared_blocks: int = 0  # leading columns of block_tables, full and equal in all rows
     _views: dict[int | None, tuple[mx.array, mx.array]] = field(default_factory=dict)
+    _shared: mx.array | None = None
 
     @property
     def num_rows(self) -> int:
@@ -29,17 +34,28 @@ class DecodeGroup:
     def view(self, window: int | None, block_size: int) -> tuple[mx.array, mx.array]:
         """Block tables (B, n) and score biases (B, n, 1, 1, block_size), cut to the window.
 
-        Made once per step and window; all layers share them.
+        Without a window they leave out the shared blocks. Made once per step and window; all layers
+        share them.
         """
         if window not in self._views:
             self._views[window] = self._make_view(window, block_size)
         return self._views[window]
 
+    def shared_blocks(self, window: int | None) -> mx.array | None:
+        """Ids of the blocks that every row sees whole, unless a window hides part of them."""
+        if window is not None or not self.num_shared_blocks:
+            return None
+        if self._shared is None:
+            self._shared = mx.array(self.block_tables[0, : self.num_shared_blocks])
+        return self._shared
+
     def _make_view(self, window: int | None, block_size: int) -> tuple[mx.array, mx.array]:
         lengths = self.context_lengths[:, None]
         tables = self.block_tables
-        columns = np.arange(tables.shape[1], dtype=np.int32)[None]
-        if window is not None:
+        if window is None:
+            columns = np.arange(self.num_shared_blocks, tables.shape[1], dtype=np.int32)[None]
+            tables = tables[:, self.num_shared_blocks :]
+        else:
             # W keys touch at most this many blocks, wherever they start.
             touched = min(tables.shape[1], -(-(window - 1) // block_size) + 1)
             first = np.maximum(lengths - window, 0) // block_size

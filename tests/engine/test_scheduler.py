@@ -243,6 +243,35 @@ def test_repeated_prompts_hit_the_prefix_cache() -> None:
     assert sim.result(0) == sim.result(1) == sim.result(2)
 
 
+def test_requests_that_arrive_together_compute_a_shared_prefix_once() -> None:
+    sim = Simulation(200, 4, max_num_seqs=8, max_num_batched_tokens=32)
+    shared = [0, 1, 2, 2, 1] * 16
+    for i in range(6):
+        sim.scheduler.submit(request(i, [*shared, i % VOCAB], 4))
+    # Somebody without anything in common is not held up by those who wait.
+    sim.scheduler.submit(request(6, [1, 1, 2], 4))
+    for _ in range(4):
+        sim.step()
+    assert 6 in sim.outputs
+    sim.drain()
+    cached = [sim.outputs[i][0].num_cached_tokens for i in range(6)]
+    assert cached == [0] + [80] * 5
+    assert sim.pool.num_used == 0
+
+
+def test_those_who_wait_for_a_prefix_go_on_if_its_author_is_gone() -> None:
+    sim = Simulation(200, 4, max_num_seqs=8, max_num_batched_tokens=16)
+    shared = [0, 1, 2, 2, 1] * 16
+    for i in range(3):
+        sim.scheduler.submit(request(i, [*shared, i], 4))
+    sim.step()
+    assert len(sim.scheduler.running) == 1
+    sim.scheduler.abort(0)
+    sim.drain()
+    for i in (1, 2):
+        assert sim.result(i) == reference(request(i, [*shared, i], 4))
+
+
 def test_a_request_that_can_never_fit_is_refused_at_once() -> None:
     sim = Simulation(5, 4, max_num_seqs=2, max_num_batched_tokens=8)
     with pytest.raises(RequestTooLong, match="16 tokens the KV cache holds"):

@@ -178,6 +178,35 @@ def test_half_precision(dtype: mx.Dtype, tolerance: float) -> None:
     assert_close(Case([(40, 1), (17, 1), (50, 20)], dtype=dtype), tolerance)
 
 
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("with_sinks", [False, True])
+@pytest.mark.parametrize("extra_dim", [0, 4])
+def test_a_shared_prefix_is_read_once_with_the_same_result(
+    window: int | None, with_sinks: bool, extra_dim: int
+) -> None:
+    case = Case([(40, 1), (45, 1), (60, 1)], extra_dim=extra_dim)
+    # The last sequence's first four blocks become everybody's.
+    group = case.batch.groups[0]
+    group.block_tables[:, :4] = group.block_tables[2, :4]
+    own = case.rows[2]
+    case.rows = [
+        (
+            q,
+            eq,
+            *(
+                np.concatenate([full[:32], part[32:]])
+                for full, part in zip(own[2:], kve, strict=True)
+            ),
+        )
+        for q, eq, *kve in case.rows
+    ]
+    sinks = np.linspace(-1, 2, case.heads) if with_sinks else None
+    assert_close(case, window=window, sinks=sinks)
+    group.num_shared_blocks = 4
+    group._views.clear()
+    assert_close(case, window=window, sinks=sinks)
+
+
 def test_a_window_sees_exactly_its_width() -> None:
     case = Case([(40, 1)], seed=3)
     at_window = case.expected(window=12)

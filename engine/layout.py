@@ -1,0 +1,118 @@
+"""Which row of the flattened step is which token, as host arrays."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from quire.engine.step_batch import Chunk, StepBatch
+from quire.kernels.ragged import DecodeGroup, PromptChunk
+
+Int32Array = npt.NDArray[np.int32]
+
+# A decode group is cut where padding its rows to one length would cost more than this.
+_MAX_PADDING = 1.5
+_MIN_PADDING_BLOCKS = 4
+# Blocks saved from being read again that make up for the extra operations of a shared part.
+_MIN_SHARED_BLOCKS = 16
+
+
+class Layout:
+    """Decodes first, those that attention can treat alike side by side, then prompt chunks.
+
+    Attributes:
+        positions, slot_blocks, slot_offsets, token_ids: (T,) int32
+        source_rows: (T,) int32, rows of the previous step's samples, -1 where token_ids holds
+        groups, prompts: the same rows as attention sees them
+        sampled: the chunks that sample, in order of their rows
+        sampled_rows: the row of each one's last token
+    """
+
+    def __init__(self, batch: StepBatch, block_size: int) -> None:
+        num_rows = batch.num_tokens
+        self.positions = np.empty(num_rows, np.int32)
+        self.slot_blocks = np.empty(num_rows, np.int32)
+        self.token_ids = np.zeros(num_rows, np.int32)
+        self.source_rows = np.full(num_rows, -1, np.int32)
+        self.groups: list[DecodeGroup] = []
+        self.prompts: list[PromptChunk] = []
+        self.sampled: list[Chunk] = []
+        self.sampled_rows: list[int] = []
+        if batch.num_decodes:
+            self._place_decodes(batch.chunks[: batch.num_decodes], block_size)
+        row = batch.num_decodes
+        for chunk in batch.chunks[batch.num_decodes :]:
+            self._place_prompt(chunk, row, block_size)
+            row += chunk.num_tokens
+        self.slot_offsets = self.positions % block_size
+
+    def _place_decodes(self, decodes: list[Chunk], block_size: int) -> None:
+        num_blocks = np.array([chunk.start // block_size + 1 for chunk in decodes], np.int32)
+        tables = np.zeros((len(decodes), num_blocks.max()), np.int32)
+        for row, chunk in enumerate(decodes):
+            tables[row, : num_blocks[row]] = np.frombuffer(
+                chunk.block_ids, np.int32, num_blocks[row]
+            )
+        clusters = _clusters(tables, num_blocks)
+        order = np.lexsort((num_blocks, clusters))
+        tables, num_blocks, clusters = tables[order], num_blocks[order], clusters[order]
+        decodes = [decodes[i] for i in order]
+        count = len(decodes)
+        self.positions[:count] = [chunk.start for chunk in decodes]
+        self.token_ids[:count] = [chunk.token_ids[0] if chunk.token_ids else 0 for chunk in decodes]
+        self.source_rows[:count] = [chunk.source_row for chunk in decodes]
+        self.slot_blocks[:count] = tables[np.arange(count), num_blocks - 1]
+        for row, chunk in enumerate(decodes):
+            if chunk.samples:
+                self.sampled.append(chunk)
+                self.sampled_rows.append(row)
+        for first, end in pairwise(_cuts(num_blocks, clusters)):
+            padded = tables[first:end, : num_blocks[end - 1]]
+            shared = _num_shared(padded, num_blocks[first:end]) if clusters[first] else 0
+            lengths = self.positions[first:end] + 1
+            self.groups.append(DecodeGroup(first, lengths, padded, shared))
+
+    def _place_prompt(self, chunk: Chunk, row: int, block_size: int) -> None:
+        end = row + chunk.num_tokens
+        positions = np.arange(chunk.start, chunk.context_length, dtype=np.int32)
+        num_blocks = -(-chunk.context_length // block_size)
+        blocks = np.frombuffer(chunk.block_ids, np.int32, num_blocks).copy()
+        self.positions[row:end] = positions
+        self.token_ids[row:end] = chunk.token_ids
+        self.slot_blocks[row:end] = blocks[positions // block_size]
+        self.prompts.append(PromptChunk(row, chunk.num_tokens, chunk.context_length, blocks))
+        if chunk.samples:
+            self.sampled.append(chunk)
+            self.sampled_rows.append(end - 1)
+
+
+def _clusters(tables: Int32Array, num_blocks: Int32Array) -> Int32Array:
+    """The first block of each row that shares enough blocks with others, 0 for the rest."""
+    heads = tables[:, 0]
+    clusters = np.zeros_like(heads)
+    values, counts = np.unique(heads, return_counts=True)
+    for head in values[counts > 1]:
+        rows = heads == head
+        if _num_shared(tables[rows], num_blocks[rows]) * (rows.sum() - 1) >= _MIN_SHARED_BLOCKS:
+            clusters[rows] = head
+    return clusters
+
+
+def _num_shared(tables: Int32Array, num_blocks: Int32Array) -> int:
+    """Leading blocks that all rows have in common; each row's last block is its own."""
+    most = int(num_blocks.min()) - 1
+    differs = (tables[:, :most] != tables[0, :most]).any(axis=0)
+    return int(differs.argmax()) if differs.any() else most
+
+
+def _cuts(num_blocks: Int32Array, clusters: Int32Array) -> list[int]:
+    """Bounds of the groups: one cluster each, and no row much longer than its shortest."""
+    cuts = [0]
+    for row in range(1, len(num_blocks)):
+        shortest = int(num_blocks[cuts[-1]])
+        limit = max(shortest * _MAX_PADDING, shortest + _MIN_PADDING_BLOCKS)
+        if clusters[row] != clusters[cuts[-1]] or num_blocks[row] > limit:
+            cuts.append(row)
+    return [*cuts, len(num_blocks)]
