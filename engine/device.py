@@ -1,38 +1,17 @@
-"""Which device to run on, how much memory it has, and which BLAS the CPU uses."""
+"""Which device to run on, and how much memory it has."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
 
+import mlx.core as mx
+
 from quire.engine.errors import EngineError
 
 DeviceName = Literal["metal", "cuda", "cpu"]
-
-_OPENBLAS_NAMES = ("libopenblas.so.0", "libopenblas.so", "libopenblasp.so.0")
-
-
-def load_openblas() -> str:
-    """Let MLX's CPU backend use OpenBLAS, on Linux, if the machine has it; says what happened.
-
-    MLX's Linux wheels carry the reference BLAS, whose matrix products are some 30 times slower.
-    Symbols loaded globally before mlx is imported take precedence over it.
-    """
-    if "mlx.core" in sys.modules:
-        raise RuntimeError("OpenBLAS must be loaded before mlx is imported")
-    for name in _OPENBLAS_NAMES:
-        try:
-            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
-        except OSError:
-            continue
-        return f"matrix products on the CPU use OpenBLAS ({name})"
-    return (
-        "OpenBLAS was not found: matrix products on the CPU are some 30 times slower than they "
-        "could be; install libopenblas (Debian: libopenblas0-pthread, Fedora: openblas)"
-    )
 
 
 def select_device(wanted: str) -> DeviceName:
@@ -41,8 +20,6 @@ def select_device(wanted: str) -> DeviceName:
     Raises:
         EngineError: this machine, or this build of MLX, does not have it.
     """
-    import mlx.core as mx  # after load_openblas
-
     has_metal, has_cuda = mx.metal.is_available(), mx.cuda.is_available()
     if wanted == "auto":
         wanted = "metal" if has_metal else "cuda" if has_cuda else "cpu"
@@ -64,8 +41,6 @@ def usable_memory(device: DeviceName) -> int:
     On Metal this is what the system recommends as working set; going beyond it risks a panic. On
     the CPU it is what the machine has to spare now, a container's limit included.
     """
-    import mlx.core as mx
-
     if device == "cpu":
         return _spare_memory() + mx.get_active_memory()
     info: dict[str, Any] = mx.device_info()

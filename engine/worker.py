@@ -150,7 +150,7 @@ def main() -> int:
     threading.Thread(target=_leave_with_parent, name="life-line", daemon=True).start()
     notes = []
     if sys.platform == "linux" and config.device in ("auto", "cpu"):
-        from quire.engine.device import load_openblas
+        from quire.engine.openblas import load_openblas
 
         notes.append(load_openblas())
     worker = Worker(config)

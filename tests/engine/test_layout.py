@@ -20,7 +20,7 @@ def chunk(start: int, num_tokens: int, blocks: list[int], samples: bool = True) 
     params = SamplingParams()
     return Chunk(
         None, 0, start, num_tokens, tokens, -1, array("i", blocks), samples, params, 0, 0, []
-    )  # type: ignore[arg-type]  # noqa: E501
+    )  # type: ignore[arg-type]
 
 
 @st.composite
