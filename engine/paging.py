@@ -16,11 +16,14 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from quire.cache.pages import LayerPages, PageShape
+from quire.kernels.activation import rational_sigmoid
+from quire.kernels.cpu_rope import RowRope
 from quire.kernels.kv_write import Slots
 from quire.kernels.paged_attention import ExtraScores, paged_attention
 from quire.kernels.ragged import RaggedBatch
 
 _sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention
+_row_rope = RowRope()
 
 
 class CannotPage(Exception):
@@ -180,5 +183,12 @@ def _dispatch(
 
 
 def install() -> None:
-    """Wrap MLX's attention. Calls without page handles are unchanged; idempotent."""
+    """Wrap MLX's attention; calls without page handles are unchanged. Idempotent.
+
+    On the CPU, two functions that its backend composes or computes slowly are replaced in the same
+    way: together they are a fifth of a decode step.
+    """
     mx.fast.scaled_dot_product_attention = _dispatch  # type: ignore[assignment]
+    if mx.default_device() == mx.cpu:
+        mx.fast.rope = _row_rope
+        mx.sigmoid = rational_sigmoid  # type: ignore[assignment]

@@ -15,7 +15,6 @@ from quire.engine.messages import GenerateRequest, Ready, SamplingParams, Worker
 from quire.engine.paged_model import PagedModel, page_model
 from quire.engine.quantized import flatten_quantized_linears
 from quire.engine.self_check import check_against_plain_forward
-from quire.kernels.activation import rational_sigmoid
 
 _DEFAULT_CONTEXT = 4096  # tokens, for models whose config does not say
 _MIN_POOL_TOKENS = 64
@@ -45,9 +44,6 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
         )
     device = select_device(config.device)
     _limit_memory(device)
-    if device == "cpu":
-        # Looked up at each call, like attention; SwiGLU is a tenth of a decode step otherwise.
-        mx.sigmoid = rational_sigmoid  # type: ignore[assignment]
     loaded = load_model(Path(config.model_path), device, progress)
     if loaded.widened:
         notes = [*notes, "half-precision weights are computed as float32 on the CPU"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from quire.kernels.activation import rational_sigmoid
+from quire.kernels.cpu_rope import RowRope, _rope
 from quire.kernels.exponential import exp2_difference
 
 
@@ -46,3 +47,35 @@ def test_it_can_stand_in_for_mlx_s_own_in_compiled_activations(
     silu = mx.compile(lambda value: value * mx.sigmoid(value), shapeless=True)
     for rows in (1, 7, 4):
         assert mx.allclose(silu(x[:rows]), expected[:rows], atol=2e-6)
+
+
+@pytest.mark.parametrize("traditional", [False, True])
+@pytest.mark.parametrize("dims", [16, 8])
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+@pytest.mark.parametrize("with_freqs", [False, True])
+def test_rope_of_rows_equals_mlx_s(
+    traditional: bool, dims: int, scale: float, with_freqs: bool
+) -> None:
+    rope = RowRope()
+    for step in range(3):  # other positions each time: tables must not outlive their step
+        positions = mx.array([0, 1, 7, 500 + step, 131071])
+        for heads in (4, 2):
+            x = mx.random.normal((5, heads, 1, 16))
+            freqs = mx.exp(mx.linspace(0, 9, dims // 2)) if with_freqs else None
+            options = {
+                "traditional": traditional,
+                "base": None if with_freqs else 10000.0,
+                "scale": scale,
+                "offset": positions,
+                "freqs": freqs,
+            }
+            assert mx.allclose(rope(x, dims, **options), _rope(x, dims, **options), atol=1e-6)
+
+
+def test_other_ropes_go_to_mlx() -> None:
+    x = mx.random.normal((1, 4, 9, 16))
+    options = {"traditional": False, "base": 1e4, "scale": 1.0, "offset": 3}
+    assert mx.array_equal(RowRope()(x, 16, **options), _rope(x, 16, **options))
+    half = mx.random.normal((2, 4, 1, 16)).astype(mx.float16)
+    options["offset"] = mx.array([3, 9])
+    assert mx.array_equal(RowRope()(half, 16, **options), _rope(half, 16, **options))
