@@ -112,9 +112,14 @@ def print_run(console: Console, run: ComparedRun) -> None:
 def print_comparison(console: Console, result: CompareResult) -> None:
     names = [setup.name for setup in result.servers]
     for setup in result.servers:
-        preload = f"LD_PRELOAD={setup.preload} " if setup.preload else ""
+        environment = f"LD_PRELOAD={setup.preload} " if setup.preload else ""
+        if setup.blas_core:
+            environment += f"OPENBLAS_CORETYPE={setup.blas_core} "
         console.print(
-            f"{setup.name}: {preload}{setup.command}", highlight=False, markup=False, soft_wrap=True
+            f"{setup.name}: {environment}{setup.command}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
     table = Table("workload", "median of rounds", *names, "ratio", box=None, pad_edge=False)
     for column in table.columns[2:]:

@@ -60,6 +60,7 @@ class ServerSetup(msgspec.Struct, frozen=True):
     name: str
     command: str
     preload: str | None  # LD_PRELOAD
+    blas_core: str | None = None  # OPENBLAS_CORETYPE, the same for both servers
 
 
 class ComparedRun(msgspec.Struct):

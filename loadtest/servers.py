@@ -42,7 +42,8 @@ class ServerSpec(msgspec.Struct, frozen=True):
     def setup(self) -> ServerSetup:
         """For the record: the interpreter's path says nothing about the server."""
         shown = ["python" if part == sys.executable else part for part in self.command]
-        return ServerSetup(self.name, shlex.join(shown), self.preload)
+        blas_core = os.environ.get("OPENBLAS_CORETYPE")
+        return ServerSetup(self.name, shlex.join(shown), self.preload, blas_core)
 
 
 def quire_spec(

@@ -68,8 +68,7 @@ def save(model: nn.Module, config: dict[str, Any], tokenizer: Tokenizer, folder:
     """Write the files of a model folder as mlx-lm and Hugging Face lay it out."""
     demo_tokenizer.save(tokenizer, folder, config["max_position_embeddings"])
     generation = {
-        "do_sample": True,
-        "temperature": 0.5,
+        "do_sample": False,
         "eos_token_id": [
             config["eos_token_id"],
             tokenizer.token_to_id(demo_tokenizer.END_OF_TEXT),

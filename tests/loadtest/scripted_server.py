@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 folder, mode = Path(sys.argv[1]), sys.argv[2]
 host, port = sys.argv[4], int(sys.argv[6])
 chats = 0
+dying = threading.Lock()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -33,6 +35,7 @@ class Handler(BaseHTTPRequestHandler):
         elif mode == "loads" and chats <= 2:
             self._answer(503, b'{"error": "loading"}')
         elif mode == "dies" and chats > 3:
+            dying.acquire()  # once is enough for all requests in flight
             print("out of memory", flush=True)
             os._exit(7)
         else:
