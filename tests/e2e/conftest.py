@@ -1,133 +1,14 @@
-"""A real server for real clients: `quire serve` as a process, on a small random model."""
+"""A server on a small random model, shared by the tests of one file."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from live_server import SMALL, Server
 
-from quire.loadtest.model_folder import ModelShape, make_model
-
-PATIENCE = 120  # seconds; only a broken server ever takes this long
-
-SMALL = ModelShape(
-    hidden=64,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=16,
-    intermediate=96,
-    vocab=300,
-    max_position=1024,
-)
-
-
-def eventually(condition: Callable[[], object], what: str) -> None:
-    """Wait until ``condition`` holds, and fail with ``what`` if it never does."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"gave up waiting until {what}"
-        time.sleep(0.02)
-
-
-class Server:
-    """One `quire serve` process; ``url`` is known once it listens."""
-
-    def __init__(self, *flags: str, model: Path | None = None) -> None:
-        command = [sys.executable, "-m", "quire.serve.cli", "serve", "--port", "0", *flags]
-        if model is not None:
-            command += ["--model", str(model)]
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self.stdout = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("QUIRE_")}
-        self.process = subprocess.Popen(
-            command, stdout=self.stdout, stderr=self.log, stdin=subprocess.DEVNULL, env=environment
-        )
-        self.url = ""
-
-    def wait_ready(self) -> Server:
-        eventually(self._announced, f"the server is ready:\n{self.read(self.log)}")
-        assert self.process.poll() is None, self.read(self.log)
-        return self
-
-    def _announced(self) -> bool:
-        if self.process.poll() is not None:
-            return True
-        found = re.search(r"(http://\S+?)/v1", self.read(self.stdout))
-        if found:
-            self.url = found[1]
-        return found is not None
-
-    @staticmethod
-    def read(file: object) -> str:
-        os.lseek(file.fileno(), 0, os.SEEK_SET)  # type: ignore[attr-defined]
-        return os.read(file.fileno(), 1 << 20).decode()  # type: ignore[attr-defined]
-
-    def get(self, path: str) -> tuple[int, dict[str, str], str]:
-        try:
-            with urllib.request.urlopen(self.url + path, timeout=PATIENCE) as response:
-                return response.status, dict(response.headers), response.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, dict(error.headers), error.read().decode()
-
-    def post(self, path: str, body: dict[str, object]) -> tuple[int, dict[str, str], str]:
-        request = urllib.request.Request(
-            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=PATIENCE) as response:
-                return response.status, dict(response.headers), response.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, dict(error.headers), error.read().decode()
-
-    def metrics(self) -> dict[str, float]:
-        lines = self.get("/metrics")[2].splitlines()
-        pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
-        return {name: float(value) for name, value in pairs}
-
-    def worker_pid(self) -> int:
-        pids = children(self.process.pid)
-        assert len(pids) == 1, pids
-        return pids[0]
-
-    def stop(self) -> int:
-        """SIGTERM, as a service manager would; returns the exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(PATIENCE)
-        finally:
-            self.process.kill()
-            self.log.close()
-            self.stdout.close()
-
-
-def children(pid: int) -> list[int]:
-    output = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
-    ).stdout
-    rows = (line.split() for line in output.splitlines())
-    return [int(child) for child, parent in rows if int(parent) == pid]
-
-
-def is_running(pid: int) -> bool:
-    output = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
-    ).stdout
-    return bool(output.strip()) and not output.strip().startswith("Z")
+from quire.loadtest.model_folder import make_model
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from conftest import Server
+from live_server import Server
 from openai import OpenAI
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import openai
 import pytest
-from conftest import Server, children, eventually, is_running
+from live_server import Server, children, eventually, is_running
 from openai import OpenAI
 
 MODEL = "small"

@@ -6,13 +6,13 @@ import concurrent.futures
 import random
 from pathlib import Path
 
-from conftest import Server
+from live_server import Server
 
 
 def test_the_peak_stays_near_weights_and_pages(small_model: Path) -> None:
     """MLX's own peak counter, over a burst of prompts and decodes that fills the pool."""
     server = Server(
-        "--kv-cache-memory", "128MiB", "--max-num-seqs", "16", model=small_model
+        "--kv-cache-memory", "512MiB", "--max-num-seqs", "16", model=small_model
     ).wait_ready()
     try:
         draw = random.Random(0)
@@ -32,7 +32,7 @@ def test_the_peak_stays_near_weights_and_pages(small_model: Path) -> None:
         memory = server.metrics()
         kinds = ("weights", "kv_cache", "peak")
         weights, pages, peak = (memory[f'quire_memory_bytes{{kind="{k}"}}'] for k in kinds)
-        assert pages > 120 << 20
+        assert pages > 500 << 20
         assert peak <= 1.1 * (weights + pages)
     finally:
         assert server.stop() == 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-from conftest import Server
+from live_server import Server
 from openai import AsyncOpenAI, OpenAI
 
 MODEL = "small"
