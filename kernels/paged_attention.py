@@ -18,9 +18,11 @@ from quire.kernels.ragged import HIDDEN, PromptChunk, RaggedBatch
 # Bound before anything wraps the attribute of the module.
 _sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention
 
-# Query rows of one tile on the CPU: each tile computes scores only for the keys its last row can
-# see, so small tiles skip nearly half of a causal square, and bound the memory that scores take.
-_TILE_ROWS = 64
+# On the CPU prompts are cut into tiles of query rows. Each computes scores only for the keys its
+# last row can see, so small tiles skip nearly half of a causal square; and a tile's scores stay in
+# the cache from one pass over them to the next.
+_TILE_SCORES = 1 << 18
+_TILE_ROWS = range(8, 65)
 
 
 class ExtraScores(NamedTuple):
@@ -141,9 +143,12 @@ def _prompt_tiles(
     grouped = (queries * (scale * LOG2_E)).transpose(2, 1, 0, 3)
     grouped = grouped.reshape(kv_heads, heads // kv_heads, num_rows, head_dim)
     sink = None if sinks is None else _log2(sinks).reshape(kv_heads, -1, 1, 1)
+    span = keys.shape[2] if window is None else min(keys.shape[2], window)
+    tile_rows = _TILE_SCORES // (heads * span)
+    tile_rows = max(_TILE_ROWS.start, min(tile_rows // 8 * 8, _TILE_ROWS.stop - 1))
     outputs = []
-    for row in range(0, num_rows, _TILE_ROWS):
-        tile = grouped[:, :, row : row + _TILE_ROWS]
+    for row in range(0, num_rows, tile_rows):
+        tile = grouped[:, :, row : row + tile_rows]
         rows = range(chunk.start + row, chunk.start + row + tile.shape[2])
         first = first_key if window is None else max(first_key, rows.start - window + 1)
         visible = range(first, rows.stop)
