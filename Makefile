@@ -49,7 +49,7 @@ unit: .venv/dev.stamp
 	$(BIN)/pytest -m "not models" $(ARGS)
 
 test-models: .venv/dev.stamp
-	$(BIN)/pytest tests/models $(ARGS)
+	$(BIN)/pytest tests/models/test_zoo_builds.py $(ARGS)
 	$(BIN)/python tests/models/family_table.py --out loadtest/results/model_families.json
 
 clean:

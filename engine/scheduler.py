@@ -141,6 +141,8 @@ class Scheduler:
         return enough
 
     def _schedule_waiting(self, planned: dict[Sequence, int]) -> None:
+        if not self.waiting:
+            return
         budget = self._budget - sum(planned.values())
         # Prompts admitted earlier take their blocks chunk by chunk: leave them what they lack.
         reserve = sum(s.table.blocks_for(len(s.token_ids)) for s in self.running)

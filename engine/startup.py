@@ -20,9 +20,13 @@ _DEFAULT_CONTEXT = 4096  # tokens, for models whose config does not say
 _MIN_POOL_TOKENS = 64
 # Weights, pages and activations stay below this share of what the device recommends.
 _GPU_MEMORY_SHARE = 0.85
-# On the CPU the machine's memory is everybody's: take at most this by default.
+# A Mac's memory is also its owner's: by default pages take half of what the rest leaves.
+_METAL_POOL_SHARE = 0.5
+# On the CPU the machine's memory is everybody's: by default take at most this, and no more than
+# so many sequences of full length could fill.
 _CPU_POOL_BYTES = 2 << 30
 _CPU_POOL_SHARE = 0.5
+_CPU_POOL_SEQUENCES = 16
 
 
 @dataclass(frozen=True)
@@ -140,21 +144,23 @@ def _size_pool(
 ) -> int:
     """Blocks for the final pool, the scratch block included."""
     block_bytes = config.block_size * paged.bytes_per_token
-    # More than every slot running to its full context can never be in use.
-    most = 1 + -(-context // config.block_size) * config.max_num_seqs
     if config.kv_cache_memory is not None:
         budget = config.kv_cache_memory
-        most = max(most, budget // block_bytes)
     elif device == "cpu":
-        budget = min(_CPU_POOL_BYTES, int(_CPU_POOL_SHARE * usable_memory(device)))
+        sequences = min(_CPU_POOL_SEQUENCES, config.max_num_seqs)
+        enough = block_bytes * (1 + -(-context // config.block_size) * sequences)
+        spare = int(_CPU_POOL_SHARE * usable_memory(device))
+        budget = min(_CPU_POOL_BYTES, spare, enough)
     else:
         limit = int(_GPU_MEMORY_SHARE * usable_memory(device))
         budget = limit - loaded.weight_bytes - activation_bytes
-    num_blocks = min(most, budget // block_bytes)
+        if device == "metal":
+            budget = int(_METAL_POOL_SHARE * budget)
+    num_blocks = budget // block_bytes
     if (num_blocks - 1) * config.block_size < _MIN_POOL_TOKENS:
         raise EngineError(
             f"{max(budget, 0) / 2**20:.0f} MiB for the KV cache hold fewer than "
             f"{_MIN_POOL_TOKENS} tokens at {paged.bytes_per_token} bytes each: raise "
             "--kv-cache-memory or serve a smaller model"
         )
-    return int(num_blocks)
+    return num_blocks

@@ -45,6 +45,8 @@ def main() -> None:
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     args.out.with_suffix(".md").write_text(to_markdown(report))
     print(summary(report["families"]))
+    if any(row["result"] in ("mismatch", "error") for row in report["families"]):
+        sys.exit("a family's output differs from mlx-lm's, or the engine failed on it")
 
 
 # ---- the child: one JSON line per family on standard output
