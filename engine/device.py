@@ -39,14 +39,15 @@ def usable_memory(device: DeviceName) -> int:
     """Bytes that weights, KV pages and activations may take together.
 
     On Metal this is what the system recommends as working set; going beyond it risks a panic. On
-    the CPU it is what the machine has to spare now, a container's limit included.
+    CUDA and the CPU it is what can be had now, a container's limit included.
     """
     if device == "cpu":
         return _spare_memory() + mx.get_active_memory()
     info: dict[str, Any] = mx.device_info()
-    for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
-        if info.get(key):
-            return int(info[key])
+    if device == "cuda" and "free_memory" in info:
+        return int(info["free_memory"]) + mx.get_active_memory() + mx.get_cache_memory()
+    if "max_recommended_working_set_size" in info:
+        return int(info["max_recommended_working_set_size"])
     raise EngineError(
         f"MLX does not tell how much memory the {device} device has: set --kv-cache-memory"
     )

@@ -38,8 +38,8 @@ def load_model(path: Path, device: DeviceName, progress: Progress) -> LoadedMode
         ModelLoadError: the folder is incomplete or broken, or the weights do not fit.
     """
     size = sum(file.stat().st_size for file in path.glob("model*.safetensors"))
-    available = usable_memory(device) if device != "cuda" else None
-    if available is not None and size > available:
+    available = usable_memory(device)
+    if size > available:
         raise ModelLoadError(
             f"the weights in {path} take {_gib(size)}, but only {_gib(available)} are available"
         )
@@ -53,7 +53,7 @@ def load_model(path: Path, device: DeviceName, progress: Progress) -> LoadedMode
     widened = device == "cpu" and _widen(model)
     parameters = [array for _, array in tree_flatten(model.parameters())]
     total = sum(array.nbytes for array in parameters)
-    if available is not None and total > available:
+    if total > available:
         raise ModelLoadError(
             f"the weights of {path} take {_gib(total)} on this device, but only "
             f"{_gib(available)} are available"

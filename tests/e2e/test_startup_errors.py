@@ -8,8 +8,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from live_server import Server
+from mlx.utils import tree_flatten
+from model_zoo import build
+from model_zoo_base import BASE
+from model_zoo_unpaged import UNPAGED_FAMILIES
 
 
 @pytest.fixture
@@ -28,8 +33,8 @@ def truncate_weights(model: Path) -> None:
 
 
 def huge_weights(model: Path) -> None:
-    """A sparse file that claims a petabyte and takes no space."""
-    size = 1 << 46
+    """A sparse file that claims four terabytes and takes no space."""
+    size = 1 << 42
     header = {"x": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}
     head = json.dumps(header).encode()
     with (model / "model.safetensors").open("wb") as file:
@@ -40,6 +45,15 @@ def huge_weights(model: Path) -> None:
             pytest.skip("the file system has no sparse files of this size")
 
 
+def save_zoo_model(model: Path, name: str) -> None:
+    """Put a small model of another architecture in place of the folder's own."""
+    family = UNPAGED_FAMILIES[name][1]
+    config = {"model_type": name, **BASE, **family}
+    (model / "config.json").write_text(json.dumps(config))
+    weights = dict(tree_flatten(build(name).parameters()))
+    mx.save_safetensors(str(model / "model.safetensors"), weights)
+
+
 CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "model"),
     "no config": (lambda m: (m / "config.json").unlink(), "config.json"),
@@ -48,10 +62,8 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated weights": (truncate_weights, "model.safetensors"),
     "missing tensor": (lambda m: edit_config(m, num_hidden_layers=3), "layers.2"),
     "unknown architecture": (lambda m: edit_config(m, model_type="nonesuch"), "nonesuch"),
-    "recurrent architecture": (
-        lambda m: edit_config(m, model_type="mamba"),
-        "",  # mlx-lm may already miss fields of its config
-    ),
+    "recurrent architecture": (lambda m: save_zoo_model(m, "mamba"), "mamba.*recurrent"),
+    "attention of its own": (lambda m: save_zoo_model(m, "gemma2"), "gemma2"),
     "code in the folder": (lambda m: edit_config(m, model_file="evil.py"), "evil.py"),
     "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "tokenizer.json"),
     "weights larger than memory": (huge_weights, r"GiB"),
