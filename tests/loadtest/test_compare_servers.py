@@ -135,8 +135,9 @@ def test_an_interrupted_comparison_leaves_no_server(
 ) -> None:
     # The real command, with the scripted server in both places.
     program = f"""
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # CI may run us with SIGINT ignored
 from quire.loadtest import command
 from quire.loadtest.servers import ServerSpec
 spec = ServerSpec("x", (sys.executable, {str(SCRIPT)!r}, {str(tmp_path / "pids")!r}, "hangs"))
