@@ -27,6 +27,9 @@ def task_name(task: Task) -> str:
     return task.workload.name if isinstance(task, LoadOptions) else "stall"
 
 
+_DYING_SECONDS = 2.0
+
+
 def _seeded(task: Task, round_number: int) -> tuple[Task, int]:
     if isinstance(task, StallOptions):
         seed = task.seed + round_number
@@ -54,6 +57,9 @@ async def run_once(
                 result = await measure_load(target, header, task)
         except ServerError as error:
             failure = str(error)
+        if failure or (result and any(record.error for record in result.records)):
+            # A dying server drops its connections a moment before it is gone.
+            await server.wait_exit(_DYING_SECONDS)
         return result, server.exit_message() or failure
 
 

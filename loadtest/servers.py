@@ -113,6 +113,11 @@ class ServerProcess:
             start_new_session=True,
         )
 
+    async def wait_exit(self, seconds: float) -> None:
+        """Return once the process has ended, or after ``seconds``."""
+        with suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(self._process.wait, seconds)
+
     def exit_message(self) -> str | None:
         """None while the process runs; else its exit code and the end of its output."""
         code = self._process.poll()
