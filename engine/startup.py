@@ -67,8 +67,8 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
         max_num_batched_tokens=config.max_num_batched_tokens,
         eviction_policy=config.eviction_policy,
     )
-    activation_bytes = _warm_up(paged, engine_config)
     wanted_len = _wanted_context(config, loaded)
+    activation_bytes = _warm_up(paged, engine_config, wanted_len)
     num_blocks = _size_pool(config, loaded, paged, device, wanted_len, activation_bytes)
     max_model_len = min(wanted_len, (num_blocks - 1) * config.block_size)
     if max_model_len < wanted_len:
@@ -119,12 +119,13 @@ def _wanted_context(config: WorkerConfig, loaded: LoadedModel) -> int:
     return config.max_model_len
 
 
-def _warm_up(paged: PagedModel, config: EngineConfig) -> int:
+def _warm_up(paged: PagedModel, config: EngineConfig, context: int) -> int:
     """Run full-budget steps over a small pool, so that nothing is run for the first time later.
 
     Returns the bytes that a step needs on top of weights and pages.
     """
-    prompt_length = config.max_num_batched_tokens
+    # Learned position embeddings end with the context.
+    prompt_length = max(2, min(config.max_num_batched_tokens, context - 4))
     num_blocks = max(_MIN_POOL_TOKENS, 2 * prompt_length) // config.block_size + 4
     engine = Engine(paged, replace(config, num_blocks=num_blocks))
     check_against_plain_forward(paged, num_blocks)
