@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
-from quire.cache.block_table import BlockCopy
-from quire.kernels.kv_write import Slots, copy_blocks
+from quire.kernels.attention import PageArrays
+from quire.kernels.kv_write import Slots, scatter, write_in_place
+from quire.kernels.paged_decode import supports
+from quire.kernels.rotate import HeadNorms, Rotary, rotate_and_write
 
 
 @dataclass(frozen=True)
@@ -27,23 +28,37 @@ class PageShape:
         keys = self.key_heads * self.key_dim * self.key_dtype.size
         return keys + self.value_heads * self.value_dim * self.value_dtype.size
 
+    def fits_kernels(self, block_size: int) -> bool:
+        """Whether the GPU kernels can read and write pages of this shape."""
+        return self.key_dtype == self.value_dtype and supports(
+            (self.key_heads, self.value_heads),
+            (self.key_dim, self.value_dim),
+            self.key_dtype,
+            block_size,
+        )
+
 
 class LayerPages:
     """Keys and values of one layer, each (num_blocks, heads, block_size, dim).
 
-    The arrays are replaced by every write. Hold no view of them across a step, or MLX must copy the
-    whole pool before it can write.
+    Written in place by a kernel, or by an MLX scatter that replaces the arrays. In the second case
+    hold no view of them across a step, or MLX must copy the whole pool before it can write.
     """
 
-    __slots__ = ("keys", "values")
+    __slots__ = ("_in_place", "_new", "_written", "keys", "values")
 
-    def __init__(self, shape: PageShape, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self, shape: PageShape, num_blocks: int, block_size: int, *, in_place: bool = False
+    ) -> None:
         self.keys = mx.zeros(
             (num_blocks, shape.key_heads, block_size, shape.key_dim), shape.key_dtype
         )
         self.values = mx.zeros(
             (num_blocks, shape.value_heads, block_size, shape.value_dim), shape.value_dtype
         )
+        self._in_place = in_place
+        self._written: mx.array | None = None
+        self._new: tuple[mx.array | None, mx.array | None] = None, None
         mx.eval(self.keys, self.values)
 
     @property
@@ -52,12 +67,36 @@ class LayerPages:
 
     def write(self, slots: Slots, keys: mx.array, values: mx.array) -> None:
         """Write (T, heads, 1, dim) rows into their slots."""
-        slots.write(self.keys, keys)
-        slots.write(self.values, values)
+        if self._in_place:
+            keys, values = keys.astype(self.keys.dtype), values.astype(self.values.dtype)
+            self._written = write_in_place(self.keys, self.values, keys, values, slots)
+        else:
+            scatter(self.keys, keys, slots)
+            scatter(self.values, values, slots)
+        self._new = keys, values
 
-    def copy(self, copies: Sequence[BlockCopy]) -> None:
-        """Copy whole blocks, as a fork asks for."""
-        sources = mx.array([c.source for c in copies], mx.int32)
-        targets = mx.array([c.target for c in copies], mx.int32)
-        copy_blocks(self.keys, sources, targets)
-        copy_blocks(self.values, sources, targets)
+    def rotate_and_write(
+        self,
+        qkv: mx.array,
+        positions: mx.array,
+        slots: Slots,
+        rotary: Rotary,
+        norms: HeadNorms | None,
+        keep_rows: bool,
+    ) -> mx.array:
+        """Rotate queries and keys, write keys and values in place; returns the queries.
+
+        See :func:`quire.kernels.rotate.rotate_and_write`.
+        """
+        assert self._in_place
+        rows = rotate_and_write(
+            qkv, self.keys, self.values, positions, slots, rotary, norms, keep_rows=keep_rows
+        )
+        self._written = rows.written
+        self._new = rows.keys, rows.values
+        return rows.queries
+
+    @property
+    def arrays(self) -> PageArrays:
+        """What attention reads in this step, after the write."""
+        return PageArrays(self.keys, self.values, self._written, *self._new)

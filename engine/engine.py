@@ -23,9 +23,10 @@ class EngineConfig:
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
     eviction_policy: PolicyName = "lru"
-    # Encode a step while the one before it runs. Pays where encoding is cheap next to the step and
-    # page writes stay in place: not on the CPU, where encoding is computing.
-    encode_ahead: bool = False
+    # Encode a step while the one before it runs. None: where kernels write the pages in place. Not
+    # elsewhere: MLX would copy pages that the running step still holds, and on the CPU encoding is
+    # computing.
+    encode_ahead: bool | None = None
 
 
 class Engine:
@@ -55,6 +56,8 @@ class Engine:
             model_name=model.name,
         )
         self._runner = ModelRunner(model)
+        ahead = config.encode_ahead
+        self._encode_ahead = model.context.in_place if ahead is None else ahead
         self._next: Step | None = None
         self._num_steps = 0
 
@@ -83,7 +86,7 @@ class Engine:
         batch = self.scheduler.schedule()
         if batch is not None:
             self._next = self._runner.build(batch, running)
-            if self.config.encode_ahead:
+            if self._encode_ahead:
                 self._runner.launch(self._next)
         if running is None:
             return []

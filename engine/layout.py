@@ -20,59 +20,70 @@ _MIN_SHARED_BLOCKS = 16
 
 
 class Layout:
-    """Decodes first, those that attention can treat alike side by side, then prompt chunks.
+    """Decodes first, then prompt chunks.
 
     Attributes:
-        positions, slot_blocks, slot_offsets, token_ids: (T,) int32
+        positions, slot_mapping, token_ids: (T,) int32
         source_rows: (T,) int32, rows of the previous step's samples, -1 where token_ids holds
-        groups, prompts: the same rows as attention sees them
+        decode_tables: (num_decodes, max_blocks) int32, padded with the scratch block
+        groups: decodes that attention can treat alike, side by side; empty if not asked for
+        prompts: the prompt chunks as attention sees them
         sampled: the chunks that sample, in order of their rows
         sampled_rows: the row of each one's last token
     """
 
-    def __init__(self, batch: StepBatch, block_size: int) -> None:
+    def __init__(self, batch: StepBatch, block_size: int, *, group_decodes: bool = True) -> None:
         num_rows = batch.num_tokens
         self.positions = np.empty(num_rows, np.int32)
-        self.slot_blocks = np.empty(num_rows, np.int32)
+        self.slot_mapping = np.empty(num_rows, np.int32)
         self.token_ids = np.zeros(num_rows, np.int32)
         self.source_rows = np.full(num_rows, -1, np.int32)
+        self.decode_tables = np.zeros((0, 1), np.int32)
         self.groups: list[DecodeGroup] = []
         self.prompts: list[PromptChunk] = []
         self.sampled: list[Chunk] = []
         self.sampled_rows: list[int] = []
         if batch.num_decodes:
-            self._place_decodes(batch.chunks[: batch.num_decodes], block_size)
+            self._place_decodes(batch.chunks[: batch.num_decodes], block_size, group_decodes)
         row = batch.num_decodes
         for chunk in batch.chunks[batch.num_decodes :]:
             self._place_prompt(chunk, row, block_size)
             row += chunk.num_tokens
-        self.slot_offsets = self.positions % block_size
 
-    def _place_decodes(self, decodes: list[Chunk], block_size: int) -> None:
+    @property
+    def num_decodes(self) -> int:
+        return len(self.decode_tables)
+
+    def _place_decodes(self, decodes: list[Chunk], block_size: int, group: bool) -> None:
+        count = len(decodes)
         num_blocks = np.array([chunk.start // block_size + 1 for chunk in decodes], np.int32)
-        tables = np.zeros((len(decodes), num_blocks.max()), np.int32)
+        tables = np.zeros((count, num_blocks.max()), np.int32)
         for row, chunk in enumerate(decodes):
             tables[row, : num_blocks[row]] = np.frombuffer(
                 chunk.block_ids, np.int32, num_blocks[row]
             )
-        clusters = _clusters(tables, num_blocks)
-        order = np.lexsort((num_blocks, clusters))
-        tables, num_blocks, clusters = tables[order], num_blocks[order], clusters[order]
-        decodes = [decodes[i] for i in order]
-        count = len(decodes)
-        self.positions[:count] = [chunk.start for chunk in decodes]
+        if group:
+            clusters = _clusters(tables, num_blocks)
+            order = np.lexsort((num_blocks, clusters))
+            tables, num_blocks, clusters = tables[order], num_blocks[order], clusters[order]
+            decodes = [decodes[i] for i in order]
+        self.decode_tables = tables
+        positions = np.array([chunk.start for chunk in decodes], np.int32)
+        self.positions[:count] = positions
         self.token_ids[:count] = [chunk.token_ids[0] if chunk.token_ids else 0 for chunk in decodes]
         self.source_rows[:count] = [chunk.source_row for chunk in decodes]
-        self.slot_blocks[:count] = tables[np.arange(count), num_blocks - 1]
+        last_blocks = tables[np.arange(count), num_blocks - 1]
+        self.slot_mapping[:count] = last_blocks * block_size + positions % block_size
         for row, chunk in enumerate(decodes):
             if chunk.samples:
                 self.sampled.append(chunk)
                 self.sampled_rows.append(row)
+        if not group:
+            return
         for first, end in pairwise(_cuts(num_blocks, clusters)):
             padded = tables[first:end, : num_blocks[end - 1]]
             shared = _num_shared(padded, num_blocks[first:end]) if clusters[first] else 0
-            lengths = self.positions[first:end] + 1
-            self.groups.append(DecodeGroup(first, lengths, padded, shared))
+            self.groups.append(DecodeGroup(first, positions[first:end] + 1, padded, shared))
 
     def _place_prompt(self, chunk: Chunk, row: int, block_size: int) -> None:
         end = row + chunk.num_tokens
@@ -81,7 +92,8 @@ class Layout:
         blocks = np.frombuffer(chunk.block_ids, np.int32, num_blocks).copy()
         self.positions[row:end] = positions
         self.token_ids[row:end] = chunk.token_ids
-        self.slot_blocks[row:end] = blocks[positions // block_size]
+        offsets = positions % block_size
+        self.slot_mapping[row:end] = blocks[positions // block_size] * block_size + offsets
         self.prompts.append(PromptChunk(row, chunk.num_tokens, chunk.context_length, blocks))
         if chunk.samples:
             self.sampled.append(chunk)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -13,6 +13,7 @@ from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt
 
 from quire.cache.pages import LayerPages
 from quire.engine.errors import UnsupportedModel
+from quire.engine.fused_blocks import fuse_blocks
 from quire.engine.paging import CannotPage, PagedLayer, StepContext, install
 from quire.kernels.kv_write import Slots
 from quire.kernels.ragged import DecodeGroup, RaggedBatch
@@ -47,6 +48,7 @@ class PagedModel:
     vocab_size: int  # width of the logits
     _cache: list[Any]
     _final_norm: _FinalNorm | None
+    _fused: list[int] = field(default_factory=list)  # how many blocks, once that is known
 
     def __call__(self, token_ids: mx.array) -> mx.array:
         """(T,) int token ids -> (R, vocab) logits of the wanted rows."""
@@ -61,13 +63,33 @@ class PagedModel:
         """Bytes that one token takes in the pages of all layers."""
         return sum(layer.shape.bytes_per_token for layer in self.layers if layer.shape)
 
+    @property
+    def windows(self) -> set[int | None]:
+        """Sizes of the windows its layers see; None where they see everything."""
+        return {use.window for layer in self.layers for use in layer.uses}
+
+    def fits_kernels(self, block_size: int) -> bool:
+        """Whether the GPU kernels can serve every layer, as the probe showed them."""
+        return mx.default_device() != mx.cpu and all(
+            layer.shape is not None
+            and layer.shape.fits_kernels(block_size)
+            and all(use.is_plain for use in layer.uses)
+            for layer in self.layers
+        )
+
     def allocate(self, num_blocks: int, block_size: int) -> None:
         """Give every layer its pages, in the shapes the probe showed."""
         self.context.num_blocks = num_blocks
         self.context.block_size = block_size
+        self.context.in_place = self.fits_kernels(block_size)
+        if self.context.in_place and not self._fused:
+            self._fused.append(fuse_blocks(self.model))
         for layer in self.layers:
             assert layer.shape is not None
-            layer.pages = LayerPages(layer.shape, num_blocks, block_size)
+            layer.pages = None  # the old ones, before there are new ones
+            layer.pages = LayerPages(
+                layer.shape, num_blocks, block_size, in_place=self.context.in_place
+            )
 
 
 def page_model(model: nn.Module, name: str) -> PagedModel:
@@ -84,7 +106,9 @@ def page_model(model: nn.Module, name: str) -> PagedModel:
     # number fails here, and not when it meets its first batch.
     context.num_blocks, context.block_size = 3, _PROBE_BLOCK_SIZE
     context.positions = mx.array([0, 3], mx.int32)
-    context.slots = Slots(mx.array([1, 2], mx.int32), context.positions)
+    # Blocks 1 and 2, at the positions above.
+    mapping = mx.array([1, 2], mx.int32) * _PROBE_BLOCK_SIZE + context.positions
+    context.slots = Slots(mapping, _PROBE_BLOCK_SIZE)
     tables = np.array([[1], [2]], np.int32)
     context.batch = RaggedBatch([DecodeGroup(0, np.array([1, 4], np.int32), tables)], [])
     norm = _wrap_final_norm(model, context)

@@ -17,10 +17,12 @@ import mlx.core as mx
 
 from quire.cache.pages import LayerPages, PageShape
 from quire.kernels.activation import rational_sigmoid
+from quire.kernels.attention import attend
 from quire.kernels.cpu_rope import RowRope
 from quire.kernels.kv_write import Slots
-from quire.kernels.paged_attention import ExtraScores, paged_attention
+from quire.kernels.paged_attention import ExtraScores
 from quire.kernels.ragged import RaggedBatch
+from quire.kernels.rotate import HeadNorms, Rotary
 
 _sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention
 _row_rope = RowRope()
@@ -36,11 +38,20 @@ class WindowMask(NamedTuple):
     size: int  # tokens a row sees, itself included
 
 
+class AttentionUse(NamedTuple):
+    """How a model called attention on one layer's pages."""
+
+    heads: int
+    window: int | None
+    is_plain: bool  # stored keys against stored values, no further scores
+
+
 class StepContext:
     """The arrays of the step being built, shared by all layers."""
 
     num_blocks: int
     block_size: int
+    in_place: bool = False  # pages are written and read by kernels
     positions: mx.array  # (T,) int32
     slots: Slots
     batch: RaggedBatch
@@ -55,6 +66,7 @@ class PagedLayer:
         self.window = window
         self.pages: LayerPages | None = None
         self.shape: PageShape | None = None
+        self.uses: set[AttentionUse] = set()  # as the probe showed them
 
     def __bool__(self) -> bool:
         return True  # mlx-lm asks `if cache`
@@ -62,6 +74,11 @@ class PagedLayer:
     @property
     def offset(self) -> mx.array:
         return self._context.positions
+
+    @property
+    def in_place(self) -> bool:
+        """Whether kernels write and read the pages."""
+        return self._context.in_place
 
     def make_mask(
         self, num_tokens: int, return_array: bool = False, window_size: int | None = None
@@ -87,7 +104,7 @@ class PagedLayer:
         return self.keys_and_values()
 
     def keys_and_values(self) -> tuple[PageHandle, PageHandle]:
-        return PageHandle(self, "keys"), PageHandle(self, "values")
+        return PageHandle(self, is_keys=True), PageHandle(self, is_keys=False)
 
     def attend(
         self,
@@ -98,17 +115,43 @@ class PagedLayer:
         sinks: mx.array | None,
         extra: ExtraScores | None,
     ) -> mx.array:
+        assert self.pages is not None
         keys, values = handles
-        return paged_attention(
+        window = window or self.window
+        is_plain = extra is None and keys.is_keys and not values.is_keys
+        self.uses.add(AttentionUse(queries.shape[1], window, is_plain))
+        arrays = self.pages.arrays
+        if not is_plain:
+            arrays = arrays._replace(keys=keys.pages, values=values.pages)
+        return attend(
             queries,
-            keys.pages,
-            values.pages,
+            arrays,
             self._context.batch,
             scale=scale,
-            window=window or self.window,
+            window=window,
             sinks=sinks,
             extra=extra,
         )
+
+    def attend_to_projected(
+        self,
+        qkv: mx.array,
+        rotary: Rotary,
+        norms: HeadNorms | None,
+        scale: float,
+        window: int | None,
+    ) -> mx.array:
+        """Norms, rotary embeddings, page writes and attention of (T, all_heads * head_dim) rows.
+
+        Returns (T, heads, 1, head_dim). Only where pages are written in place.
+        """
+        assert self.pages is not None
+        context = self._context
+        queries = self.pages.rotate_and_write(
+            qkv, context.positions, context.slots, rotary, norms, context.batch.needs_new_rows
+        )
+        window = window or self.window
+        return attend(queries, self.pages.arrays, context.batch, scale=scale, window=window)
 
 
 class PageHandle:
@@ -117,16 +160,16 @@ class PageHandle:
     Not an array: any use but attention fails loudly.
     """
 
-    __slots__ = ("_field", "layer")
+    __slots__ = ("is_keys", "layer")
 
-    def __init__(self, layer: PagedLayer, field: str) -> None:
+    def __init__(self, layer: PagedLayer, *, is_keys: bool) -> None:
         self.layer = layer
-        self._field = field
+        self.is_keys = is_keys
 
     @property
     def pages(self) -> mx.array:
-        pages: mx.array = getattr(self.layer.pages, self._field)
-        return pages
+        assert self.layer.pages is not None
+        return self.layer.pages.keys if self.is_keys else self.layer.pages.values
 
     @property
     def dtype(self) -> mx.Dtype:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import mlx.core as mx
-import numpy as np
 
+from quire.engine.compiled_decode import CompiledDecode, input_tokens
 from quire.engine.layout import Layout
 from quire.engine.paged_model import PagedModel
 from quire.engine.sampler import sample
@@ -26,8 +26,10 @@ class Step:
 
 class ModelRunner:
     def __init__(self, model: PagedModel) -> None:
+        """``model`` has been given its pages."""
         self._model = model
         self._context = model.context
+        self._decode = CompiledDecode(model) if model.context.in_place else None
 
     def build(self, batch: StepBatch, previous: Step | None) -> Step:
         """Build the graph of one step; nothing is computed yet.
@@ -35,10 +37,10 @@ class ModelRunner:
         ``previous`` is the step before, whose samples are inputs of this one wherever a chunk names
         a source row; it need not have finished.
         """
-        layout = Layout(batch, self._context.block_size)
+        layout = self._lay_out(batch)
         logits = self._forward(layout, previous)
         if not layout.sampled:
-            return Step(batch, mx.argmax(logits, axis=-1))
+            return Step(batch, mx.argmax(logits, axis=-1).astype(mx.int32))
         tokens = sample(logits, layout.sampled)
         if layout.sampled != batch.sampled:
             row_of = {id(chunk): row for row, chunk in enumerate(layout.sampled)}
@@ -47,7 +49,7 @@ class ModelRunner:
 
     def forward(self, batch: StepBatch, previous: Step | None) -> mx.array:
         """(R, vocab) logits of each sampled row, or of the step's last row if R is 0."""
-        return self._forward(Layout(batch, self._context.block_size), previous)
+        return self._forward(self._lay_out(batch), previous)
 
     def launch(self, step: Step) -> None:
         """Hand the step to the device."""
@@ -59,23 +61,24 @@ class ModelRunner:
         tokens: list[int] = step.tokens.tolist()  # type: ignore[assignment]
         return tokens[: len(step.batch.sampled)]
 
+    def _lay_out(self, batch: StepBatch) -> Layout:
+        # The decode kernel takes rows of any lengths together.
+        return Layout(batch, self._context.block_size, group_decodes=self._decode is None)
+
     def _forward(self, layout: Layout, previous: Step | None) -> mx.array:
-        self._context.positions = mx.array(layout.positions)
-        self._context.slots = Slots(mx.array(layout.slot_blocks), mx.array(layout.slot_offsets))
-        self._context.batch = RaggedBatch(layout.groups, layout.prompts)
         # Something must be asked of a step that only stores keys and values, or MLX skips it.
         wanted = layout.sampled_rows or [len(layout.positions) - 1]
         everything = len(wanted) == len(layout.positions)
-        self._context.wanted_rows = None if everything else mx.array(wanted)
-        return self._model(_input_tokens(layout, previous))
-
-
-def _input_tokens(layout: Layout, previous: Step | None) -> mx.array:
-    host = mx.array(layout.token_ids)
-    pending = layout.source_rows >= 0
-    if not pending.any():
-        return host
-    assert previous is not None, "a token is awaited from a step that does not exist"
-    rows = mx.array(np.maximum(layout.source_rows, 0))
-    device = previous.tokens[rows].astype(mx.int32)
-    return device if pending.all() else mx.where(mx.array(pending), device, host)
+        tokens = previous.tokens if previous is not None else None
+        if self._decode is not None and everything and not layout.prompts:
+            return self._decode(layout, tokens)
+        context = self._context
+        context.positions = mx.array(layout.positions)
+        context.batch = RaggedBatch(layout.groups, layout.prompts)
+        after = None
+        if self._decode is not None:
+            after = self._decode.order_after(tokens)
+            context.batch.decodes = self._decode.rows(layout)
+        context.slots = Slots(mx.array(layout.slot_mapping), context.block_size, after)
+        context.wanted_rows = None if everything else mx.array(wanted)
+        return self._model(input_tokens(layout, tokens, len(layout.positions)))

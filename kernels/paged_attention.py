@@ -71,7 +71,7 @@ def paged_attention(
         if (blocks := group.shared_blocks(window)) is not None:
             shared = _join(_gather(key_parts, blocks)), _join(value_pages[blocks])
         parts.append(_decode(rows, keys, value_pages[tables], bias, scale, sinks, shared))
-    prompt = _prompt_tiles if mx.default_device() == mx.cpu else _prompt_sdpa
+    prompt = _prompt_tiles if mx.default_device() == mx.cpu else prompt_sdpa
     for chunk in batch.chunks:
         rows = queries[chunk.first_row : chunk.first_row + chunk.num_rows]
         first = chunk.first_block(chunk.start, window, block_size)
@@ -170,7 +170,7 @@ def _prompt_tiles(
     return outputs
 
 
-def _prompt_sdpa(
+def prompt_sdpa(
     queries: mx.array,
     keys: mx.array,
     values: mx.array,
@@ -180,7 +180,15 @@ def _prompt_sdpa(
     window: int | None,
     sinks: mx.array | None,
 ) -> list[mx.array]:
-    """The same through MLX's fused attention."""
+    """One chunk through MLX's fused attention.
+
+    Args:
+        queries: (n, heads, 1, head_dim)
+        keys, values: (1, kv_heads, num_keys, dim), from position ``first_key`` on.
+
+    Returns:
+        One array, (n, heads, 1, value_dim).
+    """
     num_keys = chunk.context_length - first_key
     mask: mx.array | str = "causal"
     if window is not None and num_keys > window:

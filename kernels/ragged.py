@@ -8,6 +8,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from quire.kernels.paged_decode import DecodePlan
+
 # Added to the scores of keys that a row must not see. Finite, so that a row that sees nothing at
 # all gives a finite result instead of NaN.
 HIDDEN = -1e30
@@ -111,8 +113,29 @@ class PromptChunk:
 
 
 @dataclass
+class DecodeRows:
+    """The step's first rows, one query each, as the decode kernel takes them."""
+
+    block_tables: mx.array  # (B, max_blocks) int32
+    plans: dict[int | None, DecodePlan]  # by window
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.block_tables.shape[0])
+
+
+@dataclass
 class RaggedBatch:
-    """Which rows of a flattened step belong together; shared by all layers of the step."""
+    """Which rows of a flattened step belong together; shared by all layers of the step.
+
+    Decodes come first: as groups for attention in MLX operations, or as ``decodes`` for the kernel.
+    """
 
     groups: list[DecodeGroup]
     chunks: list[PromptChunk]
+    decodes: DecodeRows | None = None
+
+    @property
+    def needs_new_rows(self) -> bool:
+        """Whether attention reads new keys and values as rows: a chunk sees nothing older."""
+        return any(chunk.start == 0 for chunk in self.chunks)

@@ -41,18 +41,12 @@ def batches(draw: st.DrawFn) -> StepBatch:
 
 
 @settings(max_examples=200, deadline=None)
-@given(batches())
-def test_every_token_has_its_row(batch: StepBatch) -> None:
-    layout = Layout(batch, BLOCK)
+@given(batches(), st.booleans())
+def test_every_token_has_its_row(batch: StepBatch, group_decodes: bool) -> None:
+    layout = Layout(batch, BLOCK, group_decodes=group_decodes)
     rows = {
-        (int(b), int(o)): (int(p), int(t))
-        for b, o, p, t in zip(
-            layout.slot_blocks,
-            layout.slot_offsets,
-            layout.positions,
-            layout.token_ids,
-            strict=True,
-        )
+        divmod(int(slot), BLOCK): (int(p), int(t))
+        for slot, p, t in zip(layout.slot_mapping, layout.positions, layout.token_ids, strict=True)
     }
     expected = {
         (c.block_ids[p // BLOCK], p % BLOCK): (p, c.token_ids[p - c.start])

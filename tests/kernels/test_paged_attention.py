@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire.kernels.kv_write import Slots, copy_blocks
+from quire.kernels.kv_write import Slots, scatter
 from quire.kernels.paged_attention import ExtraScores, paged_attention
 from quire.kernels.ragged import DecodeGroup, PromptChunk, RaggedBatch
 
@@ -218,16 +218,7 @@ def test_a_window_sees_exactly_its_width() -> None:
 def test_writes_reach_their_slots_only() -> None:
     pages = mx.zeros((5, 3, 4, 2))
     rows = mx.arange(2 * 3 * 2, dtype=mx.float32).reshape(2, 3, 1, 2) + 1
-    Slots(mx.array([3, 1]), mx.array([0, 2])).write(pages, rows)
+    scatter(pages, rows, Slots(mx.array([3 * 4 + 0, 1 * 4 + 2]), block_size=4))
     expected = np.zeros((5, 3, 4, 2), np.float32)
     expected[3, :, 0], expected[1, :, 2] = np.array(rows)[:, :, 0]
     assert np.array_equal(np.array(pages), expected)
-
-
-def test_copied_blocks_equal_their_sources() -> None:
-    pages = mx.random.normal((6, 2, 4, 3))
-    before = np.array(pages)
-    copy_blocks(pages, mx.array([2, 5]), mx.array([1, 4]))
-    after = np.array(pages)
-    assert np.array_equal(after[[1, 4]], before[[2, 5]])
-    assert np.array_equal(after[[0, 2, 3, 5]], before[[0, 2, 3, 5]])

@@ -1,0 +1,132 @@
+"""Standard transformer blocks with fewer operations.
+
+Most models are made of one block: RMS norm, projections of queries, keys and values, rotary
+embeddings, attention, projection, RMS norm, SwiGLU. mlx-lm's own takes about 18 kernels a layer.
+Over pages on a GPU a loaded block of a known class is given another class that takes 9 or 10:
+projections of the same input are one matrix product, residuals are added by the product before
+them, and norms of heads, rotary embeddings and page writes are one kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.activations import swiglu
+from mlx_lm.models.rope_utils import Llama3RoPE
+
+from quire.engine.paging import PagedLayer, WindowMask
+from quire.kernels.rotate import HeadNorms, Rotary
+
+# Blocks whose code is the one above, read and compared; the load-time check compares their logits.
+_STANDARD = {f"mlx_lm.models.{name}.TransformerBlock" for name in ("llama", "qwen2", "qwen3")}
+
+
+class FusedBlock(nn.Module):
+    """Mixed into the class of a loaded block; takes over where its cache is pages in place."""
+
+    def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        if type(cache) is not PagedLayer or not cache.in_place:
+            output: mx.array = super().__call__(x, mask, cache)
+            return output
+        attention, mlp = self.self_attn, self.mlp
+        flat = x.reshape(-1, x.shape[-1])
+        window = mask.size if type(mask) is WindowMask else None
+        output = cache.attend_to_projected(
+            attention.fused_qkv(self.input_layernorm(flat)),
+            attention.fused_rotary,
+            attention.fused_norms,
+            attention.scale,
+            window,
+        )
+        flat = _add_product(flat, output.reshape(flat.shape[0], -1), attention.o_proj)
+        both = mlp.fused_gate_up(self.post_attention_layernorm(flat))
+        gate, up = mx.split(both, 2, axis=-1)
+        flat = _add_product(flat, swiglu(gate, up), mlp.down_proj)
+        return flat.reshape(x.shape)
+
+
+def fuse_blocks(model: nn.Module) -> int:
+    """Fuse what can be fused; returns the number of blocks. Memory stays the same."""
+    fused = 0
+    for block in model.modules():
+        name = f"{type(block).__module__}.{type(block).__name__}"
+        if name in _STANDARD and _fuse(block):
+            block.__class__ = type(f"Fused{type(block).__name__}", (FusedBlock, type(block)), {})
+            fused += 1
+    return fused
+
+
+def _fuse(block: nn.Module) -> bool:
+    attention, mlp = block.self_attn, block.mlp
+    rotary = _rotary(attention.rope)
+    qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
+    gate_up = [mlp.gate_proj, mlp.up_proj]
+    if rotary is None or not (_can_join(qkv) and _can_join(gate_up)):
+        return False
+    norms = None
+    if "q_norm" in attention:
+        q_norm, k_norm = attention.q_norm, attention.k_norm
+        if q_norm.eps != k_norm.eps:
+            return False
+        norms = HeadNorms(q_norm.weight, k_norm.weight, mx.array([q_norm.eps]))
+        mx.eval(norms.eps)
+    # Plain attributes: none of this is a parameter of its own.
+    object.__setattr__(attention, "fused_rotary", rotary)
+    object.__setattr__(attention, "fused_norms", norms)
+    object.__setattr__(attention, "fused_qkv", _join(qkv))
+    object.__setattr__(mlp, "fused_gate_up", _join(gate_up))
+    return True
+
+
+def _rotary(rope: nn.Module) -> Rotary | None:
+    if type(rope) is nn.RoPE:
+        steps = mx.arange(0, -(rope.dims // 2), -1, dtype=mx.float32)
+        inverse = mx.exp(steps * (math.log(rope.base) / (rope.dims // 2))) * rope.scale
+    elif type(rope) is Llama3RoPE:
+        inverse = 1.0 / rope._freqs.astype(mx.float32)
+    else:
+        return None
+    mx.eval(inverse)
+    return Rotary(inverse, rope.dims, rope.traditional)
+
+
+def _can_join(linears: list[Any]) -> bool:
+    first = linears[0]
+    if any(type(linear) is not type(first) or set(linear) != set(first) for linear in linears):
+        return False
+    if isinstance(first, nn.QuantizedLinear):
+        return all(
+            (x.bits, x.group_size, x.mode) == (first.bits, first.group_size, first.mode)
+            for x in linears
+        )
+    return type(first) is nn.Linear
+
+
+def _join(linears: list[Any]) -> Any:
+    """One linear with the outputs of all; their arrays become views of its arrays."""
+    joined: Any = nn.Module.__new__(type(linears[0]))
+    nn.Module.__init__(joined)
+    for name in ("bits", "group_size", "mode"):
+        if hasattr(linears[0], name):
+            setattr(joined, name, getattr(linears[0], name))
+    for name in linears[0]:
+        whole = mx.concatenate([linear[name] for linear in linears])
+        mx.eval(whole)
+        joined[name] = whole
+        ends = [0]
+        for linear in linears:
+            ends.append(ends[-1] + linear[name].shape[0])
+            linear[name] = whole[ends[-2] : ends[-1]]
+            mx.eval(linear[name])
+    return joined
+
+
+def _add_product(residual: mx.array, x: mx.array, linear: Any) -> mx.array:
+    """residual + linear(x), in one operation where MLX has one."""
+    if type(linear) is nn.Linear and "bias" not in linear:
+        return mx.addmm(residual, x, linear.weight.T)
+    output: mx.array = linear(x)
+    return residual + output

@@ -1,0 +1,86 @@
+"""One kernel text for Metal and CUDA.
+
+`source/NAME.h` is a body in the common subset of both languages. In front of it go a prelude that
+names the few things they say differently, and helpers both understand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from importlib import resources
+from typing import Any, cast
+
+import mlx.core as mx
+
+TemplateValue = int | bool | mx.Dtype
+
+
+class GpuKernel:
+    """A custom kernel that runs on whichever GPU this machine has.
+
+    Args:
+        name: of `source/NAME.h`.
+        inputs: names of the arrays it reads; a text that mentions `x_shape` is given x's shape.
+        outputs: names of the arrays it fills.
+    """
+
+    def __init__(self, name: str, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        self.name = name
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+
+    def __call__(
+        self,
+        inputs: Sequence[mx.array],
+        *,
+        template: dict[str, TemplateValue],
+        groups: tuple[int, int, int],
+        threads: int,
+        output_shapes: Sequence[tuple[int, ...]],
+        output_dtypes: Sequence[mx.Dtype],
+    ) -> list[mx.array]:
+        """Run over ``groups`` threadgroups of ``threads`` threads each.
+
+        Arrays that are not row-contiguous are copied first. Outputs start uninitialised.
+        """
+        kernel = self.metal if mx.metal.is_available() else self.cuda
+        x, y, z = groups
+        results: list[mx.array] = kernel(
+            inputs=list(inputs),
+            template=list(template.items()),
+            grid=(x * threads, y, z),
+            threadgroup=(threads, 1, 1),
+            output_shapes=list(output_shapes),
+            output_dtypes=list(output_dtypes),
+        )
+        return results
+
+    @cached_property
+    def metal(self) -> Callable[..., Any]:
+        """The kernel as :func:`mx.fast.metal_kernel` takes it."""
+        kernel: Any = mx.fast.metal_kernel(**self._arguments("metal"))
+        return cast(Callable[..., Any], kernel)
+
+    @cached_property
+    def cuda(self) -> Callable[..., Any]:
+        """The kernel as :func:`mx.fast.cuda_kernel` takes it."""
+        kernel: Any = mx.fast.cuda_kernel(**self._arguments("cuda"))
+        return cast(Callable[..., Any], kernel)
+
+    def _arguments(self, prelude: str) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "input_names": self.inputs,
+            "output_names": self.outputs,
+            "header": _text(prelude) + _text("common"),
+            "source": _text(self.name),
+        }
+
+
+def _text(name: str) -> str:
+    """A source file without comments: MLX hashes the whole text at every launch."""
+    path = resources.files("quire.kernels").joinpath("source", f"{name}.h")
+    lines = (re.sub(r"\s*//.*", "", line) for line in path.read_text().splitlines())
+    return "\n".join(line.strip() for line in lines if line.strip()) + "\n"

@@ -1,0 +1,56 @@
+// What kernel bodies share, in Metal's words. cuda.h says the same in CUDA's.
+
+#define DEVICE device
+#define SHARED threadgroup
+#define THREAD thread
+#define FUNC inline
+#define UNROLL _Pragma("clang loop unroll(full)")
+#define BARRIER() metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup)
+
+namespace quire {
+
+FUNC float exp2(float x) { return metal::fast::exp2(x); }
+FUNC float tanh(float x) { return metal::precise::tanh(x); }
+FUNC float cos(float x) { return metal::precise::cos(x); }
+FUNC float sin(float x) { return metal::precise::sin(x); }
+FUNC float rsqrt(float x) { return metal::precise::rsqrt(x); }
+FUNC float shuffle(float x, int lane) { return metal::simd_shuffle(x, ushort(lane)); }
+FUNC float shuffle_xor(float x, int mask) { return metal::simd_shuffle_xor(x, ushort(mask)); }
+FUNC bool any(bool x) { return metal::simd_any(x); }
+
+// The 32-bit words that values of type T come in.
+template <typename T>
+struct Word {
+  static FUNC void unpack(uint word, THREAD float* out) { out[0] = as_type<float>(word); }
+};
+template <>
+struct Word<half> {
+  static FUNC void unpack(uint word, THREAD float* out) {
+    const half2 pair = as_type<half2>(word);
+    out[0] = float(pair.x);
+    out[1] = float(pair.y);
+  }
+};
+template <>
+struct Word<bfloat16_t> {
+  static FUNC void unpack(uint word, THREAD float* out) {
+    out[0] = as_type<float>(word << 16);
+    out[1] = as_type<float>(word & 0xffff0000u);
+  }
+};
+
+FUNC uint shuffle(uint x, int lane) { return metal::simd_shuffle(x, ushort(lane)); }
+
+// A number in shared memory that all threads add to.
+typedef metal::atomic_uint SharedCounter;
+FUNC void set(threadgroup SharedCounter& counter, uint x) {
+  metal::atomic_store_explicit(&counter, x, metal::memory_order_relaxed);
+}
+FUNC uint get(threadgroup SharedCounter& counter) {
+  return metal::atomic_load_explicit(&counter, metal::memory_order_relaxed);
+}
+FUNC void add(threadgroup SharedCounter& counter, uint x) {
+  metal::atomic_fetch_add_explicit(&counter, x, metal::memory_order_relaxed);
+}
+
+} // namespace quire

@@ -1,0 +1,59 @@
+"""The engine as it runs on a GPU, its Metal kernels simulated: fused, in place, one step ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from unittest import mock
+
+import mlx.core as mx
+import pytest
+from model_zoo import build
+from model_zoo_traffic import reference_generate
+
+from metal_sim import simulated_kernels
+from quire.engine.engine import Engine, EngineConfig
+from quire.engine.fused_blocks import FusedBlock
+from quire.engine.messages import GenerateRequest, SamplingParams
+from quire.engine.paged_model import PagedModel, page_model
+
+
+@pytest.fixture(autouse=True)
+def gpu_paths() -> Iterator[None]:
+    """Take the GPU's paths on the CPU; kernels run when they are called, so nothing is compiled."""
+
+    def fits_kernels(self: PagedModel, block_size: int) -> bool:
+        return all(layer.shape is not None for layer in self.layers)
+
+    mx.disable_compile()
+    with mock.patch.object(PagedModel, "fits_kernels", fits_kernels), simulated_kernels(orders=1):
+        yield
+    mx.enable_compile()
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama", "gemma3_text", "gpt_oss"])
+def test_tokens_equal_those_of_mlx_lm(family: str) -> None:
+    model = page_model(build(family, 0), family)
+    engine = Engine(
+        model,
+        EngineConfig(
+            num_blocks=40,
+            block_size=8,
+            max_num_seqs=4,
+            max_num_batched_tokens=24,
+            encode_ahead=True,
+        ),
+    )
+    assert model.context.in_place
+    blocks = [m for m in model.model.modules() if isinstance(m, FusedBlock)]
+    assert bool(blocks) == (family in ("qwen3", "llama"))
+    # Prompts of one chunk and of several, one of them with the prefix of another.
+    prompts = [[5 + i for i in range(37)], [3, 4, 5], [5 + i for i in range(20)] + [9, 9]]
+    for index, prompt in enumerate(prompts):
+        engine.submit(GenerateRequest(index, prompt, 5, SamplingParams(temperature=0)))
+    tokens: dict[int, list[int]] = {}
+    while engine.has_work:
+        for output in engine.step():
+            tokens.setdefault(output.request_id, []).extend(output.token_ids)
+    reference = build(family, 0)
+    for index, prompt in enumerate(prompts):
+        assert tokens[index] == reference_generate(reference, prompt, 5)[0]

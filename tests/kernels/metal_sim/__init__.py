@@ -1,0 +1,19 @@
+"""Metal kernels on the CPU: the exact Metal text compiled as C++ and run thread by thread."""
+
+from metal_sim.build import CompileError, build_all
+from metal_sim.eager import collected_texts, compiled_ahead, simulated_kernels
+from metal_sim.run import KernelFault, Simulated, simulate
+from metal_sim.text import MetalText, metal_text
+
+__all__ = [
+    "CompileError",
+    "KernelFault",
+    "MetalText",
+    "Simulated",
+    "build_all",
+    "collected_texts",
+    "compiled_ahead",
+    "metal_text",
+    "simulate",
+    "simulated_kernels",
+]
