@@ -7,8 +7,8 @@ padded to a few sizes; padding rows decode a token of the scratch block, and nob
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -40,46 +40,61 @@ class CompiledDecode:
         """(num_decodes, vocab) logits of a layout without prompt chunks."""
         count = layout.num_decodes
         size = bucket(count)
-        rows = self.rows(layout, size)
-        assert rows is not None
+        tables = _widen(layout.decode_tables, size)
+        lengths = _pad(layout.positions + 1, size, 1)
+        # Everything the host knows goes to the device as one array: a GPU fetches what the host
+        # has written page by page, and the first kernel to touch a page waits for it.
+        parts = [
+            _pad(layout.token_ids, size),
+            np.maximum(_pad(layout.source_rows, size, -1), 0),
+            _pad(layout.positions, size),
+            _pad(layout.slot_mapping, size),
+            tables,
+        ]
+        plans = []
+        for window in self._windows:
+            settings = self._settings(lengths, window)
+            items, first_items = plan_items(lengths, window, settings.split)
+            if _is_one_per_row(items, first_items):
+                parts.append(items)
+                plans.append((size, True, settings))
+                continue
+            # Items without tokens, of a result that no row takes.
+            num_items = bucket(len(items))
+            parts += [items, np.zeros((num_items - len(items), 3), np.int32), first_items]
+            plans.append((num_items, False, settings))
+        packed = mx.array(np.concatenate([part.reshape(-1) for part in parts]))
+        tokens = packed[:size]
+        pending = layout.source_rows >= 0
+        if pending.any():
+            assert previous_tokens is not None, "a token is awaited from no step"
+            sampled = previous_tokens[packed[size : 2 * size]]
+            if not pending.all():
+                sampled = mx.where(mx.array(_pad(pending.astype(np.int32), size)), sampled, tokens)
+            tokens = sampled
         logits = self._function(
-            input_tokens(layout, previous_tokens, size),
-            mx.array(_pad(layout.positions, size)),
-            mx.array(_pad(layout.slot_mapping, size)),
-            self.order_after(previous_tokens),
-            rows.block_tables,
-            [[p.items, p.first_items, *p.settings] for p in rows.plans.values()],
+            tokens, packed, self.order_after(previous_tokens), tables.shape[1], plans
         )
         return logits if size == count else logits[:count]
 
-    def rows(self, layout: Layout, size: int | None = None) -> DecodeRows | None:
-        """The decodes of a step as the kernel takes them, padded to ``size`` rows."""
+    def rows(self, layout: Layout) -> DecodeRows | None:
+        """The decodes of a mixed step as the kernel takes them."""
         if not layout.num_decodes:
             return None
         lengths = layout.positions[: layout.num_decodes] + 1
-        tables = layout.decode_tables
-        if size is not None:
-            lengths = _pad(lengths, size, 1)
-            width = max(_MIN_TABLE_WIDTH, 1 << (tables.shape[1] - 1).bit_length())
-            padded = np.zeros((size, width), np.int32)
-            padded[: tables.shape[0], : tables.shape[1]] = tables
-            tables = padded
-        plans = {window: self._plan(lengths, window, size is not None) for window in self._windows}
-        return DecodeRows(mx.array(tables), plans)
+        plans = {}
+        for window in self._windows:
+            settings = self._settings(lengths, window)
+            items, first_items = plan_items(lengths, window, settings.split)
+            single = _is_one_per_row(items, first_items)
+            plans[window] = DecodePlan(
+                mx.array(items), None if single else mx.array(first_items), settings
+            )
+        return DecodeRows(mx.array(layout.decode_tables), plans)
 
     def order_after(self, previous_tokens: mx.array | None) -> mx.array:
         """What in-place writes must wait for: every layer's attention is behind these tokens."""
         return self._nothing_before if previous_tokens is None else previous_tokens[:1]
-
-    def _plan(self, lengths: Int32Array, window: int | None, fixed_shape: bool) -> DecodePlan:
-        settings = self._settings(lengths, window)
-        items, first_items = plan_items(lengths, window, settings.split)
-        if len(items) == len(lengths) and first_items[-1] == len(lengths):
-            return DecodePlan(mx.array(items), None, settings)
-        if fixed_shape:
-            padding = np.zeros((bucket(len(items)) - len(items), 3), np.int32)
-            items = np.concatenate([items, padding])
-        return DecodePlan(mx.array(items), mx.array(first_items), settings)
 
     def _settings(self, lengths: Int32Array, window: int | None) -> DecodeSettings:
         layer = next(
@@ -93,42 +108,50 @@ class CompiledDecode:
     def _trace(
         self,
         tokens: mx.array,
-        positions: mx.array,
-        slot_mapping: mx.array,
+        packed: mx.array,
         after: mx.array,
-        block_tables: mx.array,
-        plans: Sequence[Sequence[Any]],
+        table_width: int,
+        plans: Sequence[tuple[int, bool, Sequence[int]]],
     ) -> mx.array:
+        """The step's graph; whatever is not an array is part of what makes it another graph."""
+        size = tokens.shape[0]
+        place = 2 * size
+
+        def take(*shape: int) -> mx.array:
+            nonlocal place
+            start, place = place, place + math.prod(shape)
+            return packed[start:place].reshape(shape)
+
         context = self._context
-        context.positions = positions
-        context.slots = Slots(slot_mapping, context.block_size, after)
+        context.positions = take(size)
+        context.slots = Slots(take(size), context.block_size, after)
         context.wanted_rows = None
-        by_window = {
-            window: DecodePlan(items, first_items, DecodeSettings(*settings))
-            for window, (items, first_items, *settings) in zip(self._windows, plans, strict=True)
-        }
+        block_tables = take(size, table_width)
+        by_window = {}
+        for window, (num_items, single, settings) in zip(self._windows, plans, strict=True):
+            items = take(num_items, 3)
+            first_items = None if single else take(size + 1)
+            by_window[window] = DecodePlan(items, first_items, DecodeSettings(*settings))
         context.batch = RaggedBatch([], [], DecodeRows(block_tables, by_window))
         return self._model(tokens)
+
+
+def _is_one_per_row(items: Int32Array, first_items: Int32Array) -> bool:
+    return len(items) == len(first_items) - 1 and bool((np.diff(first_items) == 1).all())
+
+
+def _widen(tables: Int32Array, size: int) -> Int32Array:
+    """Pad to ``size`` rows and a power of two columns, with the scratch block."""
+    width = max(_MIN_TABLE_WIDTH, 1 << (tables.shape[1] - 1).bit_length())
+    padded = np.zeros((size, width), np.int32)
+    padded[: tables.shape[0], : tables.shape[1]] = tables
+    return padded
 
 
 def bucket(count: int) -> int:
     """``count`` rounded up to one of at most four sizes per power of two."""
     step = max(1, 1 << max(0, count.bit_length() - 3))
     return -(-count // step) * step
-
-
-def input_tokens(layout: Layout, previous_tokens: mx.array | None, size: int) -> mx.array:
-    """(size,) int32 token ids; those the host has not seen come from the step before."""
-    host = _pad(layout.token_ids, size)
-    source_rows = _pad(layout.source_rows, size, -1)
-    pending = source_rows >= 0
-    if not pending.any():
-        return mx.array(host)
-    assert previous_tokens is not None, "a token is awaited from a step that does not exist"
-    device = previous_tokens[mx.array(np.maximum(source_rows, 0))].astype(mx.int32)
-    if pending[: len(layout.token_ids)].all():
-        return device
-    return mx.where(mx.array(pending), device, mx.array(host))
 
 
 def _pad(values: Int32Array, size: int, fill: int = 0) -> Int32Array:

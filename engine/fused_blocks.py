@@ -3,8 +3,8 @@
 Most models are made of one block: RMS norm, projections of queries, keys and values, rotary
 embeddings, attention, projection, RMS norm, SwiGLU. mlx-lm's own takes about 18 kernels a layer.
 Over pages on a GPU a loaded block of a known class is given another class that takes 9 or 10:
-projections of the same input are one matrix product, residuals are added by the product before
-them, and norms of heads, rotary embeddings and page writes are one kernel.
+projections of the same input are one matrix product, a residual is added by the norm after it, and
+norms of heads, rotary embeddings and page writes are one kernel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import mlx.nn as nn
 from mlx_lm.models.activations import swiglu
 from mlx_lm.models.rope_utils import Llama3RoPE
 
-from quire.engine.paging import PagedLayer, WindowMask
+from quire.engine.paging import PagedLayer, PendingSum, StepContext, WindowMask
+from quire.kernels.add_norm import add_rms_norm, fits_add_rms_norm
 from quire.kernels.rotate import HeadNorms, Rotary
 
 # Blocks whose code is the one above, read and compared; the load-time check compares their logits.
@@ -32,20 +33,36 @@ class FusedBlock(nn.Module):
             output: mx.array = super().__call__(x, mask, cache)
             return output
         attention, mlp = self.self_attn, self.mlp
-        flat = x.reshape(-1, x.shape[-1])
         window = mask.size if type(mask) is WindowMask else None
-        output = cache.attend_to_projected(
-            attention.fused_qkv(self.input_layernorm(flat)),
+        residual, normed = add_and_norm(cache.context, x, self.input_layernorm)
+        attended = cache.attend_to_projected(
+            attention.fused_qkv(normed),
             attention.fused_rotary,
             attention.fused_norms,
             attention.scale,
             window,
         )
-        flat = _add_product(flat, output.reshape(flat.shape[0], -1), attention.o_proj)
-        both = mlp.fused_gate_up(self.post_attention_layernorm(flat))
-        gate, up = mx.split(both, 2, axis=-1)
-        flat = _add_product(flat, swiglu(gate, up), mlp.down_proj)
-        return flat.reshape(x.shape)
+        projected = attention.o_proj(attended.reshape(residual.shape[0], -1))
+        norm = self.post_attention_layernorm
+        residual, normed = add_rms_norm(residual, projected, norm.weight, norm.fused_eps)
+        gate, up = mx.split(mlp.fused_gate_up(normed), 2, axis=-1)
+        projected = mlp.down_proj(swiglu(gate, up))
+        # Added here for whoever asks; the next block adds the two itself, and its norm with them.
+        output = (residual + projected).reshape(x.shape)
+        cache.context.pending_sum = PendingSum(output, residual, projected)
+        return output
+
+
+def add_and_norm(context: StepContext, x: mx.array, norm: nn.Module) -> tuple[mx.array, mx.array]:
+    """``x`` as (T, dim) rows, and their norm.
+
+    If ``x`` is what a fused block has just returned, its last addition is made here.
+    """
+    pending, context.pending_sum = context.pending_sum, None
+    if pending is not None and pending.output is x:
+        return add_rms_norm(pending.residual, pending.delta, norm.weight, norm.fused_eps)
+    flat = x.reshape(-1, x.shape[-1])
+    return flat, norm(flat)
 
 
 def fuse_blocks(model: nn.Module) -> int:
@@ -59,12 +76,24 @@ def fuse_blocks(model: nn.Module) -> int:
     return fused
 
 
+def prepare_norm(norm: nn.Module) -> bool:
+    """Make a norm ready for :func:`add_and_norm`; False if it is not one that can be fused."""
+    if type(norm) is not nn.RMSNorm or not fits_add_rms_norm(norm.weight.size, norm.weight.dtype):
+        return False
+    # A plain attribute: it is not a parameter.
+    object.__setattr__(norm, "fused_eps", mx.array([norm.eps]))
+    mx.eval(norm.fused_eps)
+    return True
+
+
 def _fuse(block: nn.Module) -> bool:
     attention, mlp = block.self_attn, block.mlp
     rotary = _rotary(attention.rope)
     qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
     gate_up = [mlp.gate_proj, mlp.up_proj]
     if rotary is None or not (_can_join(qkv) and _can_join(gate_up)):
+        return False
+    if not all(prepare_norm(n) for n in (block.input_layernorm, block.post_attention_layernorm)):
         return False
     norms = None
     if "q_norm" in attention:
@@ -122,11 +151,3 @@ def _join(linears: list[Any]) -> Any:
             linear[name] = whole[ends[-2] : ends[-1]]
             mx.eval(linear[name])
     return joined
-
-
-def _add_product(residual: mx.array, x: mx.array, linear: Any) -> mx.array:
-    """residual + linear(x), in one operation where MLX has one."""
-    if type(linear) is nn.Linear and "bias" not in linear:
-        return mx.addmm(residual, x, linear.weight.T)
-    output: mx.array = linear(x)
-    return residual + output

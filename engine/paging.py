@@ -46,6 +46,14 @@ class AttentionUse(NamedTuple):
     is_plain: bool  # stored keys against stored values, no further scores
 
 
+class PendingSum(NamedTuple):
+    """A sum that may be computed together with what follows it."""
+
+    output: mx.array  # residual + delta, in the model's shape
+    residual: mx.array  # (T, dim)
+    delta: mx.array  # (T, dim)
+
+
 class StepContext:
     """The arrays of the step being built, shared by all layers."""
 
@@ -56,13 +64,14 @@ class StepContext:
     slots: Slots
     batch: RaggedBatch
     wanted_rows: mx.array | None = None  # rows whose logits are wanted; None: all
+    pending_sum: PendingSum | None = None  # of the block that has just run, if it is fused
 
 
 class PagedLayer:
     """Stands in for the KV cache of one attention layer."""
 
     def __init__(self, context: StepContext, window: int | None) -> None:
-        self._context = context
+        self.context = context
         self.window = window
         self.pages: LayerPages | None = None
         self.shape: PageShape | None = None
@@ -73,12 +82,12 @@ class PagedLayer:
 
     @property
     def offset(self) -> mx.array:
-        return self._context.positions
+        return self.context.positions
 
     @property
     def in_place(self) -> bool:
         """Whether kernels write and read the pages."""
-        return self._context.in_place
+        return self.context.in_place
 
     def make_mask(
         self, num_tokens: int, return_array: bool = False, window_size: int | None = None
@@ -99,8 +108,8 @@ class PagedLayer:
                 values.dtype,
             )
             # The first row ever seen is the probe's: learn the shapes from it.
-            self.pages = LayerPages(self.shape, self._context.num_blocks, self._context.block_size)
-        self.pages.write(self._context.slots, keys, values)
+            self.pages = LayerPages(self.shape, self.context.num_blocks, self.context.block_size)
+        self.pages.write(self.context.slots, keys, values)
         return self.keys_and_values()
 
     def keys_and_values(self) -> tuple[PageHandle, PageHandle]:
@@ -126,7 +135,7 @@ class PagedLayer:
         return attend(
             queries,
             arrays,
-            self._context.batch,
+            self.context.batch,
             scale=scale,
             window=window,
             sinks=sinks,
@@ -146,7 +155,7 @@ class PagedLayer:
         Returns (T, heads, 1, head_dim). Only where pages are written in place.
         """
         assert self.pages is not None
-        context = self._context
+        context = self.context
         queries = self.pages.rotate_and_write(
             qkv, context.positions, context.slots, rotary, norms, context.batch.needs_new_rows
         )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 
-from quire.engine.compiled_decode import CompiledDecode, input_tokens
+from quire.engine.compiled_decode import CompiledDecode
 from quire.engine.layout import Layout
 from quire.engine.paged_model import PagedModel
 from quire.engine.sampler import sample
@@ -81,4 +82,15 @@ class ModelRunner:
             context.batch.decodes = self._decode.rows(layout)
         context.slots = Slots(mx.array(layout.slot_mapping), context.block_size, after)
         context.wanted_rows = None if everything else mx.array(wanted)
-        return self._model(input_tokens(layout, tokens, len(layout.positions)))
+        return self._model(_input_tokens(layout, tokens))
+
+
+def _input_tokens(layout: Layout, previous_tokens: mx.array | None) -> mx.array:
+    """(T,) int32 token ids; those the host has not seen come from the step before."""
+    host = mx.array(layout.token_ids)
+    pending = layout.source_rows >= 0
+    if not pending.any():
+        return host
+    assert previous_tokens is not None, "a token is awaited from a step that does not exist"
+    device = previous_tokens[mx.array(np.maximum(layout.source_rows, 0))]
+    return device if pending.all() else mx.where(mx.array(pending), device, host)

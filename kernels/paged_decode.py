@@ -26,6 +26,7 @@ _MERGE_SIMDGROUPS = 8
 # About twice what an H200 runs at once.
 _WANTED_THREADGROUPS = 512
 _MIN_SPLIT, _MAX_SPLIT = 128, 4096  # tokens
+_ONE_ITEM = 1024  # tokens of a context that one or two rows leave uncut
 
 _decode = GpuKernel(
     "paged_decode",
@@ -92,9 +93,13 @@ def default_settings(
     wanted_items = max(1, _WANTED_THREADGROUPS // kv_heads)
     tokens = max(1, -(-int(lengths.sum()) // wanted_items))
     split = 1 << (tokens - 1).bit_length()
+    unroll = 8 if group <= 4 else 4
+    if len(lengths) <= 2 and lengths.max() <= _ONE_ITEM:
+        # The host is the limit: no second kernel, and all the simdgroups that find registers.
+        return DecodeSettings(simdgroups=8, unroll_keys=unroll, split=_ONE_ITEM)
     return DecodeSettings(
         simdgroups=2 if len(lengths) <= 2 else 4,
-        unroll_keys=8 if group <= 4 else 4,
+        unroll_keys=unroll,
         split=min(max(split, _MIN_SPLIT), _MAX_SPLIT),
     )
 

@@ -18,6 +18,14 @@ FUNC void unpack(Pack pack, THREAD float* out) {
   for (int i = 0; i < 4; ++i) Word<T>::unpack(pack.words[i], out + i * (4 / int(sizeof(T))));
 }
 
+template <typename T>
+FUNC Pack pack(THREAD const float* in) {
+  Pack result;
+  UNROLL
+  for (int i = 0; i < 4; ++i) result.words[i] = Word<T>::pack(in + i * (4 / int(sizeof(T))));
+  return result;
+}
+
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // The smallest power of two of at least n, but no more than a simdgroup.

@@ -37,6 +37,7 @@ FUNC bool any(bool x) { return __any_sync(ALL_LANES, x); }
 template <typename T>
 struct Word {
   static FUNC void unpack(unsigned word, float* out) { out[0] = __uint_as_float(word); }
+  static FUNC unsigned pack(const float* in) { return __float_as_uint(in[0]); }
 };
 template <>
 struct Word<__half> {
@@ -45,12 +46,20 @@ struct Word<__half> {
     out[0] = pair.x;
     out[1] = pair.y;
   }
+  static FUNC unsigned pack(const float* in) {
+    const __half2 pair = __floats2half2_rn(in[0], in[1]);
+    return *reinterpret_cast<const unsigned*>(&pair);
+  }
 };
 template <>
 struct Word<__nv_bfloat16> {
   static FUNC void unpack(unsigned word, float* out) {
     out[0] = __uint_as_float(word << 16);
     out[1] = __uint_as_float(word & 0xffff0000u);
+  }
+  static FUNC unsigned pack(const float* in) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(in[0], in[1]);
+    return *reinterpret_cast<const unsigned*>(&pair);
   }
 };
 

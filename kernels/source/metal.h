@@ -22,6 +22,7 @@ FUNC bool any(bool x) { return metal::simd_any(x); }
 template <typename T>
 struct Word {
   static FUNC void unpack(uint word, THREAD float* out) { out[0] = as_type<float>(word); }
+  static FUNC uint pack(THREAD const float* in) { return as_type<uint>(in[0]); }
 };
 template <>
 struct Word<half> {
@@ -30,12 +31,22 @@ struct Word<half> {
     out[0] = float(pair.x);
     out[1] = float(pair.y);
   }
+  static FUNC uint pack(THREAD const float* in) {
+    half2 pair;
+    pair.x = half(in[0]);
+    pair.y = half(in[1]);
+    return as_type<uint>(pair);
+  }
 };
 template <>
 struct Word<bfloat16_t> {
   static FUNC void unpack(uint word, THREAD float* out) {
     out[0] = as_type<float>(word << 16);
     out[1] = as_type<float>(word & 0xffff0000u);
+  }
+  static FUNC uint pack(THREAD const float* in) {
+    const uint low = as_type<uint>(float(bfloat16_t(in[0])));
+    return (low >> 16) | as_type<uint>(float(bfloat16_t(in[1])));
   }
 };
 

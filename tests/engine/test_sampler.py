@@ -9,6 +9,7 @@ import pytest
 from quire.engine.messages import SamplingParams
 from quire.engine.sampler import sample, uniforms
 from quire.engine.step_batch import Chunk
+from quire.kernels.sampling import Draws, sample_tokens
 
 
 def row(params: SamplingParams, seed: int = 0, index: int = 0, banned: tuple[int, ...] = ()):
@@ -59,14 +60,42 @@ def test_frequencies_match_the_distribution(params: SamplingParams, vocab: int) 
         counts += np.bincount(np.array(tokens), minlength=vocab)
     expected = oracle(logits, params)
     assert counts[expected == 0].sum() == 0, "drew a token that the filters exclude"
-    # Chi-square over tokens expected often enough, the rest pooled; 6 sigma keeps it from flaking.
+    assert chi_square_deviation(counts, expected) < 6
+
+
+def chi_square_deviation(counts: np.ndarray, expected: np.ndarray) -> float:
+    """How many standard deviations the statistic is above its mean: 6 keep a test from flaking.
+
+    Tokens expected less than 20 times are counted together.
+    """
+    draws = counts.sum()
     common = expected * draws >= 20
     observed = np.append(counts[common], counts[~common].sum())
     wanted = np.append(expected[common], expected[~common].sum()) * draws
     observed, wanted = observed[wanted > 0], wanted[wanted > 0]
     freedom = max(1, len(wanted) - 1)
     statistic = ((observed - wanted) ** 2 / wanted).sum()
-    assert statistic < freedom + 6 * np.sqrt(2 * freedom) + 6
+    return float((statistic - freedom - 6) / np.sqrt(2 * freedom))
+
+
+def test_a_million_draws() -> None:
+    params = SamplingParams(temperature=1.2, top_k=90, top_p=0.97, min_p=0.001)
+    logits = np.random.default_rng(4).normal(size=200).astype(np.float32) * 2
+    counts = np.zeros(200)
+    total, batch = 1_000_000, 50_000
+    for first in range(0, total, batch):
+        draws = Draws(
+            temperature=np.full(batch, params.temperature),
+            top_k=np.full(batch, params.top_k),
+            top_p=np.full(batch, params.top_p),
+            min_p=np.full(batch, params.min_p),
+            uniform=uniforms([7] * batch, range(first, first + batch)),
+        )
+        tokens = sample_tokens(mx.broadcast_to(mx.array(logits), (batch, 200)), draws)
+        counts += np.bincount(np.array(tokens), minlength=200)
+    expected = oracle(logits, params)
+    assert counts[expected == 0].sum() == 0
+    assert chi_square_deviation(counts, expected) < 6
 
 
 def test_rows_of_all_kinds_draw_what_they_draw_alone() -> None:
@@ -84,14 +113,16 @@ def test_greedy_takes_the_best() -> None:
     assert sample(logits, [row(SamplingParams(temperature=0))] * 2).tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_banned_tokens_are_never_drawn(temperature: float) -> None:
-    logits = mx.broadcast_to(mx.array([9.0, 8.0, 0.0, 0.0]), (200, 4))
+def test_banned_tokens_are_never_drawn(temperature: float, dtype: mx.Dtype) -> None:
+    logits = mx.broadcast_to(mx.array([9.0, 8.0, 0.0, 0.0], dtype), (200, 4))
     params = SamplingParams(temperature=temperature)
     rows = [row(params, index=i, banned=(0, 1) if i % 2 else ()) for i in range(200)]
     tokens = sample(logits, rows).tolist()
     assert set(tokens[1::2]) <= {2, 3}
     assert set(tokens[::2]) <= {0, 1}
+    assert logits.min().item() == 0, "the caller's logits have changed"
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-40, 5e-324])

@@ -75,11 +75,23 @@ template <typename F>
 inline Float16<F> operator/(Float16<F> a, Float16<F> b) { return float(a) / float(b); }
 
 template <typename T>
-struct alignas(2 * sizeof(T)) vec2 { T x, y; };
+struct alignas(2 * sizeof(T)) vec2 {
+  T x, y;
+  vec2() = default;
+  vec2(T x, T y) : x(x), y(y) {}
+};
 template <typename T>
-struct vec3 { T x, y, z; };
+struct alignas(4 * sizeof(T)) vec3 {
+  T x, y, z;
+  vec3() = default;
+  vec3(T x, T y, T z) : x(x), y(y), z(z) {}
+};
 template <typename T>
-struct alignas(4 * sizeof(T)) vec4 { T x, y, z, w; };
+struct alignas(4 * sizeof(T)) vec4 {
+  T x, y, z, w;
+  vec4() = default;
+  vec4(T x, T y, T z, T w) : x(x), y(y), z(z), w(w) {}
+};
 
 template <typename T>
 using numeric_limits = std::numeric_limits<T>;

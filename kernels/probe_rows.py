@@ -1,0 +1,126 @@
+"""Probes of KV writes and of sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from quire.kernels.kv_write import Slots, scatter, write_in_place
+from quire.kernels.probe import Float64Array, Probe, ints, normal, to_float64
+from quire.kernels.sampling import Draws, sample_on_gpu, sample_reference
+from quire.kernels.shapes import SampleShape, WriteShape
+
+
+def write_probe(shape: WriteShape, dtype: mx.Dtype, seed: int) -> Probe:
+    rng = np.random.default_rng(seed)
+    num_blocks = 2 + -(-2 * shape.rows // shape.block_size)
+    keys = mx.random.split(mx.random.key(seed), 4)
+    dims = (shape.key_dim, shape.value_dim)
+    size = shape.rows, shape.kv_heads, 1
+    rows = [normal((*size, d), dtype, k) for d, k in zip(dims, keys[:2], strict=True)]
+
+    def fresh_pages() -> list[mx.array]:
+        sizes = num_blocks, shape.kv_heads, shape.block_size
+        return [normal((*sizes, d), dtype, k) for d, k in zip(dims, keys[2:], strict=True)]
+
+    # Block 0 is nobody's.
+    free = np.arange(shape.block_size, num_blocks * shape.block_size)
+    mapping = rng.permutation(free)[: shape.rows].astype(np.int32)
+    # Each variant writes to pages of its own, whose results stay for the next call.
+    in_place_pages, scatter_pages = fresh_pages(), fresh_pages()
+    nothing_before = mx.zeros((1,), mx.int32)
+    step = Slots(ints(mapping), shape.block_size, nothing_before)  # all layers share it
+    mx.eval(nothing_before, step.mapping, step.indices(shape.kv_heads))
+
+    def in_place(settings: Mapping[str, int]) -> list[mx.array]:
+        return [write_in_place(in_place_pages[0], in_place_pages[1], rows[0], rows[1], step)]
+
+    def scattered(settings: Mapping[str, int]) -> list[mx.array]:
+        for pages, new in zip(scatter_pages, rows, strict=True):
+            scatter(pages, new, step)
+        return list(scatter_pages)
+
+    def expected() -> list[Float64Array]:
+        results = []
+        for pages, new in zip(to_float64(fresh_pages()), to_float64(rows), strict=True):
+            pages[mapping // shape.block_size, :, mapping % shape.block_size] = new[:, :, 0]
+            results.append(pages)
+        return results
+
+    return Probe(
+        {"in_place": in_place, "scatter": scattered},
+        expected,
+        num_bytes=2 * sum(new.nbytes for new in rows),
+        written={"in_place": in_place_pages},
+    )
+
+
+def sample_probe(shape: SampleShape, dtype: mx.Dtype, seed: int) -> Probe:
+    """Rows of logits with parameters of all kinds, if filtered, else with temperatures only.
+
+    The difference is how far the random number lies outside the drawn token's stretch of the
+    cumulative distribution; infinite if a filter excludes the token.
+    """
+    rng = np.random.default_rng(seed)
+    logits = normal((shape.rows, shape.vocab), mx.float32, mx.random.key(seed)) * 3
+    logits = logits.astype(dtype)
+    mx.eval(logits)
+    size = shape.rows
+    draws = Draws(
+        temperature=rng.choice([0.3, 0.7, 1.0, 1.5], size),
+        top_k=rng.choice([0, 5, 40, shape.vocab], size) if shape.filtered else np.zeros(size, int),
+        top_p=rng.choice([1.0, 0.95, 0.6], size) if shape.filtered else np.ones(size),
+        min_p=rng.choice([0.0, 0.02], size) if shape.filtered else np.zeros(size),
+        uniform=(rng.integers(0, 1 << 24, size) / (1 << 24)).astype(np.float32),
+    )
+
+    def distributions() -> list[Float64Array]:
+        (rows,) = to_float64([logits])
+        return [_kept_weights(row, draws, index) for index, row in enumerate(rows)]
+
+    def expected() -> list[Float64Array]:
+        tokens = []
+        for weights, uniform in zip(distributions(), draws.uniform, strict=True):
+            ends = np.cumsum(weights)
+            tokens.append(float(np.searchsorted(ends, float(uniform) * ends[-1], "right")))
+        return [np.array(tokens)]
+
+    def difference(found: Sequence[Float64Array], wanted: Sequence[Float64Array]) -> float:
+        worst = 0.0
+        for weights, uniform, token in zip(
+            distributions(), draws.uniform, found[0].astype(int), strict=True
+        ):
+            if not 0 <= token < shape.vocab or weights[token] == 0:
+                return math.inf
+            end = weights[: token + 1].sum() / weights.sum()
+            start = end - weights[token] / weights.sum()
+            worst = max(worst, start - float(uniform), float(uniform) - end)
+        return worst
+
+    variants = {
+        "kernel": lambda settings: [sample_on_gpu(logits, draws)],
+        "bisect": lambda settings: [sample_reference(logits, draws)],
+    }
+    return Probe(variants, expected, logits.nbytes, difference)
+
+
+def _kept_weights(logits: Float64Array, draws: Draws, row: int) -> Float64Array:
+    """Weights relative to the likeliest token, 0 for those a filter of ``row`` excludes."""
+    distance = (logits.max() - logits) * (np.log2(np.e) / draws.temperature[row])
+    weights: Float64Array = 2.0**-distance
+    order = np.sort(distance)
+    # Equals stay together: they count as one to the precision of float32.
+    slack = 2.0**-20
+    if rank := int(draws.top_k[row]):
+        weights[distance > order[min(rank, len(order)) - 1] + slack] = 0
+    if draws.top_p[row] < 1:
+        before = np.cumsum(2.0**-order) - 2.0**-order
+        before, order = before[: np.count_nonzero(weights)], order[: np.count_nonzero(weights)]
+        last = np.flatnonzero(before < draws.top_p[row] * weights.sum())[-1]
+        weights[distance > order[last] + slack] = 0
+    if draws.min_p[row] > 0:
+        weights[distance > -np.log2(draws.min_p[row]) + slack] = 0
+    return weights

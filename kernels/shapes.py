@@ -1,0 +1,149 @@
+"""What selection knows of a call: one small tuple per operation.
+
+``bucket`` rounds sizes up to powers of two, and leaves out what neither support nor speed depends
+on, so that a process meets few different ones.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class DecodeShape(NamedTuple):
+    """One query row per sequence over its pages."""
+
+    rows: int
+    context: int  # tokens that a row sees, on average
+    heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    block_size: int
+    window: bool = False
+    sinks: bool = False
+    softcap: bool = False
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.heads // self.kv_heads
+
+    def bucket(self) -> DecodeShape:
+        """Key heads count as rows: to a device, rows x key heads is what there is to share out."""
+        return DecodeShape(
+            _round_up(self.rows * self.kv_heads),
+            _round_up(self.context),
+            self.heads // self.kv_heads,
+            1,
+            *self[4:],
+        )
+
+
+class PromptShape(NamedTuple):
+    """Consecutive rows of one sequence over its pages."""
+
+    rows: int
+    context: int  # tokens, the rows included
+    heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    block_size: int
+    from_start: bool = True  # nothing of the context precedes the rows
+    window: bool = False
+    sinks: bool = False
+    softcap: bool = False
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.heads // self.kv_heads
+
+    def bucket(self) -> PromptShape:
+        """Heads count by their groups: every key head does the same work."""
+        return PromptShape(
+            _round_up(self.rows),
+            _round_up(self.context),
+            self.heads // self.kv_heads,
+            1,
+            *self[4:],
+        )
+
+
+class WriteShape(NamedTuple):
+    """New keys and values of all rows into their slots."""
+
+    rows: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    block_size: int
+
+    def bucket(self) -> WriteShape:
+        return WriteShape(_round_up(self.rows), *self[1:])
+
+
+class MatmulShape(NamedTuple):
+    """(rows, inputs) times a quantised (outputs, inputs) matrix, transposed."""
+
+    rows: int
+    outputs: int
+    inputs: int
+    bits: int
+    group_size: int
+
+    def bucket(self) -> MatmulShape:
+        return MatmulShape(
+            _round_up(self.rows), _round_up(self.outputs), _round_up(self.inputs), *self[3:]
+        )
+
+
+class SampleShape(NamedTuple):
+    """One token per row of (rows, vocab) logits."""
+
+    rows: int
+    vocab: int
+    filtered: bool = True  # some row has a top-k, top-p or min-p
+
+    def bucket(self) -> SampleShape:
+        return SampleShape(_round_up(self.rows), _round_up(self.vocab), self.filtered)
+
+
+AnyShape = DecodeShape | PromptShape | WriteShape | MatmulShape | SampleShape
+
+SHAPES: dict[str, type[AnyShape]] = {
+    "paged_decode": DecodeShape,
+    "prompt_attention": PromptShape,
+    "kv_write": WriteShape,
+    "quantized_matmul": MatmulShape,
+    "sample": SampleShape,
+}
+
+# Rounded up in a bucket, so that a limit on them is known only up to a power of two.
+ROUNDED = {"rows", "context", "outputs", "inputs", "vocab"}
+# Rows of a bucket of these do not count rows alone.
+HEADS_IN_ROWS = {"paged_decode"}
+# Hardly change how long a call takes: timed without them.
+UNTIMED = ("sinks", "softcap")
+
+
+def timing_bucket(shape: AnyShape) -> AnyShape:
+    """The bucket under which ``shape`` is timed."""
+    fields = shape.bucket()._asdict()
+    return type(shape)(**fields | {name: False for name in UNTIMED if name in fields})
+
+
+def describe(shape: AnyShape) -> str:
+    """One line for people: sizes first, then the flags that are set."""
+    parts = []
+    for name, value in shape._asdict().items():
+        if isinstance(value, bool):
+            parts += [name] if value else []
+        else:
+            parts.append(f"{name} {value}")
+    return ", ".join(parts)
+
+
+def _round_up(size: int) -> int:
+    """The smallest power of two of at least ``size``."""
+    return 1 << (size - 1).bit_length() if size > 1 else 1

@@ -1,0 +1,154 @@
+"""Does each variant compute the right thing on this machine? Compared with float64 in NumPy.
+
+Metal kernels are written without a Mac at hand and drivers differ, so the first start on a GPU
+checks every kernel, and one that disagrees or does not compile is not used.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import mlx.core as mx
+
+from quire.kernels.chips import DeviceName
+from quire.kernels.manifest import DTYPES, Variant, load_manifest
+from quire.kernels.probe import Probe
+from quire.kernels.probes import make_probe
+from quire.kernels.record import Record, Verdict, load_record, save_record
+from quire.kernels.selection import Selector, use_record
+from quire.kernels.shapes import (
+    AnyShape,
+    DecodeShape,
+    MatmulShape,
+    PromptShape,
+    SampleShape,
+    WriteShape,
+)
+
+logger = logging.getLogger("quire.kernels")
+
+# Small, and between them every path: odd groups, unequal head sizes, windows, sinks, soft-caps,
+# partly filled blocks, contexts cut in several pieces.
+CHECKED: Mapping[str, Sequence[AnyShape]] = {
+    "paged_decode": (
+        DecodeShape(3, 300, 8, 2, 128, 128, 16),
+        DecodeShape(2, 70, 4, 4, 64, 64, 8, window=True),
+        DecodeShape(3, 90, 14, 2, 96, 96, 32, sinks=True),
+        DecodeShape(2, 50, 16, 1, 192, 128, 16),
+        DecodeShape(2, 40, 4, 2, 256, 256, 16, softcap=True),
+    ),
+    "prompt_attention": (
+        PromptShape(33, 33, 8, 2, 128, 128, 16),
+        PromptShape(17, 70, 4, 4, 64, 64, 8, from_start=False),
+        PromptShape(9, 90, 14, 2, 96, 96, 32, from_start=False, window=True),
+        PromptShape(20, 40, 4, 2, 192, 128, 16, from_start=False, sinks=True),
+    ),
+    "kv_write": (WriteShape(5, 2, 128, 128, 16), WriteShape(37, 3, 192, 128, 8)),
+    "quantized_matmul": (
+        MatmulShape(1, 96, 256, 4, 64),
+        MatmulShape(3, 72, 512, 8, 32),
+        MatmulShape(17, 200, 256, 4, 128),
+        MatmulShape(32, 64, 128, 4, 64),
+    ),
+    "sample": (SampleShape(64, 1500, True), SampleShape(4, 300, False)),
+}
+_TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
+# On GPUs MLX multiplies float32 matrices with ten bits of mantissa (TF32) where it can.
+_GPU_MATMUL_TOLERANCE = 2e-3
+
+
+def tolerance(variant: Variant, dtype: str, device: DeviceName) -> float:
+    """The error allowed of a result, relative to its largest value."""
+    if variant.kind == "mlx" and device != "cpu":
+        return max(_TOLERANCE[dtype], _GPU_MATMUL_TOLERANCE)
+    return _TOLERANCE[dtype]
+
+
+def check_variant(operation: str, name: str, dtype: str, device: DeviceName) -> Verdict | None:
+    """Run a variant on every shape it supports of those in ``CHECKED``; None if it supports none.
+
+    It runs with its default settings, and with the smallest, which cut contexts into most pieces.
+    """
+    variant = load_manifest()[operation].variants[name]
+    selector = Selector(device, load_manifest(), None)
+    worst = None
+    for shape in CHECKED[operation]:
+        if name not in selector.usable(operation, shape, dtype):
+            continue
+        smallest = {key: min(setting.values) for key, setting in variant.settings.items()}
+        probe = make_probe(shape, getattr(mx, dtype), ragged=True)
+        for settings in (variant.default_settings, smallest) if smallest else ({},):
+            try:
+                error = error_of(probe, name, settings)
+            except Exception as problem:  # whatever it is, this variant cannot be used
+                reason = f"{type(problem).__name__}: {problem}"
+                return Verdict(operation, name, dtype, worst, reason)
+            if not error <= tolerance(variant, dtype, device):
+                return Verdict(
+                    operation,
+                    name,
+                    dtype,
+                    error if math.isfinite(error) else None,
+                    f"its result is off by {error:.1e} at {shape}",
+                )
+            worst = max(error, worst or 0.0)
+    return None if worst is None else Verdict(operation, name, dtype, worst, "")
+
+
+def error_of(probe: Probe, variant: str, settings: Mapping[str, int]) -> float:
+    """How far a variant's result is from float64."""
+    return probe.difference(probe.result(variant, settings), probe.expected())
+
+
+def check_all(device: DeviceName, dtypes: Sequence[str]) -> Iterator[Verdict]:
+    """A verdict on every variant of every operation that runs on ``device``, the default device."""
+    for operation, entry in load_manifest().items():
+        for variant in entry.variants.values():
+            for dtype in dtypes:
+                verdict = check_variant(operation, variant.name, dtype, device)
+                if verdict is not None:
+                    yield verdict
+
+
+def checked_variants(device: DeviceName, dtypes: Sequence[str] = DTYPES) -> Record:
+    """Check the kernels that this machine's record has no verdict on, once, and select by it.
+
+    Everything else is made of MLX's operations and needs no check before use. Call it on the thread
+    that uses MLX, with ``device`` as the default device. A record that cannot be written is used by
+    this process all the same.
+
+    Returns:
+        The record, with a verdict on every kernel of ``device`` for ``dtypes``.
+    """
+    record = load_record(device)
+    known = {(v.operation, v.variant, v.dtype) for v in record.verdicts}
+    new = []
+    for operation, entry in load_manifest().items():
+        for variant in entry.variants.values():
+            if variant.kind != "kernel" or device not in variant.devices:
+                continue
+            for dtype in set(dtypes) & set(variant.dtypes):
+                if (operation, variant.name, dtype) in known:
+                    continue
+                verdict = check_variant(operation, variant.name, dtype, device)
+                if verdict is not None:
+                    new.append(verdict)
+    record = record.with_verdicts(new)
+    for verdict in record.verdicts:
+        if verdict.reason:
+            logger.warning(
+                "not using %s.%s for %s: %s",
+                verdict.operation,
+                verdict.variant,
+                verdict.dtype,
+                verdict.reason,
+            )
+    if new:
+        try:
+            save_record(record)
+        except OSError as error:
+            logger.warning("the kernels will be checked again at the next start: %s", error)
+    use_record(device, record)
+    return record

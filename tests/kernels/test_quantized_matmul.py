@@ -1,0 +1,207 @@
+"""Quantised products by the exact Metal text, against a float64 reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
+import pytest
+from metal_sim import KernelFault, compiled_ahead, simulated_kernels
+
+from quire.engine.quantized import FlatQuantizedLinear, flatten_quantized_linears
+from quire.kernels import quantized_matmul as module
+from quire.kernels.gpu_kernel import GpuKernel
+from quire.kernels.quantized_matmul import (
+    VARIANTS,
+    MatrixSettings,
+    RowsSettings,
+    choose,
+    matrix_matmul,
+    rows_matmul,
+)
+
+F32, F16, BF16 = mx.float32, mx.float16, mx.bfloat16
+# Of the largest value of a row.
+LIMITS = {F32: 1e-5, F16: 2e-3, BF16: 1e-2}
+
+# rows, columns, inputs, bits, group size, dtype, and the settings if not the default ones. No
+# number of columns is a multiple of a tile; inputs go from one group to several rounds.
+MATRIX_CASES = [
+    (1, 37, 320, 4, 64, BF16, None),
+    (2, 21, 32, 8, 32, F16, None),
+    (3, 9, 384, 4, 128, F32, MatrixSettings(tiles=1, simdgroups=2, depth=2)),
+    (5, 50, 192, 8, 64, BF16, MatrixSettings(tiles=2, simdgroups=2, depth=2)),
+    (8, 37, 224, 4, 32, F16, None),
+    (16, 70, 256, 8, 128, F32, MatrixSettings(tiles=4, simdgroups=1, depth=1)),
+    (17, 37, 320, 4, 64, F32, MatrixSettings(tiles=2, simdgroups=4, depth=1)),
+    (32, 37, 128, 4, 64, BF16, MatrixSettings(tiles=2, simdgroups=2, depth=4)),
+    (35, 18, 128, 4, 64, BF16, MatrixSettings(tiles=2, simdgroups=2, depth=4)),
+]
+ROWS_CASES = [
+    (1, 37, 1120, 4, 32, BF16, None),
+    (2, 21, 32, 8, 32, F16, None),
+    (3, 9, 384, 4, 128, F32, RowsSettings(columns=2, simdgroups=1, depth=1)),
+    (5, 50, 192, 8, 64, BF16, None),
+    (8, 37, 2112, 4, 64, F16, RowsSettings(columns=4, simdgroups=2, depth=4)),
+    (16, 10, 256, 8, 128, F32, None),
+    (17, 37, 320, 4, 64, F32, None),
+    (32, 37, 128, 4, 64, F32, None),
+]
+CASES = [("matrix", *case) for case in MATRIX_CASES] + [("rows", *case) for case in ROWS_CASES]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    with compiled_ahead():
+        for variant, *case in CASES:
+            *shape, settings = case
+            x, *weights = operands(*shape)
+            VARIANTS[variant](x, *weights, shape[4], shape[3], settings)
+
+
+def operands(
+    rows: int, columns: int, inputs: int, bits: int, group_size: int, dtype: mx.Dtype
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """x, w, scales and biases."""
+    random = np.random.default_rng(rows * columns)
+    dense = mx.array(random.standard_normal((columns, inputs)).astype(np.float32))
+    w, scales, biases = mx.quantize(dense, group_size=group_size, bits=bits)
+    x = mx.array(random.standard_normal((rows, inputs)).astype(np.float32))
+    return x.astype(dtype), w, scales.astype(dtype), biases.astype(dtype)
+
+
+def double(array: mx.array) -> npt.NDArray[np.float64]:
+    return np.array(array.astype(F32)).astype(np.float64)
+
+
+def reference(
+    x: mx.array, w: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int
+) -> npt.NDArray[np.float64]:
+    shifts = np.arange(0, 32, bits, dtype=np.uint32)
+    integers = (np.array(w)[..., None] >> shifts) & ((1 << bits) - 1)
+    integers = integers.reshape(w.shape[0], x.shape[1])
+    scale = np.repeat(double(scales), group_size, axis=1)
+    dense: npt.NDArray[np.float64] = integers * scale + np.repeat(double(biases), group_size, 1)
+    return double(x) @ dense.T
+
+
+def error(result: mx.array, expected: npt.NDArray[np.float64]) -> float:
+    """Largest of any row, against the row's largest value; NaN counts as infinite."""
+    assert result.shape == expected.shape
+    relative = np.abs(double(result) - expected) / np.abs(expected).max(axis=1, keepdims=True)
+    return float(np.nan_to_num(relative, nan=np.inf).max())
+
+
+@pytest.mark.parametrize(
+    ("variant", "rows", "columns", "inputs", "bits", "group_size", "dtype", "settings"), CASES
+)
+def test_agrees_with_float64(
+    variant: str,
+    rows: int,
+    columns: int,
+    inputs: int,
+    bits: int,
+    group_size: int,
+    dtype: mx.Dtype,
+    settings: RowsSettings | MatrixSettings | None,
+) -> None:
+    given = operands(rows, columns, inputs, bits, group_size, dtype)
+    with simulated_kernels():
+        result = VARIANTS[variant](*given, group_size, bits, settings)
+    assert result.dtype == dtype
+    assert error(result, reference(*given, group_size, bits)) < LIMITS[dtype]
+
+
+@pytest.mark.parametrize("case", [MATRIX_CASES[6], ROWS_CASES[6]], ids=["matrix", "rows"])
+def test_a_broken_row_harms_no_other(case: tuple[int, int, int, int, int, mx.Dtype, None]) -> None:
+    *shape, settings = case
+    x, *weights = operands(*shape)
+    multiply = matrix_matmul if isinstance(settings, MatrixSettings) else rows_matmul
+    expected = reference(x, *weights, 64, 4)
+    x[3] = mx.nan
+    with simulated_kernels():
+        result = multiply(x, *weights, 64, 4, settings)
+    healthy = [row for row in range(x.shape[0]) if row != 3]
+    assert np.isnan(np.array(result[3])).all()
+    assert error(result[mx.array(healthy)], expected[healthy]) < LIMITS[F32]
+
+
+MUTANTS = {
+    "no barrier": ("BARRIER();", ";"),
+    "scale of the row above": ("scale[d][i * 2 + e % 4 / 2]", "scale[d][i * 2]"),
+    "bias forgotten": ("totals[e] * b", "0.0f"),
+    "a group too few": ("if (base + d < groups)", "if (base + d < groups - 1)"),
+    "words of another place": ("at * 4 + place", "at * 4 + (place ^ 1)"),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_broken_kernel_is_noticed(mutant: str) -> None:
+    old, new = MUTANTS[mutant]
+    *shape, settings = MATRIX_CASES[6]
+    given = operands(*shape)
+    mutations = {"quantized_matmul_matrix": lambda text: text.replace(old, new)}
+    try:
+        with simulated_kernels(mutations):
+            result = matrix_matmul(*given, 64, 4, settings)
+    except KernelFault:
+        return
+    assert error(result, reference(*given, 64, 4)) > 10 * LIMITS[F32]
+
+
+def test_choice() -> None:
+    def chosen(
+        rows: int,
+        device: str = "cuda",
+        dtype: mx.Dtype = BF16,
+        scale_dtype: mx.Dtype | None = None,
+        bits: int = 4,
+        inputs: int = 4096,
+    ) -> str:
+        return choose(rows, 4096, inputs, bits, 64, (dtype, scale_dtype or dtype), device)
+
+    assert chosen(1) == "mlx"
+    assert chosen(2) == chosen(16) == chosen(32) == "matrix"
+    assert chosen(16, dtype=F32) == "rows"
+    assert chosen(16, device="cuda-old") == "rows"
+    assert chosen(16, device="metal") == chosen(16, device="cpu") == "mlx"
+    assert chosen(16, bits=3) == "mlx"
+    assert chosen(16, dtype=F32, scale_dtype=BF16) == "mlx"
+    assert chosen(16, inputs=4064) == "mlx"
+    assert chosen(4096) == "mlx"
+
+
+@pytest.mark.parametrize("variant", ["mlx", "dequantize"])
+def test_what_mlx_computes_agrees_too(variant: str) -> None:
+    given = operands(5, 37, 128, 4, 64, F32)
+    assert error(VARIANTS[variant](*given, 64, 4), reference(*given, 64, 4)) < LIMITS[F32]
+
+
+def test_layers_use_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = nn.QuantizedLinear(64, 32, bias=True, group_size=32, bits=4)
+    linear.bias = mx.random.normal((32,))
+    head = nn.QuantizedEmbedding(40, 64, group_size=32, bits=4)
+    other = nn.QuantizedLinear(64, 32, bias=False, mode="mxfp4")
+    layers = nn.Sequential(linear, head, other)
+    rows = mx.random.normal((9, 1, 64))
+    expected = linear(rows), head.as_linear(rows), other(rows), head(mx.array([3]))
+    flatten_quantized_linears(layers)
+    assert type(linear) is FlatQuantizedLinear
+    monkeypatch.setattr(module, "_device", lambda: "cuda")
+    launched: list[str] = []
+    run = module._run
+
+    def recorded(kernel: GpuKernel, *args: Any, **kwargs: Any) -> mx.array:
+        launched.append(kernel.name)
+        return run(kernel, *args, **kwargs)
+
+    monkeypatch.setattr(module, "_run", recorded)
+    with simulated_kernels():
+        got = linear(rows), head.as_linear(rows), other(rows), head(mx.array([3]))
+    assert launched == ["quantized_matmul"] * 2
+    for one, two in zip(got, expected, strict=True):
+        assert one.shape == two.shape
+        assert mx.allclose(one, two, atol=1e-5)
