@@ -63,10 +63,8 @@ def _machine(device: DeviceName, blas: str | None) -> Iterable[tuple[str, str]]:
     yield "device", device
     yield "chip", chip.name if chip.is_known or device == "cpu" else f"{chip.name} (not known)"
     if chip.is_known:
-        cores = " or ".join(map(str, chip.cores))
-        yield "gpu cores", cores
-    bandwidth = f"{chip.bandwidth:g} GB/s" if chip.bandwidth else "not known"
-    yield "bandwidth", f"{bandwidth}{' (published)' if chip.bandwidth else ''}"
+        yield "gpu cores", " or ".join(map(str, chip.cores))
+    yield "bandwidth", f"{chip.bandwidth:g} GB/s (published)" if chip.bandwidth else "not known"
     try:
         yield "memory", f"{usable_memory(device) / 2**30:.1f} GiB usable"
     except EngineError as error:

@@ -60,7 +60,7 @@ def to_float64(arrays: Sequence[mx.array]) -> list[Float64Array]:
 
 def normal(shape: Sequence[int], dtype: mx.Dtype, key: mx.array) -> mx.array:
     """Standard normal values, evaluated."""
-    values = mx.random.normal(tuple(shape), dtype=mx.float32, key=key).astype(dtype)
+    values = mx.random.normal(tuple(shape), dtype=dtype, key=key)
     mx.eval(values)
     return values
 

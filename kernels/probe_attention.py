@@ -44,7 +44,7 @@ class _Pages:
         blocks = 1 + rng.permutation(num_blocks - 1)
         self.tables = blocks.reshape(len(lengths), width).astype(np.int32)
         self.scale = shape.key_dim**-0.5
-        self.sinks = normal((shape.heads,), mx.float32, keys[3]) if shape.sinks else None
+        self.sinks = normal((shape.heads,), dtype, keys[3]) if shape.sinks else None
         self.softcap = _SOFTCAP if shape.softcap else None
         longest = max(lengths)
         self.window = max(1, longest // 2) if shape.window else None

@@ -17,9 +17,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import resources
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import mlx.core as mx
 
 from quire.kernels.chips import DeviceName, current_chip
 from quire.kernels.manifest import DTYPES, load_manifest
@@ -94,7 +95,8 @@ class Record:
 
 
 def current_key(device: DeviceName) -> Key:
-    return Key(current_chip().name, device, version("mlx"), _text_hash())
+    version: str = mx.__version__  # type: ignore[attr-defined]
+    return Key(current_chip().name, device, version, _text_hash())
 
 
 def cache_folder() -> Path:

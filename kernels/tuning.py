@@ -30,7 +30,10 @@ from quire.kernels.verify import tolerance
 logger = logging.getLogger("quire.kernels")
 
 _ROUNDS = 24
-# With many candidates a short round first picks those worth measuring well.
+# A candidate whose single calls take so many times the default's is not measured further.
+_HOPELESS = 3.0
+_SINGLE_CALLS = 3
+# With many candidates left a short round picks those worth measuring well.
 _SCREENING_ROUNDS = 5
 _FINALISTS = 5
 # A sample queues so many calls that it takes about this long, as the layers of a step are queued:
@@ -115,6 +118,7 @@ def tune(
         if len(found) < 2:
             continue
         timing = measure(device, task, found)
+        mx.clear_cache()
         record = record.with_timing(timing)
         save_record(record)
         report(timing)
@@ -143,7 +147,7 @@ def measure(device: DeviceName, task: Task, found: Sequence[Candidate]) -> Timin
     probes = [make_probe(task.shape, dtype)]
     copies = _ROTATED_BYTES[device] // max(1, probes[0].num_bytes) + 1
     probes += [make_probe(task.shape, dtype, seed) for seed in range(1, min(copies, _MAX_COPIES))]
-    found = _agreeing(device, task, probes[0], found)
+    found = _hopeful(probes, _agreeing(device, task, probes[0], found))
     calls = _calls_per_sample(probes, found[0])
     if len(found) > _FINALISTS + 1:
         screened = _time(probes, found, _SCREENING_ROUNDS, calls)
@@ -193,9 +197,18 @@ def _agreeing(
     return agreeing
 
 
+def _hopeful(probes: Sequence[Probe], found: Sequence[Candidate]) -> list[Candidate]:
+    limit = _HOPELESS * _single_call(probes, found[0])
+    return [found[0], *(each for each in found[1:] if _single_call(probes, each) <= limit)]
+
+
+def _single_call(probes: Sequence[Probe], candidate: Candidate) -> float:
+    """Seconds that one call takes by itself."""
+    return min(_sample(probes, candidate, 1, offset) for offset in range(_SINGLE_CALLS))
+
+
 def _calls_per_sample(probes: Sequence[Probe], candidate: Candidate) -> int:
-    one = min(_sample(probes, candidate, 1, offset) for offset in range(3))
-    return max(1, min(_MAX_CALLS, round(_SAMPLE_SECONDS / one)))
+    return max(1, min(_MAX_CALLS, round(_SAMPLE_SECONDS / _single_call(probes, candidate))))
 
 
 def _time(

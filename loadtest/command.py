@@ -16,6 +16,7 @@ from rich.console import Console
 from quire.loadtest.chat import ServerError
 from quire.loadtest.compare import Task, compare
 from quire.loadtest.http import BaseURL
+from quire.loadtest.kernels.command import add_commands as add_kernel_commands
 from quire.loadtest.model_folder import ModelShape, make_model
 from quire.loadtest.report import print_comparison, print_load, print_run, print_stall
 from quire.loadtest.results import CompareResult, LoadResult, StallResult, save_result
@@ -35,10 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("make-model", _add_make_model, "write a model with random weights"),
     ):
         add(commands.add_parser(name, help=summary, description=summary, allow_abbrev=False))
+    add_kernel_commands(commands)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the chosen sub-command. Returns 0, 1 if requests failed, or 2 for bad arguments."""
+    """Run the chosen sub-command.
+
+    Returns 0, 1 if requests or kernels failed or became slower, or 2 for bad arguments.
+    """
     try:
         code: int = args.bench_run(args)
     except (ServerError, OSError) as error:

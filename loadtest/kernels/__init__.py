@@ -1,0 +1,1 @@
+"""``quire bench kernels``: every operation of quire.kernels, timed against MLX's own."""

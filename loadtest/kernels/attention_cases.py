@@ -1,0 +1,119 @@
+"""Attention of whole prompts with as many key heads as query heads, in both array layouts.
+
+The sizes attention libraries for MLX print tables of: 8 heads of 64, float32, causal, sequences
+from 128 to 2,048 in batches of 1, 2 and 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Literal
+
+import mlx.core as mx
+import numpy as np
+
+from quire.kernels.attention import PageArrays, attend
+from quire.kernels.ragged import PromptChunk, RaggedBatch
+from quire.loadtest.kernels.case import Case, Profile
+from quire.loadtest.kernels.paged_inputs import BLOCK_SIZE
+
+_sdpa = mx.fast.scaled_dot_product_attention
+
+_HEADS, _DIM = 8, 64
+_SCALE = _DIM**-0.5
+_SIZES = {
+    "gpu": [(batch, length) for batch in (1, 2, 4) for length in (128, 512, 1024, 2048)],
+    "cpu": [(batch, length) for batch in (1, 2) for length in (128, 512)],
+}
+
+Layout = Literal["BHSD", "BSHD"]
+_LAYOUTS: tuple[Layout, ...] = ("BHSD", "BSHD")
+
+
+def attention_cases(profile: Profile) -> Iterator[Case]:
+    """(batch, heads, sequence, dim), then (batch, sequence, heads, dim)."""
+    sizes = _SIZES["gpu" if profile.gpu else "cpu"]
+    for layout in _LAYOUTS:
+        for batch, length in sizes[:1] if profile.quick else sizes:
+            yield _case(layout, batch, length, profile.gpu)
+
+
+class _Inputs:
+    """The same random arrays in one layout, and as the rows and pages of Quire's own attention."""
+
+    def __init__(self, layout: Layout, batch: int, length: int, gpu: bool, seed: int) -> None:
+        shape = (batch, _HEADS, length, _DIM)
+        bhsd = [mx.random.normal(shape, key=mx.random.key(4 * seed + i)) for i in range(3)]
+        by_token = [mx.contiguous(array.swapaxes(1, 2)) for array in bhsd]
+        self.arrays = bhsd if layout == "BHSD" else by_token
+        hidden = np.triu(np.full((length, length), -1e30, np.float32), 1)
+        self.bias = mx.array(hidden)
+        mx.eval(self.arrays, self.bias)
+        blocks = length // BLOCK_SIZE
+        keys, values = (
+            mx.contiguous(array.reshape(-1, BLOCK_SIZE, _HEADS, _DIM).swapaxes(1, 2))
+            for array in by_token[1:]
+        )
+        mx.eval(keys, values)
+        self.pages = keys, values
+        self.written = mx.zeros((1,), mx.int32) if gpu else None
+        tables = np.arange(batch * blocks, dtype=np.int32).reshape(batch, blocks)
+        self.chunks = [
+            PromptChunk(row * length, length, length, table) for row, table in enumerate(tables)
+        ]
+        self.alone = [PromptChunk(0, length, length, table) for table in tables]
+
+
+def _rows(x: _Inputs) -> mx.array:
+    """All sequences in one ragged step: their rows lie one after the other already."""
+    queries, keys, values = (array.reshape(-1, _HEADS, 1, _DIM) for array in x.arrays)
+    arrays = PageArrays(*x.pages, x.written, keys, values)
+    return attend(queries, arrays, RaggedBatch([], x.chunks), scale=_SCALE)
+
+
+def _sequences(x: _Inputs) -> list[mx.array]:
+    """One sequence at a time, as views: with heads first its rows are not one after the other."""
+    outputs = []
+    for index, chunk in enumerate(x.alone):
+        queries, keys, values = (array[index].swapaxes(0, 1)[:, :, None] for array in x.arrays)
+        arrays = PageArrays(*x.pages, x.written, keys, values)
+        output = attend(queries, arrays, RaggedBatch([], [chunk]), scale=_SCALE)
+        outputs.append(output[:, :, 0].swapaxes(0, 1))
+    return outputs
+
+
+def _mlx(layout: Layout, x: _Inputs) -> mx.array:
+    if layout == "BHSD":
+        queries, keys, values = x.arrays
+        return _sdpa(queries, keys, values, scale=_SCALE, mask="causal")
+    queries, keys, values = (array.swapaxes(1, 2) for array in x.arrays)
+    return _sdpa(queries, keys, values, scale=_SCALE, mask="causal").swapaxes(1, 2)
+
+
+def _naive(layout: Layout, x: _Inputs) -> mx.array:
+    """With the whole matrix of scores in memory."""
+    by_token = layout == "BSHD"
+    queries, keys, values = (a.swapaxes(1, 2) if by_token else a for a in x.arrays)
+    scores = (queries * _SCALE) @ keys.swapaxes(2, 3) + x.bias
+    output = mx.softmax(scores, axis=-1) @ values
+    return output.swapaxes(1, 2) if by_token else output
+
+
+def _case(layout: Layout, batch: int, length: int, gpu: bool) -> Case:
+    moved = 4 * batch * _HEADS * length * _DIM * mx.float32.size
+    return Case(
+        operation="attention_table",
+        name=f"{layout} {batch} x {length}",
+        labels={"sequence": length, "batch": batch, "layout": layout},
+        inputs=partial(_Inputs, layout, batch, length, gpu),
+        variants={
+            "sdpa": partial(_mlx, layout),
+            "naive": partial(_naive, layout),
+            "quire": _sequences if layout == "BHSD" else _rows,
+        },
+        baselines=("sdpa", "naive"),
+        bytes_moved=moved,
+        flops=4 * batch * _HEADS * _DIM * length * (length + 1) // 2,
+        memory=4 * moved + 4 * batch * _HEADS * length**2 * mx.float32.size,
+    )

@@ -1,0 +1,185 @@
+"""Running the cases: inputs made, results checked, times taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import mlx.core as mx
+
+from quire.kernels.chips import DeviceName, current_chip
+from quire.loadtest.environment import command_line, describe
+from quire.loadtest.kernels.case import Case, Profile
+from quire.loadtest.kernels.device import (
+    copy_bandwidth,
+    fastest_plausible,
+    memory_size,
+)
+from quire.loadtest.kernels.results import CaseResult, KernelsResult, VariantResult
+from quire.loadtest.kernels.timing import (
+    RUNS,
+    Function,
+    check_evaluated,
+    measure,
+)
+
+# Sets of inputs together hold this much, or a small problem would stay in the device's cache.
+_ROTATED_BYTES = 1 << 28
+_MAX_SETS = {"cpu": 4, "metal": 8, "cuda": 16}
+_CPU_CACHE_BYTES = 1 << 30
+# Below this, a cache may hold a case's data, and memory bandwidth is no limit.
+_UNCACHED_BYTES = 1 << 28
+
+
+def run_cases(
+    cases: Iterable[Case],
+    profile: Profile,
+    *,
+    runs: int = RUNS,
+    blas: str | None = None,
+    on_case: Callable[[CaseResult], None],
+) -> KernelsResult:
+    """Measure ``cases`` on MLX's default device, which ``profile`` names.
+
+    A variant that raises, that computes nothing or that disagrees has a failure in its result and
+    does not stop the others.
+
+    Args:
+        runs: samples of each figure.
+        blas: what products on the CPU use; for the record.
+        on_case: called as each case ends.
+    """
+    with _buffers_kept(profile.device):
+        return _run_cases(cases, profile, runs, blas, on_case)
+
+
+@contextmanager
+def _buffers_kept(device: DeviceName) -> Iterator[None]:
+    """MLX's CPU backend keeps 32 MB of buffers: larger results are timed with their page faults."""
+    if device != "cpu":
+        yield
+        return
+    before = mx.set_cache_limit(_CPU_CACHE_BYTES)
+    try:
+        yield
+    finally:
+        mx.set_cache_limit(before)
+
+
+def _run_cases(
+    cases: Iterable[Case],
+    profile: Profile,
+    runs: int,
+    blas: str | None,
+    on_case: Callable[[CaseResult], None],
+) -> KernelsResult:
+    copy = copy_bandwidth(profile.device)
+    limit = fastest_plausible(profile.device, copy)
+    budget = 0.7 * memory_size()
+    results: list[CaseResult] = []
+    skipped: list[str] = []
+    for case in cases:
+        if case.memory > budget:
+            need = f"needs {case.memory / 1e9:.1f} GB of memory"
+            skipped.append(f"{case.operation} {case.name}: {need}")
+            continue
+        sets = min(_MAX_SETS[profile.device], -(-_ROTATED_BYTES // case.bytes_moved))
+        sets = max(1, min(sets, int(budget // max(1, case.memory))))
+        result = run_case(case, sets, runs, limit)
+        results.append(result)
+        on_case(result)
+        mx.clear_cache()
+    return KernelsResult(
+        device=profile.device,
+        chip=current_chip().name,
+        copy_gb_per_s=copy / 1e9,
+        quick=profile.quick,
+        runs=runs,
+        cases=results,
+        skipped=skipped,
+        blas=blas,
+        environment=describe(),
+        command=command_line(),
+    )
+
+
+def run_case(case: Case, sets: int, runs: int, limit: float) -> CaseResult:
+    """Measure one case.
+
+    Args:
+        sets: of inputs, used in turn.
+        limit: bytes per second that no real operation reaches on data beyond the caches.
+    """
+    inputs = [case.inputs(seed) for seed in range(sets)]
+    results: dict[str, VariantResult] = {}
+    functions: dict[str, Function] = {}
+    expected: list[mx.array] | None = None
+    for name, function in case.variants.items():
+        moved = case.variant_bytes.get(name, case.bytes_moved)
+        result = results[name] = VariantResult(name, name in case.baselines, moved)
+        try:
+            found = check_evaluated(function, inputs)
+        except Exception as error:
+            # Whatever it is, it belongs to this variant and is shown and counted as its failure.
+            result.failure = f"{type(error).__name__}: {error}"
+            continue
+        functions[name] = function
+        if name == case.baselines[0]:
+            expected = found
+        elif expected is not None and case.tolerance is not None:
+            result.difference = relative_difference(found, expected)
+            if not result.difference <= case.tolerance:
+                other = case.baselines[0]
+                result.failure = f"differs from {other} by {result.difference:.1e} of its peak"
+    for name, timing in measure(functions, inputs, runs).items():
+        result = results[name]
+        result.latency_us = _rounded(timing.latency_us)
+        result.throughput_us = _rounded(timing.throughput_us)
+        result.host_us = _rounded(timing.host_us)
+        result.calls_per_sample = timing.calls
+        if is_too_fast(result, limit):
+            result.failure = (
+                f"{result.gb_per_s:,.0f} GB/s is more than this device's memory can do: "
+                "it is not computing all of it"
+            )
+    return CaseResult(
+        case.operation, case.name, dict(case.labels), case.flops, list(results.values())
+    )
+
+
+def is_too_fast(result: VariantResult, limit: float) -> bool:
+    """Whether a time is too short for the bytes that must have moved through memory.
+
+    This finds work that a result does not depend on, which evaluating the result leaves undone.
+    """
+    return result.bytes_moved >= _UNCACHED_BYTES and result.gb_per_s * 1e9 > limit
+
+
+def relative_difference(found: Sequence[mx.array], expected: Sequence[mx.array]) -> float:
+    """Largest difference between the numbers of two results, relative to the largest expected.
+
+    Their order must be the same, but not the shapes of the arrays. Arrays found beyond the expected
+    numbers, such as the token of a write in place, do not count. Infinite if the numbers are fewer
+    or do not end with an array.
+    """
+    wanted = sum(array.size for array in expected)
+    compared: list[mx.array] = []
+    for array in found:
+        if sum(one.size for one in compared) < wanted:
+            compared.append(array)
+    if sum(array.size for array in compared) != wanted:
+        return float("inf")
+    a, b = _flat(compared), _flat(expected)
+    peak = mx.abs(b).max().item()
+    difference = mx.abs(a - b).max().item()
+    assert isinstance(peak, float)
+    assert isinstance(difference, float)
+    return difference / peak if peak else difference
+
+
+def _flat(arrays: Sequence[mx.array]) -> mx.array:
+    return mx.concatenate([array.astype(mx.float32).reshape(-1) for array in arrays])
+
+
+def _rounded(samples: list[float]) -> list[float]:
+    return [round(sample, 2) for sample in samples]

@@ -1,0 +1,124 @@
+"""Two kernel benchmarks side by side: what became slower, beyond what chance explains."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Literal, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from quire.loadtest.kernels.results import KernelsResult, VariantResult
+from quire.loadtest.kernels.table import number
+from quire.loadtest.kernels.welch import welch_test
+
+# A change counts if the means are this far apart and chance alone would rarely do that.
+THRESHOLD = 1.10
+SIGNIFICANCE = 0.05
+
+Verdict = Literal["slower", "faster", "unclear", "same"]
+
+
+class Change(NamedTuple):
+    """One variant of one case, before and after."""
+
+    name: str
+    old_us: float  # mean of the queued calls
+    new_us: float
+    p: float  # of Welch's t-test
+    verdict: Verdict
+
+    @property
+    def ratio(self) -> float:
+        """Above 1 the new one is slower."""
+        return self.new_us / self.old_us
+
+
+class Comparison(NamedTuple):
+    changes: list[Change]
+    only_old: list[str]  # variants without figures in the other file
+    only_new: list[str]
+
+    @property
+    def regressions(self) -> list[Change]:
+        return [change for change in self.changes if change.verdict == "slower"]
+
+
+def compare_kernels(old: KernelsResult, new: KernelsResult) -> Comparison:
+    """Compare every variant of every case that has figures in both."""
+    before, after = _variants(old), _variants(new)
+    changes = [
+        _change(name, variant.throughput_us, after[name].throughput_us)
+        for name, variant in before.items()
+        if name in after
+    ]
+    return Comparison(
+        changes,
+        [name for name in before if name not in after],
+        [name for name in after if name not in before],
+    )
+
+
+def print_comparison(
+    console: Console, old: KernelsResult, new: KernelsResult, comparison: Comparison
+) -> None:
+    """Everything that is not the same, and how much is."""
+    for label, one, other in (
+        ("chip", old.chip, new.chip),
+        ("device", old.device, new.device),
+        ("MLX", old.environment.packages.get("mlx"), new.environment.packages.get("mlx")),
+    ):
+        if one != other:
+            _line(console, f"not the same {label}: {one} and {other}", "yellow")
+    _line(
+        console,
+        f"copy: {number(old.copy_gb_per_s)} GB/s, then {number(new.copy_gb_per_s)} GB/s",
+    )
+    shown = [change for change in comparison.changes if change.verdict != "same"]
+    if shown:
+        table = Table("us per queued call", "old", "new", "ratio", "p", "", box=None)
+        for column in table.columns[1:5]:
+            column.justify = "right"
+        for change in shown:
+            table.add_row(
+                change.name,
+                number(change.old_us),
+                number(change.new_us),
+                f"{change.ratio:.2f}",
+                f"{change.p:.3f}",
+                change.verdict,
+                style="red" if change.verdict == "slower" else "",
+            )
+        console.print(table)
+    same = len(comparison.changes) - len(shown)
+    _line(console, f"{same} of {len(comparison.changes)} within 10 %")
+    for title, names in (("only old", comparison.only_old), ("only new", comparison.only_new)):
+        for name in names:
+            _line(console, f"{title}: {name}")
+    count = len(comparison.regressions)
+    _line(
+        console, f"{count} slower by more than 10 % (Welch's t-test, 95 %)", "red" if count else ""
+    )
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def _change(name: str, old: list[float], new: list[float]) -> Change:
+    p = welch_test(old, new).p
+    old_mean, new_mean = statistics.fmean(old), statistics.fmean(new)
+    ratio = new_mean / old_mean
+    verdict: Verdict = "same"
+    if ratio > THRESHOLD or ratio < 1 / THRESHOLD:
+        verdict = "unclear" if p >= SIGNIFICANCE else "slower" if ratio > 1 else "faster"
+    return Change(name, old_mean, new_mean, p, verdict)
+
+
+def _variants(result: KernelsResult) -> dict[str, VariantResult]:
+    return {
+        f"{case.operation} {case.name}: {variant.name}": variant
+        for case in result.cases
+        for variant in case.variants
+        if not variant.failure
+    }

@@ -1,0 +1,163 @@
+"""Products with weight matrices, quantised and dense."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import mlx.core as mx
+
+from quire.kernels.quantized_matmul import quantized_matmul
+from quire.loadtest.kernels.case import Case, Profile
+
+_GROUP_SIZE = 64
+_BITS = (4, 8)
+# (outputs, inputs) of Qwen3-8B: attention's queries or output, keys or values, gate or up, down and
+# the head.
+_MATRICES = {
+    "gpu": ((4096, 4096), (1024, 4096), (12288, 4096), (4096, 12288), (151_936, 4096)),
+    "cpu": ((512, 512), (512, 1536)),
+}
+_ROWS = {"gpu": (1, 2, 4, 8, 16, 32, 64), "cpu": (1, 8)}
+# (outputs, inputs, bias) of Qwen2.5-0.5B, one row: gate and up together, down, and QKV together.
+_SINGLE_ROW = ((9728, 896, False), (896, 4864, False), (1152, 896, True))
+
+
+def quantized_cases(profile: Profile) -> Iterator[Case]:
+    """From one row to a small batch on the matrices of a model, at 4 and 8 bits."""
+    place = "gpu" if profile.gpu else "cpu"
+    matrices = _MATRICES[place][:1] if profile.quick else _MATRICES[place]
+    for bits in _BITS[:1] if profile.quick else _BITS:
+        for outputs, inputs in matrices:
+            for rows in _ROWS[place]:
+                yield _quantized("quantized_matmul", profile, rows, outputs, inputs, bits)
+
+
+def single_row_cases(profile: Profile) -> Iterator[Case]:
+    """One row on the matrices of a very small model: dense, 4-bit and 8-bit.
+
+    Quire has no dense product of its own: its models use MLX's.
+    """
+    for outputs, inputs, has_bias in _SINGLE_ROW[-1:] if profile.quick else _SINGLE_ROW:
+        yield _dense(profile, outputs, inputs, has_bias)
+        for bits in _BITS:
+            yield _quantized("matmul", profile, 1, outputs, inputs, bits, has_bias)
+
+
+class _Weights:
+    """``rows`` activations and one matrix, packed and as the numbers it stands for."""
+
+    def __init__(
+        self,
+        rows: int,
+        outputs: int,
+        inputs: int,
+        bits: int | None,
+        has_bias: bool,
+        dtype: mx.Dtype,
+        seed: int,
+    ) -> None:
+        keys = mx.random.split(mx.random.key(seed), 3)
+        self.x = mx.random.normal((rows, inputs), dtype, key=keys[0])
+        self.dense = mx.random.normal((outputs, inputs), dtype, scale=inputs**-0.5, key=keys[1])
+        self.bias = mx.random.normal((outputs,), dtype, key=keys[2]) if has_bias else None
+        self.bits = bits
+        if bits is not None:
+            self.packed = mx.quantize(self.dense, group_size=_GROUP_SIZE, bits=bits)
+            mx.eval(self.packed)
+            self.dense = mx.dequantize(*self.packed, group_size=_GROUP_SIZE, bits=bits)
+        mx.eval([array for array in (self.x, self.dense, self.bias) if array is not None])
+
+
+Product = Callable[[_Weights], mx.array]
+
+
+def _dense_product(w: _Weights) -> mx.array:
+    if w.bias is None:
+        return w.x @ w.dense.T
+    return mx.addmm(w.bias, w.x, w.dense.T)
+
+
+def _plus_bias(product: Product, w: _Weights) -> mx.array:
+    return product(w) if w.bias is None else product(w) + w.bias
+
+
+def _sums(w: _Weights) -> mx.array:
+    """Every product in memory, then their sums."""
+    return (w.x[:, None] * w.dense).sum(axis=-1)
+
+
+def _mlx(w: _Weights) -> mx.array:
+    return mx.quantized_matmul(w.x, *w.packed, transpose=True, group_size=_GROUP_SIZE, bits=w.bits)
+
+
+def _dequantize(w: _Weights) -> mx.array:
+    """The whole matrix in memory as numbers, then the dense product."""
+    return w.x @ mx.dequantize(*w.packed, group_size=_GROUP_SIZE, bits=w.bits).T
+
+
+def _quire(w: _Weights) -> mx.array:
+    assert w.bits is not None
+    return quantized_matmul(w.x, *w.packed, group_size=_GROUP_SIZE, bits=w.bits)
+
+
+def _quantized(
+    operation: str,
+    profile: Profile,
+    rows: int,
+    outputs: int,
+    inputs: int,
+    bits: int,
+    has_bias: bool = False,
+) -> Case:
+    size = profile.dtype.size
+    activations = (rows * (inputs + outputs) + outputs * has_bias) * size
+    packed = outputs * inputs * bits // 8 + 2 * outputs * inputs // _GROUP_SIZE * size
+    dense = outputs * inputs * size
+    variants: dict[str, Product] = {
+        "mlx": partial(_plus_bias, _mlx),
+        "dequantize": partial(_plus_bias, _dequantize),
+        "dense": _dense_product,
+        "quire": partial(_plus_bias, _quire),
+    }
+    name = f"{rows} x {outputs} x {inputs}{' + bias' if has_bias else ''} {bits}-bit"
+    return Case(
+        operation=operation,
+        name=name,
+        labels=_labels(rows, outputs, inputs, has_bias, bits),
+        inputs=partial(_Weights, rows, outputs, inputs, bits, has_bias, profile.dtype),
+        variants=variants,
+        baselines=("mlx", "dequantize", "dense"),
+        bytes_moved=packed + activations,
+        variant_bytes={"dense": dense + activations},
+        flops=2 * rows * outputs * inputs,
+        tolerance=0.05,  # the dense variants round the numbers that the codes stand for
+        memory=packed + 3 * dense,
+    )
+
+
+def _dense(profile: Profile, outputs: int, inputs: int, has_bias: bool) -> Case:
+    size = profile.dtype.size
+    dense = outputs * inputs * size
+    return Case(
+        operation="matmul",
+        name=f"1 x {outputs} x {inputs}{' + bias' if has_bias else ''}",
+        labels=_labels(1, outputs, inputs, has_bias),
+        inputs=partial(_Weights, 1, outputs, inputs, None, has_bias, profile.dtype),
+        variants={"mlx": _dense_product, "naive": partial(_plus_bias, _sums)},
+        baselines=("mlx", "naive"),
+        bytes_moved=dense + (inputs + outputs * (1 + has_bias)) * size,
+        flops=2 * outputs * inputs,
+        memory=4 * dense,
+    )
+
+
+def _labels(
+    rows: int, outputs: int, inputs: int, has_bias: bool, bits: int | None = None
+) -> dict[str, int | str]:
+    labels: dict[str, int | str] = {"rows": rows, "outputs": outputs, "inputs": inputs}
+    if bits is not None:
+        labels["bits"] = bits
+    if has_bias:
+        labels["bias"] = "yes"
+    return labels

@@ -1,0 +1,30 @@
+"""The cases of every operation, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from quire.loadtest.kernels.attention_cases import attention_cases
+from quire.loadtest.kernels.case import Case, Profile
+from quire.loadtest.kernels.decode_cases import decode_cases
+from quire.loadtest.kernels.linear_cases import quantized_cases, single_row_cases
+from quire.loadtest.kernels.prompt_cases import prompt_cases
+from quire.loadtest.kernels.sample_cases import sample_cases
+from quire.loadtest.kernels.write_cases import write_cases
+
+# The names are those of command.OPERATIONS, which can be listed without MLX.
+_CASES: dict[str, Callable[[Profile], Iterator[Case]]] = {
+    "paged_decode": decode_cases,
+    "prompt_attention": prompt_cases,
+    "kv_write": write_cases,
+    "quantized_matmul": quantized_cases,
+    "sample": sample_cases,
+    "matmul": single_row_cases,
+    "attention_table": attention_cases,
+}
+
+
+def cases_of(operations: Sequence[str], profile: Profile) -> Iterator[Case]:
+    """The cases of ``operations``, in their order. Each is made when it is asked for."""
+    for operation in operations:
+        yield from _CASES[operation](profile)

@@ -1,0 +1,67 @@
+"""Sampling: temperature and top-p over a whole vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+
+from quire.kernels.sampling import Draws, sample_tokens
+from quire.loadtest.kernels.case import Case, Profile
+
+_VOCAB = {"gpu": 151_936, "cpu": 32_000}
+_ROWS = {"gpu": (1, 16, 64), "cpu": (1, 8)}
+_TOP_P = 0.95
+
+
+def sample_cases(profile: Profile) -> Iterator[Case]:
+    """One sequence's logits, then those of whole batches."""
+    place = "gpu" if profile.gpu else "cpu"
+    for rows in _ROWS[place][:1] if profile.quick else _ROWS[place]:
+        yield _case(profile, rows, _VOCAB[place])
+
+
+class _Inputs:
+    def __init__(self, rows: int, vocab: int, dtype: mx.Dtype, seed: int) -> None:
+        # Standard deviation 3: a few hundred tokens share most of the probability.
+        self.logits = mx.random.normal((rows, vocab), dtype, scale=3.0, key=mx.random.key(seed))
+        numbers = np.random.default_rng(seed).integers(0, 2**24, rows)
+        mx.eval(self.logits)
+        self.draws = Draws(
+            temperature=np.ones(rows),
+            top_k=np.zeros(rows, np.int64),
+            top_p=np.full(rows, _TOP_P),
+            min_p=np.zeros(rows),
+            uniform=numbers.astype(np.float32) / np.float32(2**24),
+        )
+
+
+def _quire(x: _Inputs) -> mx.array:
+    return sample_tokens(x.logits, x.draws)
+
+
+def _sort(x: _Inputs) -> mx.array:
+    """Everything in order of probability, cut where top-p is reached, and one draw."""
+    order = mx.argsort(-x.logits, axis=-1)
+    chances = mx.softmax(mx.take_along_axis(x.logits, order, axis=-1).astype(mx.float32), axis=-1)
+    reached = mx.cumsum(chances, axis=-1)
+    reached = mx.cumsum(mx.where(reached - chances < _TOP_P, chances, 0.0), axis=-1)
+    place = (reached <= reached[:, -1:] * mx.array(x.draws.uniform)[:, None]).sum(axis=-1)
+    return mx.take_along_axis(order, place[:, None], axis=-1)[:, 0]
+
+
+def _case(profile: Profile, rows: int, vocab: int) -> Case:
+    moved = rows * vocab * profile.dtype.size
+    return Case(
+        operation="sample",
+        name=f"{rows} x {vocab}",
+        labels={"rows": rows, "vocab": vocab, "top_p": str(_TOP_P)},
+        inputs=partial(_Inputs, rows, vocab, profile.dtype),
+        variants={"sort": _sort, "quire": _quire},
+        baselines=("sort",),
+        bytes_moved=moved,
+        tolerance=None,  # the order of the tokens differs, and with it what a number draws
+        memory=32 * rows * vocab,
+    )

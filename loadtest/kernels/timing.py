@@ -1,0 +1,153 @@
+"""Timing of lazy arrays: what is timed is really computed.
+
+A function that returns MLX arrays has done nothing yet. Every result is evaluated as a flat list of
+arrays, a result without arrays is refused, and so is one on which nothing is left to compute.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import io
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+RUNS = 20
+_WARMUP = 3
+# Queued calls of one throughput sample: enough to last this long.
+_SAMPLE_US = 2000.0
+_CALLS = range(2, 33)
+# Calls timed at a time for the host's share: few, so that no queue is full and none waits. On the
+# CPU, MLX makes the host wait as soon as ten operations are under way: results of more show it.
+_HOST_CALLS = 4
+
+
+class NotEvaluatedError(TypeError):
+    """A measured function did not return arrays that are yet to be computed."""
+
+
+class Timing(NamedTuple):
+    """Samples in microseconds per call."""
+
+    latency_us: list[float]  # each call evaluated alone, until its result is there
+    throughput_us: list[float]  # many calls queued, then one wait
+    host_us: list[float]  # building one call's graph and handing it over, without waiting
+    calls: int  # queued for one throughput sample
+
+
+Function = Callable[[Any], object]
+
+
+def flatten(result: object) -> list[mx.array]:
+    """Every array of a tree of lists, tuples, dicts and dataclasses.
+
+    Raises :class:`NotEvaluatedError` for any other leaf: arrays inside it would stay lazy.
+    """
+    if isinstance(result, mx.array):
+        return [result]
+    if isinstance(result, list | tuple):
+        children: Sequence[object] = result
+    elif isinstance(result, dict):
+        children = list(result.values())
+    elif dataclasses.is_dataclass(result) and not isinstance(result, type):
+        children = [getattr(result, f.name) for f in dataclasses.fields(result)]
+    else:
+        raise NotEvaluatedError(f"a result of type {type(result).__name__} cannot be evaluated")
+    return [leaf for child in children for leaf in flatten(child)]
+
+
+def is_pending(arrays: Sequence[mx.array]) -> bool:
+    """Whether anything is left to compute: MLX drops the graph of what it has evaluated."""
+    text = io.StringIO()
+    mx.export_to_dot(text, *arrays)
+    return "shape=rectangle" in text.getvalue()  # how an operation is drawn; arrays have no shape
+
+
+def check_evaluated(function: Function, inputs: Sequence[Any]) -> list[mx.array]:
+    """Call ``function`` on each set of inputs twice; returns the arrays of its first result.
+
+    Raises :class:`NotEvaluatedError` if a call returns no arrays, or arrays on which nothing is
+    left to compute, such as a result kept from the call before.
+    """
+    first: list[mx.array] | None = None
+    for index, one in enumerate([*inputs, *inputs]):
+        arrays = flatten(function(one))
+        if not is_pending(arrays):
+            raise NotEvaluatedError(f"call {index + 1} left nothing to compute")
+        mx.eval(arrays)
+        if first is None:
+            # Inputs that are written in place change with later calls.
+            first = [array + 0 for array in arrays]
+            mx.eval(first)
+    assert first is not None
+    return first
+
+
+def measure(
+    functions: dict[str, Function], inputs: Sequence[Any], runs: int = RUNS
+) -> dict[str, Timing]:
+    """Time checked functions, in turns, so that whatever drifts does so for all of them.
+
+    Args:
+        inputs: sets of inputs, used one after the other.
+    """
+    for function in functions.values():
+        for call in range(_WARMUP):
+            mx.eval(flatten(function(inputs[call % len(inputs)])))
+    timings: dict[str, Timing] = {name: Timing([], [], [], 0) for name in functions}
+    with _no_collection():
+        for run in range(runs):
+            for name, function in functions.items():
+                timings[name].latency_us.append(_latency(function, inputs[run % len(inputs)]))
+        for name, timing in timings.items():
+            calls = round(_SAMPLE_US / statistics.median(timing.latency_us))
+            calls = max(_CALLS.start, min(calls, _CALLS.stop - 1))
+            timings[name] = timing._replace(calls=calls)
+        for _ in range(runs):
+            for name, timing in timings.items():
+                timing.throughput_us.append(_queued(functions[name], inputs, timing.calls))
+                timing.host_us.append(_host(functions[name], inputs, timing.calls))
+    return timings
+
+
+def _latency(function: Function, inputs: Any) -> float:
+    start = time.perf_counter_ns()
+    mx.eval(flatten(function(inputs)))
+    return (time.perf_counter_ns() - start) / 1e3
+
+
+def _queued(function: Function, inputs: Sequence[Any], calls: int) -> float:
+    # Every call is handed over on its own: as one graph, independent calls would run side by side
+    # on the GPU, which the layers of a model cannot.
+    start = time.perf_counter_ns()
+    for call in range(calls):
+        mx.async_eval(flatten(function(inputs[call % len(inputs)])))
+    mx.synchronize()
+    return (time.perf_counter_ns() - start) / 1e3 / calls
+
+
+def _host(function: Function, inputs: Sequence[Any], calls: int) -> float:
+    calls = min(calls, _HOST_CALLS)
+    start = time.perf_counter_ns()
+    for call in range(calls):
+        mx.async_eval(flatten(function(inputs[call % len(inputs)])))
+    elapsed = time.perf_counter_ns() - start
+    mx.synchronize()
+    return elapsed / 1e3 / calls
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

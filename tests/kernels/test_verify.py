@@ -1,0 +1,131 @@
+"""Variants are held to float64; a kernel that disagrees or does not compile is not used."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from metal_sim import simulated_kernels
+
+from quire.kernels import probe_attention, selection, verify
+from quire.kernels.gpu_kernel import GpuKernel
+from quire.kernels.manifest import load_manifest
+from quire.kernels.record import load_record, record_path
+from quire.kernels.selection import Why
+from quire.kernels.shapes import WriteShape
+from quire.kernels.verify import CHECKED, check_all, check_variant, checked_variants
+
+WRITE = WriteShape(5, 2, 64, 64, 16)
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(selection, "_selectors", {})
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
+
+
+@pytest.fixture
+def writes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = {name: (WRITE,) if name == "kv_write" else () for name in CHECKED}
+    monkeypatch.setattr(verify, "CHECKED", checked)
+
+
+def test_everything_agrees_on_the_cpu() -> None:
+    verdicts = list(check_all("cpu", ["float32"]))
+    assert {v.operation for v in verdicts} == load_manifest().keys()
+    for verdict in verdicts:
+        assert not verdict.reason, verdict
+        assert verdict.error is not None
+        assert verdict.error <= 1e-5
+
+
+def test_every_kernel_is_checked_in_every_type() -> None:
+    for operation, entry in load_manifest().items():
+        for variant in entry.variants.values():
+            for device in variant.devices:
+                for dtype in variant.dtypes:
+                    assert any(
+                        variant.supports(shape.bucket(), dtype, device)
+                        for shape in CHECKED[operation]
+                    ), (operation, variant.name, device, dtype)
+
+
+@pytest.mark.parametrize("factor", [1.001, float("nan")])
+def test_a_wrong_result_is_seen(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = probe_attention.prompt_sdpa
+    monkeypatch.setattr(
+        probe_attention, "prompt_sdpa", lambda *args: [part * factor for part in right(*args)]
+    )
+    verdict = check_variant("prompt_attention", "gather_sdpa", "float32", "cpu")
+    assert verdict is not None
+    assert verdict.reason.startswith("its result is off by ")
+    correct = check_variant("prompt_attention", "tiles", "float32", "cpu")
+    assert correct is not None
+    assert not correct.reason
+
+
+@pytest.mark.usefixtures("writes_only")
+def test_a_kernel_is_checked_once(caplog: pytest.LogCaptureFixture) -> None:
+    with simulated_kernels(orders=1):
+        record = checked_variants("metal", ["float32"])
+    (verdict,) = record.verdicts
+    assert (verdict.variant, verdict.error, verdict.reason) == ("in_place", 0.0, "")
+    assert selection.select("kv_write", WRITE, mx.float32, "metal").variant == "in_place"
+    # The kernel cannot run here, so a second check would fail; the first one is remembered.
+    assert checked_variants("metal", ["float32"]) == record == load_record("metal")
+    assert not caplog.messages
+
+
+@pytest.mark.usefixtures("writes_only")
+def test_a_kernel_that_disagrees_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    neighbour = {
+        "kv_write": lambda text: text.replace("slot % BLOCK_SIZE", "slot % BLOCK_SIZE ^ 1")
+    }
+    with simulated_kernels(neighbour, orders=1), caplog.at_level(logging.WARNING):
+        record = checked_variants("metal", ["float32"])
+    assert record.dropped() == {("kv_write", "in_place", "float32")}
+    (message,) = caplog.messages
+    assert message.startswith("not using kv_write.in_place for float32: its result is off by")
+    choice = selection.select("kv_write", WRITE, mx.float32, "metal")
+    assert (choice.variant, choice.why) == ("scatter", Why.GAP)
+    assert [gap.operation for gap in selection.gaps()] == ["kv_write"]
+    # Half precision has not been checked yet; what is known is not checked again.
+    with simulated_kernels(orders=1):
+        record = checked_variants("metal", ["float32", "float16"])
+    assert record.dropped() == {("kv_write", "in_place", "float32")}
+    assert selection.select("kv_write", WRITE, mx.float16, "metal").variant == "in_place"
+
+
+@pytest.mark.usefixtures("writes_only")
+def test_a_kernel_that_does_not_compile_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise RuntimeError("unable to build the library")
+
+    monkeypatch.setattr(GpuKernel, "__call__", fail)
+    record = checked_variants("cuda", ["bfloat16"])
+    (verdict,) = record.verdicts
+    assert verdict.reason == "RuntimeError: unable to build the library"
+    assert "unable to build the library" in caplog.text
+    choice = selection.select("kv_write", WRITE, mx.bfloat16, "cuda")
+    assert choice.variant == "scatter"
+
+
+@pytest.mark.usefixtures("writes_only")
+def test_a_record_that_cannot_be_written_holds_for_the_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "quire").touch()
+    monkeypatch.setattr(GpuKernel, "__call__", lambda *args, **options: [mx.zeros((1,))])
+    checked_variants("metal", ["float32"])
+    assert "the kernels will be checked again at the next start" in caplog.text
+    assert not record_path(load_record("metal").key).exists()
+    assert selection.select("kv_write", WRITE, mx.float32, "metal").variant == "scatter"

@@ -1,0 +1,113 @@
+"""`quire bench kernels` on the CPU, and the cases it would run on a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from quire.loadtest import command
+from quire.loadtest.kernels.bench import run_case
+from quire.loadtest.kernels.case import Profile
+from quire.loadtest.kernels.command import OPERATIONS
+from quire.loadtest.kernels.device import use_device
+from quire.loadtest.kernels.operations import cases_of
+from quire.loadtest.kernels.results import load_kernels, save_kernels
+
+ON_CPU = Profile("cpu", quick=True)
+
+
+def _run(*argv: str) -> int:
+    parser = argparse.ArgumentParser(prog="quire bench")
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(["kernels", *argv]))
+
+
+def test_the_command_prints_a_table_and_writes_json_and_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, plot = tmp_path / "new" / "x.json", tmp_path / "plots" / "x.png"
+    arguments = ("--quick", "--op", "kv_write", "--device", "cpu", "--out", str(out))
+    assert _run(*arguments, "--plot", str(plot)) == 0
+    printed = capsys.readouterr().out
+    assert "kv_write 64 rows: scatter" in printed
+    assert "a copy moves" in printed
+    assert "of copy" in printed
+    assert "latency, each call evaluated alone" in printed
+    result = load_kernels(out)
+    assert (result.device, result.quick, result.runs) == ("cpu", True, 20)
+    assert result.copy_gb_per_s > 0
+    assert "mlx" in result.environment.packages
+    (case,) = result.cases
+    (scatter,) = case.variants
+    assert len(scatter.latency_us) == len(scatter.throughput_us) == len(scatter.host_us) == 20
+    # Keys and values of 64 rows, 4 heads of 64 in float32, read and written.
+    assert scatter.bytes_moved == 2 * 2 * 64 * 4 * 64 * 4
+    save_kernels(tmp_path / "again.json", result)
+    assert load_kernels(tmp_path / "again.json") == result
+    picture = plot.read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 10_000
+
+
+def test_the_module_runs_without_the_rest_of_the_load_test(tmp_path: Path) -> None:
+    """A GPU machine may have MLX, numpy, msgspec and rich only."""
+    code = "import sys, quire.loadtest.kernels.command as c; print(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name for name in shown.stdout.split() if name.startswith("quire.")}
+    assert loaded == {"quire.loadtest", "quire.loadtest.kernels", "quire.loadtest.kernels.command"}
+    broken = tmp_path / "x.json"
+    broken.write_text("{}")
+    module = [sys.executable, "-m", "quire.loadtest.kernels", "kernels-diff"]
+    ended = subprocess.run([*module, broken, broken], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "not a kernel benchmark" in ended.stderr
+
+
+def test_a_device_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    before = mx.default_device()
+    missing = "cuda" if not mx.cuda.is_available() else "metal"
+    assert _run("--device", missing, "--op", "kv_write") == 2
+    assert f"no {missing} device" in capsys.readouterr().err
+    assert mx.default_device() == before
+
+
+def test_unknown_operations_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        _run("--op", "convolution")
+    assert ended.value.code == 2
+    assert "paged_decode" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_all_variants_of_an_operation_agree_on_the_cpu(operation: str) -> None:
+    assert use_device("cpu") == "cpu"
+    for case in cases_of([operation], ON_CPU):
+        result = run_case(case, sets=1, runs=2, limit=float("inf"))
+        assert [v.failure for v in result.variants] == [None] * len(case.variants), case.name
+        if case.tolerance is not None:
+            # float32: far below what the same check allows on a GPU.
+            assert all((v.difference or 0) < 1e-3 for v in result.variants), case.name
+
+
+@pytest.mark.parametrize("device", ["cuda", "metal"])
+def test_cases_on_gpus(device: str) -> None:
+    """They can be listed anywhere: nothing is computed before a case is run."""
+    cases = list(cases_of(OPERATIONS, Profile("cuda" if device == "cuda" else "metal", False)))
+    names = Counter((case.operation, case.name) for case in cases)
+    assert max(names.values()) == 1
+    found = {name for operation, name in names if operation == "paged_decode"}
+    assert {"64 x 4096", "64 x 1024", "16 x 4096", "8 x 1024", "1 x 32768", "1 x 4096"} < found
+    for case in cases:
+        # Something of Quire's own, but for dense products, which it leaves to MLX.
+        own = set(case.variants) - set(case.baselines)
+        assert own or (case.operation == "matmul" and "bits" not in case.labels), case.name
+    # Keys and values of 64 x 4,096 tokens, 8 heads of 128 in bfloat16, and queries and outputs.
+    largest = next(case for case in cases if case.name == "64 x 4096")
+    assert largest.bytes_moved == 2 * 64 * 4096 * 8 * 128 * 2 + 2 * 64 * 32 * 128 * 2
+    assert len(list(cases_of(OPERATIONS, Profile("cuda", True)))) < len(cases)

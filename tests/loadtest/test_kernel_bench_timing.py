@@ -1,0 +1,186 @@
+"""Kernel timings are of work that was done."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import pytest
+
+from quire.loadtest.kernels.bench import relative_difference, run_case
+from quire.loadtest.kernels.case import Case
+from quire.loadtest.kernels.results import CaseResult, VariantResult
+from quire.loadtest.kernels.timing import (
+    NotEvaluatedError,
+    check_evaluated,
+    flatten,
+    is_pending,
+    measure,
+)
+
+
+class Pair(NamedTuple):
+    keys: mx.array
+    values: mx.array
+
+
+@dataclass
+class Routed:
+    output: mx.array
+    loads: dict[str, list[mx.array]]
+
+
+class Cache:
+    """Not a tree: MLX would leave what is inside lazy."""
+
+    def __init__(self, keys: mx.array) -> None:
+        self.keys = keys
+
+
+def _ones() -> mx.array:
+    ones = mx.ones((8,))
+    mx.eval(ones)
+    return ones
+
+
+def test_every_array_of_a_tree_is_found() -> None:
+    a, b, c, d = (mx.array([float(i)]) for i in range(4))
+    found = flatten([Pair(a, b), Routed(c, {"experts": [d]})])
+    assert [array.item() for array in found] == [0.0, 1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("result", [None, 1.5, "x", Cache(mx.array(1.0)), [Cache(mx.array(1.0))]])
+def test_a_result_that_cannot_be_evaluated_is_refused(result: object) -> None:
+    with pytest.raises(NotEvaluatedError, match="cannot be evaluated"):
+        flatten(result)
+
+
+def test_pending_means_that_something_is_left_to_compute() -> None:
+    x = _ones()
+    y, z = x + 1, x * 2
+    assert is_pending([x, y])
+    mx.eval(y)
+    assert not is_pending([x, y])
+    assert is_pending([y, z])
+
+
+def test_a_result_kept_from_an_earlier_call_is_found_out() -> None:
+    kept: list[mx.array] = []
+
+    def remembers(x: mx.array) -> mx.array:
+        if not kept:
+            kept.append(x + 1)
+        return kept[0]
+
+    with pytest.raises(NotEvaluatedError, match="call 2 left nothing to compute"):
+        check_evaluated(remembers, [_ones()])
+
+
+def test_a_result_of_the_function_is_kept_from_later_writes() -> None:
+    pages = mx.zeros((4,))
+
+    def writes(x: mx.array) -> mx.array:
+        pages[0] = pages[0] + x[0]
+        return pages
+
+    (first,) = check_evaluated(writes, [_ones()])
+    assert (first[0].item(), pages[0].item()) == (1.0, 2.0)
+
+
+def test_every_input_is_used_and_every_figure_has_its_samples() -> None:
+    seen: list[int] = []
+
+    def function(item: tuple[int, mx.array]) -> mx.array:
+        seen.append(item[0])
+        return item[1] + 1
+
+    timing = measure({"a": function}, [(0, _ones()), (1, _ones())], runs=6)["a"]
+    assert len(timing.latency_us) == len(timing.throughput_us) == len(timing.host_us) == 6
+    assert all(sample > 0 for sample in timing.latency_us + timing.throughput_us + timing.host_us)
+    assert timing.calls >= 2
+    assert set(seen) == {0, 1}
+
+
+def _case(variants: dict[str, Callable[[Any], object]], bytes_moved: int = 64) -> Case:
+    return Case(
+        operation="test",
+        name="one",
+        labels={"size": 8},
+        inputs=lambda seed: _ones(),
+        variants={"plain": lambda x: x + 1, **variants},
+        baselines=("plain",),
+        bytes_moved=bytes_moved,
+    )
+
+
+def _run(case: Case, limit: float = float("inf")) -> CaseResult:
+    return run_case(case, sets=2, runs=3, limit=limit)
+
+
+def _variant(result: CaseResult, name: str) -> VariantResult:
+    return next(variant for variant in result.variants if variant.name == name)
+
+
+def test_one_failing_variant_does_not_stop_the_others() -> None:
+    def raises(x: mx.array) -> mx.array:
+        raise RuntimeError("[compile] no such kernel")
+
+    result = _run(_case({"lazy": Cache, "raises": raises, "good": lambda x: 1 + x}))
+    assert _variant(result, "lazy").failure == (
+        "NotEvaluatedError: a result of type Cache cannot be evaluated"
+    )
+    assert _variant(result, "raises").failure == "RuntimeError: [compile] no such kernel"
+    assert _variant(result, "lazy").latency_us == []
+    good = _variant(result, "good")
+    assert good.failure is None
+    assert good.difference == 0
+    assert len(good.throughput_us) == 3
+    assert result.speed_against("plain", good) is not None
+    assert result.speed_against("lazy", good) is None
+
+
+def test_a_wrong_result_is_a_failure() -> None:
+    result = _run(_case({"wrong": lambda x: x + 1.5, "short": lambda x: x[:4] + 1}))
+    assert _variant(result, "wrong").failure == "differs from plain by 2.5e-01 of its peak"
+    assert _variant(result, "short").failure == "differs from plain by inf of its peak"
+    nan = _run(_case({"nan": lambda x: x + float("nan")}))
+    assert "differs" in (_variant(nan, "nan").failure or "")
+
+
+def test_work_that_the_result_does_not_depend_on_is_found_by_its_speed() -> None:
+    def computes_something_else(x: mx.array) -> mx.array:
+        x @ mx.broadcast_to(x[:, None], (8, 1 << 20))  # never evaluated
+        return x + 1
+
+    case = _case({"lazy": computes_something_else}, bytes_moved=1 << 40)
+    result = _run(case, limit=1e12)
+    assert "more than this device's memory can do" in (_variant(result, "lazy").failure or "")
+    # What may lie in a cache has no such limit.
+    small = _run(_case({"small": lambda x: x + 1}, bytes_moved=1 << 20), limit=1.0)
+    assert _variant(small, "small").failure is None
+
+
+def test_differences_are_relative_to_the_peak_whatever_the_shape() -> None:
+    expected = [mx.array([[0.0, -4.0], [2.0, 1.0]])]
+    assert relative_difference([mx.array([0.0, -4.0, 2.0, 2.0])], expected) == 0.25
+    assert relative_difference([mx.array([0.0])], [mx.array([0.0])]) == 0
+    # One array may be several, and what comes after it does not count.
+    parts = [mx.array([[0.0, -4.0]]), mx.array([2.0, 1.0]), mx.array([9.0])]
+    assert relative_difference(parts, expected) == 0
+    assert relative_difference([mx.array([0.0] * 5)], expected) == math.inf
+
+
+def test_baselines_must_be_variants() -> None:
+    with pytest.raises(ValueError, match="baselines"):
+        Case("test", "one", {}, lambda seed: None, {"a": lambda x: x}, ("b",), 1)
+
+
+def test_listing_the_commands_takes_no_device() -> None:
+    """`quire bench serve` runs beside a server: importing MLX would take the device."""
+    code = "import sys, quire.loadtest.command; sys.exit('mlx.core' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
