@@ -19,6 +19,7 @@ from quire.engine.paged_model import PagedModel
 from quire.kernels.kv_write import Slots
 from quire.kernels.paged_decode import DecodePlan, DecodeSettings, default_settings, plan_items
 from quire.kernels.ragged import DecodeRows, RaggedBatch
+from quire.kernels.upload import upload, upload_packed
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -42,8 +43,6 @@ class CompiledDecode:
         size = bucket(count)
         tables = _widen(layout.decode_tables, size)
         lengths = _pad(layout.positions + 1, size, 1)
-        # Everything the host knows goes to the device as one array: a GPU fetches what the host
-        # has written page by page, and the first kernel to touch a page waits for it.
         parts = [
             _pad(layout.token_ids, size),
             np.maximum(_pad(layout.source_rows, size, -1), 0),
@@ -63,7 +62,7 @@ class CompiledDecode:
             num_items = bucket(len(items))
             parts += [items, np.zeros((num_items - len(items), 3), np.int32), first_items]
             plans.append((num_items, False, settings))
-        packed = mx.array(np.concatenate([part.reshape(-1) for part in parts]))
+        packed = upload_packed(parts)
         tokens = packed[:size]
         pending = layout.source_rows >= 0
         if pending.any():
@@ -82,15 +81,20 @@ class CompiledDecode:
         if not layout.num_decodes:
             return None
         lengths = layout.positions[: layout.num_decodes] + 1
-        plans = {}
+        parts = [layout.decode_tables]
+        all_settings = []
         for window in self._windows:
             settings = self._settings(lengths, window)
-            items, first_items = plan_items(lengths, window, settings.split)
-            single = _is_one_per_row(items, first_items)
+            parts += plan_items(lengths, window, settings.split)
+            all_settings.append(settings)
+        tables, *arrays = upload(parts)
+        plans = {}
+        for i, (window, settings) in enumerate(zip(self._windows, all_settings, strict=True)):
+            single = _is_one_per_row(parts[2 * i + 1], parts[2 * i + 2])
             plans[window] = DecodePlan(
-                mx.array(items), None if single else mx.array(first_items), settings
+                arrays[2 * i], None if single else arrays[2 * i + 1], settings
             )
-        return DecodeRows(mx.array(layout.decode_tables), plans)
+        return DecodeRows(tables, plans)
 
     def order_after(self, previous_tokens: mx.array | None) -> mx.array:
         """What in-place writes must wait for: every layer's attention is behind these tokens."""

@@ -14,11 +14,10 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.activations import swiglu
 from mlx_lm.models.rope_utils import Llama3RoPE
 
 from quire.engine.paging import PagedLayer, PendingSum, StepContext, WindowMask
-from quire.kernels.add_norm import add_rms_norm, fits_add_rms_norm
+from quire.kernels.block_ops import add_rms_norm, fits_packs, swiglu_joined
 from quire.kernels.rotate import HeadNorms, Rotary
 
 # Blocks whose code is the one above, read and compared; the load-time check compares their logits.
@@ -45,8 +44,7 @@ class FusedBlock(nn.Module):
         projected = attention.o_proj(attended.reshape(residual.shape[0], -1))
         norm = self.post_attention_layernorm
         residual, normed = add_rms_norm(residual, projected, norm.weight, norm.fused_eps)
-        gate, up = mx.split(mlp.fused_gate_up(normed), 2, axis=-1)
-        projected = mlp.down_proj(swiglu(gate, up))
+        projected = mlp.down_proj(swiglu_joined(mlp.fused_gate_up(normed)))
         # Added here for whoever asks; the next block adds the two itself, and its norm with them.
         output = (residual + projected).reshape(x.shape)
         cache.context.pending_sum = PendingSum(output, residual, projected)
@@ -78,7 +76,7 @@ def fuse_blocks(model: nn.Module) -> int:
 
 def prepare_norm(norm: nn.Module) -> bool:
     """Make a norm ready for :func:`add_and_norm`; False if it is not one that can be fused."""
-    if type(norm) is not nn.RMSNorm or not fits_add_rms_norm(norm.weight.size, norm.weight.dtype):
+    if type(norm) is not nn.RMSNorm or not fits_packs(norm.weight.size, norm.weight.dtype):
         return False
     # A plain attribute: it is not a parameter.
     object.__setattr__(norm, "fused_eps", mx.array([norm.eps]))
@@ -92,6 +90,9 @@ def _fuse(block: nn.Module) -> bool:
     qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
     gate_up = [mlp.gate_proj, mlp.up_proj]
     if rotary is None or not (_can_join(qkv) and _can_join(gate_up)):
+        return False
+    norm = block.input_layernorm.weight
+    if not fits_packs(_num_outputs(mlp.gate_proj), norm.dtype):
         return False
     if not all(prepare_norm(n) for n in (block.input_layernorm, block.post_attention_layernorm)):
         return False
@@ -132,6 +133,10 @@ def _can_join(linears: list[Any]) -> bool:
             for x in linears
         )
     return type(first) is nn.Linear
+
+
+def _num_outputs(linear: Any) -> int:
+    return int(linear.weight.shape[0])
 
 
 def _join(linears: list[Any]) -> Any:

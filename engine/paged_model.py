@@ -81,8 +81,8 @@ class PagedModel:
         """Give every layer its pages, in the shapes the probe showed."""
         self.context.num_blocks = num_blocks
         self.context.block_size = block_size
-        self.context.in_place = self.fits_kernels(block_size)
-        if self.context.in_place and not self._fused:
+        self.context.in_place = self.context.allow_kernels and self.fits_kernels(block_size)
+        if self.context.in_place and self.context.allow_fused and not self._fused:
             self._fused.append(fuse_blocks(self.model))
             if self._fused[0] and self._final_norm is not None:
                 prepare_norm(self._final_norm.inner)

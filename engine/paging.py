@@ -59,6 +59,8 @@ class StepContext:
 
     num_blocks: int
     block_size: int
+    allow_kernels: bool = True  # False: one of those below was found wrong on this machine
+    allow_fused: bool = True
     in_place: bool = False  # pages are written and read by kernels
     positions: mx.array  # (T,) int32
     slots: Slots

@@ -14,6 +14,9 @@ from quire.engine.sampler import sample
 from quire.engine.step_batch import StepBatch
 from quire.kernels.kv_write import Slots
 from quire.kernels.ragged import RaggedBatch
+from quire.kernels.upload import upload
+
+_MIN_TOKENS = 4
 
 
 @dataclass(slots=True)
@@ -21,7 +24,7 @@ class Step:
     """A step whose graph is built; ``tokens`` may still be on the device, or not even begun."""
 
     batch: StepBatch
-    tokens: mx.array  # (len(batch.sampled),) int32, or one meaningless token if that is 0
+    tokens: mx.array  # int32, one for each of batch.sampled; there may be more, which mean nothing
     launched: bool = False
 
 
@@ -46,6 +49,9 @@ class ModelRunner:
         if layout.sampled != batch.sampled:
             row_of = {id(chunk): row for row, chunk in enumerate(layout.sampled)}
             tokens = tokens[mx.array([row_of[id(chunk)] for chunk in batch.sampled])]
+        if self._decode is not None and tokens.size < _MIN_TOKENS:
+            # MLX keeps smaller arrays in memory that host and GPU take turns to own.
+            tokens = mx.pad(tokens, (0, _MIN_TOKENS - tokens.size))
         return Step(batch, tokens)
 
     def forward(self, batch: StepBatch, previous: Step | None) -> mx.array:
@@ -74,23 +80,22 @@ class ModelRunner:
         if self._decode is not None and everything and not layout.prompts:
             return self._decode(layout, tokens)
         context = self._context
-        context.positions = mx.array(layout.positions)
+        source_rows = np.maximum(layout.source_rows, 0)
+        arrays = [layout.positions, layout.slot_mapping, layout.token_ids, source_rows]
+        context.positions, slot_mapping, token_ids, source_array, wanted_rows = upload(
+            [*arrays, np.array(wanted, np.int32)]
+        )
         context.batch = RaggedBatch(layout.groups, layout.prompts)
         after = None
         if self._decode is not None:
             after = self._decode.order_after(tokens)
             context.batch.decodes = self._decode.rows(layout)
-        context.slots = Slots(mx.array(layout.slot_mapping), context.block_size, after)
-        context.wanted_rows = None if everything else mx.array(wanted)
-        return self._model(_input_tokens(layout, tokens))
-
-
-def _input_tokens(layout: Layout, previous_tokens: mx.array | None) -> mx.array:
-    """(T,) int32 token ids; those the host has not seen come from the step before."""
-    host = mx.array(layout.token_ids)
-    pending = layout.source_rows >= 0
-    if not pending.any():
-        return host
-    assert previous_tokens is not None, "a token is awaited from a step that does not exist"
-    device = previous_tokens[mx.array(np.maximum(layout.source_rows, 0))]
-    return device if pending.all() else mx.where(mx.array(pending), device, host)
+        context.slots = Slots(slot_mapping, context.block_size, after)
+        context.wanted_rows = None if everything else wanted_rows
+        pending = layout.source_rows >= 0
+        if pending.any():
+            assert tokens is not None, "a token is awaited from a step that does not exist"
+            sampled = tokens[source_array]
+            all_pending = bool(pending.all())
+            token_ids = sampled if all_pending else mx.where(mx.array(pending), sampled, token_ids)
+        return self._model(token_ids)

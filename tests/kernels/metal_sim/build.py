@@ -16,6 +16,7 @@ from pathlib import Path
 from metal_sim.text import MetalText, cpp_text
 
 _HERE = Path(__file__).parent
+SHIM = _HERE / "shim"
 
 # Metal is C++14 with extensions: what only later standards have must not compile here either.
 _KERNEL_FLAGS = (
@@ -76,7 +77,7 @@ def _compiled(source: str, flags: Sequence[str], objects: Sequence[str]) -> Path
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             path, made = Path(folder, "source.cpp"), Path(folder, "made")
             path.write_text(source)
-            command = [compiler, *flags, f"-I{_HERE / 'shim'}", "-o", str(made), str(path)]
+            command = [compiler, *flags, f"-I{SHIM}", "-o", str(made), str(path)]
             run = subprocess.run([*command, *objects], capture_output=True, text=True)
             if run.returncode != 0:
                 raise CompileError(run.stderr)
@@ -86,7 +87,11 @@ def _compiled(source: str, flags: Sequence[str], objects: Sequence[str]) -> Path
 
 @cache
 def _compiler() -> tuple[str, str]:
-    """Its path and version."""
+    return find_compiler()
+
+
+def find_compiler() -> tuple[str, str]:
+    """The path and version of the C++ compiler."""
     for name in (os.environ.get("CXX", "g++"), "g++", "clang++"):
         if (path := shutil.which(name)) is not None:
             shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
@@ -100,7 +105,7 @@ def _compiler() -> tuple[str, str]:
 @cache
 def _shim_digest() -> str:
     digest = hashlib.blake2b()
-    for path in sorted((_HERE / "shim").iterdir()):
+    for path in sorted(SHIM.iterdir()):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -143,6 +143,8 @@ def _run(
 def _explain(message: str, name: str, text: MetalText) -> str:
     """Append the lines of the text that ``message`` names."""
     lines = text.text.splitlines()
+    buffers = {p.attribute[len("buffer(") : -1]: p.name for p in text.parameters}
+    message = re.sub(r"\bbuffer (\d+)", lambda match: buffers[match[1]], message)
     named = re.findall(rf"\b{name}\.metal:(\d+)|\bline (\d+)", message)
     numbers = dict.fromkeys(int(a or b) for a, b in named)
     shown = [f"{n}: {lines[n - 1]}" for n in numbers if 0 < n <= len(lines)]

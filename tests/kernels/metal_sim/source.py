@@ -7,7 +7,10 @@ from functools import cached_property
 from typing import Any, cast
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 
+from metal_sim.run import simulate
 from quire.kernels.gpu_kernel import GpuKernel
 
 
@@ -31,3 +34,25 @@ class MetalKernel(GpuKernel):
             source=self._source,
         )
         return cast(Callable[..., Any], kernel)
+
+
+def run_source(
+    kernel: MetalKernel,
+    inputs: list[npt.NDArray[np.generic] | mx.array],
+    outputs: Sequence[tuple[tuple[int, ...], mx.Dtype]],
+    groups: tuple[int, int, int] = (1, 1, 1),
+    threads: int = 64,
+    mutation: tuple[str, str] | None = None,
+    **template: int | bool | mx.Dtype,
+) -> list[mx.array]:
+    """The outputs, given by shape and dtype; ``mutation`` replaces text by other text."""
+    return simulate(
+        kernel,
+        inputs,
+        template=template,
+        groups=groups,
+        threads=threads,
+        output_shapes=[shape for shape, _ in outputs],
+        output_dtypes=[dtype for _, dtype in outputs],
+        mutate=None if mutation is None else lambda text: text.replace(*mutation),
+    ).outputs

@@ -92,7 +92,7 @@ def cpp_text(kernel: MetalText, name: str) -> str:
     of functions are dropped, since clang++ refuses them at a template's instance. Nothing else
     changes, nor do line numbers.
     """
-    text = re.sub(r"\[\[(kernel|host_name\(.*?\))\]\] ", "", kernel.text)
+    text = without_attributes(kernel.text)
     arguments = []
     for parameter in kernel.parameters:
         buffer = re.fullmatch(r"buffer\((\d+)\)", parameter.attribute)
@@ -107,7 +107,7 @@ def cpp_text(kernel: MetalText, name: str) -> str:
     return (
         "#include <metal_stdlib>\n"
         f'#line 1 "{name}.metal"\n'
-        f"{_share_threadgroup_variables(text)}\n"
+        f"{share_threadgroup_variables(text)}\n"
         f'#line 1 "{name}.call"\n'
         "namespace metal_sim {\n"
         "void run_thread(const Place& place, void* const* buffers) {\n"
@@ -143,6 +143,12 @@ _ATTRIBUTES = {
     "grid_size": "uint3{place.groups[0] * place.threads, place.groups[1], place.groups[2]}",
 }
 
+
+def without_attributes(text: str) -> str:
+    """Drop the attributes of functions."""
+    return re.sub(r"\[\[(kernel|host_name\(.*?\))\]\] ", "", text)
+
+
 # Variables only, no pointers and no parameters. SHARED is metal.h's word for Metal's own.
 _SHARED = re.compile(
     r"\b(?:SHARED|threadgroup)\s+(?:alignas\s*\([^()]*\)\s*)?"
@@ -150,7 +156,8 @@ _SHARED = re.compile(
 )
 
 
-def _share_threadgroup_variables(text: str) -> str:
+def share_threadgroup_variables(text: str) -> str:
+    """Make references of threadgroup variables, to memory that `metal_sim::shared` hands out."""
     number = 0
 
     def rewrite(match: re.Match[str]) -> str:

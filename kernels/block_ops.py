@@ -1,4 +1,4 @@
-"""A residual addition and the RMS norm that follows it, in one kernel."""
+"""What stands between the matrix products of a block, in one kernel each."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from quire.kernels.gpu_kernel import GpuKernel
 _MAX_SIMDGROUPS = 16
 _PACKS_PER_THREAD = 2
 
-_kernel = GpuKernel(
+_SWIGLU_THREADS = 256
+
+_add_norm = GpuKernel(
     "add_rms_norm", inputs=("x", "delta", "weight", "params"), outputs=("sum", "normed")
 )
+_swiglu = GpuKernel("swiglu", inputs=("both",), outputs=("output",))
 
 
-def fits_add_rms_norm(dim: int, dtype: mx.Dtype) -> bool:
-    """Whether rows of ``dim`` values come in whole packs."""
+def fits_packs(dim: int, dtype: mx.Dtype) -> bool:
+    """Whether rows of ``dim`` values can be read 16 bytes at a time, as the kernels here do."""
     return dtype in (mx.float32, mx.float16, mx.bfloat16) and dim * dtype.size % 16 == 0
 
 
@@ -35,7 +38,7 @@ def add_rms_norm(
     rows, dim = x.shape
     packs = dim * x.dtype.size // 16
     simdgroups = min(_MAX_SIMDGROUPS, -(-packs // (32 * _PACKS_PER_THREAD)))
-    total, normed = _kernel(
+    total, normed = _add_norm(
         [x, delta, weight, eps],
         template={"T": x.dtype, "DIM": dim, "SIMDGROUPS": simdgroups},
         groups=(rows, 1, 1),
@@ -44,3 +47,25 @@ def add_rms_norm(
         output_dtypes=[x.dtype, x.dtype],
     )
     return total, normed
+
+
+def swiglu_joined(both: mx.array) -> mx.array:
+    """silu(gate) * up.
+
+    Args:
+        both: (T, 2 * dim), gates first.
+
+    Returns:
+        (T, dim), rounded once.
+    """
+    rows, dim = both.shape[0], both.shape[1] // 2
+    threads = rows * dim * both.dtype.size // 16
+    (output,) = _swiglu(
+        [both],
+        template={"T": both.dtype, "DIM": dim, "THREADS": _SWIGLU_THREADS},
+        groups=(-(-threads // _SWIGLU_THREADS), 1, 1),
+        threads=_SWIGLU_THREADS,
+        output_shapes=[(rows, dim)],
+        output_dtypes=[both.dtype],
+    )
+    return output

@@ -1,0 +1,93 @@
+"""Metal's address spaces in every kernel's text, as far as clang knows them from OpenCL C++."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+import mlx.core as mx
+import pytest
+from decode_case import F16, DecodeCase
+from metal_sim import MetalText, collected_texts, metal_text
+from metal_sim.address_spaces import address_space_errors
+from metal_sim.source import MetalKernel
+from write_case import WriteCase
+
+from quire.kernels.add_norm import add_rms_norm
+from quire.kernels.kv_write import Slots
+from quire.kernels.manifest import DTYPES, load_manifest
+from quire.kernels.rotate import HeadNorms, Rotary, rotate_and_write
+from quire.kernels.verify import check_variant
+
+PRELUDES = {"metal", "cuda", "common", "metal_fragments", "cuda_fragments"}
+
+
+def launch_all() -> None:
+    """Launch every kernel in several ways, with small arrays, which are `constant`, and large."""
+    for operation, entry in load_manifest().items():
+        for variant in entry.variants.values():
+            for dtype in set(variant.dtypes or DTYPES) if variant.kind == "kernel" else ():
+                check_variant(operation, variant.name, dtype, "metal")
+    for sinks in (False, True):
+        for heads in (1, 4):
+            DecodeCase(F16, direct=False, sinks=sinks, softcap=2.0, kv_heads=heads).run()
+    WriteCase(F16, 8, (2, 64), (2, 64), 3).run()
+    for rows in (3, 9):
+        x = mx.zeros((rows, 64))
+        add_rms_norm(x, x, x[0], mx.array([1e-6]))
+        pages = mx.zeros((2, 1, 8, 64))
+        norms = HeadNorms(x[0], x[0], mx.array([1e-6]))
+        for head_norms in (None, norms):
+            rotate_and_write(
+                mx.zeros((rows, 4 * 64)),
+                pages,
+                pages,
+                mx.zeros((rows,), mx.int32),
+                Slots(mx.zeros((rows,), mx.int32), 8, after=mx.array([1])),
+                Rotary(mx.zeros((32,)), 64, False),
+                head_norms,
+                keep_rows=True,
+            )
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[str, list[MetalText]]:
+    """By kernel."""
+    with collected_texts() as found:
+        launch_all()
+    grouped: dict[str, list[MetalText]] = {}
+    for text, name in dict.fromkeys(found):
+        grouped.setdefault(name, []).append(text)
+    return grouped
+
+
+def test_every_kernel_keeps_address_spaces_apart(texts: dict[str, list[MetalText]]) -> None:
+    folder = resources.files("quire.kernels").joinpath("source")
+    names = {path.name.removesuffix(".h") for path in folder.iterdir()} - PRELUDES
+    assert set(texts) == names
+    errors = {name: [address_space_errors(text) for text in texts[name]] for name in names}
+    assert errors == {name: [[]] * len(texts[name]) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("y[0] = x[0];", None),
+        ("y[0] = ((const device float*)x)[0];", None),
+        ("y[0] = ((const device float*)few)[0];", "mismatching address spaces"),
+        ("y[0] = ((const thread float*)x)[0];", "mismatching address spaces"),
+        ("threadgroup float s[4]; s[0] = x[0]; y[0] = first(s);", "no matching function"),
+        ("thread float s[4]; s[0] = x[0]; y[0] = first(s);", None),
+        ("y[0] = first(x);", "no matching function"),
+    ],
+)
+def test_mixed_address_spaces_are_found(line: str, message: str | None) -> None:
+    header = "inline float first(const thread float* a) { return a[0]; }\n"
+    kernel = MetalKernel(line, ["x", "few"], ["y"], header)
+    text = metal_text(
+        kernel, [mx.zeros((8,)), mx.zeros((2,))], template={}, output_dtypes=[mx.float32]
+    )
+    errors = address_space_errors(text)
+    if message is None:
+        assert errors == []
+    else:
+        assert any(message in error and line in error for error in errors), errors
