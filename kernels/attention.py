@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from quire.kernels.kv_write import gather_context
-from quire.kernels.paged_attention import ExtraScores, paged_attention, prompt_sdpa
+from quire.kernels.paged_attention import ExtraScores, paged_attention
 from quire.kernels.paged_decode import paged_decode
-from quire.kernels.ragged import PromptChunk, RaggedBatch
+from quire.kernels.prompt_attention import PromptPages, plan_prompts, prompt_attention
+from quire.kernels.ragged import PromptPlan, RaggedBatch
 
 
 class PageArrays(NamedTuple):
@@ -65,27 +65,26 @@ def attend(
                 sinks=sinks,
             )
         )
-    for chunk in batch.chunks:
-        first, keys, values = _context(pages, pages.written, chunk, window)
-        rows = queries[chunk.first_row : chunk.first_row + chunk.num_rows]
-        parts += prompt_sdpa(rows, keys, values, chunk, first, scale, window, sinks)
+    if batch.chunks:
+        prompt_pages = PromptPages(
+            pages.keys, pages.values, pages.written, pages.new_keys, pages.new_values
+        )
+        plan = _prompt_plan(batch, window, pages.keys.shape[2])
+        parts.append(
+            prompt_attention(queries, prompt_pages, plan, scale=scale, window=window, sinks=sinks)
+        )
     output = parts[0] if len(parts) == 1 else mx.concatenate(parts)
     return output.astype(dtype)
 
 
-def _context(
-    pages: PageArrays, written: mx.array, chunk: PromptChunk, window: int | None
-) -> tuple[int, mx.array, mx.array]:
-    """First position, keys and values (1, kv_heads, n, dim) of what a chunk's rows can see."""
-    if chunk.start == 0 and pages.new_keys is not None and pages.new_values is not None:
-        # All of it was computed in this very step.
-        rows = slice(chunk.first_row, chunk.first_row + chunk.num_rows)
-        return (
-            0,
-            pages.new_keys[rows].transpose(2, 1, 0, 3),
-            pages.new_values[rows].transpose(2, 1, 0, 3),
-        )
-    block_size = pages.keys.shape[2]
-    first = chunk.first_block(chunk.start, window, block_size)
-    keys, values = gather_context(pages.keys, pages.values, chunk.blocks_from(first), written)
-    return first * block_size, keys, values
+def _prompt_plan(batch: RaggedBatch, window: int | None, block_size: int) -> PromptPlan:
+    """Made once per step and window; all layers share it."""
+    if window not in batch.prompt_plans:
+        pad = pads_prompts()
+        batch.prompt_plans[window] = plan_prompts(batch.chunks, window, block_size, pad=pad)
+    return batch.prompt_plans[window]
+
+
+def pads_prompts() -> bool:
+    """Whether chunks of similar lengths go to attention together, padded."""
+    return mx.cuda.is_available()

@@ -103,17 +103,17 @@ def gather_context(
     """Keys and values of whole blocks as contiguous arrays.
 
     Args:
-        block_ids: (n,) int32
+        block_ids: (B, n) int32
         written: what :func:`write_in_place` returned last for these pages.
 
     Returns:
-        (1, kv_heads, n * block_size, dim) each.
+        (B, kv_heads, n * block_size, dim) each.
     """
     dtype = key_pages.dtype
     heads, block_size, key_dim = key_pages.shape[1:]
     value_heads, value_dim = value_pages.shape[1], value_pages.shape[3]
-    tokens = block_ids.shape[0] * block_size
-    packs = tokens * (heads * key_dim + value_heads * value_dim) * dtype.size // 16
+    sequences, tokens = block_ids.shape[0], block_ids.shape[1] * block_size
+    packs = sequences * tokens * (heads * key_dim + value_heads * value_dim) * dtype.size // 16
     keys, values = _gather(
         [key_pages, value_pages, block_ids, written],
         template={
@@ -127,7 +127,10 @@ def gather_context(
         },
         groups=(-(-packs // _THREADS), 1, 1),
         threads=_THREADS,
-        output_shapes=[(1, heads, tokens, key_dim), (1, value_heads, tokens, value_dim)],
+        output_shapes=[
+            (sequences, heads, tokens, key_dim),
+            (sequences, value_heads, tokens, value_dim),
+        ],
         output_dtypes=[dtype, dtype],
     )
     return keys, values

@@ -165,7 +165,7 @@ def prompt_probe(shape: PromptShape, dtype: mx.Dtype, seed: int) -> Probe:
     def gather(first: int) -> tuple[mx.array, mx.array]:
         blocks = chunk.blocks_from(first)
         if on_gpu:
-            return gather_context(pages.keys, pages.values, blocks, written)
+            return gather_context(pages.keys, pages.values, blocks[None], written)
         return _joined(pages.keys[blocks]), _joined(pages.values[blocks])
 
     def gathered(settings: Mapping[str, int]) -> list[mx.array]:

@@ -112,6 +112,37 @@ class PromptChunk:
         return self._biases[key]
 
 
+@dataclass(frozen=True)
+class PaddedChunks:
+    """Chunks of similar lengths as one batch; index arrays that all layers share.
+
+    Attributes:
+        rows: (B * n,) int32, the row of the step that each query is; None if they lie in order.
+        block_ids: (B, blocks) int32, padded with the scratch block.
+        visible: (B, 1, n, blocks * block_size) bool
+    """
+
+    rows: mx.array | None
+    first_row: int
+    block_ids: mx.array
+    visible: mx.array
+
+
+@dataclass(frozen=True)
+class PromptPlan:
+    """How the chunks of a step are brought to attention, for one window.
+
+    Attributes:
+        padded: batches of padded chunks.
+        alone: chunks that go one by one; their results follow those of ``padded``.
+        order: (rows,) int32, where in all results the rows of the step are; None if in order.
+    """
+
+    padded: list[PaddedChunks]
+    alone: list[PromptChunk]
+    order: mx.array | None
+
+
 @dataclass
 class DecodeRows:
     """The step's first rows, one query each, as the decode kernel takes them."""
@@ -134,8 +165,9 @@ class RaggedBatch:
     groups: list[DecodeGroup]
     chunks: list[PromptChunk]
     decodes: DecodeRows | None = None
+    prompt_plans: dict[int | None, PromptPlan] = field(default_factory=dict)  # by window
 
     @property
     def needs_new_rows(self) -> bool:
-        """Whether attention reads new keys and values as rows: a chunk sees nothing older."""
+        """Whether attention may read new keys and values as rows: a chunk sees nothing older."""
         return any(chunk.start == 0 for chunk in self.chunks)

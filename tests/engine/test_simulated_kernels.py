@@ -7,10 +7,10 @@ from unittest import mock
 
 import mlx.core as mx
 import pytest
+from metal_sim import simulated_kernels
 from model_zoo import build
 from model_zoo_traffic import reference_generate
 
-from metal_sim import simulated_kernels
 from quire.engine.engine import Engine, EngineConfig
 from quire.engine.fused_blocks import FusedBlock
 from quire.engine.messages import GenerateRequest, SamplingParams
@@ -30,8 +30,12 @@ def gpu_paths() -> Iterator[None]:
     mx.enable_compile()
 
 
+@pytest.mark.parametrize("pad", [False, True], ids=["alone", "padded"])
 @pytest.mark.parametrize("family", ["qwen3", "llama", "gemma3_text", "gpt_oss"])
-def test_tokens_equal_those_of_mlx_lm(family: str) -> None:
+def test_tokens_equal_those_of_mlx_lm(
+    family: str, pad: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quire.kernels.attention.pads_prompts", lambda: pad)
     model = page_model(build(family, 0), family)
     engine = Engine(
         model,

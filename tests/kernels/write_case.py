@@ -47,7 +47,7 @@ class WriteCase:
 
         slots = Slots(mx.array(mapping), size, after=mx.array([1]))
         written = write_in_place(pages[0], pages[1], new[0], new[1], slots)
-        contexts = gather_context(pages[0], pages[1], mx.array(blocks), written)
+        contexts = gather_context(pages[0], pages[1], mx.array(blocks)[None], written)
         return [*pages, *contexts], expected
 
     def check(self) -> None:

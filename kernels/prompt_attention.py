@@ -1,0 +1,171 @@
+"""Attention of a step's prompt chunks over pages that kernels have written.
+
+MLX's fused attention does the arithmetic; what differs is how chunks are brought to it. One call
+for each chunk needs no padding. On CUDA, though, MLX prepares a plan of some 60 ms for every new
+pair of lengths, and many short chunks are many small launches: there chunks of similar lengths are
+padded to a few sizes and go together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from quire.kernels.kv_write import gather_context
+from quire.kernels.paged_attention import prompt_sdpa
+from quire.kernels.ragged import PaddedChunks, PromptChunk, PromptPlan
+from quire.kernels.upload import upload
+
+Int32Array = npt.NDArray[np.int32]
+
+_sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention
+
+_MIN_ROWS, _MIN_KEYS = 16, 128
+# Chunks that begin and end at multiples of this go alone and unpadded: their lengths recur.
+_ALIGNED = 256
+
+
+class PromptPages(NamedTuple):
+    """A layer's pages, and the rows just written to them if those are at hand."""
+
+    keys: mx.array  # (num_blocks, kv_heads, block_size, key_dim)
+    values: mx.array  # (num_blocks, kv_heads, block_size, value_dim)
+    written: mx.array  # token of the last write
+    new_keys: mx.array | None  # (T, kv_heads, 1, key_dim)
+    new_values: mx.array | None
+
+
+def plan_prompts(
+    chunks: Sequence[PromptChunk], window: int | None, block_size: int, *, pad: bool
+) -> PromptPlan:
+    """Decide it for consecutive ``chunks``. ``pad`` allows batches of padded chunks."""
+    groups: dict[tuple[int, int], list[PromptChunk]] = {}
+    alone = []
+    for chunk in chunks:
+        if not pad or _is_aligned(chunk):
+            alone.append(chunk)
+            continue
+        first = chunk.first_block(chunk.start, window, block_size)
+        keys = chunk.context_length - first * block_size
+        size = (_bucket(chunk.num_rows, _MIN_ROWS), _bucket(keys, _MIN_KEYS))
+        groups.setdefault(size, []).append(chunk)
+    first_row = chunks[0].first_row
+    order = np.empty(sum(chunk.num_rows for chunk in chunks), np.int32)
+    done = 0
+    padded = []
+    for (rows, keys), members in groups.items():
+        padded.append(_pad_chunks(members, rows, keys, window, block_size))
+        for i, chunk in enumerate(members):
+            start = chunk.first_row - first_row
+            places = np.arange(done + i * rows, done + i * rows + chunk.num_rows)
+            order[start : start + chunk.num_rows] = places
+        done += rows * _bucket(len(members), 1)
+    for chunk in alone:
+        start = chunk.first_row - first_row
+        order[start : start + chunk.num_rows] = np.arange(done, done + chunk.num_rows)
+        done += chunk.num_rows
+    in_order = done == len(order) and bool((np.diff(order) == 1).all())
+    return PromptPlan(padded, alone, None if in_order else upload([order])[0])
+
+
+def prompt_attention(
+    queries: mx.array,
+    pages: PromptPages,
+    plan: PromptPlan,
+    *,
+    scale: float,
+    window: int | None,
+    sinks: mx.array | None,
+) -> mx.array:
+    """Causal attention of all prompt rows of a step over their own sequences.
+
+    Args:
+        queries: (T, heads, 1, key_dim), all rows of the step.
+        window: the one ``plan`` was made for.
+        sinks: (heads,) logits that take part in the softmax but have no value.
+
+    Returns:
+        (rows, heads, 1, value_dim), the prompt rows in the order of the step.
+    """
+    outputs = [_attend_padded(queries, pages, chunks, scale, sinks) for chunks in plan.padded]
+    block_size = pages.keys.shape[2]
+    for chunk in plan.alone:
+        rows = slice(chunk.first_row, chunk.first_row + chunk.num_rows)
+        if chunk.start == 0 and pages.new_keys is not None and pages.new_values is not None:
+            # All it can see was computed in this very step.
+            first = 0
+            keys = pages.new_keys[rows].transpose(2, 1, 0, 3)
+            values = pages.new_values[rows].transpose(2, 1, 0, 3)
+        else:
+            first = chunk.first_block(chunk.start, window, block_size)
+            blocks = chunk.blocks_from(first)[None]
+            keys, values = gather_context(pages.keys, pages.values, blocks, pages.written)
+        outputs += prompt_sdpa(
+            queries[rows], keys, values, chunk, first * block_size, scale, window, sinks
+        )
+    output = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
+    return output if plan.order is None else output[plan.order]
+
+
+def _attend_padded(
+    queries: mx.array,
+    pages: PromptPages,
+    chunks: PaddedChunks,
+    scale: float,
+    sinks: mx.array | None,
+) -> mx.array:
+    count, _, num_rows, _ = chunks.visible.shape
+    if chunks.rows is None:
+        queries = queries[chunks.first_row : chunks.first_row + count * num_rows]
+    else:
+        queries = queries[chunks.rows]
+    heads, dim = queries.shape[1], queries.shape[3]
+    keys, values = gather_context(pages.keys, pages.values, chunks.block_ids, pages.written)
+    output = _sdpa(
+        queries.reshape(count, num_rows, heads, dim).transpose(0, 2, 1, 3),
+        keys,
+        values,
+        scale=scale,
+        mask=chunks.visible,
+        sinks=sinks,
+    )
+    return output.transpose(0, 2, 1, 3).reshape(count * num_rows, heads, 1, -1)
+
+
+def _pad_chunks(
+    chunks: list[PromptChunk], num_rows: int, num_keys: int, window: int | None, block_size: int
+) -> PaddedChunks:
+    count = _bucket(len(chunks), 1)
+    rows = np.zeros((count, num_rows), np.int32)
+    block_ids = np.zeros((count, -(-num_keys // block_size)), np.int32)
+    starts = np.zeros(count, np.int32)  # position of the first row
+    firsts = np.zeros(count, np.int32)  # position of the first key
+    for i, chunk in enumerate(chunks):
+        last = chunk.first_row + chunk.num_rows - 1
+        rows[i] = np.minimum(np.arange(chunk.first_row, chunk.first_row + num_rows), last)
+        first = chunk.first_block(chunk.start, window, block_size)
+        block_ids[i, : len(chunk.block_ids) - first] = chunk.block_ids[first:]
+        starts[i], firsts[i] = chunk.start, first * block_size
+    flat = rows.reshape(-1)
+    in_order = bool((np.diff(flat) == 1).all())
+    rows_array, blocks_array, starts_array, firsts_array = upload(
+        [flat, block_ids, starts.reshape(-1, 1, 1, 1), firsts.reshape(-1, 1, 1, 1)]
+    )
+    queries = starts_array + mx.arange(num_rows).reshape(1, 1, -1, 1)
+    keys = firsts_array + mx.arange(block_ids.shape[1] * block_size).reshape(1, 1, 1, -1)
+    visible = keys <= queries
+    if window is not None:
+        visible = visible & (keys > queries - window)
+    return PaddedChunks(None if in_order else rows_array, int(flat[0]), blocks_array, visible)
+
+
+def _is_aligned(chunk: PromptChunk) -> bool:
+    return chunk.start % _ALIGNED == 0 and chunk.num_rows % _ALIGNED == 0
+
+
+def _bucket(count: int, smallest: int) -> int:
+    return max(smallest, 1 << (count - 1).bit_length())
