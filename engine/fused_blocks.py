@@ -43,7 +43,7 @@ class FusedBlock(nn.Module):
         )
         projected = attention.o_proj(attended.reshape(residual.shape[0], -1))
         norm = self.post_attention_layernorm
-        residual, normed = add_rms_norm(residual, projected, norm.weight, norm.fused_eps)
+        residual, normed = add_rms_norm(residual, projected, norm.weight, norm.eps)
         projected = mlp.down_proj(swiglu_joined(mlp.fused_gate_up(normed)))
         # Added here for whoever asks; the next block adds the two itself, and its norm with them.
         output = (residual + projected).reshape(x.shape)
@@ -58,7 +58,7 @@ def add_and_norm(context: StepContext, x: mx.array, norm: nn.Module) -> tuple[mx
     """
     pending, context.pending_sum = context.pending_sum, None
     if pending is not None and pending.output is x:
-        return add_rms_norm(pending.residual, pending.delta, norm.weight, norm.fused_eps)
+        return add_rms_norm(pending.residual, pending.delta, norm.weight, norm.eps)
     flat = x.reshape(-1, x.shape[-1])
     return flat, norm(flat)
 
@@ -74,14 +74,9 @@ def fuse_blocks(model: nn.Module) -> int:
     return fused
 
 
-def prepare_norm(norm: nn.Module) -> bool:
-    """Make a norm ready for :func:`add_and_norm`; False if it is not one that can be fused."""
-    if type(norm) is not nn.RMSNorm or not fits_packs(norm.weight.size, norm.weight.dtype):
-        return False
-    # A plain attribute: it is not a parameter.
-    object.__setattr__(norm, "fused_eps", mx.array([norm.eps]))
-    mx.eval(norm.fused_eps)
-    return True
+def can_fuse_norm(norm: nn.Module) -> bool:
+    """Whether :func:`add_and_norm` can compute it."""
+    return type(norm) is nn.RMSNorm and fits_packs(norm.weight.size, norm.weight.dtype)
 
 
 def _fuse(block: nn.Module) -> bool:
@@ -94,15 +89,14 @@ def _fuse(block: nn.Module) -> bool:
     norm = block.input_layernorm.weight
     if not fits_packs(_num_outputs(mlp.gate_proj), norm.dtype):
         return False
-    if not all(prepare_norm(n) for n in (block.input_layernorm, block.post_attention_layernorm)):
+    if not all(can_fuse_norm(n) for n in (block.input_layernorm, block.post_attention_layernorm)):
         return False
     norms = None
     if "q_norm" in attention:
         q_norm, k_norm = attention.q_norm, attention.k_norm
         if q_norm.eps != k_norm.eps:
             return False
-        norms = HeadNorms(q_norm.weight, k_norm.weight, mx.array([q_norm.eps]))
-        mx.eval(norms.eps)
+        norms = HeadNorms(q_norm.weight, k_norm.weight, q_norm.eps)
     # Plain attributes: none of this is a parameter of its own.
     object.__setattr__(attention, "fused_rotary", rotary)
     object.__setattr__(attention, "fused_norms", norms)

@@ -13,7 +13,7 @@ from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt
 
 from quire.cache.pages import LayerPages
 from quire.engine.errors import UnsupportedModel
-from quire.engine.fused_blocks import add_and_norm, fuse_blocks, prepare_norm
+from quire.engine.fused_blocks import add_and_norm, can_fuse_norm, fuse_blocks
 from quire.engine.paging import CannotPage, PagedLayer, StepContext, install
 from quire.kernels.kv_write import Slots
 from quire.kernels.ragged import DecodeGroup, RaggedBatch
@@ -84,8 +84,6 @@ class PagedModel:
         self.context.in_place = self.context.allow_kernels and self.fits_kernels(block_size)
         if self.context.in_place and self.context.allow_fused and not self._fused:
             self._fused.append(fuse_blocks(self.model))
-            if self._fused[0] and self._final_norm is not None:
-                prepare_norm(self._final_norm.inner)
         for layer in self.layers:
             assert layer.shape is not None
             layer.pages = None  # the old ones, before there are new ones
@@ -180,16 +178,11 @@ class _FinalNorm(nn.Module):
     def __call__(self, hidden: mx.array, *args: Any, **kwargs: Any) -> mx.array:
         self.calls += 1
         rows = self._context.wanted_rows if self.selects else None
-        if rows is None and hasattr(self._norm, "fused_eps"):
+        if rows is None and self._context.pending_sum is not None and can_fuse_norm(self._norm):
             return add_and_norm(self._context, hidden, self._norm)[1].reshape(hidden.shape)
         self._context.pending_sum = None
         output: mx.array = self._norm(hidden if rows is None else hidden[rows], *args, **kwargs)
         return output
-
-    @property
-    def inner(self) -> nn.Module:
-        norm: nn.Module = self._norm
-        return norm
 
     def __getattr__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, "_norm"), name)

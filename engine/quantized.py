@@ -14,7 +14,8 @@ class FlatQuantizedLinear(nn.QuantizedLinear):
     """Takes all rows as one matrix, where the model passes (T, 1, K).
 
     MLX's CUDA backend takes the number of rows from the second-last axis: T products of one row
-    each read the weights T times, 17 times slower at 2,048 rows.
+    each read the weights T times, 17 times slower at 2,048 rows. On the CPU, too, the variants that
+    unpack the weights once for many rows need to see the rows.
     """
 
     def __call__(self, x: mx.array) -> mx.array:

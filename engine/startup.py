@@ -10,6 +10,7 @@ import mlx.core as mx
 from quire.engine.device import DeviceName, select_device, usable_memory
 from quire.engine.engine import Engine, EngineConfig
 from quire.engine.errors import EngineError, UnsupportedModel
+from quire.engine.kernel_check import avoid_dropped, check_kernels
 from quire.engine.loader import LoadedModel, Progress, load_model
 from quire.engine.messages import GenerateRequest, Ready, SamplingParams, WorkerConfig
 from quire.engine.paged_model import PagedModel, page_model
@@ -56,10 +57,13 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
         raise UnsupportedModel(loaded.name, reason)
     if loaded.widened:
         notes = [*notes, "half-precision weights are computed as float32 on the CPU"]
-    if device == "cuda":
-        flatten_quantized_linears(loaded.model)
+    flatten_quantized_linears(loaded.model)
+    if device != "cpu":
+        progress("checking kernels", 0, 1)
+        check_kernels(device, loaded.model)
     progress("warming up", 0, 1)
     paged = page_model(loaded.model, loaded.name)
+    notes = [*notes, *avoid_dropped(device, paged)]
     engine_config = EngineConfig(
         num_blocks=0,
         block_size=config.block_size,

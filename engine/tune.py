@@ -54,16 +54,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tune(args: argparse.Namespace, device: DeviceName) -> int:
-    from quire.kernels.manifest import load_manifest
     from quire.kernels.record import record_path
     from quire.kernels.tuning import tune
-    from quire.kernels.tuning_tasks import tasks_for, typical_sizes
+    from quire.kernels.tuning_tasks import tasks_for, tuned_operations, typical_sizes
     from quire.kernels.verify import checked_variants
 
-    operations = args.op or list(load_manifest())
+    known_operations = tuned_operations()
+    operations = args.op or known_operations
     for name in operations:
-        if name not in load_manifest():
-            known = ", ".join(load_manifest())
+        if name not in known_operations:
+            known = ", ".join(known_operations)
             print(f"quire: error: --op must be one of {known}, not {name}", file=sys.stderr)
             return 2
     sizes = typical_sizes(device) if args.model is None else _read_sizes(args.model, device)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from quire.kernels.gpu_kernel import GpuKernel
+from quire.kernels.gpu_kernel import GpuKernel, float_bits
 
 _MAX_SIMDGROUPS = 16
 _PACKS_PER_THREAD = 2
 
 _SWIGLU_THREADS = 256
 
-_add_norm = GpuKernel(
-    "add_rms_norm", inputs=("x", "delta", "weight", "params"), outputs=("sum", "normed")
-)
+_add_norm = GpuKernel("add_rms_norm", inputs=("x", "delta", "weight"), outputs=("sum", "normed"))
 _swiglu = GpuKernel("swiglu", inputs=("both",), outputs=("output",))
 
 
@@ -23,14 +21,13 @@ def fits_packs(dim: int, dtype: mx.Dtype) -> bool:
 
 
 def add_rms_norm(
-    x: mx.array, delta: mx.array, weight: mx.array, eps: mx.array
+    x: mx.array, delta: mx.array, weight: mx.array, eps: float
 ) -> tuple[mx.array, mx.array]:
     """x + delta, and its RMS norm.
 
     Args:
         x, delta: (T, dim)
         weight: (dim,) in the same dtype.
-        eps: (1,) float32
 
     Returns:
         Two arrays like ``x``. The sum is rounded to its dtype before the norm.
@@ -39,8 +36,8 @@ def add_rms_norm(
     packs = dim * x.dtype.size // 16
     simdgroups = min(_MAX_SIMDGROUPS, -(-packs // (32 * _PACKS_PER_THREAD)))
     total, normed = _add_norm(
-        [x, delta, weight, eps],
-        template={"T": x.dtype, "DIM": dim, "SIMDGROUPS": simdgroups},
+        [x, delta, weight],
+        template={"T": x.dtype, "DIM": dim, "SIMDGROUPS": simdgroups, "EPS": float_bits(eps)},
         groups=(rows, 1, 1),
         threads=32 * simdgroups,
         output_shapes=[(rows, dim), (rows, dim)],

@@ -1,15 +1,18 @@
 """One kernel text for Metal and CUDA.
 
 `source/NAME.h` is a body in the common subset of both languages. In front of it go a prelude that
-names the few things they say differently, and helpers both understand.
+names the few things they say differently, and helpers both understand. MLX hashes the whole text at
+every launch, so what only some kernels need stands in headers that these name.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any, cast
 
 import mlx.core as mx
@@ -24,10 +27,19 @@ class GpuKernel:
         name: of `source/NAME.h`.
         inputs: names of the arrays it reads; a text that mentions `x_shape` is given x's shape.
         outputs: names of the arrays it fills.
+        headers: what stands before it beside `common.h`: each is `source/HEADER.h`, or two files,
+            `metal_HEADER.h` and `cuda_HEADER.h`, where the languages differ.
     """
 
-    def __init__(self, name: str, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        headers: Sequence[str] = (),
+    ) -> None:
         self.name = name
+        self.headers = tuple(headers)
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
 
@@ -69,18 +81,39 @@ class GpuKernel:
         kernel: Any = mx.fast.cuda_kernel(**self._arguments("cuda"))
         return cast(Callable[..., Any], kernel)
 
+    def header(self, prelude: str) -> str:
+        """What stands before the kernel on ``prelude``, "metal" or "cuda"."""
+        names = [prelude, "common"]
+        for name in self.headers:
+            own = f"{prelude}_{name}"
+            names.append(own if _file(own).is_file() else name)
+        return "".join(_text(name) for name in names)
+
     def _arguments(self, prelude: str) -> dict[str, Any]:
         return {
             "name": self.name,
             "input_names": self.inputs,
             "output_names": self.outputs,
-            "header": _text(prelude) + _text("common"),
+            "header": self.header(prelude),
             "source": _text(self.name),
         }
 
 
+def _file(name: str) -> Traversable:
+    return resources.files("quire.kernels").joinpath("source", f"{name}.h")
+
+
+def float_bits(value: float) -> int:
+    """A float32 as the integer of the same bits: kernels take floats as template arguments so.
+
+    An array of one or two floats would lie in memory that host and GPU take turns to own on CUDA,
+    and cost a launch 10 us and more.
+    """
+    bits: int = struct.unpack("<i", struct.pack("<f", value))[0]
+    return bits
+
+
 def _text(name: str) -> str:
-    """A source file without comments: MLX hashes the whole text at every launch."""
-    path = resources.files("quire.kernels").joinpath("source", f"{name}.h")
-    lines = (re.sub(r"\s*//.*", "", line) for line in path.read_text().splitlines())
+    """A source file without comments, indents and empty lines."""
+    lines = (re.sub(r"\s*//.*", "", line) for line in _file(name).read_text().splitlines())
     return "\n".join(line.strip() for line in lines if line.strip()) + "\n"

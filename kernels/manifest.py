@@ -99,6 +99,7 @@ class Default:
 class Operation:
     name: str
     reference: str  # the variant that runs everywhere and is never dropped
+    once: bool  # chosen when a model is loaded, not for each call
     variants: Mapping[str, Variant]
     defaults: tuple[Default, ...]
 
@@ -130,7 +131,7 @@ def parse_manifest(text: str) -> Manifest:
 def _operation(name: str, table: Any) -> Operation:
     if name not in SHAPES:
         raise ManifestError(f"{name}: no such operation; there are {', '.join(SHAPES)}")
-    fields = _fields(name, table, {"reference", "variants"}, {"defaults"})
+    fields = _fields(name, table, {"reference", "variants"}, {"defaults", "once"})
     variants: dict[str, Variant] = {}
     for index, entry in enumerate(_list(f"{name}.variants", fields["variants"])):
         variant = _variant(name, index, entry)
@@ -143,11 +144,14 @@ def _operation(name: str, table: Any) -> Operation:
     oracle = variants[reference]
     if set(oracle.devices) != set(DEVICES) or set(oracle.dtypes) != set(DTYPES):
         raise ManifestError(f"{name}.{reference}: the reference must run everywhere")
+    once = fields.get("once", False)
+    if not isinstance(once, bool):
+        raise ManifestError(f"{name}.once: must be true or false")
     defaults = tuple(
         _default(f"{name}.defaults[{index}]", name, variants, entry)
         for index, entry in enumerate(_list(f"{name}.defaults", fields.get("defaults", [])))
     )
-    return Operation(name, reference, MappingProxyType(variants), defaults)
+    return Operation(name, reference, once, MappingProxyType(variants), defaults)
 
 
 def _variant(operation: str, index: int, table: Any) -> Variant:

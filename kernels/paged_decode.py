@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from quire.kernels.gpu_kernel import GpuKernel
+from quire.kernels.gpu_kernel import GpuKernel, float_bits
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -36,11 +36,11 @@ _decode = GpuKernel(
         "value_pages",
         "block_tables",
         "items",
-        "params",
         "sinks",
         "written",
     ),
     outputs=("output", "stats"),
+    headers=("tile", "reduce_scatter"),
 )
 _merge = GpuKernel(
     "paged_merge", inputs=("partials", "stats", "first_items", "sinks"), outputs=("output",)
@@ -146,7 +146,8 @@ def paged_decode(
         queries: (B, heads, 1, key_dim) in the dtype of the pages.
         key_pages: (num_blocks, kv_heads, block_size, key_dim)
         value_pages: (num_blocks, kv_heads, block_size, value_dim)
-        block_tables: (B, max_blocks) int32
+        block_tables: (B, max_blocks) int32. Entries of whole blocks in front of a window are looked
+            up too, and must be ids of blocks; entries behind a context are not.
         written: output of whatever wrote the pages last, so that it is done before.
         sinks: (heads,) logits that take part in the softmax but have no value.
         softcap: scores become softcap * tanh(score / softcap).
@@ -162,7 +163,6 @@ def paged_decode(
     num_items = plan.items.shape[0]
     direct = plan.first_items is None
     settings = plan.settings
-    params = _params(scale, softcap)
     lanes = _lanes((key_dim, value_dim), queries.dtype)
     template: dict[str, int | bool | mx.Dtype] = {
         "T": queries.dtype,
@@ -177,7 +177,8 @@ def paged_decode(
         "UNROLL_KEYS": min(settings.unroll_keys, lanes),
         "DIRECT": direct,
         "HAS_SINKS": sinks is not None,
-        "SOFTCAP": softcap is not None,
+        "SCALE": float_bits(scale),
+        "SOFTCAP": float_bits(softcap or 0.0),
     }
     output, stats = _decode(
         [
@@ -186,8 +187,7 @@ def paged_decode(
             value_pages,
             block_tables,
             plan.items,
-            params,
-            params if sinks is None else sinks,
+            plan.items if sinks is None else sinks,
             written,
         ],
         template=template,
@@ -202,7 +202,7 @@ def paged_decode(
     if plan.first_items is None:
         return output
     (merged,) = _merge(
-        [output, stats, plan.first_items, params if sinks is None else sinks],
+        [output, stats, plan.first_items, plan.first_items if sinks is None else sinks],
         template={
             "T": queries.dtype,
             "HEADS": heads,
@@ -222,15 +222,3 @@ def _lanes(head_dims: tuple[int, int], dtype: mx.Dtype) -> int:
     """Lanes that load one key together, 16 bytes each."""
     packs = max(head_dims) * dtype.size // 16
     return min(32, 1 << (packs - 1).bit_length())
-
-
-_params_cache: dict[tuple[float, float | None], mx.array] = {}
-
-
-def _params(scale: float, softcap: float | None) -> mx.array:
-    """The kernel's float parameters; a model has one or two sets of them."""
-    key = (scale, softcap)
-    if key not in _params_cache:
-        _params_cache[key] = mx.array([scale, softcap or 0.0])
-        mx.eval(_params_cache[key])
-    return _params_cache[key]

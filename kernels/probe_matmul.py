@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import mlx.core as mx
@@ -10,13 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from quire.kernels.probe import Float64Array, Probe, normal, to_float64
-from quire.kernels.quantized_matmul import VARIANTS, MatrixSettings, RowsSettings
+from quire.kernels.quantized_matmul import VARIANTS, run_variant
 from quire.kernels.shapes import MatmulShape
-
-_SETTINGS: Mapping[str, Callable[..., MatrixSettings | RowsSettings]] = {
-    "matrix": MatrixSettings,
-    "rows": RowsSettings,
-}
 
 
 def matmul_probe(shape: MatmulShape, dtype: mx.Dtype, seed: int) -> Probe:
@@ -29,10 +24,7 @@ def matmul_probe(shape: MatmulShape, dtype: mx.Dtype, seed: int) -> Probe:
     matrix = packed, scales, biases
 
     def run(variant: str, settings: Mapping[str, int]) -> list[mx.array]:
-        function, given = VARIANTS[variant], {}
-        if settings:
-            given = {"settings": _SETTINGS[variant](**settings)}
-        return [function(x, *matrix, group_size=shape.group_size, bits=shape.bits, **given)]
+        return [run_variant(variant, settings, x, *matrix, shape.group_size, shape.bits)]
 
     def expected() -> list[Float64Array]:
         codes = _unpack(np.array(packed), shape.bits).reshape(shape.outputs, -1, shape.group_size)

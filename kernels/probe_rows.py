@@ -1,4 +1,4 @@
-"""Probes of KV writes and of sampling."""
+"""Probes of KV writes, of gathered blocks and of sampling."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import mlx.core as mx
 import numpy as np
 
-from quire.kernels.kv_write import Slots, scatter, write_in_place
+from quire.kernels.kv_write import Slots, gather_context, scatter, write_in_place
 from quire.kernels.probe import Float64Array, Probe, ints, normal, to_float64
 from quire.kernels.sampling import Draws, sample_on_gpu, sample_reference
-from quire.kernels.shapes import SampleShape, WriteShape
+from quire.kernels.shapes import GatherShape, SampleShape, WriteShape
 
 
 def write_probe(shape: WriteShape, dtype: mx.Dtype, seed: int) -> Probe:
@@ -56,6 +56,32 @@ def write_probe(shape: WriteShape, dtype: mx.Dtype, seed: int) -> Probe:
         num_bytes=2 * sum(new.nbytes for new in rows),
         written={"in_place": in_place_pages},
     )
+
+
+def gather_probe(shape: GatherShape, dtype: mx.Dtype, seed: int) -> Probe:
+    keys = mx.random.split(mx.random.key(seed), 2)
+    num_blocks = 1 + shape.sequences * shape.blocks
+    dims = shape.key_dim, shape.value_dim
+    size = num_blocks, shape.kv_heads, shape.block_size
+    pages = [normal((*size, dim), dtype, key) for dim, key in zip(dims, keys, strict=True)]
+    order = 1 + np.random.default_rng(seed).permutation(num_blocks - 1)
+    tables = order.reshape(shape.sequences, shape.blocks)
+    block_ids, written = ints(tables), mx.zeros((1,), mx.int32)
+    mx.eval(block_ids, written)
+
+    def copied(settings: Mapping[str, int]) -> list[mx.array]:
+        return list(gather_context(pages[0], pages[1], block_ids, written))
+
+    def indexed(settings: Mapping[str, int]) -> list[mx.array]:
+        gathered = [array[block_ids].swapaxes(1, 2) for array in pages]
+        return [mx.contiguous(array.flatten(2, 3)) for array in gathered]
+
+    def expected() -> list[Float64Array]:
+        found = [array[tables].swapaxes(1, 2) for array in to_float64(pages)]
+        return [array.reshape(*array.shape[:2], -1, array.shape[-1]) for array in found]
+
+    num_bytes = 2 * sum(array.nbytes for array in pages)
+    return Probe({"copy": copied, "index": indexed}, expected, num_bytes)
 
 
 def sample_probe(shape: SampleShape, dtype: mx.Dtype, seed: int) -> Probe:

@@ -25,8 +25,11 @@ Int32Array = npt.NDArray[np.int32]
 _sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention
 
 _MIN_ROWS, _MIN_KEYS = 16, 128
-# Chunks that begin and end at multiples of this go alone and unpadded: their lengths recur.
+# Long chunks that begin and end at multiples of this go alone and unpadded: their lengths recur.
 _ALIGNED = 256
+_MIN_ALONE = 1024  # rows
+# Below this many scores a head, padding costs less than another batch would.
+_SMALL = 1 << 18
 
 
 class PromptPages(NamedTuple):
@@ -53,6 +56,7 @@ def plan_prompts(
         keys = chunk.context_length - first * block_size
         size = (_bucket(chunk.num_rows, _MIN_ROWS), _bucket(keys, _MIN_KEYS))
         groups.setdefault(size, []).append(chunk)
+    groups = _merge_small(groups)
     first_row = chunks[0].first_row
     order = np.empty(sum(chunk.num_rows for chunk in chunks), np.int32)
     done = 0
@@ -163,8 +167,26 @@ def _pad_chunks(
     return PaddedChunks(None if in_order else rows_array, int(flat[0]), blocks_array, visible)
 
 
+def _merge_small(
+    groups: dict[tuple[int, int], list[PromptChunk]],
+) -> dict[tuple[int, int], list[PromptChunk]]:
+    """Join the groups of small sizes as far as the joint size is small too."""
+    merged: dict[tuple[int, int], list[PromptChunk]] = {}
+    small: tuple[int, int] | None = None
+    for size, members in sorted(groups.items()):
+        joint = size if small is None else (max(size[0], small[0]), max(size[1], small[1]))
+        if small is not None and joint[0] * joint[1] <= _SMALL:
+            members = merged.pop(small) + members
+            size = joint
+        merged.setdefault(size, []).extend(members)
+        if size[0] * size[1] <= _SMALL:
+            small = size
+    return merged
+
+
 def _is_aligned(chunk: PromptChunk) -> bool:
-    return chunk.start % _ALIGNED == 0 and chunk.num_rows % _ALIGNED == 0
+    aligned = chunk.start % _ALIGNED == 0 and chunk.num_rows % _ALIGNED == 0
+    return aligned and chunk.num_rows >= _MIN_ALONE
 
 
 def _bucket(count: int, smallest: int) -> int:

@@ -1,36 +1,31 @@
 """Products with affine-quantised weights, for the few rows of a decode step.
 
-MLX's own quantised matmul on CUDA reads the weights far below the memory's speed between 2 rows and
-some hundred. The kernels here read each weight once for up to 32 rows.
+MLX's own quantised matmul on CUDA reads the weights far below the memory's speed up to some hundred
+rows. The kernels here read each weight once for up to 32 rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import mlx.core as mx
 
-from quire.kernels.gpu_kernel import GpuKernel, TemplateValue, _text
+from quire.kernels.gpu_kernel import GpuKernel, TemplateValue
+from quire.kernels.selection import select
+from quire.kernels.shapes import MatmulShape
 
 _INPUTS = ("x", "w", "scales", "biases")
 
 
-class _FragmentKernel(GpuKernel):
-    """A kernel whose text uses the matrix units."""
-
-    def _arguments(self, prelude: str) -> dict[str, Any]:
-        arguments = super()._arguments(prelude)
-        return arguments | {"header": arguments["header"] + _text(f"{prelude}_fragments")}
-
-
-_rows_kernel = GpuKernel("quantized_matmul", inputs=_INPUTS, outputs=("output",))
-_matrix_kernel = _FragmentKernel("quantized_matmul_matrix", inputs=_INPUTS, outputs=("output",))
+_rows_kernel = GpuKernel("quantized_matmul", _INPUTS, ("output",), headers=("reduce_scatter",))
+_matrix_kernel = GpuKernel("quantized_matmul_matrix", _INPUTS, ("output",), headers=("fragments",))
 
 _DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 _BITS = (4, 8)
 _GROUP_SIZES = (32, 64, 128)
+_MIN_WORDS = 8  # MLX puts smaller arrays where a pointer cannot reach them on Metal
+_CPU_PIECE = 1 << 19  # weights
 _MAX_ROW_TILE = 16  # of the rows kernel: each row has a sum per column in every lane
 
 
@@ -64,37 +59,28 @@ def quantized_matmul(
     Returns:
         (M, N) in the dtype of ``x``.
     """
-    name = choose(
-        x.shape[0], w.shape[0], x.shape[1], bits, group_size, (x.dtype, scales.dtype), _device()
-    )
-    return VARIANTS[name](x, w, scales, biases, group_size, bits)
+    if x.dtype != scales.dtype or w.size < _MIN_WORDS:
+        return mlx_matmul(x, w, scales, biases, group_size, bits)
+    shape = MatmulShape(x.shape[0], w.shape[0], x.shape[1], bits, group_size)
+    choice = select("quantized_matmul", shape, x.dtype)
+    return run_variant(choice.variant, choice.settings, x, w, scales, biases, group_size, bits)
 
 
-@lru_cache(maxsize=4096)
-def choose(
-    rows: int,
-    columns: int,
-    inputs: int,
-    bits: int,
+def run_variant(
+    name: str,
+    settings: Mapping[str, int],
+    x: mx.array,
+    w: mx.array,
+    scales: mx.array,
+    biases: mx.array,
     group_size: int,
-    dtypes: tuple[mx.Dtype, mx.Dtype],
-    device: str,
-) -> str:
-    """The name in ``VARIANTS`` for an (rows, inputs) x and a (columns, inputs) W.
-
-    The limits stand for measurements on an H200; one row is what MLX's own kernel is made for.
-
-    Args:
-        dtypes: of x, and of the scales.
-        device: "metal", "cuda" or "cpu"; "cuda-old" is without matrix units for bfloat16.
-    """
-    if not device.startswith("cuda") or not supports(columns, inputs, bits, group_size, dtypes):
-        return "mlx"
-    if rows == 1:
-        return "mlx"
-    if device == "cuda" and dtypes[0] != mx.float32:
-        return "matrix" if rows <= 128 else "mlx"
-    return "rows" if rows <= 64 else "mlx"
+    bits: int,
+) -> mx.array:
+    """:func:`quantized_matmul` by one variant; without settings it takes its own."""
+    function = VARIANTS[name]
+    if not settings:
+        return function(x, w, scales, biases, group_size, bits)
+    return function(x, w, scales, biases, group_size, bits, _SETTINGS[name](**settings))
 
 
 def supports(
@@ -110,20 +96,8 @@ def supports(
         and inputs % group_size == 0
         and dtypes[0] in _DTYPES
         and dtypes[0] == dtypes[1]
-        # MLX puts smaller arrays where a pointer cannot reach them on Metal.
-        and columns * inputs * bits // 32 >= 8
+        and columns * inputs * bits // 32 >= _MIN_WORDS
     )
-
-
-def _device() -> str:
-    return "cpu" if mx.default_device() == mx.cpu else _gpu()
-
-
-@cache
-def _gpu() -> str:
-    if mx.metal.is_available():
-        return "metal"
-    return "cuda" if int(mx.device_info()["compute_capability_major"]) >= 8 else "cuda-old"
 
 
 def rows_matmul(
@@ -205,8 +179,20 @@ def mlx_matmul(
 def dequantize_matmul(
     x: mx.array, w: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int
 ) -> mx.array:
-    """:func:`quantized_matmul` after writing out all of W: the same cost for any number of rows."""
-    return x @ mx.dequantize(w, scales, biases, group_size=group_size, bits=bits).T
+    """:func:`quantized_matmul` after unpacking W: the same cost for any number of rows."""
+    columns, inputs = w.shape[0], x.shape[1]
+    # What the CPU unpacks is used while its cache has it, and takes no new memory each time.
+    step = columns if mx.default_device() != mx.cpu else max(1, _CPU_PIECE // inputs)
+    products: list[mx.array] = []
+    for first in range(0, columns, step):
+        piece = slice(first, first + step)
+        # Weights wait for nothing: MLX might unpack those of all layers before it uses any.
+        packed = mx.depends(w[piece], products[-1] if products else x)
+        dense = mx.dequantize(
+            packed, scales[piece], biases[piece], group_size=group_size, bits=bits
+        )
+        products.append(x @ dense.T)
+    return products[0] if len(products) == 1 else mx.concatenate(products, axis=1)
 
 
 VARIANTS: dict[str, Callable[..., mx.array]] = {
@@ -214,6 +200,10 @@ VARIANTS: dict[str, Callable[..., mx.array]] = {
     "rows": rows_matmul,
     "mlx": mlx_matmul,
     "dequantize": dequantize_matmul,
+}
+_SETTINGS: dict[str, Callable[..., RowsSettings | MatrixSettings]] = {
+    "matrix": MatrixSettings,
+    "rows": RowsSettings,
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from quire.kernels.gpu_kernel import GpuKernel
+from quire.kernels.gpu_kernel import GpuKernel, float_bits
 from quire.kernels.kv_write import Slots
 
 _SIMDGROUPS = 4
@@ -22,7 +22,6 @@ _rotate = GpuKernel(
         "inverse_frequencies",
         "query_norm",
         "key_norm",
-        "params",
         "after",
     ),
     outputs=("queries", "keys", "values", "written"),
@@ -44,7 +43,7 @@ class HeadNorms:
 
     query: mx.array  # (head_dim,)
     key: mx.array  # (head_dim,)
-    eps: mx.array  # (1,) float32
+    eps: float
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,6 @@ def rotate_and_write(
             frequencies,
             frequencies if norms is None else norms.query,
             frequencies if norms is None else norms.key,
-            frequencies if norms is None else norms.eps,
             slots.after,
         ],
         template={
@@ -101,6 +99,7 @@ def rotate_and_write(
             "ROTARY": rotary.dims,
             "TRADITIONAL": rotary.traditional,
             "HAS_NORMS": norms is not None,
+            "EPS": float_bits(norms.eps if norms is not None else 0.0),
             "HEADS_Q": heads,
             "HEADS_KV": kv_heads,
             "BLOCK_SIZE": block_size,

@@ -22,6 +22,8 @@ import numpy.typing as npt
 
 from quire.kernels.exponential import LOG2_E
 from quire.kernels.gpu_kernel import GpuKernel
+from quire.kernels.selection import select
+from quire.kernels.shapes import SampleShape
 
 # Below this, dividing by the temperature overflows float32 and only the best token has any weight.
 MIN_TEMPERATURE = 1e-5
@@ -46,7 +48,9 @@ _PIECE = 1 << 18
 _SORTED = 1024
 _BLOCK = 64
 
-_KERNEL = GpuKernel("sample", ("logits", "parameters"), ("tokens",))
+_KERNEL = GpuKernel(
+    "sample", ("logits", "parameters"), ("tokens",), headers=("counters", "sampling")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +97,13 @@ def sample_tokens(logits: mx.array, draws: Draws) -> mx.array:
     Raises:
         ValueError: the vocabulary has a million tokens or more.
     """
-    if logits.shape[-1] >= MAX_VOCAB:
-        raise ValueError(f"cannot sample from {logits.shape[-1]} tokens, {MAX_VOCAB} is too many")
-    on_gpu = mx.default_device() == mx.gpu and (mx.metal.is_available() or mx.cuda.is_available())
+    rows, vocab = logits.shape
+    if vocab >= MAX_VOCAB:
+        raise ValueError(f"cannot sample from {vocab} tokens, {MAX_VOCAB} is too many")
+    filtered = bool(((draws.top_k > 0) | (draws.top_p < 1) | (draws.min_p > 0)).any())
+    choice = select("sample", SampleShape(rows, vocab, filtered), logits.dtype)
     # Metal passes arrays of fewer than 8 elements in another address space.
-    if on_gpu and logits.size >= 8:
+    if choice.variant == "kernel" and logits.size >= 8:
         return sample_on_gpu(logits, draws)
     return sample_reference(logits, draws)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -125,13 +126,29 @@ class Selector:
 _selectors: dict[DeviceName, Selector] = {}
 
 
-def select(operation: str, shape: AnyShape, dtype: mx.Dtype, device: DeviceName) -> Choice:
+def select(
+    operation: str, shape: AnyShape, dtype: mx.Dtype, device: DeviceName | None = None
+) -> Choice:
     """What computes ``shape`` on this machine; reads the record of ``quire tune`` at first use.
+
+    Args:
+        dtype: float32, float16 or bfloat16
+        device: MLX's default device if not given.
 
     Raises:
         UnsupportedShape: nothing does.
     """
-    return selector_for(device).select(operation, shape, dtype)
+    return selector_for(device or current_device()).select(operation, shape, dtype)
+
+
+def current_device() -> DeviceName:
+    """MLX's default device."""
+    return "cpu" if mx.default_device() == mx.cpu else _gpu()
+
+
+@cache
+def _gpu() -> DeviceName:
+    return "metal" if mx.metal.is_available() else "cuda"
 
 
 def gaps() -> list[Gap]:

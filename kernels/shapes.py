@@ -83,6 +83,57 @@ class WriteShape(NamedTuple):
         return WriteShape(_round_up(self.rows), *self[1:])
 
 
+class GatherShape(NamedTuple):
+    """Whole blocks of several sequences into contiguous keys and values."""
+
+    sequences: int
+    blocks: int  # of each
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    block_size: int
+
+    def bucket(self) -> GatherShape:
+        return GatherShape(_round_up(self.sequences), _round_up(self.blocks), *self[2:])
+
+
+class RotateShape(NamedTuple):
+    """Head norms, rotary embeddings and KV writes of a step's projected rows."""
+
+    rows: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary_dim: int
+    block_size: int
+    norms: bool = False  # of each head of queries and keys
+    traditional: bool = False  # pairs are neighbours
+    keep_rows: bool = False  # new keys and values are returned too
+
+    def bucket(self) -> RotateShape:
+        return RotateShape(_round_up(self.rows), *self[1:])
+
+
+class NormShape(NamedTuple):
+    """The sum of (rows, dim) arrays, and its RMS norm."""
+
+    rows: int
+    dim: int
+
+    def bucket(self) -> NormShape:
+        return NormShape(_round_up(self.rows), self.dim)
+
+
+class GateShape(NamedTuple):
+    """silu(gate) * up of (rows, dim) gates and as many others."""
+
+    rows: int
+    dim: int
+
+    def bucket(self) -> GateShape:
+        return GateShape(_round_up(self.rows), self.dim)
+
+
 class MatmulShape(NamedTuple):
     """(rows, inputs) times a quantised (outputs, inputs) matrix, transposed."""
 
@@ -109,18 +160,32 @@ class SampleShape(NamedTuple):
         return SampleShape(_round_up(self.rows), _round_up(self.vocab), self.filtered)
 
 
-AnyShape = DecodeShape | PromptShape | WriteShape | MatmulShape | SampleShape
+AnyShape = (
+    DecodeShape
+    | PromptShape
+    | WriteShape
+    | GatherShape
+    | RotateShape
+    | NormShape
+    | GateShape
+    | MatmulShape
+    | SampleShape
+)
 
 SHAPES: dict[str, type[AnyShape]] = {
     "paged_decode": DecodeShape,
     "prompt_attention": PromptShape,
     "kv_write": WriteShape,
+    "gather_pages": GatherShape,
+    "rotate_and_write": RotateShape,
+    "add_rms_norm": NormShape,
+    "swiglu": GateShape,
     "quantized_matmul": MatmulShape,
     "sample": SampleShape,
 }
 
 # Rounded up in a bucket, so that a limit on them is known only up to a power of two.
-ROUNDED = {"rows", "context", "outputs", "inputs", "vocab"}
+ROUNDED = {"rows", "context", "sequences", "blocks", "outputs", "inputs", "vocab"}
 # Rows of a bucket of these do not count rows alone.
 HEADS_IN_ROWS = {"paged_decode"}
 # Hardly change how long a call takes: timed without them.

@@ -15,8 +15,12 @@ from quire.kernels.selection import Selector, UnsupportedShape, Why, selector_fo
 from quire.kernels.shapes import (
     AnyShape,
     DecodeShape,
+    GateShape,
+    GatherShape,
     MatmulShape,
+    NormShape,
     PromptShape,
+    RotateShape,
     SampleShape,
     WriteShape,
     describe,
@@ -112,6 +116,7 @@ def _survey() -> Iterator[tuple[str, AnyShape, str]]:
         yield "paged_decode", decode, dims
         yield "prompt_attention", PromptShape(256, 256, *decode[2:7]), dims
         yield "kv_write", WriteShape(8, 8, key_dim, value_dim, 16), dims
+        yield "gather_pages", GatherShape(1, 64, 8, key_dim, value_dim, 16), dims
     for block_size in _BLOCK_SIZES:
         label = f"block_size {block_size}"
         yield "paged_decode", DecodeShape(8, 1024, 32, 8, 128, 128, block_size), label
@@ -121,6 +126,11 @@ def _survey() -> Iterator[tuple[str, AnyShape, str]]:
         prompt = PromptShape(256, 256, 32, 8, 128, 128, 16)._replace(**{feature: True})
         yield "paged_decode", decode, feature
         yield "prompt_attention", prompt, feature
+    for norms in (False, True):
+        rotation = RotateShape(8, 32, 8, 128, 128, 16, norms=norms)
+        yield "rotate_and_write", rotation, "with norms" if norms else "without norms"
+    yield "add_rms_norm", NormShape(8, 4096), "dim 4096"
+    yield "swiglu", GateShape(8, 12288), "dim 12288"
     for bits, group_size in product(_BITS, _GROUP_SIZES):
         matmul = MatmulShape(16, 4096, 4096, bits, group_size)
         yield "quantized_matmul", matmul, f"{bits} bits, group_size {group_size}"

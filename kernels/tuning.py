@@ -128,12 +128,17 @@ def tune(
 def candidates(selector: Selector, task: Task) -> list[Candidate]:
     """Every variant and combination of settings for a task, the default first.
 
+    Where the variant is chosen once for a model, it is the default in all of them.
+
     Raises:
         UnsupportedShape: there is none.
     """
     choice: Choice = selector.default(task.operation, task.shape, task.dtype)
     found = [Candidate(choice.variant, choice.settings)]
+    once = load_manifest()[task.operation].once
     for name, variant in selector.usable(task.operation, task.shape, task.dtype).items():
+        if once and name != choice.variant:
+            continue
         for values in itertools.product(*(s.values for s in variant.settings.values())):
             settings = MappingProxyType(dict(zip(variant.settings, values, strict=True)))
             if Candidate(name, settings) not in found:

@@ -6,13 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from quire.kernels.chips import DeviceName
-from quire.kernels.shapes import (
-    DecodeShape,
-    MatmulShape,
-    PromptShape,
-    SampleShape,
-    WriteShape,
-)
+from quire.kernels.manifest import load_manifest
+from quire.kernels.shapes import DecodeShape, MatmulShape, PromptShape, SampleShape
 from quire.kernels.tuning import Task
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -62,6 +57,15 @@ def typical_sizes(device: DeviceName) -> ModelSizes:
     return TYPICAL["cpu" if device == "cpu" else "gpu"]
 
 
+def tuned_operations() -> list[str]:
+    """Operations that have something to choose from when they are called."""
+    return [
+        name
+        for name, operation in load_manifest().items()
+        if not operation.once or any(v.settings for v in operation.variants.values())
+    ]
+
+
 def tasks_for(sizes: ModelSizes, device: DeviceName, block_size: int) -> list[Task]:
     """What to measure for a model on a device; pages hold ``block_size`` tokens per block."""
     tasks = []
@@ -92,9 +96,6 @@ def _attention(
         for rows, context in _CPU_CHUNKS if on_cpu else _GPU_CHUNKS:
             prompt = PromptShape(rows, context, *each, from_start=rows == context, window=window)
             yield Task("prompt_attention", prompt, sizes.dtype)
-    for rows in (1, 16, 64, 512):
-        write = WriteShape(rows, heads.kv_heads, heads.key_dim, heads.value_dim, block_size)
-        yield Task("kv_write", write, sizes.dtype)
 
 
 def _matmuls(sizes: ModelSizes, device: DeviceName, bits: int) -> Iterator[Task]:

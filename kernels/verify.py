@@ -21,8 +21,12 @@ from quire.kernels.selection import Selector, use_record
 from quire.kernels.shapes import (
     AnyShape,
     DecodeShape,
+    GateShape,
+    GatherShape,
     MatmulShape,
+    NormShape,
     PromptShape,
+    RotateShape,
     SampleShape,
     WriteShape,
 )
@@ -46,6 +50,15 @@ CHECKED: Mapping[str, Sequence[AnyShape]] = {
         PromptShape(20, 40, 4, 2, 192, 128, 16, from_start=False, sinks=True),
     ),
     "kv_write": (WriteShape(5, 2, 128, 128, 16), WriteShape(37, 3, 192, 128, 8)),
+    "gather_pages": (GatherShape(1, 3, 2, 128, 128, 16), GatherShape(3, 2, 3, 192, 128, 8)),
+    "rotate_and_write": (
+        RotateShape(5, 8, 2, 128, 128, 16, norms=True, keep_rows=True),
+        RotateShape(3, 4, 4, 64, 64, 8),
+        RotateShape(9, 6, 3, 80, 32, 32, traditional=True, keep_rows=True),
+        RotateShape(2, 2, 1, 256, 256, 16, norms=True, traditional=True),
+    ),
+    "add_rms_norm": (NormShape(3, 1032), NormShape(1, 64), NormShape(2, 8192)),
+    "swiglu": (GateShape(3, 1032), GateShape(1, 8)),
     "quantized_matmul": (
         MatmulShape(1, 96, 256, 4, 64),
         MatmulShape(3, 72, 512, 8, 32),

@@ -31,7 +31,7 @@ BARRIER();
 float total = 0.0f;
 UNROLL
 for (int s = 0; s < SIMDGROUPS; ++s) total += parts[s];
-const float factor = quire::rsqrt(total / float(DIM) + params[0]);
+const float factor = quire::rsqrt(total / float(DIM) + quire::as_float(EPS));
 UNROLL
 for (int n = 0; n < NP; ++n) {
   const int at = place + n * SIMDGROUPS * 32;

@@ -20,6 +20,7 @@ namespace quire {
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
+FUNC float as_float(int bits) { return __int_as_float(bits); }
 FUNC float exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -30,6 +31,7 @@ FUNC float cos(float x) { return ::cosf(x); }
 FUNC float sin(float x) { return ::sinf(x); }
 FUNC float rsqrt(float x) { return ::rsqrtf(x); }
 FUNC float shuffle(float x, int lane) { return __shfl_sync(ALL_LANES, x, lane); }
+FUNC unsigned shuffle(unsigned x, int lane) { return __shfl_sync(ALL_LANES, x, lane); }
 FUNC float shuffle_xor(float x, int mask) { return __shfl_xor_sync(ALL_LANES, x, mask); }
 FUNC bool any(bool x) { return __any_sync(ALL_LANES, x); }
 
@@ -62,13 +64,5 @@ struct Word<__nv_bfloat16> {
     return *reinterpret_cast<const unsigned*>(&pair);
   }
 };
-
-FUNC unsigned shuffle(unsigned x, int lane) { return __shfl_sync(ALL_LANES, x, lane); }
-
-// A number in shared memory that all threads add to.
-typedef unsigned SharedCounter;
-FUNC void set(SharedCounter& counter, unsigned x) { counter = x; }
-FUNC unsigned get(SharedCounter& counter) { return counter; }
-FUNC void add(SharedCounter& counter, unsigned x) { atomicAdd(&counter, x); }
 
 } // namespace quire

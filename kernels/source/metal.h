@@ -9,12 +9,14 @@
 
 namespace quire {
 
+FUNC float as_float(int bits) { return as_type<float>(bits); }
 FUNC float exp2(float x) { return metal::fast::exp2(x); }
 FUNC float tanh(float x) { return metal::precise::tanh(x); }
 FUNC float cos(float x) { return metal::precise::cos(x); }
 FUNC float sin(float x) { return metal::precise::sin(x); }
 FUNC float rsqrt(float x) { return metal::precise::rsqrt(x); }
 FUNC float shuffle(float x, int lane) { return metal::simd_shuffle(x, ushort(lane)); }
+FUNC uint shuffle(uint x, int lane) { return metal::simd_shuffle(x, ushort(lane)); }
 FUNC float shuffle_xor(float x, int mask) { return metal::simd_shuffle_xor(x, ushort(mask)); }
 FUNC bool any(bool x) { return metal::simd_any(x); }
 
@@ -49,19 +51,5 @@ struct Word<bfloat16_t> {
     return (low >> 16) | as_type<uint>(float(bfloat16_t(in[1])));
   }
 };
-
-FUNC uint shuffle(uint x, int lane) { return metal::simd_shuffle(x, ushort(lane)); }
-
-// A number in shared memory that all threads add to.
-typedef metal::atomic_uint SharedCounter;
-FUNC void set(threadgroup SharedCounter& counter, uint x) {
-  metal::atomic_store_explicit(&counter, x, metal::memory_order_relaxed);
-}
-FUNC uint get(threadgroup SharedCounter& counter) {
-  return metal::atomic_load_explicit(&counter, metal::memory_order_relaxed);
-}
-FUNC void add(threadgroup SharedCounter& counter, uint x) {
-  metal::atomic_fetch_add_explicit(&counter, x, metal::memory_order_relaxed);
-}
 
 } // namespace quire

@@ -32,7 +32,8 @@ const int row = items[item * 3];
 const int begin = items[item * 3 + 1];
 const int end = items[item * 3 + 2];
 const size_t table = size_t(row) * size_t(block_tables_shape[1]);
-const float scale = SOFTCAP ? params[0] : params[0] * quire::LOG2_E;
+const float softcap = quire::as_float(SOFTCAP); // 0: none
+const float scale = quire::as_float(SCALE) * (SOFTCAP == 0 ? quire::LOG2_E : 1.0f);
 
 float q[GROUP][NK * VEC];
 UNROLL
@@ -115,7 +116,7 @@ for (; tile < end; tile += SIMDGROUPS * TILE) {
   UNROLL
   for (int j = 0; j < OWNED; ++j) {
     float score = scores[j];
-    if (SOFTCAP) score = params[1] * quire::tanh(score / params[1]) * quire::LOG2_E;
+    if (SOFTCAP != 0) score = softcap * quire::tanh(score / softcap) * quire::LOG2_E;
     score = visible ? score : quire::HIDDEN;
     float highest = score;
     UNROLL

@@ -33,7 +33,7 @@ if (row < int(slot_mapping_shape[0])) {
   }
   if (HAS_NORMS && !is_value) {
     // Rounded to T in between, as a norm of its own would be.
-    const float factor = quire::rsqrt(quire::simd_sum(squares) / float(D) + params[0]);
+    const float factor = quire::rsqrt(quire::simd_sum(squares) / float(D) + quire::as_float(EPS));
     UNROLL
     for (int n = 0; n < NP; ++n) {
       const int pair = quire::min(lane + 32 * n, HALF - 1);

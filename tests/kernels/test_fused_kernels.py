@@ -68,7 +68,7 @@ class RotateCase:
 
     def run(self) -> tuple[RotatedRows, mx.array, mx.array]:
         qkv, key_pages, value_pages, weights = self.inputs()
-        norms = HeadNorms(weights[0], weights[1], mx.array([EPS])) if self.norms else None
+        norms = HeadNorms(weights[0], weights[1], EPS) if self.norms else None
         rotated = rotate_and_write(
             qkv,
             key_pages,
@@ -136,7 +136,7 @@ NORMS = [(F32, 3, 64), (F16, 2, 1032), (BF16, 1, 128), (F32, 2, 8192)]
 
 def add_norm(dtype: mx.Dtype, rows: int, dim: int) -> tuple[mx.array, mx.array]:
     x, delta = (normal((rows, dim), dtype, seed) for seed in (0, 1))
-    return add_rms_norm(x, delta, normal((dim,), dtype, 2), mx.array([EPS]))
+    return add_rms_norm(x, delta, normal((dim,), dtype, 2), EPS)
 
 
 def check_add_norm(dtype: mx.Dtype, rows: int, dim: int) -> None:

@@ -152,7 +152,7 @@ MUTANTS = [
     Mutant(
         "decode: no soft-cap",
         "paged_decode",
-        changed("params[1] * quire::tanh(score / params[1])", "score"),
+        changed("softcap * quire::tanh(score / softcap)", "score"),
         SOFTCAP,
     ),
     Mutant(
@@ -195,7 +195,8 @@ MUTANTS = [
         "gather: values of the block before",
         "gather_pages",
         changed(
-            r"block = block_ids[token / BLOCK_SIZE]", "block = block_ids[token / BLOCK_SIZE] ^ 1"
+            "token / BLOCK_SIZE];",
+            "token / BLOCK_SIZE] ^ 1;",
         ),
         WRITE,
     ),

@@ -72,6 +72,11 @@ def test_a_manifest_is_read() -> None:
         ("paged_decode", "paged_encode", "paged_encode: no such operation"),
         ('reference = "reference"', "", "paged_decode: lacks reference"),
         ('reference = "reference"', 'reference = "other"', "paged_decode.reference: no variant"),
+        (
+            'reference = "reference"',
+            'reference = "reference"\nonce = 1',
+            "paged_decode.once: must be",
+        ),
         ('name = "reference"', 'name = "pages"', "paged_decode.pages: named twice"),
         ('name = "pages"', 'name = "the pages"', r"variants\[0\].name: must be an identifier"),
         ('kind = "kernel"', 'kind = "metal"', "paged_decode.pages.kind: must be one of"),

@@ -13,15 +13,19 @@ from metal_sim import KernelFault, compiled_ahead, simulated_kernels
 
 from quire.engine.quantized import FlatQuantizedLinear, flatten_quantized_linears
 from quire.kernels import quantized_matmul as module
+from quire.kernels.chips import DeviceName
 from quire.kernels.gpu_kernel import GpuKernel
+from quire.kernels.manifest import load_manifest
 from quire.kernels.quantized_matmul import (
     VARIANTS,
     MatrixSettings,
     RowsSettings,
-    choose,
     matrix_matmul,
+    quantized_matmul,
     rows_matmul,
 )
+from quire.kernels.selection import Choice, Selector, Why
+from quire.kernels.shapes import MatmulShape
 
 F32, F16, BF16 = mx.float32, mx.float16, mx.bfloat16
 # Of the largest value of a row.
@@ -152,26 +156,61 @@ def test_a_broken_kernel_is_noticed(mutant: str) -> None:
     assert error(result, reference(*given, 64, 4)) > 10 * LIMITS[F32]
 
 
-def test_choice() -> None:
+def test_defaults() -> None:
     def chosen(
-        rows: int,
-        device: str = "cuda",
-        dtype: mx.Dtype = BF16,
-        scale_dtype: mx.Dtype | None = None,
-        bits: int = 4,
-        inputs: int = 4096,
+        rows: int, device: DeviceName = "cuda", dtype: str = "bfloat16", bits: int = 4
     ) -> str:
-        return choose(rows, 4096, inputs, bits, 64, (dtype, scale_dtype or dtype), device)
+        selector = Selector(device, load_manifest(), None)
+        shape = MatmulShape(rows, 4096, 4096, bits, 64)
+        return selector.default("quantized_matmul", shape, dtype).variant
 
-    assert chosen(1) == "mlx"
-    assert chosen(2) == chosen(16) == chosen(32) == "matrix"
-    assert chosen(16, dtype=F32) == "rows"
-    assert chosen(16, device="cuda-old") == "rows"
-    assert chosen(16, device="metal") == chosen(16, device="cpu") == "mlx"
-    assert chosen(16, bits=3) == "mlx"
-    assert chosen(16, dtype=F32, scale_dtype=BF16) == "mlx"
-    assert chosen(16, inputs=4064) == "mlx"
-    assert chosen(4096) == "mlx"
+    assert chosen(1) == chosen(2) == chosen(16) == chosen(128) == "matrix"
+    assert chosen(1, dtype="float32") == "mlx"
+    assert chosen(16, dtype="float32") == "rows"
+    assert chosen(129) == chosen(17, dtype="float32") == chosen(16, bits=3) == "mlx"
+    assert {chosen(rows, "metal") for rows in (1, 16, 4096)} == {"mlx"}
+    assert chosen(4, "cpu", "float32") == "mlx"
+    assert chosen(5, "cpu", "float32") == chosen(4096, "cpu", "float32", bits=3) == "dequantize"
+
+
+def test_the_selected_variant_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the scales are of another type: then it is MLX's own, which promotes them."""
+    given = operands(5, 37, 320, 4, 64, F32)
+    expected = reference(*given, 64, 4)
+    asked: list[tuple[MatmulShape, mx.Dtype]] = []
+    launched: list[str] = []
+
+    def choice(operation: str, shape: MatmulShape, dtype: mx.Dtype) -> Choice:
+        assert operation == "quantized_matmul"
+        asked.append((shape, dtype))
+        return Choice("rows", {"columns": 8, "simdgroups": 4, "depth": 1}, Why.TUNED)
+
+    def run(kernel: GpuKernel, inputs: Any, template: dict[str, int], **kwargs: Any) -> mx.array:
+        launched.append(f"{kernel.name} {template['COLUMNS']} {template['DEPTH']}")
+        return mx.zeros((5, 37))
+
+    monkeypatch.setattr(module, "select", choice)
+    monkeypatch.setattr(module, "_run", run)
+    quantized_matmul(*given, group_size=64, bits=4)
+    assert asked == [(MatmulShape(5, 37, 320, 4, 64), F32)]
+    assert launched == ["quantized_matmul 8 1"]
+    x, w, scales, biases = given
+    mixed = x, w, scales.astype(BF16), biases.astype(BF16)
+    result = quantized_matmul(*mixed, group_size=64, bits=4)
+    assert len(launched) == 1
+    assert error(result, expected) < LIMITS[BF16]
+
+
+@pytest.mark.parametrize("columns", [1, 37, 300])
+def test_unpacking_piece_by_piece(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    monkeypatch.setattr(module, "_CPU_PIECE", 16 * 128)
+    given = operands(9, columns, 128, 8, 64, F32)
+    result = quantized_matmul(*given, group_size=64, bits=8)
+    mx.eval(result)
+    mx.set_default_device(before)
+    assert error(result, reference(*given, 64, 8)) < LIMITS[F32]
 
 
 @pytest.mark.parametrize("variant", ["mlx", "dequantize"])
@@ -190,7 +229,6 @@ def test_layers_use_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = linear(rows), head.as_linear(rows), other(rows), head(mx.array([3]))
     flatten_quantized_linears(layers)
     assert type(linear) is FlatQuantizedLinear
-    monkeypatch.setattr(module, "_device", lambda: "cuda")
     launched: list[str] = []
     run = module._run
 
@@ -199,6 +237,8 @@ def test_layers_use_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         return run(kernel, *args, **kwargs)
 
     monkeypatch.setattr(module, "_run", recorded)
+    cuda = Selector("cuda", load_manifest(), None)
+    monkeypatch.setattr(module, "select", cuda.select)
     with simulated_kernels():
         got = linear(rows), head.as_linear(rows), other(rows), head(mx.array([3]))
     assert launched == ["quantized_matmul"] * 2

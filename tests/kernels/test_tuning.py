@@ -19,9 +19,9 @@ from quire.kernels.manifest import load_manifest
 from quire.kernels.probe import Probe
 from quire.kernels.record import Record, Timing, current_key, load_record, save_record
 from quire.kernels.selection import Selector, Why
-from quire.kernels.shapes import DecodeShape, MatmulShape, PromptShape, timing_bucket
+from quire.kernels.shapes import DecodeShape, MatmulShape, PromptShape, WriteShape, timing_bucket
 from quire.kernels.tuning import Candidate, Samples, Task, candidates, is_faster, measure, tune
-from quire.kernels.tuning_tasks import tasks_for, typical_sizes
+from quire.kernels.tuning_tasks import tasks_for, tuned_operations, typical_sizes
 
 PROMPT = Task("prompt_attention", PromptShape(8, 8, 2, 1, 32, 32, 16), "float32")
 TILES, SDPA = Candidate("tiles", {}), Candidate("gather_sdpa", {})
@@ -123,7 +123,9 @@ def test_the_default_comes_first_and_nothing_twice() -> None:
     shape = DecodeShape(4, 1000, 32, 8, 128, 128, 16)
     found = candidates(chosen, Task("paged_decode", shape, "bfloat16"))
     assert found[0] == Candidate("pages", {})
-    assert len(found) == len({str(each) for each in found}) == 2 + 3 * 3 * 6
+    assert len(found) == len({str(each) for each in found}) == 1 + 3 * 3 * 6
+    # Whether pages are read in place is decided when a model is loaded.
+    assert {each.variant for each in found} == {"pages"}
     matmul = Task("quantized_matmul", MatmulShape(8, 4096, 4096, 4, 64), "float32")
     assert (
         found[0]
@@ -134,7 +136,7 @@ def test_the_default_comes_first_and_nothing_twice() -> None:
 
 def test_only_what_is_unknown_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     known = PROMPT._replace(shape=PromptShape(500, 500, 2, 1, 32, 32, 16))
-    alone = Task("kv_write", timing_bucket(DecodeShape(1, 1, 1, 1, 8, 8, 8)), "float32")
+    alone = Task("kv_write", WriteShape(4, 1, 8, 8, 8), "float32")
     bucket = timing_bucket(known.shape)
     old = Timing("prompt_attention", bucket, "float32", "gather_sdpa", {}, 1.0, 2.0)
     record = Record(current_key("cpu"), timings=(old,))
@@ -147,8 +149,6 @@ def test_only_what_is_unknown_is_measured(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(tuning, "measure", fake_measure)
     # The second has one variant only; the last is of the same bucket as the first.
-    write = tasks_for(typical_sizes("cpu"), "cpu", 16)
-    alone = next(task for task in write if task.operation == "kv_write")
     same = PROMPT._replace(shape=PROMPT.shape._replace(rows=7, context=7))
     after = tune("cpu", record, [PROMPT, alone, known, same])
     assert asked == [PROMPT]
@@ -165,7 +165,7 @@ def test_only_what_is_unknown_is_measured(monkeypatch: pytest.MonkeyPatch) -> No
 def test_tasks_name_shapes_that_something_supports(device) -> None:
     chosen = Selector(device, load_manifest(), None)
     tasks = tasks_for(typical_sizes(device), device, 16)
-    assert {task.operation for task in tasks} == load_manifest().keys()
+    assert {task.operation for task in tasks} == set(tuned_operations())
     for task in tasks:
         assert candidates(chosen, task)
 
@@ -226,9 +226,11 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     missing = quire("tune", "--device", "cpu", "--model", tmp_path)
     assert missing.returncode == 1
     assert missing.stderr.startswith("quire: error: cannot read sizes from ")
-    unknown = quire("tune", "--device", "cpu", "--op", "paged_encode")
-    assert unknown.returncode == 2
-    assert "--op must be one of paged_decode, " in unknown.stderr
+    # The second is chosen when a model is loaded: there is nothing to measure.
+    for name in ("paged_encode", "swiglu"):
+        unknown = quire("tune", "--device", "cpu", "--op", name)
+        assert unknown.returncode == 2
+        assert "--op must be one of paged_decode, prompt_attention, quantized" in unknown.stderr
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "file").touch()
     command = ("tune", "--device", "cpu", "--model", tmp_path, "--op", "prompt_attention")

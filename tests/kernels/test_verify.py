@@ -71,6 +71,30 @@ def test_a_wrong_result_is_seen(factor: float, monkeypatch: pytest.MonkeyPatch) 
     assert not correct.reason
 
 
+BROKEN = {
+    "gather_pages": ("copy", "token % BLOCK_SIZE", "token % BLOCK_SIZE ^ 1"),
+    "rotate_and_write": ("fused", "/ float(D) + params[0]", "/ float(D - 1) + params[0]"),
+    "add_rms_norm": ("fused", "values[n * VEC + e] += other[e]", "values[n * VEC + e] -= other[e]"),
+    "swiglu": ("fused", "exp2(-gate[e]", "exp2(gate[e]"),
+}
+
+
+@pytest.mark.parametrize("operation", BROKEN)
+def test_a_broken_kernel_of_a_block_is_seen(
+    operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "CHECKED", {operation: CHECKED[operation][:1]})
+    variant, old, new = BROKEN[operation]
+    with simulated_kernels(orders=1):
+        right = check_variant(operation, variant, "float32", "metal")
+    with simulated_kernels({operation: lambda text: text.replace(old, new)}, orders=1):
+        wrong = check_variant(operation, variant, "float32", "metal")
+    assert right is not None
+    assert not right.reason
+    assert wrong is not None
+    assert "its result is off by" in wrong.reason
+
+
 @pytest.mark.usefixtures("writes_only")
 def test_a_kernel_is_checked_once(caplog: pytest.LogCaptureFixture) -> None:
     with simulated_kernels(orders=1):

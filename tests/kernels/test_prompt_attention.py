@@ -1,0 +1,83 @@
+"""Prompt chunks brought to attention alone or padded together give the same."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quire.kernels import prompt_attention as prompts
+from quire.kernels.paged_attention import paged_attention
+from quire.kernels.ragged import PromptChunk, RaggedBatch
+
+BLOCK, HEADS, KV_HEADS, DIM = 8, 4, 2, 16
+
+
+def gather(
+    keys: mx.array, values: mx.array, blocks: mx.array, written: mx.array
+) -> tuple[mx.array, mx.array]:
+    """What the kernel does, in MLX."""
+
+    def join(pages: mx.array) -> mx.array:
+        found = pages[blocks].swapaxes(1, 2)
+        return found.reshape(blocks.shape[0], KV_HEADS, -1, DIM)
+
+    return join(keys), join(values)
+
+
+@pytest.fixture(autouse=True)
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "gather_context", gather)
+
+
+lengths = st.lists(st.tuples(st.integers(0, 300), st.integers(1, 300)), min_size=1, max_size=6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(lengths, st.sampled_from([None, 1, 40]), st.booleans(), st.integers(0, 5))
+def test_every_row_sees_its_own_context(
+    sizes: list[tuple[int, int]], window: int | None, pad: bool, first_row: int
+) -> None:
+    rng = np.random.default_rng(0)
+    chunks, row, next_block = [], first_row, 1
+    for start, count in sizes:
+        num_blocks = -(-(start + count) // BLOCK)
+        blocks = np.arange(next_block, next_block + num_blocks, dtype=np.int32)
+        next_block += num_blocks
+        chunks.append(PromptChunk(row, count, start + count, rng.permutation(blocks)))
+        row += count
+    keys, values = (
+        mx.array(rng.standard_normal((next_block, KV_HEADS, BLOCK, DIM)).astype(np.float32))
+        for _ in range(2)
+    )
+    queries = mx.array(rng.standard_normal((row, HEADS, 1, DIM)).astype(np.float32))
+    plan = prompts.plan_prompts(chunks, window, BLOCK, pad=pad)
+    assert bool(plan.padded) == pad
+    pages = prompts.PromptPages(keys, values, mx.zeros((1,)), None, None)
+    got = prompts.prompt_attention(queries, pages, plan, scale=0.3, window=window, sinks=None)
+    expected = paged_attention(
+        queries, keys, values, RaggedBatch([], chunks), scale=0.3, window=window
+    )
+    assert got.shape == expected.shape
+    assert mx.abs(got - expected).max().item() < 1e-5
+
+
+def test_short_chunks_of_many_lengths_are_one_batch() -> None:
+    counts = [100, 412, 256, 37, 475, 300, 212, 256]
+    starts = np.cumsum([0, *counts])
+    chunks = [
+        PromptChunk(int(first), n, n, np.zeros(-(-n // BLOCK), np.int32))
+        for first, n in zip(starts[:-1], counts, strict=True)
+    ]
+    plan = prompts.plan_prompts(chunks, None, BLOCK, pad=True)
+    assert len(plan.padded) == 1
+    assert not plan.alone
+
+
+def test_a_long_aligned_chunk_goes_alone() -> None:
+    chunk = PromptChunk(0, 2048, 4096, np.zeros(512, np.int32))
+    plan = prompts.plan_prompts([chunk], None, BLOCK, pad=True)
+    assert plan.alone == [chunk]
+    assert plan.order is None
