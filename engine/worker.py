@@ -30,6 +30,7 @@ from quire.engine.messages import (
     TokenOutput,
     WorkerConfig,
 )
+from quire.engine.mlx_settings import apply_mlx_settings
 
 logger = logging.getLogger("quire.worker")
 
@@ -148,6 +149,7 @@ def main() -> int:
         stream=sys.stderr,
     )
     threading.Thread(target=_leave_with_parent, name="life-line", daemon=True).start()
+    apply_mlx_settings()
     notes = []
     if sys.platform == "linux" and config.device in ("auto", "cpu"):
         from quire.engine.openblas import load_openblas
