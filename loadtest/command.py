@@ -11,13 +11,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 
 from quire.loadtest.chat import ServerError
 from quire.loadtest.compare import Task, compare
 from quire.loadtest.http import BaseURL
 from quire.loadtest.kernels.command import add_commands as add_kernel_commands
-from quire.loadtest.model_folder import ModelShape, make_model
+from quire.loadtest.model_folder import SHAPES, ModelShape, make_model
 from quire.loadtest.report import print_comparison, print_load, print_run, print_stall
 from quire.loadtest.results import CompareResult, LoadResult, StallResult, save_result
 from quire.loadtest.serve import LoadOptions, find_target, measure_load
@@ -212,7 +213,10 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-preload", action="store_true", help="do not preload OpenBLAS into the servers"
     )
-    parser.add_argument("--out", type=Path, help="write figures and raw records as JSON")
+    parser.add_argument(
+        "--out", type=Path, help="write figures and raw records as JSON, anew after every run"
+    )
+    parser.add_argument("--logs", type=Path, metavar="DIR", help="keep what the servers print")
     parser.set_defaults(bench_run=_compare)
 
 
@@ -249,6 +253,14 @@ def _compare(args: argparse.Namespace) -> int:
             mlx_lm_spec(model, args.clients, shlex.split(args.mlx_lm_args), preload),
         ]
 
+        if args.logs:
+            args.logs.mkdir(parents=True, exist_ok=True)
+
+        def heard(so_far: CompareResult) -> None:
+            print_run(console, so_far.runs[-1])
+            if args.out:
+                save_result(args.out, so_far)
+
         async def measure() -> CompareResult:
             # Cancelling, unlike dying, stops the server that is running.
             task = asyncio.current_task()
@@ -260,7 +272,8 @@ def _compare(args: argparse.Namespace) -> int:
                 args.rounds,
                 probe=_load_options(args, "uniform"),
                 ready_seconds=args.ready_timeout,
-                on_run=lambda run: print_run(console, run),
+                on_run=heard,
+                logs=args.logs,
             )
 
         try:
@@ -268,14 +281,14 @@ def _compare(args: argparse.Namespace) -> int:
         except asyncio.CancelledError:
             return 128 + signal.SIGTERM
     print_comparison(console, result)
-    if args.out:
-        save_result(args.out, result)
     return 1 if any(run.failure for run in result.runs) else 0
 
 
 def _add_make_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR")
-    shape = ModelShape()
+    parser.add_argument(
+        "--shape", choices=tuple(SHAPES), default="small", help="what the rest changes (small)"
+    )
     for name in (
         "hidden",
         "layers",
@@ -286,16 +299,17 @@ def _add_make_model(parser: argparse.ArgumentParser) -> None:
         "vocab",
         "max_position",
     ):
-        default = getattr(shape, name)
         option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, type=int, default=default, help=f"({default})")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+        parser.add_argument(option, type=int, help=f"({getattr(SHAPES['small'], name)})")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="(float32)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights (0)")
     parser.set_defaults(bench_run=_make_model)
 
 
 def _make_model(args: argparse.Namespace) -> int:
-    shape = ModelShape(**{name: getattr(args, name) for name in ModelShape.__struct_fields__})
+    changes = {name: getattr(args, name, None) for name in ModelShape.__struct_fields__}
+    given = {name: value for name, value in changes.items() if value is not None}
+    shape = msgspec.structs.replace(SHAPES[args.shape], **given)
     parameters = make_model(args.folder, shape, args.seed)
     print(f"{args.folder}: {parameters / 1e6:.1f} M parameters, {shape.dtype}")
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -40,13 +41,13 @@ def _seeded(task: Task, round_number: int) -> tuple[Task, int]:
 
 
 async def run_once(
-    spec: ServerSpec, task: Task, probe: LoadOptions, ready_seconds: float
+    spec: ServerSpec, task: Task, probe: LoadOptions, ready_seconds: float, log: Path | None = None
 ) -> tuple[LoadResult | StallResult | None, str | None]:
     """Start the server, measure, stop it. Returns the result and why it cannot be trusted.
 
     A server that dies on the way leaves both: what was measured until then, and how it died.
     """
-    with running(spec) as server:
+    with running(spec, log) as server:
         result: LoadResult | StallResult | None = None
         failure = None
         try:
@@ -69,29 +70,33 @@ async def compare(
     rounds: int,
     probe: LoadOptions,
     ready_seconds: float = 300.0,
-    on_run: Callable[[ComparedRun], None] = lambda run: None,
+    on_run: Callable[[CompareResult], None] = lambda so_far: None,
+    logs: Path | None = None,
 ) -> CompareResult:
     """Run every task on every server, ``rounds`` times, alternating between the servers.
 
-    ``probe`` says how to ask for readiness; ``on_run`` hears of each run as it ends.
+    ``probe`` says how to ask for readiness; ``on_run`` hears of each run as it ends, the last of
+    the result so far. What the servers print is kept in the folder ``logs``, a file for each run.
     """
     if rounds < 1:
         raise ValueError("--rounds must be at least 1")
-    runs = []
+    result = CompareResult(
+        servers=[spec.setup for spec in specs],
+        runs=[],
+        environment=environment.describe(),
+        command=environment.command_line(),
+    )
     for task in tasks:
         for round_number in range(rounds):
             seeded, seed = _seeded(task, round_number)
             for spec in specs:
-                result, failure = await run_once(spec, seeded, probe, ready_seconds)
-                run = ComparedRun(spec.name, task_name(task), round_number, seed, result, failure)
-                runs.append(run)
-                on_run(run)
-    return CompareResult(
-        servers=[spec.setup for spec in specs],
-        runs=runs,
-        environment=environment.describe(),
-        command=environment.command_line(),
-    )
+                name = task_name(task)
+                log = logs / f"{name}-{round_number + 1}-{spec.name}.log" if logs else None
+                measured, failure = await run_once(spec, seeded, probe, ready_seconds, log)
+                run = ComparedRun(spec.name, name, round_number, seed, measured, failure)
+                result.runs.append(run)
+                on_run(result)
+    return result
 
 
 class Metric(msgspec.Struct, frozen=True):

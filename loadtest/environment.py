@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from importlib import metadata
 
 import msgspec
 
-_PACKAGES = ("quire", "mlx", "mlx-lm", "transformers")
+# One of mlx-metal, mlx-cuda-13 and mlx-cpu says what mlx computes on.
+_PACKAGES = ("quire", "mlx", "mlx-metal", "mlx-cuda-13", "mlx-cpu", "mlx-lm", "transformers")
+_GPU_SECONDS = 10.0  # for nvidia-smi, which is slow to start on an idle driver
 
 
 class Environment(msgspec.Struct, frozen=True):
@@ -21,6 +25,7 @@ class Environment(msgspec.Struct, frozen=True):
     cpu_count: int  # that this process may use
     packages: dict[str, str]  # versions installed beside the client, by distribution name
     time: str  # UTC, ISO 8601
+    gpus: list[str] = []  # "name, driver version" of each NVIDIA GPU
 
 
 def _version(package: str) -> str | None:
@@ -28,6 +33,19 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+@functools.cache
+def _nvidia_gpus() -> tuple[str, ...]:
+    """Empty where there is no driver, and where it does not answer."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=_GPU_SECONDS
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(answer.stdout.strip().splitlines())
 
 
 def describe() -> Environment:
@@ -41,6 +59,7 @@ def describe() -> Environment:
         cpu_count=len(affinity(0)) if affinity else os.cpu_count() or 1,
         packages={package: version for package, version in versions.items() if version},
         time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        gpus=list(_nvidia_gpus()),
     )
 
 

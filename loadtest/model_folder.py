@@ -1,7 +1,8 @@
 """A model folder with random weights: real shapes and a real tokenizer, no download.
 
-The architecture is Hugging Face's Llama with tied embeddings. The tokenizer is byte-level: one
-token per byte, so an answer fed back as text gives exactly the tokens that were generated.
+The architecture is Hugging Face's Llama or Qwen3 with tied embeddings. The tokenizer is byte-level:
+one token per byte, so an answer fed back as text gives exactly the tokens that were generated. Its
+256 bytes and the special tokens are the whole tokenizer however large the model's vocabulary is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Literal
 import msgspec
 import numpy as np
 import numpy.typing as npt
+
+from quire.loadtest.random_weights import Dtype, Tensor, write_safetensors
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 EOS_TOKEN_ID = 2
@@ -28,10 +31,11 @@ _EMBEDDING_STD = 0.02
 # never the most likely: a greedy answer is printable ASCII and runs to max_tokens.
 _QUIET = 0.01
 
-Array = npt.NDArray[np.generic]
+Architecture = Literal["llama", "qwen3"]
 
 
 class ModelShape(msgspec.Struct, frozen=True):
+    architecture: Architecture = "llama"
     hidden: int = 512
     layers: int = 8
     heads: int = 8
@@ -40,12 +44,12 @@ class ModelShape(msgspec.Struct, frozen=True):
     intermediate: int = 1536
     vocab: int = 2048
     max_position: int = 8192
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
 
     def check(self) -> None:
-        """Raises ValueError for a shape no Llama has."""
+        """Raises ValueError for a shape no such model has."""
         for name, value in msgspec.structs.asdict(self).items():
-            if name != "dtype" and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
         if self.heads % self.kv_heads:
             raise ValueError("--heads must be a multiple of --kv-heads")
@@ -57,7 +61,7 @@ class ModelShape(msgspec.Struct, frozen=True):
 
     @property
     def weights(self) -> dict[str, tuple[int, ...]]:
-        """Tensor names and shapes of a Llama checkpoint with tied embeddings."""
+        """Tensor names and shapes of a checkpoint with tied embeddings."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         shapes: dict[str, tuple[int, ...]] = {
             "model.embed_tokens.weight": (self.vocab, self.hidden)
@@ -75,6 +79,11 @@ class ModelShape(msgspec.Struct, frozen=True):
                 f"{prefix}.mlp.up_proj.weight": (self.intermediate, self.hidden),
                 f"{prefix}.mlp.down_proj.weight": (self.hidden, self.intermediate),
             }
+            if self.architecture == "qwen3":
+                shapes |= {
+                    f"{prefix}.self_attn.q_norm.weight": (self.head_dim,),
+                    f"{prefix}.self_attn.k_norm.weight": (self.head_dim,),
+                }
         return shapes | {"model.norm.weight": (self.hidden,)}
 
     @property
@@ -83,9 +92,10 @@ class ModelShape(msgspec.Struct, frozen=True):
 
     def config(self) -> dict[str, object]:
         """The contents of config.json."""
+        qwen3 = self.architecture == "qwen3"
         return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": ["Qwen3ForCausalLM" if qwen3 else "LlamaForCausalLM"],
+            "model_type": self.architecture,
             "hidden_size": self.hidden,
             "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads,
@@ -94,8 +104,8 @@ class ModelShape(msgspec.Struct, frozen=True):
             "intermediate_size": self.intermediate,
             "vocab_size": self.vocab,
             "max_position_embeddings": self.max_position,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 10000.0,
+            "rms_norm_eps": 1e-6 if qwen3 else 1e-5,
+            "rope_theta": 1e6 if qwen3 else 1e4,
             "hidden_act": "silu",
             "attention_bias": False,
             "mlp_bias": False,
@@ -106,50 +116,52 @@ class ModelShape(msgspec.Struct, frozen=True):
         }
 
 
-def _bfloat16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Round to nearest even, as numpy has no bfloat16."""
-    bits = values.view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+SHAPES = {
+    "small": ModelShape(),
+    "qwen3-0.6b": ModelShape(
+        architecture="qwen3",
+        hidden=1024,
+        layers=28,
+        heads=16,
+        kv_heads=8,
+        head_dim=128,
+        intermediate=3072,
+        vocab=151936,
+        max_position=40960,
+        dtype="bfloat16",
+    ),
+    # The released 8B has an output head of its own, of the size of the embeddings.
+    "qwen3-8b": ModelShape(
+        architecture="qwen3",
+        hidden=4096,
+        layers=36,
+        heads=32,
+        kv_heads=8,
+        head_dim=128,
+        intermediate=12288,
+        vocab=151936,
+        max_position=40960,
+        dtype="bfloat16",
+    ),
+}
 
 
-def _write_safetensors(path: Path, shape: ModelShape, seed: int) -> None:
-    """One tensor in memory at a time: the folder may be for a model larger than this machine."""
-    itemsize = 4 if shape.dtype == "float32" else 2
-    header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
-    offset = 0
+def _tensors(shape: ModelShape) -> list[Tensor]:
+    tensors = []
     for name, dims in shape.weights.items():
-        end = offset + math.prod(dims) * itemsize
-        header[name] = {
-            "dtype": "F32" if shape.dtype == "float32" else "BF16",
-            "shape": dims,
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    head = json.dumps(header).encode()
-    head += b" " * (-len(head) % 8)
-    rng = np.random.default_rng(seed)
-    with path.open("wb") as file:
-        file.write(len(head).to_bytes(8, "little") + head)
-        for name, dims in shape.weights.items():
-            values = _tensor(rng, name, dims)
-            file.write((values if itemsize == 4 else _bfloat16_bits(values)).tobytes())
-
-
-def _tensor(rng: np.random.Generator, name: str, dims: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    if name.endswith("norm.weight"):
-        return np.ones(dims, np.float32)
-    values = rng.standard_normal(dims, np.float32)
-    if name == "model.embed_tokens.weight":
-        values *= np.float32(_EMBEDDING_STD)
-        quiet = np.ones(dims[0], bool)
-        first_byte = len(SPECIAL_TOKENS)
-        quiet[first_byte + ord(" ") : first_byte + ord("~") + 1] = False
-        values[quiet] *= np.float32(_QUIET)
-    else:
-        # Larger than a training start, so that attention moves the answer: a server that loses
-        # context gives other text.
-        values *= np.float32(dims[1] ** -0.5)
-    return values
+        std: float | npt.NDArray[np.float32] | None
+        if name.endswith("norm.weight"):
+            std = None
+        elif name == "model.embed_tokens.weight":
+            std = np.full(dims[0], _EMBEDDING_STD * _QUIET, np.float32)
+            first_byte = len(SPECIAL_TOKENS)
+            std[first_byte + ord(" ") : first_byte + ord("~") + 1] = _EMBEDDING_STD
+        else:
+            # Keeps activations near 1 at any width, and lets attention move the answer: a server
+            # that loses context gives other text.
+            std = dims[1] ** -0.5
+        tensors.append(Tensor(name, dims, std))
+    return tensors
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -202,5 +214,5 @@ def make_model(folder: Path, shape: ModelShape, seed: int = 0) -> int:
     ):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     _write_tokenizer(folder / "tokenizer.json")
-    _write_safetensors(folder / "model.safetensors", shape, seed)
+    write_safetensors(folder / "model.safetensors", _tensors(shape), shape.dtype, seed)
     return shape.parameters

@@ -99,11 +99,13 @@ def _environment(preload: str | None) -> Mapping[str, str]:
 class ServerProcess:
     """A running server, in a process group of its own so that its workers end with it."""
 
-    def __init__(self, spec: ServerSpec) -> None:
+    def __init__(self, spec: ServerSpec, log: Path | None = None) -> None:
+        """What the server prints goes to ``log``, or to a file that is gone in the end."""
         self.spec = spec
         port = _free_port()
         self.base = BaseURL(_HOST, port, "", tls=False)
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
+        # Closed by stop().
+        self._log = log.open("w+b") if log else tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [*spec.command, "--host", _HOST, "--port", str(port)],
             stdin=subprocess.DEVNULL,
@@ -164,9 +166,9 @@ class ServerProcess:
 
 
 @contextmanager
-def running(spec: ServerSpec) -> Iterator[ServerProcess]:
+def running(spec: ServerSpec, log: Path | None = None) -> Iterator[ServerProcess]:
     """Start a server for the block; it is stopped however the block ends."""
-    server = ServerProcess(spec)
+    server = ServerProcess(spec, log)
     try:
         yield server
     finally:

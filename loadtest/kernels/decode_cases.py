@@ -143,8 +143,9 @@ def _settings(profile: Profile, heads: Heads, lengths: list[int]) -> dict[str, D
     default = default_settings(
         np.array(lengths, np.int32), None, heads.keys, heads.queries // heads.keys
     )
+    context = round(sum(lengths) / len(lengths))
     shape = DecodeShape(
-        len(lengths), max(lengths), heads.queries, heads.keys, heads.dim, heads.dim, BLOCK_SIZE
+        len(lengths), context, heads.queries, heads.keys, heads.dim, heads.dim, BLOCK_SIZE
     )
     choice = select("paged_decode", shape, profile.dtype, profile.device)
     # A variant without settings takes the kernel's own.

@@ -39,7 +39,10 @@ def welch_test(a: Sequence[float], b: Sequence[float]) -> Welch:
 
 def t_tails(t: float, degrees: float) -> float:
     """The probability that Student's t is at least as far from zero as ``t``."""
-    return incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t))
+    square = t * t
+    if square < degrees:  # where the other form would lose t in a sum with the degrees
+        return 1 - incomplete_beta(0.5, degrees / 2, square / (degrees + square))
+    return incomplete_beta(degrees / 2, 0.5, degrees / (degrees + square))
 
 
 def incomplete_beta(a: float, b: float, x: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from itertools import product
 
 import mlx.core as mx
 import pytest
@@ -12,41 +13,26 @@ from metal_sim.address_spaces import address_space_errors
 from metal_sim.source import MetalKernel
 from write_case import WriteCase
 
-from quire.kernels.add_norm import add_rms_norm
-from quire.kernels.kv_write import Slots
-from quire.kernels.manifest import DTYPES, load_manifest
-from quire.kernels.rotate import HeadNorms, Rotary, rotate_and_write
-from quire.kernels.verify import check_variant
+from quire.kernels.manifest import load_manifest
+from quire.kernels.probes import make_probe
+from quire.kernels.verify import CHECKED
 
-PRELUDES = {"metal", "cuda", "common", "metal_fragments", "cuda_fragments"}
+HEADERS = {"common", "reduce_scatter", "sampling", "tile"}
 
 
 def launch_all() -> None:
     """Launch every kernel in several ways, with small arrays, which are `constant`, and large."""
     for operation, entry in load_manifest().items():
-        for variant in entry.variants.values():
-            for dtype in set(variant.dtypes or DTYPES) if variant.kind == "kernel" else ():
-                check_variant(operation, variant.name, dtype, "metal")
+        kernels = [variant for variant in entry.variants.values() if variant.kind == "kernel"]
+        for kernel, shape in product(kernels, CHECKED[operation]):
+            for dtype in kernel.dtypes:
+                if kernel.supports(shape.bucket(), dtype, "metal"):
+                    probe = make_probe(shape, getattr(mx, dtype), ragged=True)
+                    probe.result(kernel.name, kernel.default_settings)
     for sinks in (False, True):
         for heads in (1, 4):
             DecodeCase(F16, direct=False, sinks=sinks, softcap=2.0, kv_heads=heads).run()
     WriteCase(F16, 8, (2, 64), (2, 64), 3).run()
-    for rows in (3, 9):
-        x = mx.zeros((rows, 64))
-        add_rms_norm(x, x, x[0], mx.array([1e-6]))
-        pages = mx.zeros((2, 1, 8, 64))
-        norms = HeadNorms(x[0], x[0], mx.array([1e-6]))
-        for head_norms in (None, norms):
-            rotate_and_write(
-                mx.zeros((rows, 4 * 64)),
-                pages,
-                pages,
-                mx.zeros((rows,), mx.int32),
-                Slots(mx.zeros((rows,), mx.int32), 8, after=mx.array([1])),
-                Rotary(mx.zeros((32,)), 64, False),
-                head_norms,
-                keep_rows=True,
-            )
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +48,8 @@ def texts() -> dict[str, list[MetalText]]:
 
 def test_every_kernel_keeps_address_spaces_apart(texts: dict[str, list[MetalText]]) -> None:
     folder = resources.files("quire.kernels").joinpath("source")
-    names = {path.name.removesuffix(".h") for path in folder.iterdir()} - PRELUDES
+    names = {path.name.removesuffix(".h") for path in folder.iterdir()} - HEADERS
+    names = {name for name in names if name.partition("_")[0] not in ("metal", "cuda")}
     assert set(texts) == names
     errors = {name: [address_space_errors(text) for text in texts[name]] for name in names}
     assert errors == {name: [[]] * len(texts[name]) for name in names}

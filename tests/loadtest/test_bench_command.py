@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from fake_chat_server import Answer, Request, complete_answer, respond, serving
 
-from quire.loadtest import command
+from quire.loadtest import command, environment
 from quire.loadtest.results import LoadResult, ResultError, load_result
 
 
@@ -126,6 +126,27 @@ def test_make_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("make-model", str(tmp_path / "m"), *shape.split()) == 0
     assert "M parameters, float32" in capsys.readouterr().out
     assert json.loads((tmp_path / "m" / "config.json").read_text())["hidden_size"] == 32
+
+
+def test_make_model_from_a_named_shape(tmp_path: Path) -> None:
+    changes = "--shape qwen3-8b --hidden 32 --layers 1 --heads 2 --kv-heads 1 --head-dim 16"
+    assert _run("make-model", str(tmp_path), *changes.split(), "--vocab", "260") == 0
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["model_type"], config["torch_dtype"]) == ("qwen3", "bfloat16")
+    assert (config["hidden_size"], config["intermediate_size"]) == (32, 12288)
+
+
+def test_results_name_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho 'NVIDIA H200, 580.1'\necho 'NVIDIA H200, 580.1'\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    environment._nvidia_gpus.cache_clear()
+    assert environment.describe().gpus == ["NVIDIA H200, 580.1"] * 2
+    driver.write_text("#!/bin/sh\necho 'no driver'\nexit 9\n")
+    environment._nvidia_gpus.cache_clear()
+    assert environment.describe().gpus == []
+    environment._nvidia_gpus.cache_clear()
 
 
 @pytest.mark.parametrize(

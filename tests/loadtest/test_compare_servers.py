@@ -11,7 +11,13 @@ import pytest
 
 from quire.loadtest import servers
 from quire.loadtest.compare import compare, comparisons, identical_answers
-from quire.loadtest.results import ComparedRun, CompareResult, LoadResult, StallResult
+from quire.loadtest.results import (
+    ComparedRun,
+    CompareResult,
+    LoadResult,
+    StallResult,
+    load_result,
+)
 from quire.loadtest.serve import LoadOptions
 from quire.loadtest.servers import ServerSpec, mlx_lm_spec, quire_spec, running
 from quire.loadtest.stall import StallOptions
@@ -48,7 +54,11 @@ def _assert_all_ended(folder: Path) -> None:
 def test_servers_alternate_with_the_same_seed_in_one_round(tmp_path: Path) -> None:
     heard: list[ComparedRun] = []
     specs = [_spec(tmp_path, name="a"), _spec(tmp_path, name="b")]
-    result = asyncio.run(compare(specs, [LOAD], 2, LOAD, on_run=heard.append))
+
+    def hear(so_far: CompareResult) -> None:
+        heard.append(so_far.runs[-1])
+
+    result = asyncio.run(compare(specs, [LOAD], 2, LOAD, on_run=hear))
     assert [(run.server, run.round, run.seed) for run in result.runs] == [
         ("a", 0, 0),
         ("b", 0, 0),
@@ -77,6 +87,21 @@ def test_a_server_that_dies_is_reported_with_its_last_words(tmp_path: Path) -> N
     assert rates.medians["dies"] is None
     assert rates.ratio is None
     _assert_all_ended(tmp_path)
+
+
+def test_what_servers_print_is_kept_on_request(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (tmp_path / "pids").mkdir()
+    specs = [_spec(tmp_path / "pids", "crashes"), _spec(tmp_path / "pids", "dies")]
+    asyncio.run(compare(specs, [LOAD], 2, LOAD, logs=logs))
+    kept = {path.name: path.read_text() for path in logs.iterdir()}
+    assert kept == {
+        "uniform-1-crashes.log": "no memory for the weights\n",
+        "uniform-2-crashes.log": "no memory for the weights\n",
+        "uniform-1-dies.log": "out of memory\n",
+        "uniform-2-dies.log": "out of memory\n",
+    }
 
 
 def test_a_server_that_never_starts_is_reported(tmp_path: Path) -> None:
@@ -160,6 +185,35 @@ sys.exit(code)
     process.send_signal(number)
     assert process.wait(60) == code
     _assert_all_ended(tmp_path / "pids")
+
+
+def test_runs_before_an_interruption_are_saved(tmp_path: Path) -> None:
+    program = f"""
+import argparse, sys
+from quire.loadtest import command
+from quire.loadtest.servers import ServerSpec
+def spec(mode):
+    return ServerSpec(mode, (sys.executable, {str(SCRIPT)!r}, {str(tmp_path / "pids")!r}, mode))
+command.quire_spec, command.mlx_lm_spec = lambda *args: spec("good"), lambda *args: spec("hangs")
+parser = argparse.ArgumentParser()
+command.add_arguments(parser)
+sys.exit(command.run(parser.parse_args(sys.argv[1:])))
+"""
+    (tmp_path / "pids").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    out = tmp_path / "new" / "x.json"
+    options = f"--workloads uniform --requests 3 --max-tokens 2 --model {tmp_path} --out {out}"
+    process = subprocess.Popen([sys.executable, "-c", program, "compare", *options.split()])
+    while len(list((tmp_path / "pids").iterdir())) < 4:  # the second server runs
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    _assert_all_ended(tmp_path / "pids")
+    saved = load_result(out)
+    assert isinstance(saved, CompareResult)
+    assert [(run.server, run.failure) for run in saved.runs] == [("good", None)]
+    assert [setup.name for setup in saved.servers] == ["good", "hangs"]
 
 
 def test_the_stall_of_running_streams(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from quire.loadtest.model_folder import SPECIAL_TOKENS, ModelShape, _bfloat16_bits, make_model
+from quire.loadtest import random_weights
+from quire.loadtest.model_folder import SHAPES, SPECIAL_TOKENS, ModelShape, make_model
+from quire.loadtest.random_weights import Tensor, bfloat16_bits, write_safetensors
 
 TINY = ModelShape(
     hidden=32,
@@ -50,6 +52,42 @@ def test_the_default_model_has_about_25_million_parameters() -> None:
     assert ModelShape().parameters == pytest.approx(25e6, rel=0.1)
 
 
+def test_the_shapes_of_released_models() -> None:
+    # From their model cards; this 8B has no output head of its own.
+    assert SHAPES["qwen3-0.6b"].parameters == pytest.approx(0.596e9, rel=1e-3)
+    assert SHAPES["qwen3-8b"].parameters == pytest.approx(8.19e9 - 151936 * 4096, rel=1e-3)
+
+
+def test_mlx_lm_loads_a_made_qwen3(tmp_path: Path) -> None:
+    mlx_lm = pytest.importorskip("mlx_lm.utils")
+    make_model(tmp_path, ModelShape(**{**_fields(TINY), "architecture": "qwen3"}))
+    model, config = mlx_lm.load_model(tmp_path, strict=True)  # refuses missing and extra weights
+    assert type(model).__module__ == "mlx_lm.models.qwen3"
+    assert config["head_dim"] == TINY.head_dim
+
+
+def test_blocks_are_written_in_order_and_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random_weights, "_BLOCK_VALUES", 7 * 32)  # the last block is smaller
+    stds = np.linspace(0.01, 10, 500, dtype=np.float32)
+    tensors = [
+        Tensor("plain", (300, 32), 0.5),
+        Tensor("rows", (500, 32), stds),
+        Tensor("ones", (40,), None),
+    ]
+    write_safetensors(tmp_path / "x", tensors, "float32", seed=3)
+    read = _read(tmp_path / "x")
+    assert (read["ones"] == 1).all()
+    assert read["plain"].std() == pytest.approx(0.5, rel=0.05)
+    assert abs(read["plain"].mean()) < 0.02
+    ratios = read["rows"].std(axis=1) / stds
+    assert ratios.mean() == pytest.approx(1, rel=0.05)
+    assert 0.5 < ratios.min() < ratios.max() < 1.6
+    drawn = np.concatenate([read["plain"].ravel(), (read["rows"] / stds[:, None]).ravel()])
+    assert len(np.unique(drawn)) > 0.99 * len(drawn)  # no stream is used twice
+
+
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
         make_model(tmp_path / folder, TINY, seed)
@@ -79,7 +117,7 @@ def test_greedy_answers_are_printable(tmp_path: Path) -> None:
 
 def test_bfloat16_rounds_to_nearest_even() -> None:
     values = np.array([1.0, 1.00390625, 1.01171875, -2.5, 1e-3], np.float32)
-    as_float = (_bfloat16_bits(values).astype(np.uint32) << 16).view(np.float32)
+    as_float = (bfloat16_bits(values).astype(np.uint32) << 16).view(np.float32)
     assert as_float[:4].tolist() == [1.0, 1.0, 1.015625, -2.5]
     assert as_float[4] == pytest.approx(1e-3, rel=2**-8)
 
