@@ -223,6 +223,7 @@ def _text_hash() -> str:
             if not file.name.endswith((".py", ".toml", ".h")):
                 continue
             content = file.read_bytes()
-            if not file.name.endswith(".py") or b"gpu_kernel import GpuKernel" in content:
+            launches = b"class GpuKernel" in content or b"gpu_kernel import GpuKernel" in content
+            if launches or not file.name.endswith(".py"):
                 digest.update(file.name.encode() + b"\0" + content)
     return digest.hexdigest()

@@ -17,7 +17,7 @@ COMMANDS = {
     "service": ("quire.deploy.command", "run the server in the background: launchd or systemd"),
     "tune": ("quire.engine.tune", "measure this machine's fastest kernels, once"),
     "doctor": ("quire.engine.doctor", "show the machine, and check its kernels"),
-    "bench": ("quire.loadtest.command", "measure a running server"),
+    "bench": ("quire.loadtest.command", "measure a running server, or the kernels"),
 }
 
 
