@@ -83,20 +83,28 @@ def tolerance(variant: Variant, dtype: str, device: DeviceName) -> float:
     return _STEPWISE * _TOLERANCE[dtype]
 
 
-def check_variant(operation: str, name: str, dtype: str, device: DeviceName) -> Verdict | None:
-    """Run a variant on every shape it supports of those in ``CHECKED``; None if it supports none.
+def check_variant(
+    operation: str, name: str, dtype: str, device: DeviceName, *, briefly: bool = False
+) -> Verdict | None:
+    """Run a variant on the shapes it supports of those in ``CHECKED``; None if it supports none.
 
     It runs with its default settings, and with the smallest, which cut contexts into most pieces.
+
+    Args:
+        briefly: only the first shape, with the default settings: on CUDA every other text takes
+            two or three seconds to compile.
     """
     variant = load_manifest()[operation].variants[name]
     selector = Selector(device, load_manifest(), None)
     worst = None
-    for shape in CHECKED[operation]:
-        if name not in selector.usable(operation, shape, dtype):
-            continue
+    usable = [s for s in CHECKED[operation] if name in selector.usable(operation, s, dtype)]
+    for shape in usable[:1] if briefly else usable:
         smallest = {key: min(setting.values) for key, setting in variant.settings.items()}
         probe = make_probe(shape, getattr(mx, dtype), ragged=True)
-        for settings in (variant.default_settings, smallest) if smallest else ({},):
+        several = smallest and not briefly
+        for settings in (
+            (variant.default_settings, smallest) if several else (variant.default_settings,)
+        ):
             try:
                 error = error_of(probe, name, settings)
             except Exception as problem:  # whatever it is, this variant cannot be used
@@ -132,9 +140,9 @@ def check_all(device: DeviceName, dtypes: Sequence[str]) -> Iterator[Verdict]:
 def checked_variants(device: DeviceName, dtypes: Sequence[str] = DTYPES) -> Record:
     """Check the kernels that this machine's record has no verdict on, once, and select by it.
 
-    Everything else is made of MLX's operations and needs no check before use. Call it on the thread
-    that uses MLX, with ``device`` as the default device. A record that cannot be written is used by
-    this process all the same.
+    Briefly: `quire doctor --kernels` checks them at every shape. Everything else is made of MLX's
+    operations and needs no check before use. Call it on the thread that uses MLX, with ``device``
+    as the default device. A record that cannot be written is used by this process all the same.
 
     Returns:
         The record, with a verdict on every kernel of ``device`` for ``dtypes``.
@@ -149,7 +157,7 @@ def checked_variants(device: DeviceName, dtypes: Sequence[str] = DTYPES) -> Reco
             for dtype in dtypes:
                 if (operation, variant.name, dtype) in known:
                     continue
-                verdict = check_variant(operation, variant.name, dtype, device)
+                verdict = check_variant(operation, variant.name, dtype, device, briefly=True)
                 if verdict is not None:
                     new.append(verdict)
     record = record.with_verdicts(new)

@@ -114,7 +114,7 @@ def test_a_model_does_without(
 def test_checks_what_the_model_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
     checks: list[tuple[str, str, str]] = []
 
-    def check(operation: str, variant: str, dtype: str, device: str) -> Verdict:
+    def check(operation: str, variant: str, dtype: str, device: str, *, briefly: bool) -> Verdict:
         checks.append((operation, variant, dtype))
         return Verdict(operation, variant, dtype, 0.0, "")
 
