@@ -30,6 +30,7 @@ _METAL_POOL_SHARE = 0.5
 # so many sequences of full length could fill.
 _CPU_POOL_BYTES = 2 << 30
 _CPU_POOL_SHARE = 0.5
+_CPU_CACHE_BYTES = 1 << 30
 _CPU_POOL_SEQUENCES = 16
 
 
@@ -107,6 +108,10 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
 
 
 def _limit_memory(device: DeviceName) -> None:
+    if device == "cpu":
+        # MLX's default keeps 32 MiB of freed buffers. A step frees and takes far more, and getting
+        # it from the system anew costs page faults: 134 instead of 48 ms at 8 x 896 tokens.
+        mx.set_cache_limit(min(_CPU_CACHE_BYTES, usable_memory(device) // 8))
     if device == "metal":
         # Keeps weights and pages resident; beyond what the system recommends it risks a panic.
         mx.set_wired_limit(usable_memory(device))
