@@ -17,8 +17,16 @@ import numpy.typing as npt
 from quire.engine.layout import Layout
 from quire.engine.paged_model import PagedModel
 from quire.kernels.kv_write import Slots
-from quire.kernels.paged_decode import DecodePlan, DecodeSettings, default_settings, plan_items
+from quire.kernels.paged_decode import (
+    DecodePlan,
+    DecodeSettings,
+    default_settings,
+    is_one_per_row,
+    plan_items,
+)
 from quire.kernels.ragged import DecodeRows, RaggedBatch
+from quire.kernels.selection import select
+from quire.kernels.shapes import DecodeShape
 from quire.kernels.upload import upload, upload_packed
 
 Int32Array = npt.NDArray[np.int32]
@@ -33,6 +41,12 @@ class CompiledDecode:
         self._model = model
         self._context = model.context
         self._windows = sorted(model.windows, key=lambda window: window or 0)
+        self._shapes = {
+            use.window: (layer.shape, use.heads)
+            for layer in model.layers
+            for use in layer.uses
+            if layer.shape is not None
+        }
         self._function = mx.compile(self._trace)
         self._nothing_before = mx.zeros((1,), mx.int32)
         mx.eval(self._nothing_before)
@@ -54,7 +68,7 @@ class CompiledDecode:
         for window in self._windows:
             settings = self._settings(lengths, window)
             items, first_items = plan_items(lengths, window, settings.split)
-            if _is_one_per_row(items, first_items):
+            if is_one_per_row(items, first_items):
                 parts.append(items)
                 plans.append((size, True, settings))
                 continue
@@ -90,7 +104,7 @@ class CompiledDecode:
         tables, *arrays = upload(parts)
         plans = {}
         for i, (window, settings) in enumerate(zip(self._windows, all_settings, strict=True)):
-            single = _is_one_per_row(parts[2 * i + 1], parts[2 * i + 2])
+            single = is_one_per_row(parts[2 * i + 1], parts[2 * i + 2])
             plans[window] = DecodePlan(
                 arrays[2 * i], None if single else arrays[2 * i + 1], settings
             )
@@ -101,13 +115,23 @@ class CompiledDecode:
         return self._nothing_before if previous_tokens is None else previous_tokens[:1]
 
     def _settings(self, lengths: Int32Array, window: int | None) -> DecodeSettings:
-        layer = next(
-            layer for layer in self._model.layers if any(u.window == window for u in layer.uses)
+        """The defaults for these contexts, or what was tuned for contexts like them."""
+        shape, heads = self._shapes[window]
+        seen = lengths if window is None else np.minimum(lengths, window)
+        decode_shape = DecodeShape(
+            rows=len(lengths),
+            context=max(1, int(seen.mean())),
+            heads=heads,
+            kv_heads=shape.key_heads,
+            key_dim=shape.key_dim,
+            value_dim=shape.value_dim,
+            block_size=self._context.block_size,
+            window=window is not None,
         )
-        assert layer.shape is not None
-        heads = next(use.heads for use in layer.uses if use.window == window)
-        kv_heads = layer.shape.key_heads
-        return default_settings(lengths, window, kv_heads, heads // kv_heads)
+        choice = select("paged_decode", decode_shape, shape.key_dtype)
+        group = heads // shape.key_heads
+        settings = default_settings(lengths, window, shape.key_heads, group)
+        return settings._replace(**choice.settings)
 
     def _trace(
         self,
@@ -138,10 +162,6 @@ class CompiledDecode:
             by_window[window] = DecodePlan(items, first_items, DecodeSettings(*settings))
         context.batch = RaggedBatch([], [], DecodeRows(block_tables, by_window))
         return self._model(tokens)
-
-
-def _is_one_per_row(items: Int32Array, first_items: Int32Array) -> bool:
-    return len(items) == len(first_items) - 1 and bool((np.diff(first_items) == 1).all())
 
 
 def _widen(tables: Int32Array, size: int) -> Int32Array:

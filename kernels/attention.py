@@ -9,7 +9,9 @@ import mlx.core as mx
 from quire.kernels.paged_attention import ExtraScores, paged_attention
 from quire.kernels.paged_decode import paged_decode
 from quire.kernels.prompt_attention import PromptPages, plan_prompts, prompt_attention
-from quire.kernels.ragged import PromptPlan, RaggedBatch
+from quire.kernels.ragged import PromptChunk, PromptPlan, RaggedBatch
+from quire.kernels.selection import select
+from quire.kernels.shapes import PromptShape
 
 
 class PageArrays(NamedTuple):
@@ -69,7 +71,7 @@ def attend(
         prompt_pages = PromptPages(
             pages.keys, pages.values, pages.written, pages.new_keys, pages.new_values
         )
-        plan = _prompt_plan(batch, window, pages.keys.shape[2])
+        plan = _prompt_plan(batch, window, queries, pages, sinks is not None)
         parts.append(
             prompt_attention(queries, prompt_pages, plan, scale=scale, window=window, sinks=sinks)
         )
@@ -77,14 +79,28 @@ def attend(
     return output.astype(dtype)
 
 
-def _prompt_plan(batch: RaggedBatch, window: int | None, block_size: int) -> PromptPlan:
+def _prompt_plan(
+    batch: RaggedBatch, window: int | None, queries: mx.array, pages: PageArrays, has_sinks: bool
+) -> PromptPlan:
     """Made once per step and window; all layers share it."""
     if window not in batch.prompt_plans:
-        pad = pads_prompts()
-        batch.prompt_plans[window] = plan_prompts(batch.chunks, window, block_size, pad=pad)
+        heads, key_dim = queries.shape[1], queries.shape[3]
+        kv_heads, block_size = pages.keys.shape[1:3]
+
+        def is_padded(chunk: PromptChunk) -> bool:
+            shape = PromptShape(
+                rows=chunk.num_rows,
+                context=chunk.context_length,
+                heads=heads,
+                kv_heads=kv_heads,
+                key_dim=key_dim,
+                value_dim=pages.values.shape[3],
+                block_size=block_size,
+                from_start=chunk.start == 0,
+                window=window is not None,
+                sinks=has_sinks,
+            )
+            return select("prompt_attention", shape, pages.keys.dtype).variant == "padded"
+
+        batch.prompt_plans[window] = plan_prompts(batch.chunks, window, block_size, is_padded)
     return batch.prompt_plans[window]
-
-
-def pads_prompts() -> bool:
-    """Whether chunks of similar lengths go to attention together, padded."""
-    return mx.cuda.is_available()

@@ -14,6 +14,8 @@ import mlx.core as mx
 
 from quire.kernels.exponential import LOG2_E, exp2_difference
 from quire.kernels.ragged import HIDDEN, PromptChunk, RaggedBatch
+from quire.kernels.selection import select
+from quire.kernels.shapes import PromptShape
 
 # Bound before anything wraps the attribute of the module.
 _sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention
@@ -71,9 +73,22 @@ def paged_attention(
         if (blocks := group.shared_blocks(window)) is not None:
             shared = _join(_gather(key_parts, blocks)), _join(value_pages[blocks])
         parts.append(_decode(rows, keys, value_pages[tables], bias, scale, sinks, shared))
-    prompt = _prompt_tiles if mx.default_device() == mx.cpu else prompt_sdpa
     for chunk in batch.chunks:
         rows = queries[chunk.first_row : chunk.first_row + chunk.num_rows]
+        shape = PromptShape(
+            rows=chunk.num_rows,
+            context=chunk.context_length,
+            heads=queries.shape[1],
+            kv_heads=key_pages.shape[1],
+            key_dim=queries.shape[3],
+            value_dim=value_pages.shape[3],
+            block_size=block_size,
+            from_start=chunk.start == 0,
+            window=window is not None,
+            sinks=sinks is not None,
+        )
+        choice = select("prompt_attention", shape, key_pages.dtype)
+        prompt = prompt_tiles if choice.variant == "tiles" else prompt_sdpa
         first = chunk.first_block(chunk.start, window, block_size)
         blocks = chunk.blocks_from(first)
         keys = _join(_gather(key_parts, blocks))
@@ -127,7 +142,7 @@ def _rows_first(flat: mx.array, grouped: tuple[int, ...]) -> mx.array:
     return flat.reshape(kv_heads, 1, rows, group, -1).swapaxes(0, 2)
 
 
-def _prompt_tiles(
+def prompt_tiles(
     queries: mx.array,  # (n, heads, 1, head_dim)
     keys: mx.array,  # (1, kv_heads, num_keys, head_dim), from position first_key on
     values: mx.array,  # (1, kv_heads, num_keys, value_dim)
@@ -137,6 +152,7 @@ def _prompt_tiles(
     window: int | None,
     sinks: mx.array | None,
 ) -> list[mx.array]:
+    """One chunk in tiles of query rows, in MLX operations; see :func:`prompt_sdpa`."""
     num_rows, heads, _, head_dim = queries.shape
     kv_heads = keys.shape[1]
     # The query heads that share a key head are rows of one matrix product.

@@ -128,6 +128,11 @@ def plan_items(
     return items, first_items
 
 
+def is_one_per_row(items: Int32Array, first_items: Int32Array) -> bool:
+    """Whether item i is all of row i, so that there is nothing to merge."""
+    return len(items) == len(first_items) - 1 and bool((np.diff(first_items) == 1).all())
+
+
 def paged_decode(
     queries: mx.array,
     key_pages: mx.array,

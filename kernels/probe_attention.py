@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from quire.kernels.kv_write import gather_context
-from quire.kernels.paged_attention import _prompt_tiles as prompt_tiles
-from quire.kernels.paged_attention import paged_attention, prompt_sdpa
+from quire.kernels.paged_attention import paged_attention, prompt_sdpa, prompt_tiles
 from quire.kernels.paged_decode import (
     DecodePlan,
     DecodeSettings,
     default_settings,
+    is_one_per_row,
     paged_decode,
     plan_items,
 )
 from quire.kernels.probe import Float64Array, Probe, ints, normal, to_float64
+from quire.kernels.prompt_attention import PromptPages, plan_prompts, prompt_attention
 from quire.kernels.ragged import DecodeGroup, PromptChunk, RaggedBatch
 from quire.kernels.shapes import DecodeShape, PromptShape
 
@@ -145,7 +145,7 @@ def _plan(
     lengths: npt.NDArray[np.int32], window: int | None, settings: DecodeSettings
 ) -> DecodePlan:
     items, first_items = plan_items(lengths, window, settings.split)
-    is_direct = len(items) == len(lengths)
+    is_direct = is_one_per_row(items, first_items)
     plan = DecodePlan(mx.array(items), None if is_direct else mx.array(first_items), settings)
     mx.eval(plan.items, [] if plan.first_items is None else plan.first_items)
     return plan
@@ -159,44 +159,42 @@ def prompt_probe(shape: PromptShape, dtype: mx.Dtype, seed: int) -> Probe:
     written = mx.zeros((1,), mx.int32)
     new_keys, new_values = (_rows_of(pages, array) for array in (pages.keys, pages.values))
     mx.eval(written, new_keys, new_values)
-    on_gpu = mx.default_device() != mx.cpu
     chunk = PromptChunk(0, shape.rows, shape.context, pages.tables[0])
+    at_hand = (new_keys, new_values) if shape.from_start else (None, None)
+    in_place = PromptPages(pages.keys, pages.values, written, *at_hand)
 
-    def gather(first: int) -> tuple[mx.array, mx.array]:
+    def planned(is_padded: bool) -> list[mx.array]:
+        plan = plan_prompts([chunk], pages.window, shape.block_size, lambda _: is_padded)
+        return [
+            prompt_attention(
+                pages.queries,
+                in_place,
+                plan,
+                scale=pages.scale,
+                window=pages.window,
+                sinks=pages.sinks,
+            )
+        ]
+
+    def over_context(attention: Callable[..., list[mx.array]]) -> list[mx.array]:
+        first = chunk.first_block(chunk.start, pages.window, shape.block_size)
         blocks = chunk.blocks_from(first)
-        if on_gpu:
-            return gather_context(pages.keys, pages.values, blocks[None], written)
-        return _joined(pages.keys[blocks]), _joined(pages.values[blocks])
-
-    def gathered(settings: Mapping[str, int]) -> list[mx.array]:
-        first = chunk.first_block(chunk.start, pages.window, shape.block_size)
-        keys, values = gather(first)
+        keys, values = _joined(pages.keys[blocks]), _joined(pages.values[blocks])
         at = first * shape.block_size
-        return prompt_sdpa(
-            pages.queries, keys, values, chunk, at, pages.scale, pages.window, pages.sinks
-        )
-
-    def tiles(settings: Mapping[str, int]) -> list[mx.array]:
-        first = chunk.first_block(chunk.start, pages.window, shape.block_size)
-        keys, values = gather(first)
-        at = first * shape.block_size
-        parts = prompt_tiles(
-            pages.queries, keys, values, chunk, at, pages.scale, pages.window, pages.sinks
-        )
+        window, sinks = pages.window, pages.sinks
+        parts = attention(pages.queries, keys, values, chunk, at, pages.scale, window, sinks)
         return [mx.concatenate(parts)]
 
-    def from_rows(settings: Mapping[str, int]) -> list[mx.array]:
-        keys, values = (new.transpose(2, 1, 0, 3) for new in (new_keys, new_values))
-        return prompt_sdpa(
-            pages.queries, keys, values, chunk, 0, pages.scale, pages.window, pages.sinks
-        )
+    variants = {
+        "padded": lambda settings: planned(True),
+        "alone": lambda settings: planned(False),
+        "gather_sdpa": lambda settings: over_context(prompt_sdpa),
+        "tiles": lambda settings: over_context(prompt_tiles),
+    }
 
     def expected() -> list[Float64Array]:
         return [pages.attention(0, range(shape.rows), range(start, shape.context))]
 
-    variants = {"gather_sdpa": gathered, "tiles": tiles}
-    if shape.from_start:
-        variants["rows_sdpa"] = from_rows
     return Probe(variants, expected, pages.num_bytes)
 
 

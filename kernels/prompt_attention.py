@@ -43,13 +43,21 @@ class PromptPages(NamedTuple):
 
 
 def plan_prompts(
-    chunks: Sequence[PromptChunk], window: int | None, block_size: int, *, pad: bool
+    chunks: Sequence[PromptChunk],
+    window: int | None,
+    block_size: int,
+    is_padded: Callable[[PromptChunk], bool],
 ) -> PromptPlan:
-    """Decide it for consecutive ``chunks``. ``pad`` allows batches of padded chunks."""
+    """Decide it for consecutive ``chunks``.
+
+    Args:
+        is_padded: whether a chunk is to go with others, padded. Long ones whose lengths recur
+            anyway go alone all the same.
+    """
     groups: dict[tuple[int, int], list[PromptChunk]] = {}
     alone = []
     for chunk in chunks:
-        if not pad or _is_aligned(chunk):
+        if not is_padded(chunk) or _is_aligned(chunk):
             alone.append(chunk)
             continue
         first = chunk.first_block(chunk.start, window, block_size)

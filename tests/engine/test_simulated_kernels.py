@@ -15,6 +15,9 @@ from quire.engine.engine import Engine, EngineConfig
 from quire.engine.fused_blocks import FusedBlock
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.paged_model import PagedModel, page_model
+from quire.kernels.chips import DeviceName
+from quire.kernels.manifest import load_manifest
+from quire.kernels.selection import Selector
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +38,11 @@ def gpu_paths() -> Iterator[None]:
 def test_tokens_equal_those_of_mlx_lm(
     family: str, pad: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quire.kernels.attention.pads_prompts", lambda: pad)
+    # As a GPU would choose: its name says how prompt chunks are brought to attention.
+    device: DeviceName = "cuda" if pad else "metal"
+    selector = Selector(device, load_manifest(), None)
+    monkeypatch.setattr("quire.kernels.attention.select", selector.select)
+    monkeypatch.setattr("quire.engine.compiled_decode.select", selector.select)
     model = page_model(build(family, 0), family)
     engine = Engine(
         model,

@@ -53,7 +53,7 @@ def test_every_row_sees_its_own_context(
         for _ in range(2)
     )
     queries = mx.array(rng.standard_normal((row, HEADS, 1, DIM)).astype(np.float32))
-    plan = prompts.plan_prompts(chunks, window, BLOCK, pad=pad)
+    plan = prompts.plan_prompts(chunks, window, BLOCK, lambda _: pad)
     assert bool(plan.padded) == pad
     pages = prompts.PromptPages(keys, values, mx.zeros((1,)), None, None)
     got = prompts.prompt_attention(queries, pages, plan, scale=0.3, window=window, sinks=None)
@@ -71,13 +71,13 @@ def test_short_chunks_of_many_lengths_are_one_batch() -> None:
         PromptChunk(int(first), n, n, np.zeros(-(-n // BLOCK), np.int32))
         for first, n in zip(starts[:-1], counts, strict=True)
     ]
-    plan = prompts.plan_prompts(chunks, None, BLOCK, pad=True)
+    plan = prompts.plan_prompts(chunks, None, BLOCK, lambda _: True)
     assert len(plan.padded) == 1
     assert not plan.alone
 
 
 def test_a_long_aligned_chunk_goes_alone() -> None:
     chunk = PromptChunk(0, 2048, 4096, np.zeros(512, np.int32))
-    plan = prompts.plan_prompts([chunk], None, BLOCK, pad=True)
+    plan = prompts.plan_prompts([chunk], None, BLOCK, lambda _: True)
     assert plan.alone == [chunk]
     assert plan.order is None

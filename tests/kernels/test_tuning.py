@@ -61,13 +61,30 @@ def test_one_slow_run_does_not_decide() -> None:
     assert is_faster(Samples(disturbed), Samples(steady))
 
 
-def fake_probe(work: Mapping[str, int], value: Mapping[str, float]) -> Probe:
-    """Variants that multiply matrices of the given sizes and return the given numbers."""
+class Clock:
+    """Time that passes only where a variant says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1e-9
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(tuning, "time", clock)
+    return clock
+
+
+def fake_probe(clock: Clock, work: Mapping[str, int], value: Mapping[str, float]) -> Probe:
+    """Variants that take the given microseconds and return the given numbers."""
 
     def run(name: str) -> list[mx.array]:
-        size = work[name]
-        product = mx.ones((size, size)) @ mx.ones((size, size))
-        return [(product[0, 0] / size * value[name]).reshape(1)]
+        clock.now += work[name] * 1e-6
+        return [mx.array([value[name]]) * 1.0]
 
     runs = {name: lambda settings, name=name: run(name) for name in work}
     return Probe(runs, lambda: [np.ones(1)], 1)
@@ -78,8 +95,8 @@ def measured(monkeypatch: pytest.MonkeyPatch, probe: Probe, found: list[Candidat
     return measure("cpu", PROMPT, found)
 
 
-def test_less_work_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    probe = fake_probe({"tiles": 160, "gather_sdpa": 8}, {"tiles": 1.0, "gather_sdpa": 1.0})
+def test_less_work_wins(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    probe = fake_probe(clock, {"tiles": 160, "gather_sdpa": 8}, {"tiles": 1.0, "gather_sdpa": 1.0})
     timing = measured(monkeypatch, probe, [TILES, SDPA])
     assert timing.variant == "gather_sdpa"
     assert 0 < timing.time < timing.default_time
@@ -89,29 +106,30 @@ def test_less_work_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_disagrees_cannot_win(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, clock: Clock
 ) -> None:
-    probe = fake_probe({"tiles": 160, "gather_sdpa": 8}, {"tiles": 1.0, "gather_sdpa": 1.001})
+    probe = fake_probe(
+        clock, {"tiles": 160, "gather_sdpa": 8}, {"tiles": 1.0, "gather_sdpa": 1.001}
+    )
     timing = measured(monkeypatch, probe, [TILES, SDPA])
     assert timing.variant == "tiles"
     (message,) = caplog.messages
     assert message.startswith("prompt_attention: gather_sdpa is off by 1.0e-03")
 
 
-def test_the_winner_is_among_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_winner_is_among_many(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """More candidates than finalists: screening must not lose the best."""
-    sizes = {128 << i: 168 - 32 * i for i in range(6)}
+    work = {128 << i: 168 - 32 * i for i in range(6)}
 
     def run(settings: Mapping[str, int]) -> list[mx.array]:
-        size = sizes[settings["split"]]
-        product = mx.ones((size, size)) @ mx.ones((size, size))
-        return [(product[0, 0] / size).reshape(1)]
+        clock.now += work[settings["split"]] * 1e-6
+        return [mx.ones((1,)) * 1.0]
 
     probe = Probe({"pages": run}, lambda: [np.ones(1)], 1)
     monkeypatch.setattr(tuning, "make_probe", lambda *args, **options: probe)
     found = [
         Candidate("pages", {"simdgroups": s, "unroll_keys": 4, "split": split})
-        for split in sizes
+        for split in work
         for s in (2, 4)
     ]
     task = Task("paged_decode", DecodeShape(1, 64, 1, 1, 64, 64, 16), "float32")
