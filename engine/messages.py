@@ -40,7 +40,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     kv_cache_memory: int | None = None  # bytes for all KV pages; None derives it from the device
     max_model_len: int | None = None  # tokens; None takes the model's own context length
     max_num_seqs: int = 64
-    max_num_batched_tokens: int = 512
+    max_num_batched_tokens: int | None = None  # None: by device
     eviction_policy: Literal["lru", "fifo", "cost"] = "lru"
     log_level: str = "info"
 

@@ -21,6 +21,9 @@ from quire.engine.self_check import check_against_plain_forward
 _UNRELIABLE = {("cuda", "gpt_oss"): "its output on NVIDIA GPUs is not reproducible yet"}
 
 _DEFAULT_CONTEXT = 4096  # tokens, for models whose config does not say
+# A step's tokens unless told otherwise: what keeps the gaps between a stream's tokens short while a
+# prompt is computed beside it.
+_BATCHED_TOKENS: dict[DeviceName, int] = {"cpu": 512, "metal": 512, "cuda": 2048}
 _MIN_POOL_TOKENS = 64
 # Weights, pages and activations stay below this share of what the device recommends.
 _GPU_MEMORY_SHARE = 0.85
@@ -46,12 +49,15 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
     Raises:
         EngineError: the model cannot be served; the message says why.
     """
-    if config.max_num_batched_tokens <= config.max_num_seqs:
+    device = select_device(config.device)
+    budget = config.max_num_batched_tokens
+    if budget is None:
+        budget = max(_BATCHED_TOKENS[device], 2 * config.max_num_seqs)
+    if budget <= config.max_num_seqs:
         raise EngineError(
-            f"--max-num-batched-tokens {config.max_num_batched_tokens} must be larger than "
+            f"--max-num-batched-tokens {budget} must be larger than "
             f"--max-num-seqs {config.max_num_seqs}, or decodes leave no room for prompts"
         )
-    device = select_device(config.device)
     _limit_memory(device)
     loaded = load_model(Path(config.model_path), device, progress)
     if reason := _UNRELIABLE.get((device, loaded.name)):
@@ -69,7 +75,7 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
         num_blocks=0,
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=budget,
         eviction_policy=config.eviction_policy,
     )
     wanted_len = _wanted_context(config, loaded)

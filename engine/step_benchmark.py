@@ -1,8 +1,9 @@
-"""The engine's loop beside the bare model: `python -m quire.engine.step_benchmark MODEL`.
+"""The engine's steps beside the bare model's: `python -m quire.engine.step_benchmark MODEL`.
 
-Both decode greedily at the same batch size and context. The bare model is mlx-lm's own forward pass
-over its own cache, with no scheduler, no pages and no requests. Each runs in a process of its own,
-in turns, on the same BLAS.
+Decoding, greedily, at some batch sizes and contexts; and prompts, whole or several in one step. The
+bare model is mlx-lm's own forward pass over its own batch cache, one step ahead as mlx-lm runs it,
+with no scheduler, no pages and no requests. Each runs in a process of its own, in turns, on the
+same BLAS.
 """
 
 from __future__ import annotations
@@ -18,78 +19,162 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from quire.engine.messages import GenerateRequest, SamplingParams, WorkerConfig
+from quire.engine.mlx_settings import apply_mlx_settings
 from quire.engine.openblas import load_openblas
 
-_WARM_UP = 5  # steps
+_WARM_UP = 8  # steps
+_PROMPT_RUNS = 10
+_MAX_TOKEN = 200  # in every model's vocabulary
+
+Times = dict[str, list[float]]  # milliseconds, by what was run
 
 
-def time_engine(model: str, batch: int, context: int, steps: int) -> list[float]:
-    """Milliseconds of each step of :class:`Engine` with ``batch`` sequences decoding."""
+def time_engine(args: argparse.Namespace) -> Times:
+    """Each step of :class:`Engine`: with all sequences decoding, and with prompts alone."""
+    import mlx.core as mx
+
     from quire.engine.startup import start_engine
 
-    config = WorkerConfig(model, "", "", max_num_seqs=max(64, batch))
+    largest = max([batch for batch, _ in args.decode] + [len(p) for p in args.prompts] + [64])
+    budget = max([sum(lengths) for lengths in args.prompts] + [largest + 1, 512])
+    config = WorkerConfig(
+        str(args.model), "", "", max_num_seqs=largest, max_num_batched_tokens=budget
+    )
     engine = start_engine(config, [], lambda stage, done, total: None).engine
-    draw = random.Random(0)
-    for request_id in range(batch):
-        prompt = [draw.randrange(200) for _ in range(context)]
-        engine.submit(
-            GenerateRequest(request_id, prompt, steps + 100, SamplingParams(temperature=0))
-        )
-    while len(engine.step()) < batch:
-        pass
-    return _times(engine.step, steps)
+    draw, request_id = random.Random(0), 0
+
+    def submit(lengths: list[int], max_tokens: int) -> list[int]:
+        nonlocal request_id
+        ids = []
+        for length in lengths:
+            prompt = [draw.randrange(_MAX_TOKEN) for _ in range(length)]
+            sampling = SamplingParams(temperature=0)
+            engine.submit(GenerateRequest(request_id, prompt, max_tokens, sampling))
+            ids.append(request_id)
+            request_id += 1
+        return ids
+
+    def drain(ids: list[int]) -> None:
+        for each in ids:
+            engine.abort(each)
+        while engine.has_work:
+            engine.step()
+
+    times: Times = {}
+    for batch, context in args.decode:
+        ids = submit([context] * batch, args.steps + 100)
+        while len(engine.step()) < batch:
+            pass
+        times[f"decode {batch}x{context}"] = _times(engine.step, args.steps)
+        drain(ids)
+    for lengths in args.prompts:
+
+        def run(lengths: list[int] = lengths) -> None:
+            submit(lengths, 1)
+            while engine.has_work:
+                engine.step()
+            mx.synchronize()
+
+        times[f"prompts {_name(lengths)}"] = _times(run, _PROMPT_RUNS)
+    return times
 
 
-def time_bare(model: str, batch: int, context: int, steps: int) -> list[float]:
-    """Milliseconds of each forward pass of mlx-lm's model over its own KV cache, with argmax."""
+def time_bare(args: argparse.Namespace) -> Times:
+    """The same of mlx-lm's model: its batch step, and one prompt of as many tokens."""
     import mlx.core as mx
-    from mlx_lm.models.cache import make_prompt_cache
+    from mlx_lm.models.cache import BatchKVCache, make_prompt_cache
     from mlx_lm.utils import load_model
 
-    loaded, _ = load_model(Path(model))
-    cache = make_prompt_cache(loaded)
-    mx.random.seed(0)
-    tokens = mx.random.randint(0, 200, (batch, context))
-    state = mx.argmax(loaded(tokens, cache=cache)[:, -1:], axis=-1)
+    model, _ = load_model(Path(args.model))
+    times: Times = {}
+    for batch, context in args.decode:
+        cache: list[Any] = [BatchKVCache([0] * batch) for _ in make_prompt_cache(model)]
+        for start in range(0, context, 512):
+            tokens = mx.random.randint(0, _MAX_TOKEN, (batch, min(512, context - start)))
+            state = mx.argmax(model(tokens, cache=cache)[:, -1:], axis=-1)
+            mx.eval(state)
+        before = state
 
-    def step() -> None:
-        nonlocal state
-        state = mx.argmax(loaded(state, cache=cache), axis=-1)
-        mx.eval(state)
+        def step(cache: list[Any] = cache) -> None:
+            nonlocal state, before
+            before, state = state, mx.argmax(model(state, cache=cache), axis=-1)
+            mx.async_eval(state)
+            mx.eval(before)
 
-    return _times(step, steps)
+        times[f"decode {batch}x{context}"] = _times(step, args.steps)
+    for lengths in args.prompts:
+        tokens = mx.random.randint(0, _MAX_TOKEN, (1, sum(lengths)))
+
+        def prompt(tokens: mx.array = tokens) -> None:
+            cache = make_prompt_cache(model)
+            # Logits of all rows, which nobody needs, are never evaluated; nor is the last row's.
+            model(tokens, cache=cache)
+            mx.eval([layer.state for layer in cache])
+
+        times[f"prompts {_name(lengths)}"] = _times(prompt, _PROMPT_RUNS)
+    return times
 
 
-def _times(step: Callable[[], object], steps: int) -> list[float]:
+def _times(step: Callable[[], object], count: int) -> list[float]:
     for _ in range(_WARM_UP):
         step()
     times = []
-    for _ in range(steps):
+    for _ in range(count):
         start = time.perf_counter()
         step()
         times.append(1000 * (time.perf_counter() - start))
     return times
 
 
+def _decode(text: str) -> tuple[int, int]:
+    batch, context = text.split("x")
+    return int(batch), int(context)
+
+
+def _prompts(text: str) -> list[int]:
+    count, _, length = text.rpartition("x")
+    return [int(each) for each in length.split("+")] * int(count or 1)
+
+
+def _name(lengths: list[int]) -> str:
+    same = len(set(lengths)) == 1 and len(lengths) > 1
+    return f"{len(lengths)}x{lengths[0]}" if same else "+".join(map(str, lengths))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m quire.engine.step_benchmark")
     parser.add_argument("model", help="a model folder")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--context", type=int, default=128, help="prompt tokens of each sequence")
+    parser.add_argument(
+        "--decode",
+        type=_decode,
+        nargs="*",
+        default=[(8, 128)],
+        metavar="BxC",
+        help="batch and context, such as 64x2048",
+    )
+    parser.add_argument(
+        "--prompts",
+        type=_prompts,
+        nargs="*",
+        default=[],
+        metavar="N",
+        help="lengths of prompts in one step, such as 2048, 8x256 or 100+412",
+    )
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="write all step times as JSON")
+    parser.add_argument("--out", type=Path, help="write all times as JSON")
     parser.add_argument("--only", choices=("engine", "bare"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only is not None:
+        apply_mlx_settings()
         note = load_openblas() if sys.platform == "linux" else "Accelerate"
-        measure = time_engine if args.only == "engine" else time_bare
-        times = measure(args.model, args.batch, args.context, args.steps)
+        times = (time_engine if args.only == "engine" else time_bare)(args)
         json.dump({"blas": note, "ms": times}, sys.stdout)
         return 0
-    runs: dict[str, list[list[float]]] = {"engine": [], "bare": []}
+    runs: dict[str, list[Times]] = {"engine": [], "bare": []}
     note = ""
     for _ in range(args.rounds):
         for kind, results in runs.items():
@@ -98,22 +183,21 @@ def main() -> int:
             answer = json.loads(child.stdout)
             results.append(answer["ms"])
             note = answer["blas"]
-    medians = {kind: [statistics.median(run) for run in results] for kind, results in runs.items()}
-    ratios = [e / b for e, b in zip(medians["engine"], medians["bare"], strict=True)]
-    print(f"batch {args.batch}, context {args.context}, {args.steps} steps; {note}")
-    for kind, values in medians.items():
-        print(f"{kind:7} median ms a step, each round: {' '.join(f'{v:.2f}' for v in values)}")
-    print(f"engine / bare: median {statistics.median(ratios):.3f} of {args.rounds} rounds")
+    print(note)
+    print(f"{'medians, ms':32} {'engine':>8} {'mlx-lm':>8}  mlx-lm / engine, each round")
+    for name in runs["engine"][0]:
+        engine, bare = ([statistics.median(run[name]) for run in runs[k]] for k in runs)
+        ratios = [b / e for e, b in zip(engine, bare, strict=True)]
+        each = " ".join(f"{ratio:.2f}" for ratio in ratios)
+        print(f"{name:32} {statistics.median(engine):8.2f} {statistics.median(bare):8.2f}  {each}")
     if args.out is not None:
         record = {
             "command": "python -m quire.engine.step_benchmark " + " ".join(sys.argv[1:]),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             "blas": note,
             "ms": runs,
-            "median_ms": medians,
-            "ratio": statistics.median(ratios),
         }
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+        args.out.write_text(json.dumps(record) + "\n")
     return 0
 
 

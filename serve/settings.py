@@ -152,8 +152,11 @@ class ServeSettings:
     )
     block_size: int = _row(16, _integer(1, 1024), "tokens in one KV block", "TOKENS")
     max_num_seqs: int = _row(64, _integer(1), "requests that run at the same time", "N")
-    max_num_batched_tokens: int = _row(
-        512, _integer(1), "tokens in one step, prompt chunks and decodes together", "TOKENS"
+    max_num_batched_tokens: int | None = _row(
+        None,
+        _integer(1),
+        "tokens in one step, prompt chunks and decodes together; default: 512, on CUDA 2048",
+        "TOKENS",
     )
     max_queue: int = _row(
         256, _integer(0), "requests waiting beyond max-num-seqs before clients get 429", "N"
