@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -38,7 +39,6 @@ class CompiledDecode:
     """Runs steps of one token per sequence over pages that kernels write in place."""
 
     def __init__(self, model: PagedModel) -> None:
-        self._model = model
         self._context = model.context
         self._windows = sorted(model.windows, key=lambda window: window or 0)
         self._shapes = {
@@ -47,7 +47,8 @@ class CompiledDecode:
             for use in layer.uses
             if layer.shape is not None
         }
-        self._function = mx.compile(self._trace)
+        # Not a method: a cycle through the compiled function would keep the pages it has seen.
+        self._function = mx.compile(partial(_trace, model, self._windows))
         self._nothing_before = mx.zeros((1,), mx.int32)
         mx.eval(self._nothing_before)
 
@@ -70,12 +71,12 @@ class CompiledDecode:
             items, first_items = plan_items(lengths, window, settings.split)
             if is_one_per_row(items, first_items):
                 parts.append(items)
-                plans.append((size, True, settings))
+                plans.append((size, True, settings.simdgroups, settings.unroll_keys))
                 continue
             # Items without tokens, of a result that no row takes.
             num_items = bucket(len(items))
             parts += [items, np.zeros((num_items - len(items), 3), np.int32), first_items]
-            plans.append((num_items, False, settings))
+            plans.append((num_items, False, settings.simdgroups, settings.unroll_keys))
         packed = upload_packed(parts)
         tokens = packed[:size]
         pending = layout.source_rows >= 0
@@ -133,35 +134,38 @@ class CompiledDecode:
         settings = default_settings(lengths, window, shape.key_heads, group)
         return settings._replace(**choice.settings)
 
-    def _trace(
-        self,
-        tokens: mx.array,
-        packed: mx.array,
-        after: mx.array,
-        table_width: int,
-        plans: Sequence[tuple[int, bool, Sequence[int]]],
-    ) -> mx.array:
-        """The step's graph; whatever is not an array is part of what makes it another graph."""
-        size = tokens.shape[0]
-        place = 2 * size
 
-        def take(*shape: int) -> mx.array:
-            nonlocal place
-            start, place = place, place + math.prod(shape)
-            return packed[start:place].reshape(shape)
+def _trace(
+    model: PagedModel,
+    windows: Sequence[int | None],
+    tokens: mx.array,
+    packed: mx.array,
+    after: mx.array,
+    table_width: int,
+    plans: Sequence[tuple[int, bool, int, int]],
+) -> mx.array:
+    """The step's graph; whatever is not an array is part of what makes it another graph."""
+    size = tokens.shape[0]
+    place = 2 * size
 
-        context = self._context
-        context.positions = take(size)
-        context.slots = Slots(take(size), context.block_size, after)
-        context.wanted_rows = None
-        block_tables = take(size, table_width)
-        by_window = {}
-        for window, (num_items, single, settings) in zip(self._windows, plans, strict=True):
-            items = take(num_items, 3)
-            first_items = None if single else take(size + 1)
-            by_window[window] = DecodePlan(items, first_items, DecodeSettings(*settings))
-        context.batch = RaggedBatch([], [], DecodeRows(block_tables, by_window))
-        return self._model(tokens)
+    def take(*shape: int) -> mx.array:
+        nonlocal place
+        start, place = place, place + math.prod(shape)
+        return packed[start:place].reshape(shape)
+
+    context = model.context
+    context.positions = take(size)
+    context.slots = Slots(take(size), context.block_size, after)
+    context.wanted_rows = None
+    block_tables = take(size, table_width)
+    by_window = {}
+    for window, (num_items, single, simdgroups, unroll_keys) in zip(windows, plans, strict=True):
+        items = take(num_items, 3)
+        first_items = None if single else take(size + 1)
+        settings = DecodeSettings(simdgroups, unroll_keys)
+        by_window[window] = DecodePlan(items, first_items, settings)
+    context.batch = RaggedBatch([], [], DecodeRows(block_tables, by_window))
+    return model(tokens)
 
 
 def _widen(tables: Int32Array, size: int) -> Int32Array:

@@ -10,6 +10,7 @@ norms of heads, rotary embeddings and page writes are one kernel.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -24,6 +25,38 @@ from quire.kernels.rotate import HeadNorms, Rotary
 _STANDARD = {f"mlx_lm.models.{name}.TransformerBlock" for name in ("llama", "qwen2", "qwen3")}
 
 
+class _Product:
+    """A linear layer without the operation that transposes its weight, each time it is called."""
+
+    def __init__(self, linear: Any) -> None:
+        self._linear = linear
+        self._weight: mx.array | None = None
+        if type(linear) is nn.Linear:
+            self._weight = linear.weight.T
+            mx.eval(self._weight)
+            self._bias = linear.get("bias")
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if self._weight is None:
+            output: mx.array = self._linear(x)
+            return output
+        if self._bias is None:
+            return x @ self._weight
+        return mx.addmm(self._bias, x, self._weight)
+
+
+@dataclass(frozen=True)
+class _Fused:
+    """What a fused block computes with, beside its norms."""
+
+    qkv: _Product
+    output: _Product
+    gate_up: _Product
+    down: _Product
+    rotary: Rotary
+    head_norms: HeadNorms | None
+
+
 class FusedBlock(nn.Module):
     """Mixed into the class of a loaded block; takes over where its cache is pages in place."""
 
@@ -31,20 +64,17 @@ class FusedBlock(nn.Module):
         if type(cache) is not PagedLayer or not cache.in_place:
             output: mx.array = super().__call__(x, mask, cache)
             return output
-        attention, mlp = self.self_attn, self.mlp
-        window = mask.size if type(mask) is WindowMask else None
+        assert mask is None or type(mask) is WindowMask, "a mask that pages cannot apply"
+        window = None if mask is None else mask.size
         residual, normed = add_and_norm(cache.context, x, self.input_layernorm)
+        fused: _Fused = self.fused
         attended = cache.attend_to_projected(
-            attention.fused_qkv(normed),
-            attention.fused_rotary,
-            attention.fused_norms,
-            attention.scale,
-            window,
+            fused.qkv(normed), fused.rotary, fused.head_norms, self.self_attn.scale, window
         )
-        projected = attention.o_proj(attended.reshape(residual.shape[0], -1))
+        projected = fused.output(attended.reshape(residual.shape[0], -1))
         norm = self.post_attention_layernorm
         residual, normed = add_rms_norm(residual, projected, norm.weight, norm.eps)
-        projected = mlp.down_proj(swiglu_joined(mlp.fused_gate_up(normed)))
+        projected = fused.down(swiglu_joined(fused.gate_up(normed)))
         # Added here for whoever asks; the next block adds the two itself, and its norm with them.
         output = (residual + projected).reshape(x.shape)
         cache.context.pending_sum = PendingSum(output, residual, projected)
@@ -97,11 +127,16 @@ def _fuse(block: nn.Module) -> bool:
         if q_norm.eps != k_norm.eps:
             return False
         norms = HeadNorms(q_norm.weight, k_norm.weight, q_norm.eps)
-    # Plain attributes: none of this is a parameter of its own.
-    object.__setattr__(attention, "fused_rotary", rotary)
-    object.__setattr__(attention, "fused_norms", norms)
-    object.__setattr__(attention, "fused_qkv", _join(qkv))
-    object.__setattr__(mlp, "fused_gate_up", _join(gate_up))
+    fused = _Fused(
+        qkv=_Product(_join(qkv)),
+        output=_Product(attention.o_proj),
+        gate_up=_Product(_join(gate_up)),
+        down=_Product(mlp.down_proj),
+        rotary=rotary,
+        head_norms=norms,
+    )
+    # A plain attribute: none of it is a parameter of its own.
+    object.__setattr__(block, "fused", fused)
     return True
 
 
