@@ -25,6 +25,7 @@ _MAX_GROUP = 8
 _MERGE_SIMDGROUPS = 8
 # About twice what an H200 runs at once.
 _WANTED_THREADGROUPS = 512
+_UNEVEN = 1.5  # longest context over the mean
 _MIN_SPLIT, _MAX_SPLIT = 128, 4096  # tokens
 _ONE_ITEM = 1024  # tokens of a context that one or two rows leave uncut
 
@@ -93,6 +94,8 @@ def default_settings(
     """
     lengths = context_lengths if window is None else np.minimum(context_lengths, window)
     wanted_items = max(1, _WANTED_THREADGROUPS // kv_heads)
+    if lengths.max() > _UNEVEN * lengths.mean():
+        wanted_items *= 2  # or the long rows' items are still running when all others have ended
     tokens = max(1, -(-int(lengths.sum()) // wanted_items))
     split = 1 << (tokens - 1).bit_length()
     unroll = 8 if group <= 4 and not mx.metal.is_available() else 4
