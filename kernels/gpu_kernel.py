@@ -19,6 +19,9 @@ import mlx.core as mx
 
 TemplateValue = int | bool | mx.Dtype
 
+# Of one kernel, each for inputs of certain shapes. Prompts have many lengths, so there is an end.
+_MAX_LAUNCHES = 4096
+
 
 class GpuKernel:
     """A custom kernel that runs on whichever GPU this machine has.
@@ -42,6 +45,7 @@ class GpuKernel:
         self.headers = tuple(headers)
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
+        self._launches: dict[tuple[object, ...], Callable[..., Any]] = {}
 
     def __call__(
         self,
@@ -57,17 +61,46 @@ class GpuKernel:
 
         Arrays that are not row-contiguous are copied first. Outputs start uninitialised.
         """
+        key = (
+            tuple(template.items()),
+            groups,
+            threads,
+            tuple(output_shapes),
+            tuple(output_dtypes),
+            tuple((array.shape, array.dtype) for array in inputs),
+        )
+        launch = self._launches.get(key)
+        if launch is None:
+            if len(self._launches) == _MAX_LAUNCHES:
+                self._launches.clear()
+            launch = self._launches[key] = self._make_launch(*key[:5])
+        results: list[mx.array] = launch(*inputs)
+        return results
+
+    def _make_launch(
+        self,
+        template: tuple[tuple[str, TemplateValue], ...],
+        groups: tuple[int, int, int],
+        threads: int,
+        output_shapes: tuple[tuple[int, ...], ...],
+        output_dtypes: tuple[mx.Dtype, ...],
+    ) -> Callable[..., Any]:
+        """A compiled function of the inputs: MLX puts the kernel's text together only once."""
         kernel = self.metal if mx.metal.is_available() else self.cuda
         x, y, z = groups
-        results: list[mx.array] = kernel(
-            inputs=list(inputs),
-            template=list(template.items()),
-            grid=(x * threads, y, z),
-            threadgroup=(threads, 1, 1),
-            output_shapes=list(output_shapes),
-            output_dtypes=list(output_dtypes),
-        )
-        return results
+
+        def launch(*inputs: mx.array) -> Any:
+            return kernel(
+                inputs=list(inputs),
+                template=list(template),
+                grid=(x * threads, y, z),
+                threadgroup=(threads, 1, 1),
+                output_shapes=list(output_shapes),
+                output_dtypes=list(output_dtypes),
+            )
+
+        compiled: Callable[..., Any] = mx.compile(launch)
+        return compiled
 
     @cached_property
     def metal(self) -> Callable[..., Any]:

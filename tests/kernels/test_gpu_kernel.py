@@ -1,0 +1,89 @@
+"""What a kernel's launch hands to MLX, and how often."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from quire.kernels import gpu_kernel
+from quire.kernels.gpu_kernel import GpuKernel, float_bits
+
+
+class Recorder:
+    """Stands where MLX's kernel object would: adds N to its input."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def __call__(self, **arguments: Any) -> list[mx.array]:
+        self.calls.append(arguments)
+        return [arguments["inputs"][0] + dict(arguments["template"])["N"]]
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def kernel(recorder: Recorder) -> GpuKernel:
+    kernel = GpuKernel("swiglu", inputs=("both",), outputs=("output",))
+    kernel.__dict__["metal"] = kernel.__dict__["cuda"] = recorder
+    return kernel
+
+
+def run(kernel: GpuKernel, x: mx.array, n: int = 1, groups: int = 2) -> mx.array:
+    (output,) = kernel(
+        [x],
+        template={"T": x.dtype, "N": n},
+        groups=(groups, 3, 1),
+        threads=64,
+        output_shapes=[x.shape],
+        output_dtypes=[x.dtype],
+    )
+    return output
+
+
+def test_the_grid_counts_threads(kernel: GpuKernel, recorder: Recorder) -> None:
+    run(kernel, mx.zeros((4,)), groups=5)
+    (call,) = recorder.calls
+    assert call["grid"] == (320, 3, 1)
+    assert call["threadgroup"] == (64, 1, 1)
+    assert call["output_shapes"] == [(4,)]
+
+
+def test_equal_launches_are_put_together_once(kernel: GpuKernel, recorder: Recorder) -> None:
+    for value in range(5):
+        assert run(kernel, mx.full((4,), value)).tolist() == [value + 1] * 4
+    assert len(recorder.calls) == 1
+
+
+def test_whatever_differs_is_another_launch(kernel: GpuKernel, recorder: Recorder) -> None:
+    x = mx.zeros((4,))
+    assert run(kernel, x, 1).tolist() == [1] * 4
+    assert run(kernel, x, 2).tolist() == [2] * 4
+    assert run(kernel, x.astype(mx.float16), 1).dtype == mx.float16
+    assert run(kernel, mx.zeros((6,)), 1).shape == (6,)
+    run(kernel, x, 1, groups=7)
+    assert len(recorder.calls) == 5
+
+
+def test_launches_are_not_kept_for_ever(kernel: GpuKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_kernel, "_MAX_LAUNCHES", 3)
+    for size in range(1, 9):
+        assert run(kernel, mx.zeros((size,))).tolist() == [1] * size
+        assert len(kernel._launches) <= 3
+
+
+def test_a_compiled_step_may_contain_launches(kernel: GpuKernel) -> None:
+    step = mx.compile(lambda x: run(kernel, run(kernel, x) * 2))
+    for value in range(3):
+        assert step(mx.full((4,), value)).tolist() == [2 * value + 3] * 4
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-6, 0.08838834764831845, 30.0])
+def test_floats_keep_their_bits(value: float) -> None:
+    bits = mx.array(float_bits(value), mx.int32).view(mx.float32)
+    assert bits.item() == mx.array(value).item()
