@@ -19,7 +19,7 @@ import mlx.core as mx
 
 TemplateValue = int | bool | mx.Dtype
 
-# Of one kernel, each for inputs of certain shapes. Prompts have many lengths, so there is an end.
+# Of one kernel. Prompts have many lengths, so there is an end.
 _MAX_LAUNCHES = 4096
 
 
@@ -67,13 +67,12 @@ class GpuKernel:
             threads,
             tuple(output_shapes),
             tuple(output_dtypes),
-            tuple((array.shape, array.dtype) for array in inputs),
         )
         launch = self._launches.get(key)
         if launch is None:
             if len(self._launches) == _MAX_LAUNCHES:
                 self._launches.clear()
-            launch = self._launches[key] = self._make_launch(*key[:5])
+            launch = self._launches[key] = self._make_launch(*key)
         results: list[mx.array] = launch(*inputs)
         return results
 
@@ -85,7 +84,8 @@ class GpuKernel:
         output_shapes: tuple[tuple[int, ...], ...],
         output_dtypes: tuple[mx.Dtype, ...],
     ) -> Callable[..., Any]:
-        """A compiled function of the inputs: MLX puts the kernel's text together only once."""
+        """A compiled function of the inputs: for inputs of the same shapes and types MLX puts the
+        kernel's text together only once."""
         kernel = self.metal if mx.metal.is_available() else self.cuda
         x, y, z = groups
 
