@@ -32,6 +32,9 @@ _MIN_ALONE = 1024  # rows
 _SMALL = 1 << 18
 
 
+_Groups = dict[tuple[int, int], list[PromptChunk]]  # by rows and keys, both padded
+
+
 class PromptPages(NamedTuple):
     """A layer's pages, and the rows just written to them if those are at hand."""
 
@@ -54,23 +57,29 @@ def plan_prompts(
         is_padded: whether a chunk is to go with others, padded. Long ones whose lengths recur
             anyway go alone all the same.
     """
-    groups: dict[tuple[int, int], list[PromptChunk]] = {}
+    fresh: _Groups = {}
+    others: _Groups = {}
     alone = []
     for chunk in chunks:
         if not is_padded(chunk) or _is_aligned(chunk):
             alone.append(chunk)
             continue
+        rows = _bucket(chunk.num_rows, _MIN_ROWS)
+        if chunk.start == 0 and (window is None or window >= rows):
+            fresh.setdefault((rows, rows), []).append(chunk)
+            continue
         first = chunk.first_block(chunk.start, window, block_size)
-        keys = chunk.context_length - first * block_size
-        size = (_bucket(chunk.num_rows, _MIN_ROWS), _bucket(keys, _MIN_KEYS))
-        groups.setdefault(size, []).append(chunk)
-    groups = _merge_small(groups)
+        keys = _bucket(chunk.context_length - first * block_size, _MIN_KEYS)
+        others.setdefault((rows, keys), []).append(chunk)
     first_row = chunks[0].first_row
     order = np.empty(sum(chunk.num_rows for chunk in chunks), np.int32)
     done = 0
     padded = []
-    for (rows, keys), members in groups.items():
-        padded.append(_pad_chunks(members, rows, keys, window, block_size))
+    for is_fresh, (rows, keys), members in (
+        *((True, *group) for group in _merge_small(fresh).items()),
+        *((False, *group) for group in _merge_small(others).items()),
+    ):
+        padded.append(_pad_chunks(members, rows, keys, window, block_size, is_fresh))
         for i, chunk in enumerate(members):
             start = chunk.first_row - first_row
             places = np.arange(done + i * rows, done + i * rows + chunk.num_rows)
@@ -130,26 +139,43 @@ def _attend_padded(
     scale: float,
     sinks: mx.array | None,
 ) -> mx.array:
-    count, _, num_rows, _ = chunks.visible.shape
-    if chunks.rows is None:
-        queries = queries[chunks.first_row : chunks.first_row + count * num_rows]
+    if chunks.visible is None and pages.new_keys is not None and pages.new_values is not None:
+        keys, values = _batch(pages.new_keys, chunks), _batch(pages.new_values, chunks)
     else:
-        queries = queries[chunks.rows]
-    heads, dim = queries.shape[1], queries.shape[3]
-    keys, values = gather_context(pages.keys, pages.values, chunks.block_ids, pages.written)
+        keys, values = gather_context(pages.keys, pages.values, chunks.block_ids, pages.written)
+    if chunks.visible is None:
+        # Whole blocks may hold more than the rows; causal attention aligns both at the end.
+        keys, values = keys[:, :, : chunks.num_rows], values[:, :, : chunks.num_rows]
     output = _sdpa(
-        queries.reshape(count, num_rows, heads, dim).transpose(0, 2, 1, 3),
+        _batch(queries, chunks),
         keys,
         values,
         scale=scale,
-        mask=chunks.visible,
+        mask="causal" if chunks.visible is None else chunks.visible,
         sinks=sinks,
     )
-    return output.transpose(0, 2, 1, 3).reshape(count * num_rows, heads, 1, -1)
+    heads = queries.shape[1]
+    return output.transpose(0, 2, 1, 3).reshape(chunks.count * chunks.num_rows, heads, 1, -1)
+
+
+def _batch(rows: mx.array, chunks: PaddedChunks) -> mx.array:
+    """Rows (T, heads, 1, dim) of the step -> (B, heads, n, dim)."""
+    if chunks.rows is None:
+        last = chunks.first_row + chunks.count * chunks.num_rows
+        rows = rows[chunks.first_row : last]
+    else:
+        rows = rows[chunks.rows]
+    heads, dim = rows.shape[1], rows.shape[3]
+    return rows.reshape(chunks.count, chunks.num_rows, heads, dim).transpose(0, 2, 1, 3)
 
 
 def _pad_chunks(
-    chunks: list[PromptChunk], num_rows: int, num_keys: int, window: int | None, block_size: int
+    chunks: list[PromptChunk],
+    num_rows: int,
+    num_keys: int,
+    window: int | None,
+    block_size: int,
+    is_fresh: bool,
 ) -> PaddedChunks:
     count = _bucket(len(chunks), 1)
     rows = np.zeros((count, num_rows), np.int32)
@@ -167,19 +193,21 @@ def _pad_chunks(
     rows_array, blocks_array, starts_array, firsts_array = upload(
         [flat, block_ids, starts.reshape(-1, 1, 1, 1), firsts.reshape(-1, 1, 1, 1)]
     )
-    queries = starts_array + mx.arange(num_rows).reshape(1, 1, -1, 1)
-    keys = firsts_array + mx.arange(block_ids.shape[1] * block_size).reshape(1, 1, 1, -1)
-    visible = keys <= queries
-    if window is not None:
-        visible = visible & (keys > queries - window)
-    return PaddedChunks(None if in_order else rows_array, int(flat[0]), blocks_array, visible)
+    visible = None
+    if not is_fresh:
+        queries = starts_array + mx.arange(num_rows).reshape(1, 1, -1, 1)
+        keys = firsts_array + mx.arange(block_ids.shape[1] * block_size).reshape(1, 1, 1, -1)
+        visible = keys <= queries
+        if window is not None:
+            visible = visible & (keys > queries - window)
+    return PaddedChunks(
+        count, num_rows, None if in_order else rows_array, int(flat[0]), blocks_array, visible
+    )
 
 
-def _merge_small(
-    groups: dict[tuple[int, int], list[PromptChunk]],
-) -> dict[tuple[int, int], list[PromptChunk]]:
+def _merge_small(groups: _Groups) -> _Groups:
     """Join the groups of small sizes as far as the joint size is small too."""
-    merged: dict[tuple[int, int], list[PromptChunk]] = {}
+    merged: _Groups = {}
     small: tuple[int, int] | None = None
     for size, members in sorted(groups.items()):
         joint = size if small is None else (max(size[0], small[0]), max(size[1], small[1]))

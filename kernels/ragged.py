@@ -117,15 +117,20 @@ class PaddedChunks:
     """Chunks of similar lengths as one batch; index arrays that all layers share.
 
     Attributes:
+        count: B, chunks in the batch, padding included.
         rows: (B * n,) int32, the row of the step that each query is; None if they lie in order.
+        first_row: of the first chunk.
         block_ids: (B, blocks) int32, padded with the scratch block.
-        visible: (B, 1, n, blocks * block_size) bool
+        visible: (B, 1, n, blocks * block_size) bool; None if nothing precedes the chunks, so that
+            each query sees the keys up to its own place.
     """
 
+    count: int
+    num_rows: int  # n, rows of each chunk, padding included
     rows: mx.array | None
     first_row: int
     block_ids: mx.array
-    visible: mx.array
+    visible: mx.array | None
 
 
 @dataclass(frozen=True)

@@ -32,13 +32,35 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompts, "gather_context", gather)
 
 
-lengths = st.lists(st.tuples(st.integers(0, 300), st.integers(1, 300)), min_size=1, max_size=6)
+def rows_of(pages: mx.array, chunks: list[PromptChunk], num_rows: int) -> mx.array:
+    """(T, kv_heads, 1, dim): what this step has just written to the pages."""
+    rows = np.zeros((num_rows, KV_HEADS, 1, DIM), np.float32)
+    flat = np.array(pages).transpose(0, 2, 1, 3).reshape(-1, KV_HEADS, DIM)
+    for chunk in chunks:
+        positions = np.arange(chunk.start, chunk.context_length)
+        slots = chunk.block_ids[positions // BLOCK] * BLOCK + positions % BLOCK
+        rows[chunk.first_row : chunk.first_row + chunk.num_rows, :, 0] = flat[slots]
+    return mx.array(rows)
+
+
+starts = st.just(0) | st.integers(0, 300)
+lengths = st.lists(st.tuples(starts, st.integers(1, 300)), min_size=1, max_size=6)
 
 
 @settings(deadline=None, max_examples=40)
-@given(lengths, st.sampled_from([None, 1, 40]), st.booleans(), st.integers(0, 5))
+@given(
+    lengths,
+    st.sampled_from([None, 1, 40, 400]),
+    st.booleans(),
+    st.integers(0, 5),
+    st.booleans(),
+)
 def test_every_row_sees_its_own_context(
-    sizes: list[tuple[int, int]], window: int | None, pad: bool, first_row: int
+    sizes: list[tuple[int, int]],
+    window: int | None,
+    pad: bool,
+    first_row: int,
+    rows_at_hand: bool,
 ) -> None:
     rng = np.random.default_rng(0)
     chunks, row, next_block = [], first_row, 1
@@ -55,7 +77,9 @@ def test_every_row_sees_its_own_context(
     queries = mx.array(rng.standard_normal((row, HEADS, 1, DIM)).astype(np.float32))
     plan = prompts.plan_prompts(chunks, window, BLOCK, lambda _: pad)
     assert bool(plan.padded) == pad
-    pages = prompts.PromptPages(keys, values, mx.zeros((1,)), None, None)
+    new = (rows_of(keys, chunks, row), rows_of(values, chunks, row))
+    at_hand = new if rows_at_hand else (None, None)
+    pages = prompts.PromptPages(keys, values, mx.zeros((1,)), *at_hand)
     got = prompts.prompt_attention(queries, pages, plan, scale=0.3, window=window, sinks=None)
     expected = paged_attention(
         queries, keys, values, RaggedBatch([], chunks), scale=0.3, window=window
