@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from quire.kernels.attention import PageArrays
 from quire.kernels.kv_write import Slots, scatter, write_in_place
+from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_decode import supports
 from quire.kernels.rotate import HeadNorms, Rotary, rotate_and_write
 

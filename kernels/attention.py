@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import mlx.core as mx
 
+from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import ExtraScores, paged_attention
 from quire.kernels.paged_decode import paged_decode
-from quire.kernels.prompt_attention import PromptPages, plan_prompts, prompt_attention
+from quire.kernels.prompt_attention import plan_prompts, prompt_attention
 from quire.kernels.ragged import PromptChunk, PromptPlan, RaggedBatch
 from quire.kernels.selection import select
 from quire.kernels.shapes import PromptShape
-
-
-class PageArrays(NamedTuple):
-    """What attention sees of a layer's pages in one step."""
-
-    keys: mx.array  # (num_blocks, kv_heads, block_size, key_dim)
-    values: mx.array  # (num_blocks, kv_heads, block_size, value_dim)
-    written: mx.array | None  # token of the in-place write; None if MLX knows of the write
-    new_keys: mx.array | None  # (T, kv_heads, 1, key_dim), the rows written in this step
-    new_values: mx.array | None  # (T, kv_heads, 1, value_dim)
 
 
 def attend(
@@ -68,12 +57,9 @@ def attend(
             )
         )
     if batch.chunks:
-        prompt_pages = PromptPages(
-            pages.keys, pages.values, pages.written, pages.new_keys, pages.new_values
-        )
         plan = _prompt_plan(batch, window, queries, pages, sinks is not None)
         parts.append(
-            prompt_attention(queries, prompt_pages, plan, scale=scale, window=window, sinks=sinks)
+            prompt_attention(queries, pages, plan, scale=scale, window=window, sinks=sinks)
         )
     output = parts[0] if len(parts) == 1 else mx.concatenate(parts)
     return output.astype(dtype)

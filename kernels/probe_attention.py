@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import paged_attention, prompt_sdpa, prompt_tiles
 from quire.kernels.paged_decode import (
     DecodePlan,
@@ -18,7 +19,7 @@ from quire.kernels.paged_decode import (
     plan_items,
 )
 from quire.kernels.probe import Float64Array, Probe, ints, normal, to_float64
-from quire.kernels.prompt_attention import PromptPages, plan_prompts, prompt_attention
+from quire.kernels.prompt_attention import plan_prompts, prompt_attention
 from quire.kernels.ragged import DecodeGroup, PromptChunk, RaggedBatch
 from quire.kernels.shapes import DecodeShape, PromptShape
 
@@ -161,7 +162,7 @@ def prompt_probe(shape: PromptShape, dtype: mx.Dtype, seed: int) -> Probe:
     mx.eval(written, new_keys, new_values)
     chunk = PromptChunk(0, shape.rows, shape.context, pages.tables[0])
     at_hand = (new_keys, new_values) if shape.from_start else (None, None)
-    in_place = PromptPages(pages.keys, pages.values, written, *at_hand)
+    in_place = PageArrays(pages.keys, pages.values, written, *at_hand)
 
     def planned(is_padded: bool) -> list[mx.array]:
         plan = plan_prompts([chunk], pages.window, shape.block_size, lambda _: is_padded)

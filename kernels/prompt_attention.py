@@ -9,13 +9,13 @@ padded to a few sizes and go together.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
 from quire.kernels.kv_write import gather_context
+from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import prompt_sdpa
 from quire.kernels.ragged import PaddedChunks, PromptChunk, PromptPlan
 from quire.kernels.upload import upload
@@ -33,16 +33,6 @@ _SMALL = 1 << 18
 
 
 _Groups = dict[tuple[int, int], list[PromptChunk]]  # by rows and keys, both padded
-
-
-class PromptPages(NamedTuple):
-    """A layer's pages, and the rows just written to them if those are at hand."""
-
-    keys: mx.array  # (num_blocks, kv_heads, block_size, key_dim)
-    values: mx.array  # (num_blocks, kv_heads, block_size, value_dim)
-    written: mx.array  # token of the last write
-    new_keys: mx.array | None  # (T, kv_heads, 1, key_dim)
-    new_values: mx.array | None
 
 
 def plan_prompts(
@@ -95,7 +85,7 @@ def plan_prompts(
 
 def prompt_attention(
     queries: mx.array,
-    pages: PromptPages,
+    pages: PageArrays,
     plan: PromptPlan,
     *,
     scale: float,
@@ -106,6 +96,7 @@ def prompt_attention(
 
     Args:
         queries: (T, heads, 1, key_dim), all rows of the step.
+        pages: written in place.
         window: the one ``plan`` was made for.
         sinks: (heads,) logits that take part in the softmax but have no value.
 
@@ -123,8 +114,7 @@ def prompt_attention(
             values = pages.new_values[rows].transpose(2, 1, 0, 3)
         else:
             first = chunk.first_block(chunk.start, window, block_size)
-            blocks = chunk.blocks_from(first)[None]
-            keys, values = gather_context(pages.keys, pages.values, blocks, pages.written)
+            keys, values = _gather(pages, chunk.blocks_from(first)[None])
         outputs += prompt_sdpa(
             queries[rows], keys, values, chunk, first * block_size, scale, window, sinks
         )
@@ -134,7 +124,7 @@ def prompt_attention(
 
 def _attend_padded(
     queries: mx.array,
-    pages: PromptPages,
+    pages: PageArrays,
     chunks: PaddedChunks,
     scale: float,
     sinks: mx.array | None,
@@ -142,7 +132,7 @@ def _attend_padded(
     if chunks.visible is None and pages.new_keys is not None and pages.new_values is not None:
         keys, values = _batch(pages.new_keys, chunks), _batch(pages.new_values, chunks)
     else:
-        keys, values = gather_context(pages.keys, pages.values, chunks.block_ids, pages.written)
+        keys, values = _gather(pages, chunks.block_ids)
     if chunks.visible is None:
         # Whole blocks may hold more than the rows; causal attention aligns both at the end.
         keys, values = keys[:, :, : chunks.num_rows], values[:, :, : chunks.num_rows]
@@ -156,6 +146,11 @@ def _attend_padded(
     )
     heads = queries.shape[1]
     return output.transpose(0, 2, 1, 3).reshape(chunks.count * chunks.num_rows, heads, 1, -1)
+
+
+def _gather(pages: PageArrays, blocks: mx.array) -> tuple[mx.array, mx.array]:
+    assert pages.written is not None, "pages that MLX writes need no kernel to be read"
+    return gather_context(pages.keys, pages.values, blocks, pages.written)
 
 
 def _batch(rows: mx.array, chunks: PaddedChunks) -> mx.array:

@@ -13,7 +13,8 @@ from typing import Literal
 import mlx.core as mx
 import numpy as np
 
-from quire.kernels.attention import PageArrays, attend
+from quire.kernels.attention import attend
+from quire.kernels.page_arrays import PageArrays
 from quire.kernels.ragged import PromptChunk, RaggedBatch
 from quire.loadtest.kernels.case import Case, Profile
 from quire.loadtest.kernels.paged_inputs import BLOCK_SIZE

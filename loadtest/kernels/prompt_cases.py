@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from quire.kernels.attention import PageArrays, attend
+from quire.kernels.attention import attend
+from quire.kernels.page_arrays import PageArrays
 from quire.kernels.ragged import PromptChunk, RaggedBatch
 from quire.loadtest.kernels.case import Case, Profile
 from quire.loadtest.kernels.paged_inputs import Heads, PagedContexts, contiguous

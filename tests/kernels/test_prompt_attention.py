@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire.kernels import prompt_attention as prompts
+from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import paged_attention
 from quire.kernels.ragged import PromptChunk, RaggedBatch
 
@@ -79,7 +80,7 @@ def test_every_row_sees_its_own_context(
     assert bool(plan.padded) == pad
     new = (rows_of(keys, chunks, row), rows_of(values, chunks, row))
     at_hand = new if rows_at_hand else (None, None)
-    pages = prompts.PromptPages(keys, values, mx.zeros((1,)), *at_hand)
+    pages = PageArrays(keys, values, mx.zeros((1,)), *at_hand)
     got = prompts.prompt_attention(queries, pages, plan, scale=0.3, window=window, sinks=None)
     expected = paged_attention(
         queries, keys, values, RaggedBatch([], chunks), scale=0.3, window=window
