@@ -70,10 +70,10 @@ class LayerPages:
         if self._in_place:
             keys, values = keys.astype(self.keys.dtype), values.astype(self.values.dtype)
             self._written = write_in_place(self.keys, self.values, keys, values, slots)
+            self._new = keys, values
         else:
             scatter(self.keys, keys, slots)
             scatter(self.values, values, slots)
-        self._new = keys, values
 
     def rotate_and_write(
         self,
