@@ -65,12 +65,18 @@ class LayerPages:
     def nbytes(self) -> int:
         return int(self.keys.nbytes + self.values.nbytes)
 
-    def write(self, slots: Slots, keys: mx.array, values: mx.array) -> None:
-        """Write (T, heads, 1, dim) rows into their slots."""
+    def write(self, slots: Slots, keys: mx.array, values: mx.array, *, keep_rows: bool) -> None:
+        """Write (T, heads, 1, dim) rows into their slots.
+
+        ``keep_rows``: attention may read the new rows from :attr:`arrays` instead of the pages.
+        """
         if self._in_place:
             keys, values = keys.astype(self.keys.dtype), values.astype(self.values.dtype)
-            self._written = write_in_place(self.keys, self.values, keys, values, slots)
-            self._new = keys, values
+            written = write_in_place(
+                self.keys, self.values, keys, values, slots, keep_rows=keep_rows
+            )
+            self._written = written.token
+            self._new = written.keys, written.values
         else:
             scatter(self.keys, keys, slots)
             scatter(self.values, values, slots)
@@ -82,6 +88,7 @@ class LayerPages:
         slots: Slots,
         rotary: Rotary,
         norms: HeadNorms | None,
+        *,
         keep_rows: bool,
     ) -> mx.array:
         """Rotate queries and keys, write keys and values in place; returns the queries.

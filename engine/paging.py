@@ -111,7 +111,8 @@ class PagedLayer:
             )
             # The first row ever seen is the probe's: learn the shapes from it.
             self.pages = LayerPages(self.shape, self.context.num_blocks, self.context.block_size)
-        self.pages.write(self.context.slots, keys, values)
+        keep_rows = self.context.batch.needs_new_rows
+        self.pages.write(self.context.slots, keys, values, keep_rows=keep_rows)
         return self.keys_and_values()
 
     def keys_and_values(self) -> tuple[PageHandle, PageHandle]:
@@ -159,7 +160,12 @@ class PagedLayer:
         assert self.pages is not None
         context = self.context
         queries = self.pages.rotate_and_write(
-            qkv, context.positions, context.slots, rotary, norms, context.batch.needs_new_rows
+            qkv,
+            context.positions,
+            context.slots,
+            rotary,
+            norms,
+            keep_rows=context.batch.needs_new_rows,
         )
         window = window or self.window
         return attend(queries, self.pages.arrays, context.batch, scale=scale, window=window)

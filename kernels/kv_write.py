@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import mlx.core as mx
 
 from quire.kernels.gpu_kernel import GpuKernel
@@ -11,7 +13,7 @@ _THREADS = 256
 _write = GpuKernel(
     "kv_write",
     inputs=("key_pages", "value_pages", "keys", "values", "slot_mapping", "after"),
-    outputs=("written",),
+    outputs=("written", "kept_keys", "kept_values"),
 )
 _gather = GpuKernel(
     "gather_pages",
@@ -53,13 +55,27 @@ def scatter(pages: mx.array, rows: mx.array, slots: Slots) -> None:
     pages[slots.indices(pages.shape[1])] = rows[:, :, 0]
 
 
+class WrittenRows(NamedTuple):
+    """What a write in place leaves beside the pages.
+
+    A read of the pages takes ``token`` as an input, a read of the new rows alone takes the rows
+    here: MLX computes only what somebody asks for, so a write that neither reads is not made.
+    """
+
+    token: mx.array  # (1,) int32
+    keys: mx.array | None  # (T, kv_heads, 1, dim), if asked for
+    values: mx.array | None
+
+
 def write_in_place(
     key_pages: mx.array,
     value_pages: mx.array,
     keys: mx.array,
     values: mx.array,
     slots: Slots,
-) -> mx.array:
+    *,
+    keep_rows: bool = False,
+) -> WrittenRows:
     """Write the rows of both arrays by one kernel, in place whoever else refers to the pages.
 
     MLX does not know that the pages change. Order comes from real inputs alone: the kernel waits
@@ -68,17 +84,16 @@ def write_in_place(
     Args:
         key_pages, value_pages: (num_blocks, kv_heads, block_size, dim)
         keys, values: (T, kv_heads, 1, dim) in the dtype of the pages.
-
-    Returns:
-        A token, (1,) int32.
+        keep_rows: return the new keys and values too.
     """
     dtype = key_pages.dtype
     heads, block_size = key_pages.shape[1:3]
     rows = keys.shape[0]
     per_pack = 16 // dtype.size
     packs = rows * (heads * keys.shape[3] + value_pages.shape[1] * values.shape[3]) // per_pack
+    kept = (keys.shape, values.shape) if keep_rows else ((1,), (1,))
     assert slots.after is not None, "an in-place write needs the step before to wait for"
-    (written,) = _write(
+    token, kept_keys, kept_values = _write(
         [key_pages, value_pages, keys, values, slots.mapping, slots.after],
         template={
             "T": dtype,
@@ -88,13 +103,16 @@ def write_in_place(
             "HEADS_V": value_pages.shape[1],
             "BLOCK_SIZE": block_size,
             "THREADS": _THREADS,
+            "KEEP_ROWS": keep_rows,
         },
         groups=(-(-packs // _THREADS), 1, 1),
         threads=_THREADS,
-        output_shapes=[(1,)],
-        output_dtypes=[mx.int32],
+        output_shapes=[(1,), *kept],
+        output_dtypes=[mx.int32, dtype, dtype],
     )
-    return written
+    if not keep_rows:
+        return WrittenRows(token, None, None)
+    return WrittenRows(token, kept_keys, kept_values)
 
 
 def gather_context(
@@ -104,7 +122,7 @@ def gather_context(
 
     Args:
         block_ids: (B, n) int32
-        written: what :func:`write_in_place` returned last for these pages.
+        written: token of the last write to these pages.
 
     Returns:
         (B, kv_heads, n * block_size, dim) each.

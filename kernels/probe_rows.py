@@ -36,7 +36,7 @@ def write_probe(shape: WriteShape, dtype: mx.Dtype, seed: int) -> Probe:
     mx.eval(nothing_before, step.mapping, step.indices(shape.kv_heads))
 
     def in_place(settings: Mapping[str, int]) -> list[mx.array]:
-        return [write_in_place(in_place_pages[0], in_place_pages[1], rows[0], rows[1], step)]
+        return [write_in_place(in_place_pages[0], in_place_pages[1], rows[0], rows[1], step).token]
 
     def scattered(settings: Mapping[str, int]) -> list[mx.array]:
         for pages, new in zip(scatter_pages, rows, strict=True):

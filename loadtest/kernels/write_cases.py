@@ -48,7 +48,7 @@ def _scatter(x: _Inputs) -> tuple[mx.array, mx.array]:
 
 
 def _kernel(x: _Inputs) -> tuple[mx.array, ...]:
-    written = write_in_place(*x.in_place, x.keys, x.values, x.slots)
+    written = write_in_place(*x.in_place, x.keys, x.values, x.slots).token
     # The next write waits for this one, as for the attention in between.
     x.slots.after = written
     return (*x.in_place, written)

@@ -25,7 +25,7 @@ class WriteCase:
         return f"{str(self.dtype)[9:]}-block{self.block_size}-{self.rows}rows"
 
     def run(self) -> tuple[list[mx.array], list[Float64Array]]:
-        """Pages and contexts afterwards, and what they should be."""
+        """Pages, contexts and new rows afterwards, and what they should be."""
         rng = np.random.default_rng(self.rows)
 
         def normal(*shape: int) -> mx.array:
@@ -46,9 +46,12 @@ class WriteCase:
             expected.append(context.reshape(1, context.shape[0], -1, context.shape[-1]))
 
         slots = Slots(mx.array(mapping), size, after=mx.array([1]))
-        written = write_in_place(pages[0], pages[1], new[0], new[1], slots)
-        contexts = gather_context(pages[0], pages[1], mx.array(blocks)[None], written)
-        return [*pages, *contexts], expected
+        kept = write_in_place(pages[0], pages[1], new[0], new[1], slots, keep_rows=True)
+        assert kept.keys is not None
+        assert kept.values is not None
+        contexts = gather_context(pages[0], pages[1], mx.array(blocks)[None], kept.token)
+        expected += [to_float64(rows) for rows in new]
+        return [*pages, *contexts, kept.keys, kept.values], expected
 
     def check(self) -> None:
         result, expected = self.run()

@@ -4,13 +4,20 @@ import json
 import struct
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 from quire.loadtest import random_weights
 from quire.loadtest.model_folder import SHAPES, SPECIAL_TOKENS, ModelShape, make_model
-from quire.loadtest.random_weights import Tensor, bfloat16_bits, write_safetensors
+from quire.loadtest.random_weights import (
+    Constant,
+    Normal,
+    Tensor,
+    bfloat16_bits,
+    write_safetensors,
+)
 
 TINY = ModelShape(
     hidden=32,
@@ -66,15 +73,58 @@ def test_mlx_lm_loads_a_made_qwen3(tmp_path: Path) -> None:
     assert config["head_dim"] == TINY.head_dim
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_mlx_lm_loads_quantized_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, dtype: str
+) -> None:
+    mlx_lm = pytest.importorskip("mlx_lm.utils")
+    import mlx.core as mx
+    import mlx.nn as nn
+    from mlx.utils import tree_flatten
+
+    monkeypatch.setattr(random_weights, "_BLOCK_VALUES", 7 * 32)  # matrices of many blocks
+    whole = msgspec.structs.replace(
+        TINY, architecture="qwen3", hidden=128, head_dim=16, intermediate=192, dtype=dtype
+    )
+    make_model(tmp_path / "whole", whole)
+    make_model(tmp_path / "quantized", msgspec.structs.replace(whole, bits=bits))
+
+    with mx.stream(mx.cpu):
+        plain, _ = mlx_lm.load_model(tmp_path / "whole")
+        model, config = mlx_lm.load_model(tmp_path / "quantized")  # refuses missing and extra
+        expected = {"group_size": 64, "bits": bits, "mode": "affine"}
+        assert config["quantization"] == config["quantization_config"] == expected
+
+        weights = dict(tree_flatten(plain.parameters()))
+        layers = dict(tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module))
+        matrices = {n for n, w in weights.items() if w.ndim == 2}
+        quantized = (nn.QuantizedLinear, nn.QuantizedEmbedding)
+        assert {f"{n}.weight" for n, m in layers.items() if isinstance(m, quantized)} == matrices
+        for name in matrices:
+            layer = layers[name.removesuffix(".weight")]
+            drawn = mx.dequantize(layer.weight, layer.scales, layer.biases, 64, bits)
+            assert drawn.dtype == weights[name].dtype
+            assert drawn.shape == weights[name].shape
+            std = weights[name].astype(mx.float32).std().item()
+            assert drawn.astype(mx.float32).std().item() == pytest.approx(std, rel=0.05)
+            assert abs(drawn.astype(mx.float32).mean().item()) < 0.05 * std
+
+        logits = model(mx.array([[5, 6, 7]])).astype(mx.float32)
+        assert mx.isfinite(logits).all().item()
+        assert logits.std().item() > 0.01
+        assert not mx.allclose(logits[0, 0], logits[0, 2]).item()
+
+
 def test_blocks_are_written_in_order_and_differ(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(random_weights, "_BLOCK_VALUES", 7 * 32)  # the last block is smaller
     stds = np.linspace(0.01, 10, 500, dtype=np.float32)
     tensors = [
-        Tensor("plain", (300, 32), 0.5),
-        Tensor("rows", (500, 32), stds),
-        Tensor("ones", (40,), None),
+        Tensor("plain", (300, 32), Normal(0.5)),
+        Tensor("rows", (500, 32), Normal(stds)),
+        Tensor("ones", (40,), Constant(1.0)),
     ]
     write_safetensors(tmp_path / "x", tensors, "float32", seed=3)
     read = _read(tmp_path / "x")
@@ -140,6 +190,7 @@ def _fields(shape: ModelShape) -> dict[str, object]:
         ("heads", 3, "multiple of --kv-heads"),
         ("head_dim", 7, "--head-dim"),
         ("vocab", 200, "--vocab"),
+        ("bits", 4, "--hidden is 32; .* multiple of 64"),
     ],
 )
 def test_impossible_shapes(tmp_path: Path, field: str, value: int, message: str) -> None:
