@@ -302,6 +302,9 @@ def _add_make_model(parser: argparse.ArgumentParser) -> None:
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, type=int, help=f"({getattr(SHAPES['small'], name)})")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="(float32)")
+    parser.add_argument(
+        "--bits", type=int, choices=(4, 8), help="quantize every matrix, in groups of 64"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the weights (0)")
     parser.set_defaults(bench_run=_make_model)
 
@@ -311,5 +314,6 @@ def _make_model(args: argparse.Namespace) -> int:
     given = {name: value for name, value in changes.items() if value is not None}
     shape = msgspec.structs.replace(SHAPES[args.shape], **given)
     parameters = make_model(args.folder, shape, args.seed)
-    print(f"{args.folder}: {parameters / 1e6:.1f} M parameters, {shape.dtype}")
+    bits = f", {shape.bits}-bit weights" if shape.bits else ""
+    print(f"{args.folder}: {parameters / 1e6:.1f} M parameters, {shape.dtype}{bits}")
     return 0

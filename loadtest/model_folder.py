@@ -3,6 +3,10 @@
 The architecture is Hugging Face's Llama or Qwen3 with tied embeddings. The tokenizer is byte-level:
 one token per byte, so an answer fed back as text gives exactly the tokens that were generated. Its
 256 bytes and the special tokens are the whole tokenizer however large the model's vocabulary is.
+
+With ``bits``, every matrix is as mlx-lm's convert leaves it, in MLX's affine mode: whole numbers of
+that many bits packed into uint32 words, and for each group of 64 along a row a scale and a bias,
+number * scale + bias being the weight.
 """
 
 from __future__ import annotations
@@ -14,9 +18,16 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from quire.loadtest.random_weights import Dtype, Tensor, write_safetensors
+from quire.loadtest.random_weights import (
+    Constant,
+    Dtype,
+    Normal,
+    PerRow,
+    Tensor,
+    Words,
+    write_safetensors,
+)
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 EOS_TOKEN_ID = 2
@@ -30,6 +41,7 @@ _EMBEDDING_STD = 0.02
 # Embeddings are also the output head, so tokens with small rows have logits near zero and are
 # never the most likely: a greedy answer is printable ASCII and runs to max_tokens.
 _QUIET = 0.01
+_GROUP_SIZE = 64
 
 Architecture = Literal["llama", "qwen3"]
 
@@ -45,6 +57,7 @@ class ModelShape(msgspec.Struct, frozen=True):
     vocab: int = 2048
     max_position: int = 8192
     dtype: Dtype = "float32"
+    bits: Literal[4, 8] | None = None  # of a quantized weight; None: all weights are of dtype
 
     def check(self) -> None:
         """Raises ValueError for a shape no such model has."""
@@ -58,10 +71,20 @@ class ModelShape(msgspec.Struct, frozen=True):
         least = len(SPECIAL_TOKENS) + 256
         if self.vocab < least:
             raise ValueError(f"--vocab must be at least {least}: 256 bytes and the special tokens")
+        if self.bits is not None:
+            for name, size in (
+                ("--hidden", self.hidden),
+                ("--heads times --head-dim", self.heads * self.head_dim),
+                ("--intermediate", self.intermediate),
+            ):
+                if size % _GROUP_SIZE:
+                    raise ValueError(
+                        f"{name} is {size}; with --bits it must be a multiple of {_GROUP_SIZE}"
+                    )
 
     @property
     def weights(self) -> dict[str, tuple[int, ...]]:
-        """Tensor names and shapes of a checkpoint with tied embeddings."""
+        """Names and shapes of the weights, before quantization, with tied embeddings."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         shapes: dict[str, tuple[int, ...]] = {
             "model.embed_tokens.weight": (self.vocab, self.hidden)
@@ -93,7 +116,7 @@ class ModelShape(msgspec.Struct, frozen=True):
     def config(self) -> dict[str, object]:
         """The contents of config.json."""
         qwen3 = self.architecture == "qwen3"
-        return {
+        config: dict[str, object] = {
             "architectures": ["Qwen3ForCausalLM" if qwen3 else "LlamaForCausalLM"],
             "model_type": self.architecture,
             "hidden_size": self.hidden,
@@ -114,6 +137,11 @@ class ModelShape(msgspec.Struct, frozen=True):
             "eos_token_id": EOS_TOKEN_ID,
             "torch_dtype": self.dtype,
         }
+        if self.bits is not None:
+            quantization = {"group_size": _GROUP_SIZE, "bits": self.bits, "mode": "affine"}
+            # mlx-lm writes it under both names.
+            config |= {"quantization": quantization, "quantization_config": quantization}
+        return config
 
 
 SHAPES = {
@@ -149,10 +177,11 @@ SHAPES = {
 def _tensors(shape: ModelShape) -> list[Tensor]:
     tensors = []
     for name, dims in shape.weights.items():
-        std: float | npt.NDArray[np.float32] | None
+        std: PerRow
         if name.endswith("norm.weight"):
-            std = None
-        elif name == "model.embed_tokens.weight":
+            tensors.append(Tensor(name, dims, Constant(1.0)))
+            continue
+        if name == "model.embed_tokens.weight":
             std = np.full(dims[0], _EMBEDDING_STD * _QUIET, np.float32)
             first_byte = len(SPECIAL_TOKENS)
             std[first_byte + ord(" ") : first_byte + ord("~") + 1] = _EMBEDDING_STD
@@ -160,8 +189,27 @@ def _tensors(shape: ModelShape) -> list[Tensor]:
             # Keeps activations near 1 at any width, and lets attention move the answer: a server
             # that loses context gives other text.
             std = dims[1] ** -0.5
-        tensors.append(Tensor(name, dims, std))
+        if shape.bits is None:
+            tensors.append(Tensor(name, dims, Normal(std)))
+        else:
+            tensors += _quantized(name.removesuffix(".weight"), dims, std, shape.bits)
     return tensors
+
+
+def _quantized(layer: str, dims: tuple[int, ...], std: PerRow, bits: int) -> list[Tensor]:
+    """Uniform weights with mean 0 and standard deviation ``std``.
+
+    For ``dims`` (out, in): words (out, in * bits / 32), scales and biases (out, in / 64).
+    """
+    rows, columns = dims
+    levels = 1 << bits
+    scale = std * math.sqrt(12 / (levels**2 - 1))  # whole numbers have variance (levels² - 1) / 12
+    groups = (rows, columns // _GROUP_SIZE)
+    return [
+        Tensor(f"{layer}.weight", (rows, columns * bits // 32), Words()),
+        Tensor(f"{layer}.scales", groups, Constant(scale)),
+        Tensor(f"{layer}.biases", groups, Constant(scale * -((levels - 1) / 2))),
+    ]
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -20,17 +20,35 @@ import numpy.typing as npt
 
 Dtype = Literal["float32", "bfloat16"]
 Bits = npt.NDArray[np.uint32] | npt.NDArray[np.uint16]
+PerRow = float | npt.NDArray[np.float32]  # one value for all rows or one for each
 
 _BLOCK_VALUES = 1 << 18  # stays in a core's own cache
 _FORMAT_NAMES = {"float32": "F32", "bfloat16": "BF16"}
+_ITEM_BYTES = {"F32": 4, "BF16": 2, "U32": 4}
+
+
+class Normal(NamedTuple):
+    """Normal values with mean 0, in the file's dtype."""
+
+    std: PerRow
+
+
+class Constant(NamedTuple):
+    """One value for all or for each row, in the file's dtype."""
+
+    value: PerRow
+
+
+class Words(NamedTuple):
+    """Uniform uint32 words, whatever the file's dtype: all bits are independent."""
 
 
 class Tensor(NamedTuple):
-    """One tensor to write: normal with mean 0, or all ones."""
+    """One tensor to write; the last of ``dims`` must be even for ``Words``."""
 
     name: str
     dims: tuple[int, ...]
-    std: float | npt.NDArray[np.float32] | None  # of all or of each row; None: ones
+    fill: Normal | Constant | Words
 
 
 class _Block(NamedTuple):
@@ -41,6 +59,8 @@ class _Block(NamedTuple):
 
 def write_safetensors(path: Path, tensors: Sequence[Tensor], dtype: Dtype, seed: int) -> None:
     """Write ``tensors`` back to back; equal arguments give equal bytes, whatever the machine.
+
+    ``dtype`` is that of all tensors but ``Words``.
 
     The format: 8 bytes little-endian length, that many bytes of JSON, then the tensors
     (https://github.com/huggingface/safetensors#format).
@@ -59,13 +79,13 @@ def write_safetensors(path: Path, tensors: Sequence[Tensor], dtype: Dtype, seed:
 
 
 def _header(tensors: Sequence[Tensor], dtype: Dtype) -> bytes:
-    itemsize = 4 if dtype == "float32" else 2
     entries: dict[str, object] = {"__metadata__": {"format": "mlx"}}
     offset = 0
     for tensor in tensors:
-        end = offset + math.prod(tensor.dims) * itemsize
+        stored = "U32" if isinstance(tensor.fill, Words) else _FORMAT_NAMES[dtype]
+        end = offset + math.prod(tensor.dims) * _ITEM_BYTES[stored]
         entries[tensor.name] = {
-            "dtype": _FORMAT_NAMES[dtype],
+            "dtype": stored,
             "shape": tensor.dims,
             "data_offsets": [offset, end],
         }
@@ -86,14 +106,22 @@ def _draw(block: _Block, dtype: Dtype, seed: int) -> Bits:
     """The block's bytes. Each block has a random stream of its own."""
     tensor, rows = block.tensor, block.rows
     dims = (rows.stop - rows.start, *tensor.dims[1:])
-    if tensor.std is None:
-        values = np.ones(dims, np.float32)
+    if isinstance(tensor.fill, Constant):
+        values = np.empty(dims, np.float32)
+        values[:] = _of_rows(tensor.fill.value, rows)
     else:
         rng = np.random.Generator(np.random.SFC64([seed, block.number, rows.start]))
+        if isinstance(tensor.fill, Words):
+            # Two words at a time: numpy draws 64 bits at once twice as fast.
+            pairs = rng.integers(1 << 64, size=(*dims[:-1], dims[-1] // 2), dtype=np.uint64)
+            return pairs.view(np.uint32)
         values = rng.standard_normal(dims, np.float32)
-        std = tensor.std
-        values *= np.float32(std) if isinstance(std, float) else std[rows, None]
+        values *= _of_rows(tensor.fill.std, rows)
     return values.view(np.uint32) if dtype == "float32" else bfloat16_bits(values)
+
+
+def _of_rows(value: PerRow, rows: slice) -> np.float32 | npt.NDArray[np.float32]:
+    return np.float32(value) if isinstance(value, float) else value[rows, None]
 
 
 def bfloat16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
