@@ -61,6 +61,7 @@ class CompiledDecode:
         parts = [
             _pad(layout.token_ids, size),
             np.maximum(_pad(layout.source_rows, size, -1), 0),
+            _pad((layout.source_rows >= 0).astype(np.int32), size),
             _pad(layout.positions, size),
             _pad(layout.slot_mapping, size),
             tables,
@@ -84,7 +85,7 @@ class CompiledDecode:
             assert previous_tokens is not None, "a token is awaited from no step"
             sampled = previous_tokens[packed[size : 2 * size]]
             if not pending.all():
-                sampled = mx.where(mx.array(_pad(pending.astype(np.int32), size)), sampled, tokens)
+                sampled = mx.where(packed[2 * size : 3 * size], sampled, tokens)
             tokens = sampled
         logits = self._function(
             tokens, packed, self.order_after(previous_tokens), tables.shape[1], plans
@@ -146,7 +147,7 @@ def _trace(
 ) -> mx.array:
     """The step's graph; whatever is not an array is part of what makes it another graph."""
     size = tokens.shape[0]
-    place = 2 * size
+    place = 3 * size
 
     def take(*shape: int) -> mx.array:
         nonlocal place

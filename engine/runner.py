@@ -14,7 +14,7 @@ from quire.engine.sampler import sample
 from quire.engine.step_batch import StepBatch
 from quire.kernels.kv_write import Slots
 from quire.kernels.ragged import RaggedBatch
-from quire.kernels.upload import upload
+from quire.kernels.upload import begin_step, upload
 
 _MIN_TOKENS = 4
 
@@ -69,6 +69,7 @@ class ModelRunner:
         return tokens[: len(step.batch.sampled)]
 
     def _lay_out(self, batch: StepBatch) -> Layout:
+        begin_step()
         # The decode kernel takes rows of any lengths together.
         return Layout(batch, self._context.block_size, group_decodes=self._decode is None)
 
@@ -80,11 +81,18 @@ class ModelRunner:
         if self._decode is not None and everything and not layout.prompts:
             return self._decode(layout, tokens)
         context = self._context
-        source_rows = np.maximum(layout.source_rows, 0)
-        arrays = [layout.positions, layout.slot_mapping, layout.token_ids, source_rows]
-        context.positions, slot_mapping, token_ids, source_array, wanted_rows = upload(
-            [*arrays, np.array(wanted, np.int32)]
+        pending = layout.source_rows >= 0
+        uploaded = upload(
+            [
+                layout.positions,
+                layout.slot_mapping,
+                layout.token_ids,
+                np.maximum(layout.source_rows, 0),
+                pending.astype(np.int32),
+                np.array(wanted, np.int32),
+            ]
         )
+        context.positions, slot_mapping, token_ids, source_rows, is_pending, wanted_rows = uploaded
         context.batch = RaggedBatch(layout.groups, layout.prompts)
         after = None
         if self._decode is not None:
@@ -92,10 +100,8 @@ class ModelRunner:
             context.batch.decodes = self._decode.rows(layout)
         context.slots = Slots(slot_mapping, context.block_size, after)
         context.wanted_rows = None if everything else wanted_rows
-        pending = layout.source_rows >= 0
         if pending.any():
             assert tokens is not None, "a token is awaited from a step that does not exist"
-            sampled = tokens[source_array]
-            all_pending = bool(pending.all())
-            token_ids = sampled if all_pending else mx.where(mx.array(pending), sampled, token_ids)
+            sampled = tokens[source_rows]
+            token_ids = sampled if pending.all() else mx.where(is_pending, sampled, token_ids)
         return self._model(token_ids)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from quire.engine.step_batch import Chunk
 from quire.kernels.sampling import MIN_TEMPERATURE, Draws, sample_tokens
+from quire.kernels.upload import upload
 
 
 def sample(logits: mx.array, rows: Sequence[Chunk]) -> mx.array:
@@ -59,7 +60,7 @@ def _ban(logits: mx.array, rows: Sequence[Chunk]) -> mx.array:
     banned = [(i, token) for i, row in enumerate(rows) for token in row.banned_token_ids]
     if not banned:
         return logits
-    where = mx.array(banned)
+    (where,) = upload([np.array(banned, np.int32)])
     allowed = logits[:]  # the caller keeps its own: an assignment changes the array object
     allowed[where[:, 0], where[:, 1]] = -mx.inf
     return allowed

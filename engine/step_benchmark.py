@@ -3,7 +3,7 @@
 Decoding, greedily, at some batch sizes and contexts; and prompts, whole or several in one step. The
 bare model is mlx-lm's own forward pass over its own batch cache, one step ahead as mlx-lm runs it,
 with no scheduler, no pages and no requests. Each runs in a process of its own, in turns, on the
-same BLAS.
+same BLAS. The engine's memory is given too: weights, pages, and the peak of each run.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from quire.engine.openblas import load_openblas
 _WARM_UP = 8  # steps
 _PROMPT_RUNS = 10
 _MAX_TOKEN = 200  # in every model's vocabulary
+_BARE_ROWS = 2048  # of one call that fills the bare model's cache
 
 Times = dict[str, list[float]]  # milliseconds, by what was run
+Memory = dict[str, int]  # bytes
 
 
-def time_engine(args: argparse.Namespace) -> Times:
+def time_engine(args: argparse.Namespace) -> tuple[Times, Memory]:
     """Each step of :class:`Engine`: with all sequences decoding, and with prompts alone."""
     import mlx.core as mx
 
@@ -41,9 +43,16 @@ def time_engine(args: argparse.Namespace) -> Times:
     largest = max([batch for batch, _ in args.decode] + [len(p) for p in args.prompts] + [64])
     budget = max([sum(lengths) for lengths in args.prompts] + [largest + 1, 512])
     config = WorkerConfig(
-        str(args.model), "", "", max_num_seqs=largest, max_num_batched_tokens=budget
+        str(args.model),
+        "",
+        "",
+        max_num_seqs=largest,
+        max_num_batched_tokens=budget,
+        kv_cache_memory=args.kv_cache_memory,
     )
-    engine = start_engine(config, [], lambda stage, done, total: None).engine
+    startup = start_engine(config, [], lambda stage, done, total: None)
+    engine, ready = startup.engine, startup.ready
+    memory = {"weights": ready.weight_bytes, "pages": ready.kv_cache_bytes}
     draw, request_id = random.Random(0), 0
 
     def submit(lengths: list[int], max_tokens: int) -> list[int]:
@@ -68,7 +77,10 @@ def time_engine(args: argparse.Namespace) -> Times:
         ids = submit([context] * batch, args.steps + 100)
         while len(engine.step()) < batch:
             pass
-        times[f"decode {batch}x{context}"] = _times(engine.step, args.steps)
+        name = f"decode {batch}x{context}"
+        mx.reset_peak_memory()
+        times[name] = _times(engine.step, args.steps)
+        memory[f"peak, {name}"] = mx.get_peak_memory()
         drain(ids)
     for lengths in args.prompts:
 
@@ -78,11 +90,14 @@ def time_engine(args: argparse.Namespace) -> Times:
                 engine.step()
             mx.synchronize()
 
-        times[f"prompts {_name(lengths)}"] = _times(run, _PROMPT_RUNS)
-    return times
+        name = f"prompts {_name(lengths)}"
+        mx.reset_peak_memory()
+        times[name] = _times(run, _PROMPT_RUNS)
+        memory[f"peak, {name}"] = mx.get_peak_memory()
+    return times, memory
 
 
-def time_bare(args: argparse.Namespace) -> Times:
+def time_bare(args: argparse.Namespace) -> tuple[Times, Memory]:
     """The same of mlx-lm's model: its batch step, and one prompt of as many tokens."""
     import mlx.core as mx
     from mlx_lm.models.cache import BatchKVCache, make_prompt_cache
@@ -92,8 +107,9 @@ def time_bare(args: argparse.Namespace) -> Times:
     times: Times = {}
     for batch, context in args.decode:
         cache: list[Any] = [BatchKVCache([0] * batch) for _ in make_prompt_cache(model)]
-        for start in range(0, context, 512):
-            tokens = mx.random.randint(0, _MAX_TOKEN, (batch, min(512, context - start)))
+        piece = max(1, _BARE_ROWS // batch)
+        for start in range(0, context, piece):
+            tokens = mx.random.randint(0, _MAX_TOKEN, (batch, min(piece, context - start)))
             state = mx.argmax(model(tokens, cache=cache)[:, -1:], axis=-1)
             mx.eval(state)
         before = state
@@ -115,7 +131,7 @@ def time_bare(args: argparse.Namespace) -> Times:
             mx.eval([layer.state for layer in cache])
 
         times[f"prompts {_name(lengths)}"] = _times(prompt, _PROMPT_RUNS)
-    return times
+    return times, {}
 
 
 def _times(step: Callable[[], object], count: int) -> list[float]:
@@ -127,6 +143,27 @@ def _times(step: Callable[[], object], count: int) -> list[float]:
         step()
         times.append(1000 * (time.perf_counter() - start))
     return times
+
+
+def _print_times(runs: dict[str, list[Times]]) -> None:
+    print(f"{'medians, ms':44} {'engine':>8} {'mlx-lm':>8}  mlx-lm / engine, each round")
+    for name in runs["engine"][0]:
+        engine = [statistics.median(run[name]) for run in runs["engine"]]
+        line = f"{name:44} {statistics.median(engine):8.2f}"
+        if "bare" in runs:
+            bare = [statistics.median(run[name]) for run in runs["bare"]]
+            ratios = [b / e for e, b in zip(engine, bare, strict=True)]
+            line += f" {statistics.median(bare):8.2f}  " + " ".join(f"{r:.2f}" for r in ratios)
+        print(line)
+
+
+def _print_memory(memory: Memory) -> None:
+    """The engine's in its last round."""
+    steady = memory["weights"] + memory["pages"]
+    print(f"weights {memory['weights'] / 1e9:.2f} GB, pages {memory['pages'] / 1e9:.2f} GB")
+    for name, size in memory.items():
+        if name.startswith("peak"):
+            print(f"{name:44} {size / 1e9:.2f} GB, {size / steady - 1:+.1%} of both")
 
 
 def _decode(text: str) -> tuple[int, int]:
@@ -165,37 +202,38 @@ def main() -> int:
     )
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--kv-cache-memory", type=int, metavar="BYTES", help="the engine's")
+    parser.add_argument("--without-mlx-lm", action="store_true", help="time the engine alone")
     parser.add_argument("--out", type=Path, help="write all times as JSON")
     parser.add_argument("--only", choices=("engine", "bare"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only is not None:
         apply_mlx_settings()
         note = load_openblas() if sys.platform == "linux" else "Accelerate"
-        times = (time_engine if args.only == "engine" else time_bare)(args)
-        json.dump({"blas": note, "ms": times}, sys.stdout)
+        times, memory = (time_engine if args.only == "engine" else time_bare)(args)
+        json.dump({"blas": note, "ms": times, "memory": memory}, sys.stdout)
         return 0
-    runs: dict[str, list[Times]] = {"engine": [], "bare": []}
-    note = ""
+    runs: dict[str, list[Times]] = {"engine": []}
+    if not args.without_mlx_lm:
+        runs["bare"] = []
+    note, memory = "", {}
     for _ in range(args.rounds):
         for kind, results in runs.items():
             command = [sys.executable, "-m", "quire.engine.step_benchmark", *sys.argv[1:]]
             child = subprocess.run([*command, "--only", kind], stdout=subprocess.PIPE, check=True)
             answer = json.loads(child.stdout)
             results.append(answer["ms"])
-            note = answer["blas"]
+            note, memory = answer["blas"], answer["memory"] or memory
     print(note)
-    print(f"{'medians, ms':32} {'engine':>8} {'mlx-lm':>8}  mlx-lm / engine, each round")
-    for name in runs["engine"][0]:
-        engine, bare = ([statistics.median(run[name]) for run in runs[k]] for k in runs)
-        ratios = [b / e for e, b in zip(engine, bare, strict=True)]
-        each = " ".join(f"{ratio:.2f}" for ratio in ratios)
-        print(f"{name:32} {statistics.median(engine):8.2f} {statistics.median(bare):8.2f}  {each}")
+    _print_times(runs)
+    _print_memory(memory)
     if args.out is not None:
         record = {
             "command": "python -m quire.engine.step_benchmark " + " ".join(sys.argv[1:]),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             "blas": note,
             "ms": runs,
+            "memory": memory,
         }
         args.out.write_text(json.dumps(record) + "\n")
     return 0

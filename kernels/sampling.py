@@ -24,6 +24,7 @@ from quire.kernels.exponential import LOG2_E
 from quire.kernels.gpu_kernel import GpuKernel
 from quire.kernels.selection import select
 from quire.kernels.shapes import SampleShape
+from quire.kernels.upload import upload
 
 # Below this, dividing by the temperature overflows float32 and only the best token has any weight.
 MIN_TEMPERATURE = 1e-5
@@ -116,7 +117,7 @@ def sample_on_gpu(logits: mx.array, draws: Draws) -> mx.array:
         width //= 2
     threads = 1024 if mx.cuda.is_available() else 512
     (tokens,) = _KERNEL(
-        [logits, mx.array(draws.table())],
+        [logits, upload([draws.table().view(np.int32)])[0].view(mx.float32)],
         template={"T": logits.dtype, "VOCAB": vocab, "WIDTH": width, "THREADS": threads},
         groups=(rows, 1, 1),
         threads=threads,

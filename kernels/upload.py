@@ -1,7 +1,17 @@
-"""Small host arrays on their way to the device, all of a step in one piece."""
+"""Small host arrays on their way to the device.
+
+On CUDA what MLX makes of a host array lies in managed memory, whose pages travel to the device when
+a kernel asks for them and back while the host writes the next step's: some 200 us a step on an
+H200, in which other kernels wait too. So there the host writes into memory that stays with it, one
+small kernel reads it across the bus, and all others read that kernel's result.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import logging
+import math
+from collections import deque
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -10,7 +20,23 @@ import numpy.typing as npt
 
 Int32Array = npt.NDArray[np.int32]
 
-_PAGE = 4096  # int32 values in MLX's allocation unit on CUDA
+logger = logging.getLogger(__name__)
+
+_MIN_VALUES = 1 << 14
+# One step runs while the next one is built.
+_STEPS_UNDER_WAY = 2
+
+# Of the CUDA driver's cuMemAdvise.
+_SET_PREFERRED_LOCATION, _SET_ACCESSED_BY = 3, 5
+_CPU, _FIRST_GPU = -1, 0
+
+
+def begin_step() -> None:
+    """Say that a step is about to be built, and that all but the one before it have ended.
+
+    Host memory of steps that have ended is used again.
+    """
+    _staging.begin_step()
 
 
 def upload(arrays: Sequence[Int32Array]) -> list[mx.array]:
@@ -26,14 +52,60 @@ def upload(arrays: Sequence[Int32Array]) -> list[mx.array]:
 
 
 def upload_packed(arrays: Sequence[Int32Array]) -> mx.array:
-    """All values in a row, as one (n,) int32 array in the device's own memory.
-
-    On CUDA what the host writes lies in managed memory, whose pages travel to the device when a
-    kernel first asks for them, and back while the host writes the next step's. One copy on the
-    device spares all later kernels that; a page more on the host keeps MLX from giving the copy a
-    buffer that the host has used.
-    """
+    """All values in a row, as one (n,) int32 array."""
     size = sum(array.size for array in arrays)
-    host = np.zeros((size // _PAGE + 2) * _PAGE if mx.cuda.is_available() else size, np.int32)
-    np.concatenate([array.reshape(-1) for array in arrays], out=host[:size])
-    return mx.array(host)[:size] + mx.array(0, mx.int32)
+    flat = [array.reshape(-1) for array in arrays]
+    if not mx.cuda.is_available():
+        return mx.array(np.concatenate(flat))
+    slot = _staging.take(size)
+    np.concatenate(flat, out=slot.view[:size])
+    return slot.array[:size] + mx.array(0, mx.int32)
+
+
+class _Slot:
+    """Memory of the host that the GPU reads where it is."""
+
+    def __init__(self, num_values: int) -> None:
+        self.array = mx.array(np.zeros(num_values, np.int32))
+        self.view: Int32Array = np.array(self.array, copy=False)
+        _keep_on_host(self.view)
+
+
+class _Staging:
+    """Slots are never given back to MLX, which would put a kernel's results into them."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[_Slot]] = {}
+        self._taken: deque[list[_Slot]] = deque([[]])
+
+    def begin_step(self) -> None:
+        self._taken.append([])
+        while len(self._taken) > _STEPS_UNDER_WAY:
+            for slot in self._taken.popleft():
+                self._free.setdefault(slot.view.size, []).append(slot)
+
+    def take(self, size: int) -> _Slot:
+        """A slot for at least ``size`` values, until two more steps have begun."""
+        num_values = max(_MIN_VALUES, 1 << math.ceil(math.log2(max(1, size))))
+        free = self._free.get(num_values)
+        slot = free.pop() if free else _Slot(num_values)
+        self._taken[-1].append(slot)
+        return slot
+
+
+_staging = _Staging()
+
+
+def _keep_on_host(memory: Int32Array) -> None:
+    """Tell the driver that ``memory`` stays with the host, and the GPU only looks at it."""
+    try:
+        advise = ctypes.CDLL("libcuda.so.1").cuMemAdvise
+    except (OSError, AttributeError) as error:
+        logger.debug("managed memory will move to and fro: %s", error)
+        return
+    advise.argtypes = [ctypes.c_uint64, ctypes.c_size_t, ctypes.c_int, ctypes.c_int]
+    for advice, device in ((_SET_PREFERRED_LOCATION, _CPU), (_SET_ACCESSED_BY, _FIRST_GPU)):
+        code = advise(memory.ctypes.data, memory.nbytes, advice, device)
+        if code:
+            logger.debug("managed memory will move to and fro: cuMemAdvise returned %d", code)
+            return

@@ -26,7 +26,7 @@ _BAD = -(1 << 31)  # what an int32 output holds instead of NaN
 
 
 class Launches:
-    """Stands in for all kernels: outputs are 1, or NaN where an input is or the launch is marked."""
+    """Stands in for all kernels: outputs are 1, or NaN after NaN and in the marked launch."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
