@@ -118,7 +118,7 @@ def run_case(case: Case, sets: int, runs: int, limit: float) -> CaseResult:
         moved = case.variant_bytes.get(name, case.bytes_moved)
         result = results[name] = VariantResult(name, name in case.baselines, moved)
         try:
-            found = check_evaluated(function, inputs)
+            found = check_evaluated(function, inputs, case.chain)
         except Exception as error:
             # Whatever it is, it belongs to this variant and is shown and counted as its failure.
             result.failure = f"{type(error).__name__}: {error}"
@@ -131,7 +131,7 @@ def run_case(case: Case, sets: int, runs: int, limit: float) -> CaseResult:
             if not result.difference <= case.tolerance:
                 other = case.baselines[0]
                 result.failure = f"differs from {other} by {result.difference:.1e} of its peak"
-    for name, timing in measure(functions, inputs, runs).items():
+    for name, timing in measure(functions, inputs, runs, case.chain).items():
         result = results[name]
         result.latency_us = _rounded(timing.latency_us)
         result.throughput_us = _rounded(timing.throughput_us)
@@ -143,7 +143,12 @@ def run_case(case: Case, sets: int, runs: int, limit: float) -> CaseResult:
                 "it is not computing all of it"
             )
     return CaseResult(
-        case.operation, case.name, dict(case.labels), case.flops, list(results.values())
+        case.operation,
+        case.name,
+        dict(case.labels),
+        case.flops,
+        list(results.values()),
+        chained=case.chain is not None,
     )
 
 

@@ -44,6 +44,10 @@ class Case:
         tolerance: largest difference from the first baseline, relative to its largest value.
             None where results may differ.
         memory: bytes that must be free on the device; cases that ask too much are left out.
+        chain: ``chain(next_inputs, previous_result)`` makes inputs of which every variant's next
+            result depends on the previous one, and changes neither. Throughput is then measured in
+            one graph of calls that follow one another, as the layers of a model do. None where
+            results are no such inputs: each call is then handed over on its own.
     """
 
     operation: str
@@ -57,6 +61,7 @@ class Case:
     flops: int = 0
     tolerance: float | None = 0.02
     memory: int = 0
+    chain: Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
         missing = set(self.baselines) - set(self.variants)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -80,6 +81,13 @@ class _Inputs:
         self.plans = {one: _plan(self.pages.lengths, one) for one in settings}
 
 
+def _chain(inputs: _Inputs, result: mx.array) -> _Inputs:
+    """The same contexts with the result of another call, (B, heads, 1, dim), as queries."""
+    chained = copy.copy(inputs)
+    chained.queries = result
+    return chained
+
+
 def _plan(lengths: npt.NDArray[np.int32], settings: DecodeSettings) -> DecodePlan:
     items, first_items = plan_items(lengths, None, settings.split)
     direct = len(items) == len(lengths)
@@ -135,6 +143,7 @@ def _case(profile: Profile, name: str, labels: dict[str, int | str], lengths: li
         bytes_moved=kv_bytes + heads.row_bytes(len(lengths), dtype),
         flops=4 * sum(lengths) * heads.queries * heads.dim,
         memory=kv_bytes + 4 * padded,
+        chain=_chain,
     )
 
 

@@ -23,7 +23,7 @@ class Change(NamedTuple):
     """One variant of one case, before and after."""
 
     name: str
-    old_us: float  # mean of the queued calls
+    old_us: float  # mean of the throughput samples
     new_us: float
     p: float  # of Welch's t-test
     verdict: Verdict
@@ -45,7 +45,7 @@ class Comparison(NamedTuple):
 
 
 def compare_kernels(old: KernelsResult, new: KernelsResult) -> Comparison:
-    """Compare every variant of every case that has figures in both."""
+    """Compare every variant of every case that has figures in both, measured in the same way."""
     before, after = _variants(old), _variants(new)
     changes = [
         _change(name, variant.throughput_us, after[name].throughput_us)
@@ -76,7 +76,7 @@ def print_comparison(
     )
     shown = [change for change in comparison.changes if change.verdict != "same"]
     if shown:
-        table = Table("us per queued call", "old", "new", "ratio", "p", "", box=None)
+        table = Table("us per call", "old", "new", "ratio", "p", "", box=None)
         for column in table.columns[1:5]:
             column.justify = "right"
         for change in shown:
@@ -117,7 +117,7 @@ def _change(name: str, old: list[float], new: list[float]) -> Change:
 
 def _variants(result: KernelsResult) -> dict[str, VariantResult]:
     return {
-        f"{case.operation} {case.name}: {variant.name}": variant
+        f"{case.operation} {case.name}: {variant.name}{' (chained)' * case.chained}": variant
         for case in result.cases
         for variant in case.variants
         if not variant.failure

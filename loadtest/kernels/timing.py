@@ -9,38 +9,46 @@ from __future__ import annotations
 import dataclasses
 import gc
 import io
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 RUNS = 20
 _WARMUP = 3
-# Queued calls of one throughput sample: enough to last this long.
+# Calls of one throughput sample: enough to last this long.
 _SAMPLE_US = 2000.0
-_CALLS = range(2, 33)
+_QUEUED_CALLS = range(2, 33)
+# Calls of a chain, handed over a piece at a time: while the device computes one piece, the host
+# encodes the next.
+_PIECE = 8
+_CHAINED_CALLS = range(2 * _PIECE, 8 * _PIECE + 1, _PIECE)
 # Calls timed at a time for the host's share: few, so that no queue is full and none waits. On the
 # CPU, MLX makes the host wait as soon as ten operations are under way: results of more show it.
 _HOST_CALLS = 4
 
 
 class NotEvaluatedError(TypeError):
-    """A measured function did not return arrays that are yet to be computed."""
+    """A measured function did not leave its arrays to be computed, or they were not computed."""
 
 
 class Timing(NamedTuple):
     """Samples in microseconds per call."""
 
     latency_us: list[float]  # each call evaluated alone, until its result is there
-    throughput_us: list[float]  # many calls queued, then one wait
+    throughput_us: list[float]  # many calls queued or chained, then one wait
     host_us: list[float]  # building one call's graph and handing it over, without waiting
-    calls: int  # queued for one throughput sample
+    calls: int  # of one throughput sample
 
 
 Function = Callable[[Any], object]
+# From the next set of inputs and the result before, the inputs of the next call.
+Chain = Callable[[Any, Any], Any]
 
 
 def flatten(result: object) -> list[mx.array]:
@@ -68,11 +76,14 @@ def is_pending(arrays: Sequence[mx.array]) -> bool:
     return "shape=rectangle" in text.getvalue()  # how an operation is drawn; arrays have no shape
 
 
-def check_evaluated(function: Function, inputs: Sequence[Any]) -> list[mx.array]:
-    """Call ``function`` on each set of inputs twice; returns the arrays of its first result.
+def check_evaluated(
+    function: Function, inputs: Sequence[Any], chain: Chain | None = None
+) -> list[mx.array]:
+    """Call ``function`` on each set of inputs twice, then in a short chain if it is measured so.
 
-    Raises :class:`NotEvaluatedError` if a call returns no arrays, or arrays on which nothing is
-    left to compute, such as a result kept from the call before.
+    Returns the arrays of its first result. Raises :class:`NotEvaluatedError` if a call returns no
+    arrays, or arrays on which nothing is left to compute, such as a result kept from the call
+    before; and for a chain as :func:`measure` does.
     """
     first: list[mx.array] | None = None
     for index, one in enumerate([*inputs, *inputs]):
@@ -85,17 +96,34 @@ def check_evaluated(function: Function, inputs: Sequence[Any]) -> list[mx.array]
             first = [array + 0 for array in arrays]
             mx.eval(first)
     assert first is not None
+    if chain is not None:
+        _chained(chain, function, inputs, _CHAINED_CALLS.start)
     return first
 
 
 def measure(
-    functions: dict[str, Function], inputs: Sequence[Any], runs: int = RUNS
+    functions: dict[str, Function],
+    inputs: Sequence[Any],
+    runs: int = RUNS,
+    chain: Chain | None = None,
 ) -> dict[str, Timing]:
     """Time checked functions, in turns, so that whatever drifts does so for all of them.
 
+    Without ``chain`` each call of a throughput sample is built and handed over on its own: the
+    figure is never below the host's time for that. With ``chain`` the calls follow one another in
+    one graph, as the layers of a model do. The graph is built before the clock starts; the figure
+    is of encoding and computing it, whichever takes longer. Only what depends on the result before
+    waits for it.
+
     Args:
         inputs: sets of inputs, used one after the other.
+        chain: ``chain(next_inputs, previous_result)`` makes the inputs of the next call of a
+            throughput sample, and leaves ``next_inputs`` as they are.
+
+    Raises :class:`NotEvaluatedError` if calls of a chain are computed before the clock starts, or
+    not at all, because the next call does not depend on them.
     """
+    sample = _queued if chain is None else partial(_chained, chain)
     for function in functions.values():
         for call in range(_WARMUP):
             mx.eval(flatten(function(inputs[call % len(inputs)])))
@@ -105,12 +133,15 @@ def measure(
             for name, function in functions.items():
                 timings[name].latency_us.append(_latency(function, inputs[run % len(inputs)]))
         for name, timing in timings.items():
-            calls = round(_SAMPLE_US / statistics.median(timing.latency_us))
-            calls = max(_CALLS.start, min(calls, _CALLS.stop - 1))
+            if chain is None:
+                calls = round(_SAMPLE_US / statistics.median(timing.latency_us))
+                calls = max(_QUEUED_CALLS.start, min(calls, _QUEUED_CALLS.stop - 1))
+            else:
+                calls = _chained_calls(chain, functions[name], inputs)
             timings[name] = timing._replace(calls=calls)
         for _ in range(runs):
             for name, timing in timings.items():
-                timing.throughput_us.append(_queued(functions[name], inputs, timing.calls))
+                timing.throughput_us.append(sample(functions[name], inputs, timing.calls))
                 timing.host_us.append(_host(functions[name], inputs, timing.calls))
     return timings
 
@@ -129,6 +160,32 @@ def _queued(function: Function, inputs: Sequence[Any], calls: int) -> float:
         mx.async_eval(flatten(function(inputs[call % len(inputs)])))
     mx.synchronize()
     return (time.perf_counter_ns() - start) / 1e3 / calls
+
+
+def _chained(chain: Chain, function: Function, inputs: Sequence[Any], calls: int) -> float:
+    result = function(inputs[0])
+    results = [flatten(result)]
+    for call in range(1, calls):
+        result = function(chain(inputs[call % len(inputs)], result))
+        results.append(flatten(result))
+    if not is_pending(results[0]):
+        raise NotEvaluatedError("a call of the chain was computed before the clock started")
+    start = time.perf_counter_ns()
+    for last in results[_PIECE - 1 :: _PIECE]:
+        mx.async_eval(last)
+    mx.synchronize()
+    elapsed = time.perf_counter_ns() - start
+    if is_pending([array for arrays in results for array in arrays]):
+        raise NotEvaluatedError("the last call of the chain does not depend on all the others")
+    return elapsed / 1e3 / calls
+
+
+def _chained_calls(chain: Chain, function: Function, inputs: Sequence[Any]) -> int:
+    """Whole pieces. A call's latency says little: most of it may be the host's."""
+    fewest, most = _CHAINED_CALLS.start, _CHAINED_CALLS[-1]
+    call_us = min(_chained(chain, function, inputs, fewest) for _ in range(_WARMUP))
+    pieces = math.ceil(_SAMPLE_US / call_us / _PIECE)
+    return max(fewest, min(pieces * _PIECE, most))
 
 
 def _host(function: Function, inputs: Sequence[Any], calls: int) -> float:

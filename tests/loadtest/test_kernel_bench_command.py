@@ -95,6 +95,26 @@ def test_all_variants_of_an_operation_agree_on_the_cpu(operation: str) -> None:
             assert all((v.difference or 0) < 1e-3 for v in result.variants), case.name
 
 
+def test_decode_calls_are_chained_by_their_queries() -> None:
+    assert use_device("cpu") == "cpu"
+    (case,) = cases_of(["paged_decode"], ON_CPU)
+    assert case.chain is not None
+    first, second = case.inputs(0), case.inputs(1)
+    queries = second.queries
+    found = {}
+    for name, function in case.variants.items():
+        chained = case.chain(second, function(first))
+        assert chained.pages is second.pages
+        assert chained.queries.shape == queries.shape
+        assert chained.queries.dtype == queries.dtype
+        found[name] = function(chained)
+    assert second.queries is queries
+    expected = found.pop(case.baselines[0])
+    assert not mx.allclose(expected, case.variants[case.baselines[0]](second), atol=1e-3)
+    for name, result in found.items():
+        assert mx.allclose(result, expected, atol=1e-5), name
+
+
 @pytest.mark.parametrize("device", ["cuda", "metal"])
 def test_cases_on_gpus(device: str) -> None:
     """They can be listed anywhere: nothing is computed before a case is run."""

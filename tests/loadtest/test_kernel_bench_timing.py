@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -29,7 +30,7 @@ class Pair(NamedTuple):
     values: mx.array
 
 
-@dataclass
+@dataclasses.dataclass
 class Routed:
     output: mx.array
     loads: dict[str, list[mx.array]]
@@ -104,6 +105,55 @@ def test_every_input_is_used_and_every_figure_has_its_samples() -> None:
     assert all(sample > 0 for sample in timing.latency_us + timing.throughput_us + timing.host_us)
     assert timing.calls >= 2
     assert set(seen) == {0, 1}
+
+
+def _next(inputs: tuple[int, mx.array], result: mx.array) -> tuple[int, mx.array]:
+    return inputs[0], result
+
+
+def test_each_call_of_a_chain_takes_the_next_inputs_and_the_result_before() -> None:
+    calls: list[tuple[int, mx.array, mx.array]] = []
+
+    def function(item: tuple[int, mx.array]) -> mx.array:
+        calls.append((*item, item[1] + 1))
+        return calls[-1][2]
+
+    inputs = [(0, _ones()), (1, _ones()), (2, _ones())]
+    timing = measure({"a": function}, inputs, runs=2, chain=_next)["a"]
+    assert len(timing.throughput_us) == 2
+    assert timing.calls in range(16, 65)
+    # The last sample, then the calls that the host's share was timed on.
+    last = next(end for end in range(len(calls), 0, -1) if calls[end - 1][2][0].item() > 2)
+    sample = calls[last - timing.calls : last]
+    assert [index for index, _, _ in sample] == [i % 3 for i in range(timing.calls)]
+    assert sample[0][1] is inputs[0][1]
+    assert all(b[1] is a[2] for a, b in itertools.pairwise(sample))
+    assert not is_pending([result for _, _, result in sample])
+    assert sample[-1][2].tolist() == [timing.calls + 1.0] * 8
+
+
+def test_a_chain_of_calls_that_do_not_need_each_other_is_refused() -> None:
+    with pytest.raises(NotEvaluatedError, match="does not depend on all the others"):
+        measure({"a": lambda x: x + 1}, [_ones()], runs=1, chain=lambda x, result: x)
+
+
+def test_a_chain_that_is_computed_while_it_is_built_is_refused() -> None:
+    def reads(x: mx.array) -> mx.array:
+        return x * (1 / x[0].item())
+
+    assert check_evaluated(reads, [_ones()])[0].tolist() == [1.0] * 8
+    with pytest.raises(NotEvaluatedError, match="before the clock started"):
+        check_evaluated(reads, [_ones()], lambda x, result: result)
+
+
+def test_a_variant_that_cannot_be_chained_does_not_stop_the_others() -> None:
+    variants = {"reads": lambda x: x + x[0].item()}
+    case = dataclasses.replace(_case(variants), chain=lambda x, result: result)
+    result = _run(case)
+    assert result.chained
+    assert "before the clock started" in (_variant(result, "reads").failure or "")
+    assert _variant(result, "plain").failure is None
+    assert not _run(_case({})).chained
 
 
 def _case(variants: dict[str, Callable[[Any], object]], bytes_moved: int = 64) -> Case:
