@@ -15,7 +15,12 @@ from quire.kernels.verify import checked_variants
 
 # Without one of the first, pages are written and read by MLX's operations; without one of the
 # second, blocks run as mlx-lm wrote them. Where a call has another variant, selection takes that.
-_PAGES = {("paged_decode", "pages"), ("kv_write", "in_place"), ("gather_pages", "copy")}
+_PAGES = {
+    ("paged_decode", "pages"),
+    ("kv_write", "in_place"),
+    ("gather_pages", "copy"),
+    ("take_rows", "copy"),
+}
 _BLOCKS = {("rotate_and_write", "fused"), ("add_rms_norm", "fused"), ("swiglu", "fused")}
 
 _REASON_LENGTH = 200

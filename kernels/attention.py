@@ -42,26 +42,24 @@ def attend(
     assert extra is None, "layers with extra scores are not written in place"
     dtype = queries.dtype
     queries = queries.astype(pages.keys.dtype)
-    parts = []
+    output = None
     if batch.decodes is not None:
-        parts.append(
-            paged_decode(
-                queries[: batch.decodes.num_rows],
-                pages.keys,
-                pages.values,
-                batch.decodes.block_tables,
-                batch.decodes.plans[window],
-                scale=scale,
-                written=pages.written,
-                sinks=sinks,
-            )
+        output = paged_decode(
+            queries[: batch.decodes.num_rows],
+            pages.keys,
+            pages.values,
+            batch.decodes.block_tables,
+            batch.decodes.plans[window],
+            scale=scale,
+            written=pages.written,
+            sinks=sinks,
         )
     if batch.chunks:
         plan = _prompt_plan(batch, window, queries, pages, sinks is not None)
-        parts.append(
-            prompt_attention(queries, pages, plan, scale=scale, window=window, sinks=sinks)
+        output = prompt_attention(
+            queries, pages, plan, scale=scale, window=window, sinks=sinks, before=output
         )
-    output = parts[0] if len(parts) == 1 else mx.concatenate(parts)
+    assert output is not None, "a step without rows"
     return output.astype(dtype)
 
 
@@ -88,5 +86,8 @@ def _prompt_plan(
             )
             return select("prompt_attention", shape, pages.keys.dtype).variant == "padded"
 
-        batch.prompt_plans[window] = plan_prompts(batch.chunks, window, block_size, is_padded)
+        num_decodes = 0 if batch.decodes is None else batch.decodes.num_rows
+        batch.prompt_plans[window] = plan_prompts(
+            batch.chunks, window, block_size, is_padded, num_before=num_decodes
+        )
     return batch.prompt_plans[window]

@@ -1,4 +1,4 @@
-"""Probes of KV writes, of gathered blocks and of sampling."""
+"""Probes of KV writes, of gathered blocks and rows, and of sampling."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 
 from quire.kernels.kv_write import Slots, gather_context, scatter, write_in_place
 from quire.kernels.probe import Float64Array, Probe, ints, normal, to_float64
+from quire.kernels.rows import join_rows, take_rows
 from quire.kernels.sampling import Draws, sample_on_gpu, sample_reference
-from quire.kernels.shapes import GatherShape, SampleShape, WriteShape
+from quire.kernels.shapes import GatherShape, RowsShape, SampleShape, WriteShape
 
 
 def write_probe(shape: WriteShape, dtype: mx.Dtype, seed: int) -> Probe:
@@ -81,6 +82,33 @@ def gather_probe(shape: GatherShape, dtype: mx.Dtype, seed: int) -> Probe:
         return [array.reshape(*array.shape[:2], -1, array.shape[-1]) for array in found]
 
     num_bytes = 2 * sum(array.nbytes for array in pages)
+    return Probe({"copy": copied, "index": indexed}, expected, num_bytes)
+
+
+def rows_probe(shape: RowsShape, dtype: mx.Dtype, seed: int) -> Probe:
+    """As attention uses them: three arrays of other widths, then one of them behind another."""
+    keys = mx.random.split(mx.random.key(seed), 3)
+    arrays = [
+        normal((shape.rows, heads, 1, shape.dim), dtype, key)
+        for heads, key in zip((4, 2, 2), keys, strict=True)
+    ]
+    rng = np.random.default_rng(seed)
+    taken = ints(rng.integers(0, shape.rows, shape.rows + 3).astype(np.int32))
+    joined = ints(rng.permutation(2 * shape.rows).astype(np.int32))
+    mx.eval(taken, joined)
+
+    def copied(settings: Mapping[str, int]) -> list[mx.array]:
+        return [*take_rows(arrays, taken), join_rows(arrays[1], arrays[2], joined)]
+
+    def indexed(settings: Mapping[str, int]) -> list[mx.array]:
+        return [*(array[taken] for array in arrays), mx.concatenate(arrays[1:])[joined]]
+
+    def expected() -> list[Float64Array]:
+        a, b, c = to_float64(arrays)
+        rows = np.array(taken)
+        return [a[rows], b[rows], c[rows], np.concatenate([b, c])[np.array(joined)]]
+
+    num_bytes = 2 * sum(array.nbytes for array in [*arrays, *arrays[1:]])
     return Probe({"copy": copied, "index": indexed}, expected, num_bytes)
 
 

@@ -8,7 +8,7 @@ from quire.kernels.probe import Probe
 from quire.kernels.probe_attention import decode_probe, prompt_probe
 from quire.kernels.probe_block import gate_probe, norm_probe, rotate_probe
 from quire.kernels.probe_matmul import matmul_probe
-from quire.kernels.probe_rows import gather_probe, sample_probe, write_probe
+from quire.kernels.probe_rows import gather_probe, rows_probe, sample_probe, write_probe
 from quire.kernels.shapes import (
     AnyShape,
     DecodeShape,
@@ -18,6 +18,7 @@ from quire.kernels.shapes import (
     NormShape,
     PromptShape,
     RotateShape,
+    RowsShape,
     WriteShape,
 )
 
@@ -33,6 +34,8 @@ def make_probe(shape: AnyShape, dtype: mx.Dtype, seed: int = 0, *, ragged: bool 
             return write_probe(shape, dtype, seed)
         case GatherShape():
             return gather_probe(shape, dtype, seed)
+        case RowsShape():
+            return rows_probe(shape, dtype, seed)
         case RotateShape():
             return rotate_probe(shape, dtype, seed)
         case NormShape():

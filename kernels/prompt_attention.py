@@ -18,6 +18,7 @@ from quire.kernels.kv_write import gather_context
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import prompt_sdpa
 from quire.kernels.ragged import PaddedChunks, PromptChunk, PromptPlan
+from quire.kernels.rows import join_rows, take_rows
 from quire.kernels.upload import upload
 
 Int32Array = npt.NDArray[np.int32]
@@ -40,12 +41,17 @@ def plan_prompts(
     window: int | None,
     block_size: int,
     is_padded: Callable[[PromptChunk], bool],
+    *,
+    num_before: int = 0,
+    num_after: int = 0,
 ) -> PromptPlan:
     """Decide it for consecutive ``chunks``.
 
     Args:
         is_padded: whether a chunk is to go with others, padded. Long ones whose lengths recur
             anyway go alone all the same.
+        num_before: rows of the step in front of the chunks, whose attention is computed elsewhere.
+        num_after: rows behind them that mean nothing.
     """
     fresh: _Groups = {}
     others: _Groups = {}
@@ -62,8 +68,9 @@ def plan_prompts(
         keys = _bucket(chunk.context_length - first * block_size, _MIN_KEYS)
         others.setdefault((rows, keys), []).append(chunk)
     first_row = chunks[0].first_row
-    order = np.empty(sum(chunk.num_rows for chunk in chunks), np.int32)
-    done = 0
+    order = np.zeros(num_before + sum(chunk.num_rows for chunk in chunks) + num_after, np.int32)
+    order[:num_before] = np.arange(num_before)
+    done = num_before
     padded = []
     for is_fresh, (rows, keys), members in (
         *((True, *group) for group in _merge_small(fresh).items()),
@@ -71,12 +78,12 @@ def plan_prompts(
     ):
         padded.append(_pad_chunks(members, rows, keys, window, block_size, is_fresh))
         for i, chunk in enumerate(members):
-            start = chunk.first_row - first_row
+            start = num_before + chunk.first_row - first_row
             places = np.arange(done + i * rows, done + i * rows + chunk.num_rows)
             order[start : start + chunk.num_rows] = places
         done += rows * _bucket(len(members), 1)
     for chunk in alone:
-        start = chunk.first_row - first_row
+        start = num_before + chunk.first_row - first_row
         order[start : start + chunk.num_rows] = np.arange(done, done + chunk.num_rows)
         done += chunk.num_rows
     in_order = done == len(order) and bool((np.diff(order) == 1).all())
@@ -91,6 +98,7 @@ def prompt_attention(
     scale: float,
     window: int | None,
     sinks: mx.array | None,
+    before: mx.array | None = None,
 ) -> mx.array:
     """Causal attention of all prompt rows of a step over their own sequences.
 
@@ -99,9 +107,10 @@ def prompt_attention(
         pages: written in place.
         window: the one ``plan`` was made for.
         sinks: (heads,) logits that take part in the softmax but have no value.
+        before: (num_before, heads, 1, value_dim), results of the rows in front, if there are any.
 
     Returns:
-        (rows, heads, 1, value_dim), the prompt rows in the order of the step.
+        (rows, heads, 1, value_dim), those in front and the prompt rows in the order of the step.
     """
     outputs = [_attend_padded(queries, pages, chunks, scale, sinks) for chunks in plan.padded]
     block_size = pages.keys.shape[2]
@@ -118,8 +127,13 @@ def prompt_attention(
         outputs += prompt_sdpa(
             queries[rows], keys, values, chunk, first * block_size, scale, window, sinks
         )
+    if plan.order is None:
+        parts = outputs if before is None else [before, *outputs]
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts)
     output = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
-    return output if plan.order is None else output[plan.order]
+    if before is None:
+        return take_rows([output], plan.order)[0]
+    return join_rows(before, output, plan.order)
 
 
 def _attend_padded(
@@ -130,22 +144,23 @@ def _attend_padded(
     sinks: mx.array | None,
 ) -> mx.array:
     if chunks.visible is None and pages.new_keys is not None and pages.new_values is not None:
-        keys, values = _batch(pages.new_keys, chunks), _batch(pages.new_values, chunks)
+        queries, keys, values = _batch([queries, pages.new_keys, pages.new_values], chunks)
     else:
+        (queries,) = _batch([queries], chunks)
         keys, values = _gather(pages, chunks.block_ids)
     if chunks.visible is None:
         # Whole blocks may hold more than the rows; causal attention aligns both at the end.
         keys, values = keys[:, :, : chunks.num_rows], values[:, :, : chunks.num_rows]
     output = _sdpa(
-        _batch(queries, chunks),
+        queries,
         keys,
         values,
         scale=scale,
         mask="causal" if chunks.visible is None else chunks.visible,
         sinks=sinks,
     )
-    heads = queries.shape[1]
-    return output.transpose(0, 2, 1, 3).reshape(chunks.count * chunks.num_rows, heads, 1, -1)
+    rows = chunks.count * chunks.num_rows
+    return output.transpose(0, 2, 1, 3).reshape(rows, queries.shape[1], 1, -1)
 
 
 def _gather(pages: PageArrays, blocks: mx.array) -> tuple[mx.array, mx.array]:
@@ -153,15 +168,15 @@ def _gather(pages: PageArrays, blocks: mx.array) -> tuple[mx.array, mx.array]:
     return gather_context(pages.keys, pages.values, blocks, pages.written)
 
 
-def _batch(rows: mx.array, chunks: PaddedChunks) -> mx.array:
+def _batch(arrays: list[mx.array], chunks: PaddedChunks) -> list[mx.array]:
     """Rows (T, heads, 1, dim) of the step -> (B, heads, n, dim)."""
     if chunks.rows is None:
         last = chunks.first_row + chunks.count * chunks.num_rows
-        rows = rows[chunks.first_row : last]
+        rows = [array[chunks.first_row : last] for array in arrays]
     else:
-        rows = rows[chunks.rows]
-    heads, dim = rows.shape[1], rows.shape[3]
-    return rows.reshape(chunks.count, chunks.num_rows, heads, dim).transpose(0, 2, 1, 3)
+        rows = take_rows(arrays, chunks.rows)
+    shape = chunks.count, chunks.num_rows
+    return [x.reshape(*shape, x.shape[1], x.shape[3]).transpose(0, 2, 1, 3) for x in rows]
 
 
 def _pad_chunks(

@@ -140,7 +140,8 @@ class PromptPlan:
     Attributes:
         padded: batches of padded chunks.
         alone: chunks that go one by one; their results follow those of ``padded``.
-        order: (rows,) int32, where in all results the rows of the step are; None if in order.
+        order: (rows,) int32, where the rows of the step are in the results of the rows in front,
+            followed by those above; None if in order.
     """
 
     padded: list[PaddedChunks]

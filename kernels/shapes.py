@@ -97,6 +97,16 @@ class GatherShape(NamedTuple):
         return GatherShape(_round_up(self.sequences), _round_up(self.blocks), *self[2:])
 
 
+class RowsShape(NamedTuple):
+    """Rows of several arrays by a list of indices; rows of two arrays by one."""
+
+    rows: int
+    dim: int
+
+    def bucket(self) -> RowsShape:
+        return RowsShape(_round_up(self.rows), self.dim)
+
+
 class RotateShape(NamedTuple):
     """Head norms, rotary embeddings and KV writes of a step's projected rows."""
 
@@ -165,6 +175,7 @@ AnyShape = (
     | PromptShape
     | WriteShape
     | GatherShape
+    | RowsShape
     | RotateShape
     | NormShape
     | GateShape
@@ -177,6 +188,7 @@ SHAPES: dict[str, type[AnyShape]] = {
     "prompt_attention": PromptShape,
     "kv_write": WriteShape,
     "gather_pages": GatherShape,
+    "take_rows": RowsShape,
     "rotate_and_write": RotateShape,
     "add_rms_norm": NormShape,
     "swiglu": GateShape,

@@ -21,6 +21,7 @@ from quire.kernels.shapes import (
     NormShape,
     PromptShape,
     RotateShape,
+    RowsShape,
     SampleShape,
     WriteShape,
     describe,
@@ -117,6 +118,7 @@ def _survey() -> Iterator[tuple[str, AnyShape, str]]:
         yield "prompt_attention", PromptShape(256, 256, *decode[2:7]), dims
         yield "kv_write", WriteShape(8, 8, key_dim, value_dim, 16), dims
         yield "gather_pages", GatherShape(1, 64, 8, key_dim, value_dim, 16), dims
+        yield "take_rows", RowsShape(256, key_dim), dims
     for block_size in _BLOCK_SIZES:
         label = f"block_size {block_size}"
         yield "paged_decode", DecodeShape(8, 1024, 32, 8, 128, 128, block_size), label

@@ -27,6 +27,7 @@ from quire.kernels.shapes import (
     NormShape,
     PromptShape,
     RotateShape,
+    RowsShape,
     SampleShape,
     WriteShape,
 )
@@ -51,6 +52,7 @@ CHECKED: Mapping[str, Sequence[AnyShape]] = {
     ),
     "kv_write": (WriteShape(5, 2, 128, 128, 16), WriteShape(37, 3, 192, 128, 8)),
     "gather_pages": (GatherShape(1, 3, 2, 128, 128, 16), GatherShape(3, 2, 3, 192, 128, 8)),
+    "take_rows": (RowsShape(5, 128), RowsShape(33, 64)),
     "rotate_and_write": (
         RotateShape(5, 8, 2, 128, 128, 16, norms=True, keep_rows=True),
         RotateShape(3, 4, 4, 64, 64, 8),

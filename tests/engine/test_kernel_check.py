@@ -75,6 +75,7 @@ def tokens_of(model: PagedModel, prompt: list[int]) -> list[int]:
         ((("rotate_and_write", "fused"),), True, False),
         ((("paged_decode", "pages"),), False, False),
         ((("kv_write", "in_place"),), False, False),
+        ((("take_rows", "copy"),), False, False),
         ((("gather_pages", "copy"), ("swiglu", "fused")), False, False),
     ],
 )

@@ -31,6 +31,8 @@ def gather(
 @pytest.fixture(autouse=True)
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompts, "gather_context", gather)
+    monkeypatch.setattr(prompts, "take_rows", lambda arrays, rows: [x[rows] for x in arrays])
+    monkeypatch.setattr(prompts, "join_rows", lambda a, b, rows: mx.concatenate([a, b])[rows])
 
 
 def rows_of(pages: mx.array, chunks: list[PromptChunk], num_rows: int) -> mx.array:
@@ -54,17 +56,19 @@ lengths = st.lists(st.tuples(starts, st.integers(1, 300)), min_size=1, max_size=
     st.sampled_from([None, 1, 40, 400]),
     st.booleans(),
     st.integers(0, 5),
+    st.sampled_from([0, 7]),
     st.booleans(),
 )
 def test_every_row_sees_its_own_context(
     sizes: list[tuple[int, int]],
     window: int | None,
     pad: bool,
-    first_row: int,
+    num_before: int,
+    num_after: int,
     rows_at_hand: bool,
 ) -> None:
     rng = np.random.default_rng(0)
-    chunks, row, next_block = [], first_row, 1
+    chunks, row, next_block = [], num_before, 1
     for start, count in sizes:
         num_blocks = -(-(start + count) // BLOCK)
         blocks = np.arange(next_block, next_block + num_blocks, dtype=np.int32)
@@ -75,18 +79,27 @@ def test_every_row_sees_its_own_context(
         mx.array(rng.standard_normal((next_block, KV_HEADS, BLOCK, DIM)).astype(np.float32))
         for _ in range(2)
     )
-    queries = mx.array(rng.standard_normal((row, HEADS, 1, DIM)).astype(np.float32))
-    plan = prompts.plan_prompts(chunks, window, BLOCK, lambda _: pad)
+    queries = mx.array(rng.standard_normal((row + num_after, HEADS, 1, DIM)).astype(np.float32))
+    before = None
+    if num_before:
+        before = mx.array(rng.standard_normal((num_before, HEADS, 1, DIM)).astype(np.float32))
+    plan = prompts.plan_prompts(
+        chunks, window, BLOCK, lambda _: pad, num_before=num_before, num_after=num_after
+    )
     assert bool(plan.padded) == pad
     new = (rows_of(keys, chunks, row), rows_of(values, chunks, row))
     at_hand = new if rows_at_hand else (None, None)
     pages = PageArrays(keys, values, mx.zeros((1,)), *at_hand)
-    got = prompts.prompt_attention(queries, pages, plan, scale=0.3, window=window, sinks=None)
+    got = prompts.prompt_attention(
+        queries, pages, plan, scale=0.3, window=window, sinks=None, before=before
+    )
     expected = paged_attention(
         queries, keys, values, RaggedBatch([], chunks), scale=0.3, window=window
     )
-    assert got.shape == expected.shape
-    assert mx.abs(got - expected).max().item() < 1e-5
+    if before is not None:
+        expected = mx.concatenate([before, expected])
+    assert got.shape == (row + num_after, HEADS, 1, DIM)
+    assert mx.abs(got[:row] - expected).max().item() < 1e-5
 
 
 def test_short_chunks_of_many_lengths_are_one_batch() -> None:
