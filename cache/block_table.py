@@ -81,11 +81,12 @@ class BlockTable:
 
     def grow(self, num_tokens: int) -> bool:
         """Make room for ``num_tokens`` in all; False, and no change, if blocks are short."""
+        if num_tokens <= self.num_tokens:
+            return True
         missing = self.blocks_for(num_tokens)
         if missing > self._pool.num_available:
             return False
-        if missing:
-            self.block_ids.extend(self._pool.allocate(missing))
+        self.block_ids.extend(self._pool.allocate(missing))
         return True
 
     def register(self, token_ids: Sequence[int], num_computed: int) -> None:

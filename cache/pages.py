@@ -9,7 +9,6 @@ import mlx.core as mx
 from quire.kernels.kv_write import Slots, scatter, write_in_place
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_decode import supports
-from quire.kernels.rotate import HeadNorms, Rotary, rotate_and_write
 
 
 @dataclass(frozen=True)
@@ -80,28 +79,6 @@ class LayerPages:
         else:
             scatter(self.keys, keys, slots)
             scatter(self.values, values, slots)
-
-    def rotate_and_write(
-        self,
-        qkv: mx.array,
-        positions: mx.array,
-        slots: Slots,
-        rotary: Rotary,
-        norms: HeadNorms | None,
-        *,
-        keep_rows: bool,
-    ) -> mx.array:
-        """Rotate queries and keys, write keys and values in place; returns the queries.
-
-        See :func:`quire.kernels.rotate.rotate_and_write`.
-        """
-        assert self._in_place
-        rows = rotate_and_write(
-            qkv, self.keys, self.values, positions, slots, rotary, norms, keep_rows=keep_rows
-        )
-        self._written = rows.written
-        self._new = rows.keys, rows.values
-        return rows.queries
 
     @property
     def arrays(self) -> PageArrays:

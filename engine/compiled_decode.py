@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from quire.engine.layout import Layout
+from quire.engine.layout import Layout, bucket
 from quire.engine.paged_model import PagedModel
 from quire.kernels.kv_write import Slots
 from quire.kernels.paged_decode import (
@@ -74,10 +74,9 @@ class CompiledDecode:
                 parts.append(items)
                 plans.append((size, True, settings.simdgroups, settings.unroll_keys))
                 continue
-            # Items without tokens, of a result that no row takes.
-            num_items = bucket(len(items))
-            parts += [items, np.zeros((num_items - len(items), 3), np.int32), first_items]
-            plans.append((num_items, False, settings.simdgroups, settings.unroll_keys))
+            items = _pad_items(items)
+            parts += [items, first_items]
+            plans.append((len(items), False, settings.simdgroups, settings.unroll_keys))
         packed = upload_packed(parts)
         tokens = packed[:size]
         pending = layout.source_rows >= 0
@@ -97,19 +96,20 @@ class CompiledDecode:
         if not layout.num_decodes:
             return None
         lengths = layout.positions[: layout.num_decodes] + 1
-        parts = [layout.decode_tables]
-        all_settings = []
+        parts = [_widen(layout.decode_tables, layout.num_decodes)]
+        forms: list[tuple[DecodeSettings, bool]] = []
         for window in self._windows:
             settings = self._settings(lengths, window)
-            parts += plan_items(lengths, window, settings.split)
-            all_settings.append(settings)
+            items, first_items = plan_items(lengths, window, settings.split)
+            single = is_one_per_row(items, first_items)
+            parts += [items] if single else [_pad_items(items), first_items]
+            forms.append((settings, single))
         tables, *arrays = upload(parts)
-        plans = {}
-        for i, (window, settings) in enumerate(zip(self._windows, all_settings, strict=True)):
-            single = is_one_per_row(parts[2 * i + 1], parts[2 * i + 2])
-            plans[window] = DecodePlan(
-                arrays[2 * i], None if single else arrays[2 * i + 1], settings
-            )
+        left = iter(arrays)
+        plans = {
+            window: DecodePlan(next(left), None if single else next(left), settings)
+            for window, (settings, single) in zip(self._windows, forms, strict=True)
+        }
         return DecodeRows(tables, plans)
 
     def order_after(self, previous_tokens: mx.array | None) -> mx.array:
@@ -177,10 +177,9 @@ def _widen(tables: Int32Array, size: int) -> Int32Array:
     return padded
 
 
-def bucket(count: int) -> int:
-    """``count`` rounded up to one of at most four sizes per power of two."""
-    step = max(1, 1 << max(0, count.bit_length() - 3))
-    return -(-count // step) * step
+def _pad_items(items: Int32Array) -> Int32Array:
+    """With items without tokens, of a result that no row takes."""
+    return np.pad(items, ((0, bucket(len(items)) - len(items)), (0, 0)))
 
 
 def _pad(values: Int32Array, size: int, fill: int = 0) -> Int32Array:

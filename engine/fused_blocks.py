@@ -11,50 +11,108 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.rope_utils import Llama3RoPE
 
-from quire.engine.paging import PagedLayer, PendingSum, StepContext, WindowMask
+from quire.engine.paging import PagedLayer, PendingSum, StepContext, StepRows, WindowMask
+from quire.engine.quantized import flat_product
+from quire.kernels.attention import attend
 from quire.kernels.block_ops import add_rms_norm, fits_packs, swiglu_joined
-from quire.kernels.rotate import HeadNorms, Rotary
+from quire.kernels.page_arrays import PageArrays
+from quire.kernels.rotate import HeadNorms, Rotary, rotate_and_write
 
 # Blocks whose code is the one above, read and compared; the load-time check compares their logits.
 _STANDARD = {f"mlx_lm.models.{name}.TransformerBlock" for name in ("llama", "qwen2", "qwen3")}
 
 
-class _Product:
-    """A linear layer without the operation that transposes its weight, each time it is called."""
+@dataclass(frozen=True)
+class LinearKind:
+    """What multiplying by a linear layer takes beside its arrays."""
 
-    def __init__(self, linear: Any) -> None:
-        self._linear = linear
-        self._weight: mx.array | None = None
-        if type(linear) is nn.Linear:
-            self._weight = linear.weight.T
-            mx.eval(self._weight)
-            self._bias = linear.get("bias")
-
-    def __call__(self, x: mx.array) -> mx.array:
-        if self._weight is None:
-            output: mx.array = self._linear(x)
-            return output
-        if self._bias is None:
-            return x @ self._weight
-        return mx.addmm(self._bias, x, self._weight)
+    has_bias: bool
+    bits: int | None = None  # None: not quantised
+    group_size: int = 0
+    mode: str = "affine"
 
 
 @dataclass(frozen=True)
-class _Fused:
-    """What a fused block computes with, beside its norms."""
+class BlockKind:
+    """All about a block but its arrays: blocks of one kind run the same code."""
 
-    qkv: _Product
-    output: _Product
-    gate_up: _Product
-    down: _Product
-    rotary: Rotary
-    head_norms: HeadNorms | None
+    qkv: LinearKind
+    output: LinearKind
+    gate_up: LinearKind
+    down: LinearKind
+    rotary_dims: int
+    traditional: bool
+    head_norm_eps: float | None  # None: heads are not normed
+    input_eps: float
+    output_eps: float
+    scale: float
+
+
+class BlockWeights(NamedTuple):
+    """A block's arrays. Linears are their transposed weight, or weight, scales and biases if they
+    are quantised, and the bias if they have one."""
+
+    input_norm: mx.array  # (dim,)
+    qkv: tuple[mx.array, ...]
+    rotary: mx.array  # (rotary_dims / 2,) inverse frequencies
+    head_norms: tuple[mx.array, ...]  # of queries and keys, (head_dim,) each; or none
+    output: tuple[mx.array, ...]
+    output_norm: mx.array  # (dim,)
+    gate_up: tuple[mx.array, ...]
+    down: tuple[mx.array, ...]
+
+
+def run_block(
+    kind: BlockKind,
+    window: int | None,
+    weights: BlockWeights,
+    keys: mx.array,
+    values: mx.array,
+    rows: StepRows,
+    hidden: tuple[mx.array, ...],
+) -> tuple[mx.array, mx.array]:
+    """One block over pages written in place.
+
+    Args:
+        window: tokens a row sees, itself included; None: all.
+        keys, values: the layer's pages, (num_blocks, kv_heads, block_size, head_dim).
+        hidden: (T, dim); or two of them, whose sum it is.
+
+    Returns:
+        Two arrays like ``hidden``, whose sum is the block's output: whoever comes next adds them.
+    """
+    if len(hidden) == 1:
+        (residual,) = hidden
+        normed = mx.fast.rms_norm(residual, weights.input_norm, kind.input_eps)
+    else:
+        residual, normed = add_rms_norm(hidden[0], hidden[1], weights.input_norm, kind.input_eps)
+    rotary = Rotary(weights.rotary, kind.rotary_dims, kind.traditional)
+    norms = None
+    if kind.head_norm_eps is not None:
+        norms = HeadNorms(weights.head_norms[0], weights.head_norms[1], kind.head_norm_eps)
+    rotated = rotate_and_write(
+        _multiply(normed, kind.qkv, weights.qkv),
+        keys,
+        values,
+        rows.positions,
+        rows.slots,
+        rotary,
+        norms,
+        keep_rows=rows.batch.needs_new_rows,
+    )
+    pages = PageArrays(keys, values, rotated.written, rotated.keys, rotated.values)
+    attended = attend(rotated.queries, pages, rows.batch, scale=kind.scale, window=window)
+    projected = _multiply(attended.reshape(residual.shape[0], -1), kind.output, weights.output)
+    residual, normed = add_rms_norm(residual, projected, weights.output_norm, kind.output_eps)
+    gated = swiglu_joined(_multiply(normed, kind.gate_up, weights.gate_up))
+    return residual, _multiply(gated, kind.down, weights.down)
 
 
 class FusedBlock(nn.Module):
@@ -65,19 +123,21 @@ class FusedBlock(nn.Module):
             output: mx.array = super().__call__(x, mask, cache)
             return output
         assert mask is None or type(mask) is WindowMask, "a mask that pages cannot apply"
-        window = None if mask is None else mask.size
-        residual, normed = add_and_norm(cache.context, x, self.input_layernorm)
-        fused: _Fused = self.fused
-        attended = cache.attend_to_projected(
-            fused.qkv(normed), fused.rotary, fused.head_norms, self.self_attn.scale, window
+        window = cache.window if mask is None else mask.size
+        pages, context = cache.pages, cache.context
+        assert pages is not None
+        pending, context.pending_sum = context.pending_sum, None
+        if pending is not None and pending.output is x:
+            hidden: tuple[mx.array, ...] = (pending.residual, pending.delta)
+        else:
+            hidden = (x.reshape(-1, x.shape[-1]),)
+        run = context.run_block or partial(run_block, rows=context.rows)
+        residual, delta = run(
+            self.kind, window, self.weights, pages.keys, pages.values, hidden=hidden
         )
-        projected = fused.output(attended.reshape(residual.shape[0], -1))
-        norm = self.post_attention_layernorm
-        residual, normed = add_rms_norm(residual, projected, norm.weight, norm.eps)
-        projected = fused.down(swiglu_joined(fused.gate_up(normed)))
         # Added here for whoever asks; the next block adds the two itself, and its norm with them.
-        output = (residual + projected).reshape(x.shape)
-        cache.context.pending_sum = PendingSum(output, residual, projected)
+        output = (residual + delta).reshape(x.shape)
+        context.pending_sum = PendingSum(output, residual, delta)
         return output
 
 
@@ -114,7 +174,8 @@ def _fuse(block: nn.Module) -> bool:
     rotary = _rotary(attention.rope)
     qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
     gate_up = [mlp.gate_proj, mlp.up_proj]
-    if rotary is None or not (_can_join(qkv) and _can_join(gate_up)):
+    linears = qkv, gate_up, [attention.o_proj], [mlp.down_proj]
+    if rotary is None or not all(map(_can_join, linears)):
         return False
     norm = block.input_layernorm.weight
     if not fits_packs(_num_outputs(mlp.gate_proj), norm.dtype):
@@ -127,17 +188,61 @@ def _fuse(block: nn.Module) -> bool:
         if q_norm.eps != k_norm.eps:
             return False
         norms = HeadNorms(q_norm.weight, k_norm.weight, q_norm.eps)
-    fused = _Fused(
-        qkv=_Product(_join(qkv)),
-        output=_Product(attention.o_proj),
-        gate_up=_Product(_join(gate_up)),
-        down=_Product(mlp.down_proj),
-        rotary=rotary,
-        head_norms=norms,
+    products = {
+        "qkv": _join(qkv),
+        "output": attention.o_proj,
+        "gate_up": _join(gate_up),
+        "down": mlp.down_proj,
+    }
+    kinds = {name: _kind(linear) for name, linear in products.items()}
+    arrays = {name: _arrays(linear) for name, linear in products.items()}
+    post_norm = block.post_attention_layernorm
+    weights = BlockWeights(
+        input_norm=norm,
+        rotary=rotary.inverse_frequencies,
+        head_norms=() if norms is None else (norms.query, norms.key),
+        output_norm=post_norm.weight,
+        **arrays,
     )
-    # A plain attribute: none of it is a parameter of its own.
-    object.__setattr__(block, "fused", fused)
+    kind = BlockKind(
+        rotary_dims=rotary.dims,
+        traditional=rotary.traditional,
+        head_norm_eps=None if norms is None else norms.eps,
+        input_eps=block.input_layernorm.eps,
+        output_eps=post_norm.eps,
+        scale=attention.scale,
+        **kinds,
+    )
+    # Plain attributes: none of it is a parameter of its own.
+    object.__setattr__(block, "kind", kind)
+    object.__setattr__(block, "weights", weights)
     return True
+
+
+def _kind(linear: Any) -> LinearKind:
+    if isinstance(linear, nn.QuantizedLinear):
+        return LinearKind("bias" in linear, linear.bits, linear.group_size, linear.mode)
+    return LinearKind("bias" in linear)
+
+
+def _arrays(linear: Any) -> tuple[mx.array, ...]:
+    bias = (linear.bias,) if "bias" in linear else ()
+    if isinstance(linear, nn.QuantizedLinear):
+        biases = (linear.biases,) if "biases" in linear else ()
+        return (linear.weight, linear.scales, *biases, *bias)
+    # Transposed once, and not at each call.
+    weight = linear.weight.T
+    mx.eval(weight)
+    return (weight, *bias)
+
+
+def _multiply(x: mx.array, kind: LinearKind, arrays: tuple[mx.array, ...]) -> mx.array:
+    bias = arrays[-1] if kind.has_bias else None
+    if kind.bits is None:
+        return x @ arrays[0] if bias is None else mx.addmm(bias, x, arrays[0])
+    parts = arrays[:-1] if kind.has_bias else arrays
+    product = flat_product(x, *parts, bits=kind.bits, group_size=kind.group_size, mode=kind.mode)
+    return product if bias is None else product + bias
 
 
 def _rotary(rope: nn.Module) -> Rotary | None:

@@ -22,20 +22,36 @@ _MIN_SHARED_BLOCKS = 16
 class Layout:
     """Decodes first, then prompt chunks.
 
+    Padded, decodes and all rows are rounded up to sizes that recur: further rows are tokens of the
+    scratch block, and nobody reads them.
+
     Attributes:
         positions, slot_mapping, token_ids: (T,) int32
         source_rows: (T,) int32, rows of the previous step's samples, -1 where token_ids holds
         decode_tables: (num_decodes, max_blocks) int32, padded with the scratch block
+        padded: whether decodes and all rows are rounded up
+        num_after: rows behind the prompt chunks
         groups: decodes that attention can treat alike, side by side; empty if not asked for
         prompts: the prompt chunks as attention sees them
         sampled: the chunks that sample, in order of their rows
         sampled_rows: the row of each one's last token
     """
 
-    def __init__(self, batch: StepBatch, block_size: int, *, group_decodes: bool = True) -> None:
-        num_rows = batch.num_tokens
-        self.positions = np.empty(num_rows, np.int32)
-        self.slot_mapping = np.empty(num_rows, np.int32)
+    def __init__(
+        self,
+        batch: StepBatch,
+        block_size: int,
+        *,
+        group_decodes: bool = True,
+        padded: bool = False,
+    ) -> None:
+        self.padded = padded
+        num_decodes, num_rows = batch.num_decodes, batch.num_tokens
+        if padded:
+            num_decodes = bucket(num_decodes) if num_decodes else 0
+            num_rows = _round_rows(num_rows + num_decodes - batch.num_decodes)
+        self.positions = np.zeros(num_rows, np.int32)
+        self.slot_mapping = np.zeros(num_rows, np.int32)
         self.token_ids = np.zeros(num_rows, np.int32)
         self.source_rows = np.full(num_rows, -1, np.int32)
         self.decode_tables = np.zeros((0, 1), np.int32)
@@ -45,10 +61,13 @@ class Layout:
         self.sampled_rows: list[int] = []
         if batch.num_decodes:
             self._place_decodes(batch.chunks[: batch.num_decodes], block_size, group_decodes)
-        row = batch.num_decodes
+            extra = num_decodes - batch.num_decodes
+            self.decode_tables = np.pad(self.decode_tables, ((0, extra), (0, 0)))
+        row = num_decodes
         for chunk in batch.chunks[batch.num_decodes :]:
             self._place_prompt(chunk, row, block_size)
             row += chunk.num_tokens
+        self.num_after = num_rows - row
 
     @property
     def num_decodes(self) -> int:
@@ -56,19 +75,20 @@ class Layout:
 
     def _place_decodes(self, decodes: list[Chunk], block_size: int, group: bool) -> None:
         count = len(decodes)
-        num_blocks = np.array([chunk.start // block_size + 1 for chunk in decodes], np.int32)
-        tables = np.zeros((count, num_blocks.max()), np.int32)
-        for row, chunk in enumerate(decodes):
-            tables[row, : num_blocks[row]] = np.frombuffer(
-                chunk.block_ids, np.int32, num_blocks[row]
-            )
+        positions = np.array([chunk.start for chunk in decodes], np.int32)
+        num_blocks = positions // block_size + 1
+        width = int(num_blocks.max())
+        tables = np.zeros((count, width), np.int32)
+        # Copies between buffers take a third of the time of assignments to rows of the array.
+        flat = tables.reshape(-1).data
+        for row, n in enumerate(num_blocks.tolist()):
+            flat[row * width : row * width + n] = decodes[row].block_ids[:n]
         if group:
             clusters = _clusters(tables, num_blocks)
             order = np.lexsort((num_blocks, clusters))
             tables, num_blocks, clusters = tables[order], num_blocks[order], clusters[order]
-            decodes = [decodes[i] for i in order]
+            positions, decodes = positions[order], [decodes[i] for i in order]
         self.decode_tables = tables
-        positions = np.array([chunk.start for chunk in decodes], np.int32)
         self.positions[:count] = positions
         self.token_ids[:count] = [chunk.token_ids[0] if chunk.token_ids else 0 for chunk in decodes]
         self.source_rows[:count] = [chunk.source_row for chunk in decodes]
@@ -98,6 +118,18 @@ class Layout:
         if chunk.samples:
             self.sampled.append(chunk)
             self.sampled_rows.append(end - 1)
+
+
+def bucket(count: int) -> int:
+    """``count`` rounded up to one of at most four sizes per power of two."""
+    step = max(1, 1 << max(0, count.bit_length() - 3))
+    return -(-count // step) * step
+
+
+def _round_rows(count: int) -> int:
+    """To few sizes where rows hardly cost, and to close ones where they do."""
+    step = 16 if count <= 128 else 32 if count <= 512 else 64
+    return -(-count // step) * step
 
 
 def _clusters(tables: Int32Array, num_blocks: Int32Array) -> Int32Array:

@@ -64,6 +64,11 @@ class PagedModel:
         return sum(layer.shape.bytes_per_token for layer in self.layers if layer.shape)
 
     @property
+    def num_fused(self) -> int:
+        """Blocks that run fused, once there are pages."""
+        return sum(self._fused)
+
+    @property
     def windows(self) -> set[int | None]:
         """Sizes of the windows its layers see; None where they see everything."""
         return {use.window for layer in self.layers for use in layer.uses}

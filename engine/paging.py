@@ -22,7 +22,6 @@ from quire.kernels.cpu_rope import RowRope
 from quire.kernels.kv_write import Slots
 from quire.kernels.paged_attention import ExtraScores
 from quire.kernels.ragged import RaggedBatch
-from quire.kernels.rotate import HeadNorms, Rotary
 
 _sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention
 _row_rope = RowRope()
@@ -54,6 +53,14 @@ class PendingSum(NamedTuple):
     delta: mx.array  # (T, dim)
 
 
+class StepRows(NamedTuple):
+    """The rows of a step, as every layer needs them."""
+
+    positions: mx.array  # (T,) int32
+    slots: Slots
+    batch: RaggedBatch
+
+
 class StepContext:
     """The arrays of the step being built, shared by all layers."""
 
@@ -67,6 +74,11 @@ class StepContext:
     batch: RaggedBatch
     wanted_rows: mx.array | None = None  # rows whose logits are wanted; None: all
     pending_sum: PendingSum | None = None  # of the block that has just run, if it is fused
+    run_block: Callable[..., tuple[mx.array, mx.array]] | None = None  # fused ones, in this step
+
+    @property
+    def rows(self) -> StepRows:
+        return StepRows(self.positions, self.slots, self.batch)
 
 
 class PagedLayer:
@@ -144,31 +156,6 @@ class PagedLayer:
             sinks=sinks,
             extra=extra,
         )
-
-    def attend_to_projected(
-        self,
-        qkv: mx.array,
-        rotary: Rotary,
-        norms: HeadNorms | None,
-        scale: float,
-        window: int | None,
-    ) -> mx.array:
-        """Norms, rotary embeddings, page writes and attention of (T, all_heads * head_dim) rows.
-
-        Returns (T, heads, 1, head_dim). Only where pages are written in place.
-        """
-        assert self.pages is not None
-        context = self.context
-        queries = self.pages.rotate_and_write(
-            qkv,
-            context.positions,
-            context.slots,
-            rotary,
-            norms,
-            keep_rows=context.batch.needs_new_rows,
-        )
-        window = window or self.window
-        return attend(queries, self.pages.arrays, context.batch, scale=scale, window=window)
 
 
 class PageHandle:

@@ -38,14 +38,33 @@ def flatten_quantized_linears(model: nn.Module) -> None:
             module.__class__ = FlatQuantizedEmbedding
 
 
+def flat_product(
+    rows: mx.array,
+    weight: mx.array,
+    scales: mx.array,
+    biases: mx.array | None = None,
+    *,
+    bits: int,
+    group_size: int,
+    mode: str,
+) -> mx.array:
+    """(T, inputs) times a quantised (outputs, inputs) matrix, transposed, as a layer keeps it."""
+    if mode == "affine":
+        assert biases is not None, "affine weights have biases"
+        return quantized_matmul(rows, weight, scales, biases, group_size=group_size, bits=bits)
+    return mx.quantized_matmul(
+        rows, weight, scales, biases, group_size=group_size, bits=bits, mode=mode
+    )
+
+
 def _multiply(layer: Any, x: mx.array) -> mx.array:
-    rows = x.reshape(-1, x.shape[-1])
-    group_size, bits = layer.group_size, layer.bits
-    weight, scales, biases = layer["weight"], layer["scales"], layer.get("biases")
-    if layer.mode == "affine":
-        product = quantized_matmul(rows, weight, scales, biases, group_size=group_size, bits=bits)
-    else:
-        product = mx.quantized_matmul(
-            rows, weight, scales, biases, group_size=group_size, bits=bits, mode=layer.mode
-        )
+    product = flat_product(
+        x.reshape(-1, x.shape[-1]),
+        layer["weight"],
+        layer["scales"],
+        layer.get("biases"),
+        bits=layer.bits,
+        group_size=layer.group_size,
+        mode=layer.mode,
+    )
     return product.reshape(*x.shape[:-1], product.shape[-1])

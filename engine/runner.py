@@ -7,13 +7,19 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from quire.cache.pages import PageShape
+from quire.engine.compiled_blocks import CompiledBlocks
 from quire.engine.compiled_decode import CompiledDecode
 from quire.engine.layout import Layout
 from quire.engine.paged_model import PagedModel
+from quire.engine.paging import AttentionUse
 from quire.engine.sampler import sample
 from quire.engine.step_batch import StepBatch
+from quire.kernels.attention import is_padded, plan_batch
 from quire.kernels.kv_write import Slots
+from quire.kernels.prompt_attention import is_aligned
 from quire.kernels.ragged import RaggedBatch
+from quire.kernels.shapes import PromptShape
 from quire.kernels.upload import begin_step, upload
 
 _MIN_TOKENS = 4
@@ -33,7 +39,15 @@ class ModelRunner:
         """``model`` has been given its pages."""
         self._model = model
         self._context = model.context
-        self._decode = CompiledDecode(model) if model.context.in_place else None
+        in_place = model.context.in_place
+        self._decode = CompiledDecode(model) if in_place else None
+        self._blocks = CompiledBlocks() if in_place and model.num_fused else None
+        self._prompts = {
+            use.window: _prompt_layer(layer.shape, use, model.context.block_size)
+            for layer in model.layers
+            for use in layer.uses
+            if layer.shape is not None
+        }
 
     def build(self, batch: StepBatch, previous: Step | None) -> Step:
         """Build the graph of one step; nothing is computed yet.
@@ -71,16 +85,32 @@ class ModelRunner:
     def _lay_out(self, batch: StepBatch) -> Layout:
         begin_step()
         # The decode kernel takes rows of any lengths together.
-        return Layout(batch, self._context.block_size, group_decodes=self._decode is None)
+        return Layout(
+            batch,
+            self._context.block_size,
+            group_decodes=self._decode is None,
+            padded=self._blocks is not None and self._can_compile(batch),
+        )
+
+    def _can_compile(self, batch: StepBatch) -> bool:
+        """Whether prompts, if there are any, come in sizes that recur."""
+        prompts = batch.chunks[batch.num_decodes :]
+        return bool(prompts) and all(
+            is_padded(chunk.num_tokens, chunk.context_length, layer, dtype)
+            and (chunk.start == 0 or not is_aligned(chunk.start, chunk.num_tokens))
+            for layer, dtype in self._prompts.values()
+            for chunk in prompts
+        )
 
     def _forward(self, layout: Layout, previous: Step | None) -> mx.array:
         # Something must be asked of a step that only stores keys and values, or MLX skips it.
         wanted = layout.sampled_rows or [len(layout.positions) - 1]
         everything = len(wanted) == len(layout.positions)
         tokens = previous.tokens if previous is not None else None
+        context = self._context
+        context.run_block = None
         if self._decode is not None and everything and not layout.prompts:
             return self._decode(layout, tokens)
-        context = self._context
         pending = layout.source_rows >= 0
         uploaded = upload(
             [
@@ -93,15 +123,37 @@ class ModelRunner:
             ]
         )
         context.positions, slot_mapping, token_ids, source_rows, is_pending, wanted_rows = uploaded
-        context.batch = RaggedBatch(layout.groups, layout.prompts)
+        context.batch = RaggedBatch(layout.groups, layout.prompts, num_after=layout.num_after)
         after = None
         if self._decode is not None:
             after = self._decode.order_after(tokens)
             context.batch.decodes = self._decode.rows(layout)
         context.slots = Slots(slot_mapping, context.block_size, after)
         context.wanted_rows = None if everything else wanted_rows
+        if self._blocks is not None and layout.padded:
+            for window, (layer, dtype) in self._prompts.items():
+                plan = plan_batch(context.batch, window, layer, dtype)
+                context.batch.prompt_plans[window] = plan
+            context.run_block = self._blocks.for_step(context.rows)
         if pending.any():
             assert tokens is not None, "a token is awaited from a step that does not exist"
             sampled = tokens[source_rows]
             token_ids = sampled if pending.all() else mx.where(is_pending, sampled, token_ids)
         return self._model(token_ids)
+
+
+def _prompt_layer(
+    shape: PageShape, use: AttentionUse, block_size: int
+) -> tuple[PromptShape, mx.Dtype]:
+    """What prompt chunks have in common in a layer, and the type it computes in."""
+    layer = PromptShape(
+        rows=1,
+        context=1,
+        heads=use.heads,
+        kv_heads=shape.key_heads,
+        key_dim=shape.key_dim,
+        value_dim=shape.value_dim,
+        block_size=block_size,
+        window=use.window is not None,
+    )
+    return layer, shape.key_dtype

@@ -117,11 +117,12 @@ class Scheduler:
         """Plan decodes, then prompt chunks; returns whether there were blocks for everybody."""
         enough = True
         budget = self._budget
-        decodes = [s for s in self.running if s.num_wanted_tokens == 1]
-        prompts = [s for s in self.running if s.num_wanted_tokens > 1]
+        wanting = [(s, s.num_wanted_tokens) for s in self.running]
+        decodes = [item for item in wanting if item[1] == 1]
+        prompts = [item for item in wanting if item[1] > 1]
         preempted: set[Sequence] = set()
-        for sequence in decodes + prompts:
-            num_tokens = min(sequence.num_wanted_tokens, budget)
+        for sequence, num_wanted in decodes + prompts:
+            num_tokens = min(num_wanted, budget)
             if sequence in preempted or num_tokens == 0:
                 continue
             wanted = sequence.num_computed_tokens + num_tokens
@@ -141,7 +142,7 @@ class Scheduler:
         return enough
 
     def _schedule_waiting(self, planned: dict[Sequence, int]) -> None:
-        if not self.waiting:
+        if not self.waiting or len(self.running) == self._max_num_seqs:
             return
         budget = self._budget - sum(planned.values())
         # Prompts admitted earlier take their blocks chunk by chunk: leave them what they lack.
@@ -191,10 +192,12 @@ class Scheduler:
     def _make_batch(self, planned: dict[Sequence, int]) -> StepBatch:
         step_id = self._next_step
         self._next_step += 1
-        chunks = [self._make_chunk(sequence, n, step_id) for sequence, n in planned.items()]
-        chunks.sort(key=lambda chunk: chunk.num_tokens > 1)
-        num_decodes = sum(chunk.num_tokens == 1 for chunk in chunks)
-        batch = StepBatch(step_id, chunks, num_decodes)
+        decodes: list[Chunk] = []
+        prompts: list[Chunk] = []
+        for sequence, num_tokens in planned.items():
+            chunks = decodes if num_tokens == 1 else prompts
+            chunks.append(self._make_chunk(sequence, num_tokens, step_id))
+        batch = StepBatch(step_id, decodes + prompts, len(decodes))
         for row, chunk in enumerate(batch.sampled):
             chunk.sequence.sample_row = row
             chunk.sequence.num_pending_tokens += 1
@@ -204,8 +207,10 @@ class Scheduler:
         request = sequence.request
         start = sequence.num_computed_tokens
         end = start + num_tokens
-        in_flight = sequence.num_pending_tokens > 0 and end == sequence.num_tokens
-        output_index = sequence.num_output_tokens
+        total = sequence.num_tokens
+        samples = end == total
+        in_flight = samples and sequence.num_pending_tokens > 0
+        output_index = total - len(request.prompt_token_ids)
         chunk = Chunk(
             sequence=sequence,
             admission=sequence.admissions,
@@ -214,7 +219,7 @@ class Scheduler:
             token_ids=[] if in_flight else sequence.token_ids[start:end],
             source_row=sequence.sample_row if in_flight else -1,
             block_ids=sequence.table.block_ids,
-            samples=end == sequence.num_tokens,
+            samples=samples,
             sampling=request.sampling,
             seed=sequence.seed,
             output_index=output_index,
@@ -251,7 +256,7 @@ class Scheduler:
 
     def _output(self, sequence: Sequence, token: int) -> TokenOutput:
         request = sequence.request
-        num_outputs = len(sequence.token_ids) - sequence.num_prompt_tokens
+        num_outputs = len(sequence.token_ids) - len(request.prompt_token_ids)
         reason: FinishReason | None = None
         if token in request.stop_token_ids and num_outputs > request.min_tokens:
             reason = "stop"

@@ -25,21 +25,14 @@ class Sequence:
     finished: bool = False
 
     @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.request.prompt_token_ids)
-
-    @property
     def num_tokens(self) -> int:
-        return len(self.token_ids) + self.num_pending_tokens
-
-    @property
-    def num_output_tokens(self) -> int:
         """Pending ones included."""
-        return self.num_tokens - self.num_prompt_tokens
+        return len(self.token_ids) + self.num_pending_tokens
 
     @property
     def num_wanted_tokens(self) -> int:
         """Tokens still to compute before the next one can be sampled; 0 if none will be."""
-        if self.num_output_tokens >= self.request.max_tokens:
+        num_tokens = len(self.token_ids) + self.num_pending_tokens
+        if num_tokens - len(self.request.prompt_token_ids) >= self.request.max_tokens:
             return 0
-        return self.num_tokens - self.num_computed_tokens
+        return num_tokens - self.num_computed_tokens

@@ -8,7 +8,7 @@ from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import ExtraScores, paged_attention
 from quire.kernels.paged_decode import paged_decode
 from quire.kernels.prompt_attention import plan_prompts, prompt_attention
-from quire.kernels.ragged import PromptChunk, PromptPlan, RaggedBatch
+from quire.kernels.ragged import PromptPlan, RaggedBatch
 from quire.kernels.selection import select
 from quire.kernels.shapes import PromptShape
 
@@ -54,40 +54,56 @@ def attend(
             written=pages.written,
             sinks=sinks,
         )
-    if batch.chunks:
-        plan = _prompt_plan(batch, window, queries, pages, sinks is not None)
+    if batch.chunks or batch.prompt_plans:
+        if window not in batch.prompt_plans:
+            shape = prompt_shape(queries, pages, window is not None, sinks is not None)
+            batch.prompt_plans[window] = plan_batch(batch, window, shape, pages.keys.dtype)
         output = prompt_attention(
-            queries, pages, plan, scale=scale, window=window, sinks=sinks, before=output
+            queries,
+            pages,
+            batch.prompt_plans[window],
+            scale=scale,
+            window=window,
+            sinks=sinks,
+            before=output,
         )
     assert output is not None, "a step without rows"
     return output.astype(dtype)
 
 
-def _prompt_plan(
-    batch: RaggedBatch, window: int | None, queries: mx.array, pages: PageArrays, has_sinks: bool
+def prompt_shape(
+    queries: mx.array, pages: PageArrays, has_window: bool, has_sinks: bool
+) -> PromptShape:
+    """What a layer's prompt chunks have in common; :func:`plan_batch` fills in the rest."""
+    kv_heads, block_size, key_dim = pages.keys.shape[1:]
+    return PromptShape(
+        rows=1,
+        context=1,
+        heads=queries.shape[1],
+        kv_heads=kv_heads,
+        key_dim=key_dim,
+        value_dim=pages.values.shape[3],
+        block_size=block_size,
+        window=has_window,
+        sinks=has_sinks,
+    )
+
+
+def is_padded(num_rows: int, context: int, layer: PromptShape, dtype: mx.Dtype) -> bool:
+    """Whether a chunk is brought to attention padded, together with others."""
+    shape = layer._replace(rows=num_rows, context=context, from_start=num_rows == context)
+    return select("prompt_attention", shape, dtype).variant == "padded"
+
+
+def plan_batch(
+    batch: RaggedBatch, window: int | None, layer: PromptShape, dtype: mx.Dtype
 ) -> PromptPlan:
-    """Made once per step and window; all layers share it."""
-    if window not in batch.prompt_plans:
-        heads, key_dim = queries.shape[1], queries.shape[3]
-        kv_heads, block_size = pages.keys.shape[1:3]
-
-        def is_padded(chunk: PromptChunk) -> bool:
-            shape = PromptShape(
-                rows=chunk.num_rows,
-                context=chunk.context_length,
-                heads=heads,
-                kv_heads=kv_heads,
-                key_dim=key_dim,
-                value_dim=pages.values.shape[3],
-                block_size=block_size,
-                from_start=chunk.start == 0,
-                window=window is not None,
-                sinks=has_sinks,
-            )
-            return select("prompt_attention", shape, pages.keys.dtype).variant == "padded"
-
-        num_decodes = 0 if batch.decodes is None else batch.decodes.num_rows
-        batch.prompt_plans[window] = plan_prompts(
-            batch.chunks, window, block_size, is_padded, num_before=num_decodes
-        )
-    return batch.prompt_plans[window]
+    """How the chunks of a step are brought to attention; once for all layers of a window."""
+    return plan_prompts(
+        batch.chunks,
+        window,
+        layer.block_size,
+        lambda chunk: is_padded(chunk.num_rows, chunk.context_length, layer, dtype),
+        num_before=batch.num_decodes,
+        num_after=batch.num_after,
+    )

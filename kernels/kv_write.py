@@ -34,14 +34,14 @@ class Slots:
     def __init__(self, mapping: mx.array, block_size: int, after: mx.array | None = None) -> None:
         self.mapping = mapping
         self.after = after
-        self._block_size = block_size
+        self.block_size = block_size
         self._indices: dict[int, tuple[mx.array, mx.array, mx.array]] = {}
 
     def indices(self, num_heads: int) -> tuple[mx.array, mx.array, mx.array]:
         """Block (T, 1), head (1, num_heads) and offset (T, 1) of each row, made once per step."""
         if num_heads not in self._indices:
-            blocks = (self.mapping // self._block_size)[:, None]
-            offsets = (self.mapping % self._block_size)[:, None]
+            blocks = (self.mapping // self.block_size)[:, None]
+            offsets = (self.mapping % self.block_size)[:, None]
             self._indices[num_heads] = blocks, mx.arange(num_heads)[None], offsets
         return self._indices[num_heads]
 

@@ -57,7 +57,7 @@ def plan_prompts(
     others: _Groups = {}
     alone = []
     for chunk in chunks:
-        if not is_padded(chunk) or _is_aligned(chunk):
+        if not is_padded(chunk) or is_aligned(chunk.start, chunk.num_rows):
             alone.append(chunk)
             continue
         rows = _bucket(chunk.num_rows, _MIN_ROWS)
@@ -230,9 +230,10 @@ def _merge_small(groups: _Groups) -> _Groups:
     return merged
 
 
-def _is_aligned(chunk: PromptChunk) -> bool:
-    aligned = chunk.start % _ALIGNED == 0 and chunk.num_rows % _ALIGNED == 0
-    return aligned and chunk.num_rows >= _MIN_ALONE
+def is_aligned(start: int, num_rows: int) -> bool:
+    """Whether a chunk goes alone and unpadded because its lengths recur anyway."""
+    aligned = start % _ALIGNED == 0 and num_rows % _ALIGNED == 0
+    return aligned and num_rows >= _MIN_ALONE
 
 
 def _bucket(count: int, smallest: int) -> int:

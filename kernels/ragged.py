@@ -166,14 +166,25 @@ class RaggedBatch:
     """Which rows of a flattened step belong together; shared by all layers of the step.
 
     Decodes come first: as groups for attention in MLX operations, or as ``decodes`` for the kernel.
+
+    Attributes:
+        num_after: rows behind the chunks that mean nothing.
+        prompt_plans: by window; made when they are first needed.
+        needs_new_rows: whether attention may read new keys and values as rows, which it does for
+            chunks that see nothing older.
     """
 
     groups: list[DecodeGroup]
     chunks: list[PromptChunk]
     decodes: DecodeRows | None = None
-    prompt_plans: dict[int | None, PromptPlan] = field(default_factory=dict)  # by window
+    num_after: int = 0
+    prompt_plans: dict[int | None, PromptPlan] = field(default_factory=dict)
+    needs_new_rows: bool = False
+
+    def __post_init__(self) -> None:
+        self.needs_new_rows |= any(chunk.start == 0 for chunk in self.chunks)
 
     @property
-    def needs_new_rows(self) -> bool:
-        """Whether attention may read new keys and values as rows: a chunk sees nothing older."""
-        return any(chunk.start == 0 for chunk in self.chunks)
+    def num_decodes(self) -> int:
+        """Rows that the decode kernel takes."""
+        return 0 if self.decodes is None else self.decodes.num_rows
