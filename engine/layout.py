@@ -61,8 +61,8 @@ class Layout:
         self.sampled_rows: list[int] = []
         if batch.num_decodes:
             self._place_decodes(batch.chunks[: batch.num_decodes], block_size, group_decodes)
-            extra = num_decodes - batch.num_decodes
-            self.decode_tables = np.pad(self.decode_tables, ((0, extra), (0, 0)))
+            if extra := num_decodes - batch.num_decodes:
+                self.decode_tables = np.pad(self.decode_tables, ((0, extra), (0, 0)))
         row = num_decodes
         for chunk in batch.chunks[batch.num_decodes :]:
             self._place_prompt(chunk, row, block_size)

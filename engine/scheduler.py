@@ -118,8 +118,8 @@ class Scheduler:
         enough = True
         budget = self._budget
         wanting = [(s, s.num_wanted_tokens) for s in self.running]
-        decodes = [item for item in wanting if item[1] == 1]
-        prompts = [item for item in wanting if item[1] > 1]
+        decodes = [(s, n) for s, n in wanting if n == 1]
+        prompts = [(s, n) for s, n in wanting if n > 1]
         preempted: set[Sequence] = set()
         for sequence, num_wanted in decodes + prompts:
             num_tokens = min(num_wanted, budget)

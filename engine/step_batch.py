@@ -5,12 +5,13 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
+import msgspec
+
 from quire.engine.messages import SamplingParams
 from quire.engine.sequence import Sequence
 
 
-@dataclass(slots=True, eq=False)
-class Chunk:
+class Chunk(msgspec.Struct, eq=False):  # a quarter of a dataclass's time to make
     """Consecutive tokens of one sequence; a decode is a chunk of one.
 
     Exactly one of ``token_ids`` and ``source_row`` names the input: the ids themselves, or the row

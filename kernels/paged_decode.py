@@ -23,11 +23,17 @@ _MAX_HEAD_DIM = 256
 # Query heads that share each load of a key; more than these take another threadgroup.
 _MAX_GROUP = 8
 _MERGE_SIMDGROUPS = 8
-# About twice what an H200 runs at once.
-_WANTED_THREADGROUPS = 512
+# Two for each of an H200's processors; four times as many where contexts are uneven, or the long
+# rows' items are still running when all others have ended.
+_WANTED_THREADGROUPS = 256
 _UNEVEN = 1.5  # longest context over the mean
+_UNEVEN_FACTOR = 4
 _MIN_SPLIT, _MAX_SPLIT = 128, 4096  # tokens
 _ONE_ITEM = 1024  # tokens of a context that one or two rows leave uncut
+# With so many rows times key heads none is cut, as long as contexts are much the same.
+_FILLING_THREADGROUPS = 128
+_EVEN = 1.25
+_UNCUT = 1 << 30
 
 _decode = GpuKernel(
     "paged_decode",
@@ -93,20 +99,20 @@ def default_settings(
         group: query heads per key head.
     """
     lengths = context_lengths if window is None else np.minimum(context_lengths, window)
-    wanted_items = max(1, _WANTED_THREADGROUPS // kv_heads)
-    if lengths.max() > _UNEVEN * lengths.mean():
-        wanted_items *= 2  # or the long rows' items are still running when all others have ended
-    tokens = max(1, -(-int(lengths.sum()) // wanted_items))
-    split = 1 << (tokens - 1).bit_length()
     unroll = 8 if group <= 4 and not mx.metal.is_available() else 4
     if len(lengths) <= 2 and lengths.max() <= _ONE_ITEM:
         # The host is the limit: no second kernel, and all the simdgroups that find registers.
         return DecodeSettings(simdgroups=8, unroll_keys=unroll, split=_ONE_ITEM)
-    return DecodeSettings(
-        simdgroups=2 if len(lengths) <= 2 else 4,
-        unroll_keys=unroll,
-        split=min(max(split, _MIN_SPLIT), _MAX_SPLIT),
-    )
+    unevenness = lengths.max() / max(1.0, lengths.mean())
+    threadgroups = len(lengths) * kv_heads
+    if threadgroups >= _FILLING_THREADGROUPS and unevenness <= _EVEN:
+        per_processor = threadgroups // _FILLING_THREADGROUPS
+        simdgroups = 8 if per_processor < 2 else 4 if per_processor < 4 else 2
+        return DecodeSettings(simdgroups, unroll, _UNCUT)
+    wanted = _WANTED_THREADGROUPS * (_UNEVEN_FACTOR if unevenness > _UNEVEN else 1)
+    tokens = max(1, int(lengths.sum()) * kv_heads // wanted)
+    split = 1 << (tokens - 1).bit_length()
+    return DecodeSettings(4, unroll, min(max(split, _MIN_SPLIT), _MAX_SPLIT))
 
 
 def plan_items(

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire.engine.compiled_decode import bucket
+from quire.engine.layout import bucket
 from quire.kernels.paged_decode import default_settings, is_one_per_row, plan_items
 
 contexts = st.lists(st.integers(0, 5000), min_size=1, max_size=40)
@@ -43,6 +43,15 @@ def test_a_long_context_among_short_ones_is_cut_finer() -> None:
     even = default_settings(np.full(64, 1536, np.int32), None, 8, 4)
     uneven = default_settings(np.array([1024] * 63 + [33792], np.int32), None, 8, 4)
     assert uneven.split < even.split
+
+
+def test_enough_rows_of_like_contexts_are_not_cut() -> None:
+    lengths = np.array([2000, 2048] * 8, np.int32)
+    settings = default_settings(lengths, None, 8, 4)
+    assert is_one_per_row(*plan_items(lengths, None, settings.split))
+    for few in (lengths[:4], np.array([100] * 15 + [2048], np.int32)):
+        settings = default_settings(few, None, 8, 4)
+        assert not is_one_per_row(*plan_items(few, None, settings.split))
 
 
 @given(st.integers(1, 10_000))
