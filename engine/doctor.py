@@ -6,7 +6,7 @@ import argparse
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Without a terminal lines are for a file or a report: none is cut.
 _WIDTH_WITHOUT_TERMINAL = 200
+_DTYPES = ("float32", "float16", "bfloat16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kernels",
         action="store_true",
         help="run every variant of every operation and compare it with float64",
+    )
+    parser.add_argument(
+        "--dtype",
+        action="append",
+        choices=_DTYPES,
+        help="with --kernels, check this type only; repeatable",
     )
 
 
@@ -45,7 +52,10 @@ def run(args: argparse.Namespace) -> int:
         width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL, highlight=False
     )
     if args.kernels:
-        return _show_kernels(console, device)
+        # On the CPU models in half precision are computed in float32.
+        return _show_kernels(
+            console, device, args.dtype or (_DTYPES[:1] if device == "cpu" else _DTYPES)
+        )
     for name, value in _machine(device, blas):
         console.print(f"{name:10} {value}", markup=False, soft_wrap=True)
     return 0
@@ -88,43 +98,46 @@ def _tuning(device: DeviceName) -> str:
     return f"{text}: {path}"
 
 
-def _show_kernels(console: Console, device: DeviceName) -> int:
+def _show_kernels(console: Console, device: DeviceName, dtypes: Sequence[str]) -> int:
     from rich.table import Table
 
     from quire.kernels.survey import in_use, survey_gaps
     from quire.kernels.verify import check_all
 
-    # On the CPU models in half precision are computed in float32.
-    dtypes = ("float32",) if device == "cpu" else ("float32", "float16", "bfloat16")
     table = Table(title=f"In use on {device}", title_justify="left")
     for column in ("operation", "shape", "dtype", "variant", "settings", "why", "error", ""):
         table.add_column(column, overflow="fold")
     wrong = 0
-    for use in in_use(device, dtypes):
-        wrong += not use.agrees
-        settings = ", ".join(f"{name} {value}" for name, value in use.settings.items())
-        table.add_row(
-            use.operation,
-            use.shape,
-            use.dtype,
-            use.variant,
-            settings,
-            use.why,
-            _error(use.error),
-            "ok" if use.agrees else use.problem or "disagrees",
-        )
+    # Compilers of GPU kernels take up to three seconds for each text.
+    with console.status("checking what is in use") as status:
+        for use in in_use(device, dtypes):
+            status.update(f"checking what is in use, {table.row_count} done: {use.operation}")
+            wrong += not use.agrees
+            settings = ", ".join(f"{name} {value}" for name, value in use.settings.items())
+            table.add_row(
+                use.operation,
+                use.shape,
+                use.dtype,
+                use.variant,
+                settings,
+                use.why,
+                _error(use.error),
+                "ok" if use.agrees else use.problem or "disagrees",
+            )
     console.print(table)
     table = Table(title="All variants", title_justify="left")
     for column in ("operation", "variant", "dtype", "largest error", ""):
         table.add_column(column, overflow="fold")
-    for verdict in check_all(device, dtypes):
-        table.add_row(
-            verdict.operation,
-            verdict.variant,
-            verdict.dtype,
-            _error(verdict.error),
-            _state(verdict),
-        )
+    with console.status("checking all variants") as status:
+        for verdict in check_all(device, dtypes):
+            status.update(f"checking all variants, {table.row_count} done: {verdict.operation}")
+            table.add_row(
+                verdict.operation,
+                verdict.variant,
+                verdict.dtype,
+                _error(verdict.error),
+                _state(verdict),
+            )
     console.print(table)
     gaps = survey_gaps(device, dtypes)
     console.print(f"Gaps: {len(gaps) or 'none'}", markup=False)

@@ -82,7 +82,7 @@ def test_a_wrong_variant_in_use_is_an_error(
     monkeypatch.setattr(
         probe_attention, "prompt_tiles", lambda *args: [part * 1.001 for part in right(*args)]
     )
-    assert doctor.run(Namespace(device="cpu", kernels=True)) == 1
+    assert doctor.run(Namespace(device="cpu", kernels=True, dtype=None)) == 1
     output = capsys.readouterr().out
     assert "disagrees" in output
     assert "variants in use disagree with the reference" in output
@@ -95,7 +95,7 @@ def test_a_variant_that_fails_is_an_error(
         raise RuntimeError("out of registers")
 
     monkeypatch.setattr(probe_attention, "prompt_tiles", fail)
-    assert doctor.run(Namespace(device="cpu", kernels=True)) == 1
+    assert doctor.run(Namespace(device="cpu", kernels=True, dtype=None)) == 1
     assert "RuntimeError: out of registers" in capsys.readouterr().out
 
 
