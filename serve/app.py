@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from sse_starlette.sse import AppStatus
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -69,10 +68,6 @@ def create_app(
 
     ``body_idle_timeout`` is in seconds.
     """
-    # sse-starlette would cut every stream as soon as uvicorn is told to stop. Draining is the
-    # supervisor's: it lets streams end, and past its deadline fails them through the backend.
-    AppStatus.enable_automatic_graceful_drain = False
-
     chat = ChatCompletions(backend, model)
     completions = Completions(backend, model)
     models = Models(backend, model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from importlib.metadata import version
 from typing import cast, get_args
 
@@ -226,11 +226,11 @@ class HTTPMetricsMiddleware:
             return
         code = "500"  # what the server sends if the application raises before it answers
 
-        async def send_and_note(message: Message) -> None:
+        def send_and_note(message: Message) -> Awaitable[None]:
             nonlocal code
             if message["type"] == "http.response.start":
                 code = str(message["status"])
-            await send(message)
+            return send(message)
 
         try:
             await self.app(scope, receive, send_and_note)

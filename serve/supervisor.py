@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import signal
 import time
@@ -30,6 +31,7 @@ FIRST_BACKOFF = 0.5  # seconds; doubles with every failure in a row
 MAX_BACKOFF = 30.0
 HEALTHY_AFTER = 60.0  # a worker that was ready this long starts the back-off afresh
 LEAVE_TIMEOUT = 10.0  # seconds between Shutdown and SIGKILL
+_FRAMES_PER_TURN = 16  # at most, before the streams' readers run
 _LAST_FRAMES = 0.1  # how long an exited worker's last frames may take to arrive
 
 
@@ -185,13 +187,15 @@ class Supervisor:
 
     async def _receive(self, channel: Channel) -> None:
         """Handle frames until cancelled. Raises msgspec.DecodeError for one that is not ours."""
-        while True:
+        for count in itertools.count(1):
             frame = await channel.receive()
             if isinstance(frame, Ready):
                 await channel.connected()
             self._handle(frame)
-            # recv() does not yield while frames are waiting; the streams' readers need a turn.
-            await asyncio.sleep(0)
+            # receive() does not yield while frames are waiting, so readers that are late get
+            # several steps in one output. They need a turn even if frames never stop waiting.
+            if count % _FRAMES_PER_TURN == 0:
+                await asyncio.sleep(0)
 
     def _handle(self, frame: FromWorker) -> None:
         match frame:

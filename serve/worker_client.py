@@ -37,6 +37,7 @@ class RequestStream:
         self.request_id = request.request_id
         self._client = client
         self._outputs: deque[TokenOutput] = deque()
+        self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._finished = False
         self._failure: str | None = None
@@ -56,7 +57,7 @@ class RequestStream:
                 raise GenerationFailed(self._failure)
             if self._finished:
                 raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._loop.create_future()
             await self._waiter
         if len(self._outputs) == 1:
             return self._outputs.popleft()
@@ -112,7 +113,6 @@ class RequestStream:
             gap = (now - self._last_token) / num_tokens
         for _ in range(num_gaps):
             metrics.inter_token_latency.observe(gap)
-        metrics.generated_tokens.inc(num_tokens)
         self._num_tokens += num_tokens
         self._last_token = now
 
@@ -237,6 +237,7 @@ class WorkerClient:
         self.metrics.worker.mark_step(now)
         if step.stats is not None:
             self.metrics.worker.stats = step.stats
+        num_tokens = 0
         for output in step.outputs:
             stream = self._streams.get(output.request_id)
             if stream is None:
@@ -244,6 +245,8 @@ class WorkerClient:
             if output.finish_reason is not None:
                 self._forget(stream)
             stream.push(output, now)
+            num_tokens += len(output.token_ids)
+        self.metrics.generated_tokens.inc(num_tokens)
 
     def detach(self, message: str) -> None:
         """The worker is gone: every open stream fails with ``message``."""

@@ -182,8 +182,8 @@ def test_a_stopping_server_lets_running_streams_finish():
     ):
         received = connection.recv(1 << 16)
         server.uvicorn.handle_exit(signal.SIGTERM, None)
-        # Longer than the half second at which sse-starlette looks for a stopping server.
-        time.sleep(0.7)
+        # Longer than the tenth of a second after which uvicorn looks whether it should stop.
+        time.sleep(0.3)
         script.released = True
         while data := connection.recv(1 << 16):
             received += data

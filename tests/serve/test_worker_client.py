@@ -8,9 +8,16 @@ import pytest
 from fake_worker import ERROR, STALL
 from worker_harness import collect, rig, tokens_of, until
 
-from quire.engine.messages import GenerateRequest, SamplingParams, StepOutput, TokenOutput
+from quire.engine.messages import (
+    GenerateRequest,
+    SamplingParams,
+    StepOutput,
+    TokenOutput,
+    WorkerConfig,
+)
 from quire.serve.backend import GenerationFailed, QueueFull, Unavailable
 from quire.serve.metrics import Metrics
+from quire.serve.supervisor import Supervisor
 from quire.serve.worker_client import RequestStream, WorkerClient
 
 
@@ -142,6 +149,25 @@ def test_a_slow_reader_gets_several_steps_at_once():
         client.deliver(StepOutput([TokenOutput(1, [2, 3])]))
         client.deliver(StepOutput([TokenOutput(1, [4], "stop")]))
         assert await collect(stream) == [TokenOutput(1, [1, 2, 3, 4], "stop", 2)]
+
+    asyncio.run(scenario())
+
+
+def test_frames_that_wait_are_read_together_and_in_turns():
+    frames = [StepOutput([TokenOutput(1, [i], "length" if i == 99 else None)]) for i in range(100)]
+
+    class BusyChannel:
+        async def receive(self) -> StepOutput:
+            return frames.pop(0) if frames else await asyncio.Event().wait()
+
+    async def scenario():
+        client, stream = open_stream()
+        supervisor = Supervisor(client, WorkerConfig("model", "", ""), [])
+        receiving = asyncio.create_task(supervisor._receive(BusyChannel()))
+        outputs = await collect(stream)
+        receiving.cancel()
+        assert tokens_of(outputs) == list(range(100))
+        assert 1 < len(outputs) < 50
 
     asyncio.run(scenario())
 
