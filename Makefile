@@ -40,7 +40,7 @@ format: .venv/dev.stamp
 
 # The installed wheel is what gets checked, so that a file missing from it shows.
 types: .venv/dev.stamp
-	@rm -rf build/site
+	@rm -rf build
 	$(BIN)/pip install --quiet --no-deps --target build/site .
 	MYPYPATH=build/site $(BIN)/mypy -p quire.serve -p quire.engine -p quire.cache -p quire.kernels \
 		-p quire.deploy -p quire.loadtest

@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from quire.engine.layout import Layout, bucket
 from quire.engine.paged_model import PagedModel
+from quire.kernels.choice.selection import select
+from quire.kernels.choice.shapes import DecodeShape
 from quire.kernels.kv_write import Slots
 from quire.kernels.paged_decode import (
     DecodePlan,
@@ -26,8 +28,6 @@ from quire.kernels.paged_decode import (
     plan_items,
 )
 from quire.kernels.ragged import DecodeRows, RaggedBatch
-from quire.kernels.selection import select
-from quire.kernels.shapes import DecodeShape
 from quire.kernels.upload import upload, upload_packed
 
 Int32Array = npt.NDArray[np.int32]

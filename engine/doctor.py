@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from quire.engine.device import DeviceName
-    from quire.kernels.record import Verdict
+    from quire.kernels.choice.record import Verdict
 
 # Without a terminal lines are for a file or a report: none is cut.
 _WIDTH_WITHOUT_TERMINAL = 200
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _machine(device: DeviceName, blas: str | None) -> Iterable[tuple[str, str]]:
     from quire.engine.device import usable_memory
-    from quire.kernels.chips import current_chip
+    from quire.kernels.choice.chips import current_chip
 
     chip = current_chip()
     system = f"{platform.system()} {platform.release()}, {platform.machine()}"
@@ -85,7 +85,7 @@ def _machine(device: DeviceName, blas: str | None) -> Iterable[tuple[str, str]]:
 
 
 def _tuning(device: DeviceName) -> str:
-    from quire.kernels.record import load_record, record_path
+    from quire.kernels.choice.record import load_record, record_path
 
     record = load_record(device)
     path = record_path(record.key)
@@ -101,8 +101,8 @@ def _tuning(device: DeviceName) -> str:
 def _show_kernels(console: Console, device: DeviceName, dtypes: Sequence[str]) -> int:
     from rich.table import Table
 
-    from quire.kernels.survey import in_use, survey_gaps
-    from quire.kernels.verify import check_all
+    from quire.kernels.choice.survey import in_use, survey_gaps
+    from quire.kernels.choice.verify import check_all
 
     table = Table(title=f"In use on {device}", title_justify="left")
     for column in ("operation", "shape", "dtype", "variant", "settings", "why", "error", ""):

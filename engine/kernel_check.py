@@ -9,9 +9,9 @@ from mlx.utils import tree_flatten
 
 from quire.engine.device import DeviceName
 from quire.engine.paged_model import PagedModel
-from quire.kernels.manifest import DTYPES
-from quire.kernels.selection import dtype_name
-from quire.kernels.verify import checked_variants
+from quire.kernels.choice.manifest import DTYPES
+from quire.kernels.choice.selection import dtype_name
+from quire.kernels.choice.verify import checked_variants
 
 # Without one of the first, pages are written and read by MLX's operations; without one of the
 # second, blocks run as mlx-lm wrote them. Where a call has another variant, selection takes that.

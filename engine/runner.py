@@ -16,10 +16,10 @@ from quire.engine.paging import AttentionUse
 from quire.engine.sampler import sample
 from quire.engine.step_batch import StepBatch
 from quire.kernels.attention import is_padded, plan_batch
+from quire.kernels.choice.shapes import PromptShape
 from quire.kernels.kv_write import Slots
 from quire.kernels.prompt_attention import is_aligned
 from quire.kernels.ragged import RaggedBatch
-from quire.kernels.shapes import PromptShape
 from quire.kernels.upload import begin_step, upload
 
 _MIN_TOKENS = 4

@@ -14,8 +14,8 @@ from quire.engine.messages import WorkerConfig
 
 if TYPE_CHECKING:
     from quire.engine.device import DeviceName
-    from quire.kernels.record import Timing
-    from quire.kernels.tuning_tasks import ModelSizes
+    from quire.kernels.choice.record import Timing
+    from quire.kernels.choice.tuning_tasks import ModelSizes
 
 _DTYPES = ("float32", "float16", "bfloat16")
 
@@ -54,10 +54,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tune(args: argparse.Namespace, device: DeviceName) -> int:
-    from quire.kernels.record import record_path
-    from quire.kernels.tuning import tune
-    from quire.kernels.tuning_tasks import tasks_for, tuned_operations, typical_sizes
-    from quire.kernels.verify import checked_variants
+    from quire.kernels.choice.record import record_path
+    from quire.kernels.choice.tuning import tune
+    from quire.kernels.choice.tuning_tasks import tasks_for, tuned_operations, typical_sizes
+    from quire.kernels.choice.verify import checked_variants
 
     known_operations = tuned_operations()
     operations = args.op or known_operations
@@ -88,7 +88,7 @@ def _tune(args: argparse.Namespace, device: DeviceName) -> int:
 
 
 def _describe(timing: Timing) -> str:
-    from quire.kernels.shapes import describe
+    from quire.kernels.choice.shapes import describe
 
     settings = ", ".join(f"{name} {value}" for name, value in timing.settings.items())
     chosen = f"{timing.variant} ({settings})" if settings else timing.variant
@@ -104,7 +104,7 @@ def _read_sizes(folder: Path, device: DeviceName) -> ModelSizes:
     Raises:
         EngineError: the file is missing, or lacks what every model has.
     """
-    from quire.kernels.tuning_tasks import AttentionSizes, ModelSizes
+    from quire.kernels.choice.tuning_tasks import AttentionSizes, ModelSizes
 
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))

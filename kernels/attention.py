@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from quire.kernels.choice.selection import select
+from quire.kernels.choice.shapes import PromptShape
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import ExtraScores, paged_attention
 from quire.kernels.paged_decode import paged_decode
 from quire.kernels.prompt_attention import plan_prompts, prompt_attention
 from quire.kernels.ragged import PromptPlan, RaggedBatch
-from quire.kernels.selection import select
-from quire.kernels.shapes import PromptShape
 
 
 def attend(

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from quire.kernels.choice.selection import select
+from quire.kernels.choice.shapes import PromptShape
 from quire.kernels.exponential import LOG2_E, exp2_difference
 from quire.kernels.ragged import HIDDEN, PromptChunk, RaggedBatch
-from quire.kernels.selection import select
-from quire.kernels.shapes import PromptShape
 
 # Bound before anything wraps the attribute of the module.
 _sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from quire.kernels.choice.selection import select
+from quire.kernels.choice.shapes import MatmulShape
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue
-from quire.kernels.selection import select
-from quire.kernels.shapes import MatmulShape
 
 _INPUTS = ("x", "w", "scales", "biases")
 

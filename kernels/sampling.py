@@ -6,7 +6,8 @@ prefix, so it is a limit on y. All decisions are made on integers: y in steps of
 that limits are set on, and weights are multiples of 2**-40, so that sums do not depend on the order
 of their terms. A row draws the same token alone and in any batch, and never one a filter excludes.
 
-`source/sample.h` is the same for a GPU, in one launch.
+The kernels `source/sample_*.h` do the same on a GPU: rows are cut into stretches, so that one row
+keeps a whole device busy.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from quire.kernels.choice.selection import select
+from quire.kernels.choice.shapes import SampleShape
 from quire.kernels.exponential import LOG2_E
-from quire.kernels.gpu_kernel import GpuKernel
-from quire.kernels.selection import select
-from quire.kernels.shapes import SampleShape
+from quire.kernels.gpu_kernel import GpuKernel, TemplateValue
 from quire.kernels.upload import upload
 
 # Below this, dividing by the temperature overflows float32 and only the best token has any weight.
@@ -49,8 +50,28 @@ _PIECE = 1 << 18
 _SORTED = 1024
 _BLOCK = 64
 
-_KERNEL = GpuKernel(
-    "sample", ("logits", "parameters"), ("tokens",), headers=("counters", "sampling")
+_THREADS = 512
+# Threadgroups of one launch that rows are cut into, as far as 32 lanes can add up their stretches.
+_WANTED_STRETCHES = 512
+_MAX_STRETCHES = 32
+_LEVELS = 3  # launches that find one limit
+_BUCKETS = 1024
+
+_HEADERS = ("counters", "sampling")
+_PEAKS = GpuKernel(
+    "sample_peaks", ("logits", "parameters"), ("peaks", "places", "state"), headers=_HEADERS
+)
+_STEP = GpuKernel(
+    "sample_step",
+    ("logits", "parameters", "peaks", "state", "counts", "kept"),
+    ("next_state", "next_counts", "next_kept"),
+    headers=_HEADERS,
+)
+_DRAW = GpuKernel(
+    "sample_draw",
+    ("logits", "parameters", "peaks", "places", "state", "kept"),
+    ("tokens",),
+    headers=_HEADERS,
 )
 
 
@@ -110,21 +131,57 @@ def sample_tokens(logits: mx.array, draws: Draws) -> mx.array:
 
 
 def sample_on_gpu(logits: mx.array, draws: Draws) -> mx.array:
-    """:func:`sample_tokens` as one kernel launch; ``logits`` has at least 8 elements."""
+    """:func:`sample_tokens` as three to nine launches; ``logits`` has at least 8 elements."""
     rows, vocab = logits.shape
+    stretches = max(1, min(_MAX_STRETCHES, _WANTED_STRETCHES // rows))
+    table = np.zeros((rows, 8), np.float32)
+    table[:, :5] = draws.table()
+    table[:, 5] = stretches
+    parameters = upload([table.view(np.int32)])[0].view(mx.float32)
     width = 16 // logits.itemsize
     while vocab % width:
         width //= 2
-    threads = 1024 if mx.cuda.is_available() else 512
-    (tokens,) = _KERNEL(
-        [logits, upload([draws.table().view(np.int32)])[0].view(mx.float32)],
-        template={"T": logits.dtype, "VOCAB": vocab, "WIDTH": width, "THREADS": threads},
+    template: dict[str, TemplateValue] = {
+        "T": logits.dtype,
+        "VOCAB": vocab,
+        "WIDTH": width,
+        "THREADS": _THREADS,
+    }
+    peaks, places, state = _PEAKS(
+        [logits, parameters],
+        template=template,
+        groups=(stretches, rows, 1),
+        threads=_THREADS,
+        output_shapes=[(rows, stretches), (rows, stretches), (rows, 8)],
+        output_dtypes=[mx.float32, mx.uint32, mx.uint32],
+    )
+    counts = kept = state  # the first step reads neither
+    for _ in range(_num_steps(draws, vocab)):
+        state, counts, kept = _STEP(
+            [logits, parameters, peaks, state, counts, kept],
+            template=template,
+            groups=(stretches, rows, 1),
+            threads=_THREADS,
+            output_shapes=[(rows, 8), (rows, stretches, _BUCKETS, 2), (rows, stretches, 2)],
+            output_dtypes=[mx.uint32] * 3,
+        )
+    (tokens,) = _DRAW(
+        [logits, parameters, peaks, places, state, kept],
+        template=template,
         groups=(rows, 1, 1),
-        threads=threads,
+        threads=_THREADS,
         output_shapes=[(rows,)],
         output_dtypes=[mx.int32],
     )
     return tokens
+
+
+def _num_steps(draws: Draws, vocab: int) -> int:
+    """As many as the row needs that has most limits to find; the last adds up what is kept."""
+    chosen = ~draws.greedy
+    by_rank = (draws.top_k > 0) & (draws.top_k < vocab) & chosen
+    by_mass = (draws.top_p < 1) & chosen
+    return 1 + _LEVELS * int((by_rank.astype(int) + by_mass.astype(int)).max())
 
 
 def sample_reference(logits: mx.array, draws: Draws) -> mx.array:

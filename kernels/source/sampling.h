@@ -19,6 +19,34 @@ FUNC Wide inclusive_sum(Wide x, int lane) {
   return x;
 }
 
+constexpr float LOWEST = -3.4e38f;
+
+FUNC float highest_of_lanes(float x) {
+  UNROLL
+  for (int mask = 16; mask > 0; mask /= 2) x = max(x, shuffle_xor(x, mask));
+  return x;
+}
+
+// A token and its logit.
+struct Best {
+  float peak;
+  unsigned place;
+};
+
+// The likeliest of all lanes, the first of equals.
+FUNC Best best_of_lanes(Best best, int lane) {
+  UNROLL
+  for (int mask = 16; mask > 0; mask /= 2) {
+    const float peak = shuffle_xor(best.peak, mask);
+    const unsigned place = shuffle(best.place, lane ^ mask);
+    if (peak > best.peak || (peak == best.peak && place < best.place)) {
+      best.peak = peak;
+      best.place = place;
+    }
+  }
+  return best;
+}
+
 // How sampling weighs tokens: kernels/sampling.py does the same. A token of 2**-y times the likeliest
 // one's probability has the key y * 2**24, and from y = 64 on the key NEVER.
 constexpr unsigned NEVER = 1u << 30;

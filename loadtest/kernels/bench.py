@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 
-from quire.kernels.chips import DeviceName, current_chip
+from quire.kernels.choice.chips import DeviceName, current_chip
 from quire.loadtest.environment import command_line, describe
 from quire.loadtest.kernels.case import Case, Profile
 from quire.loadtest.kernels.device import (

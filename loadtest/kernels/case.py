@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from quire.kernels.chips import DeviceName
+from quire.kernels.choice.chips import DeviceName
 
 
 class Profile(NamedTuple):

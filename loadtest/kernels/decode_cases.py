@@ -11,6 +11,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from quire.kernels.choice.selection import select
+from quire.kernels.choice.shapes import DecodeShape
 from quire.kernels.paged_attention import paged_attention
 from quire.kernels.paged_decode import (
     DecodePlan,
@@ -20,8 +22,6 @@ from quire.kernels.paged_decode import (
     plan_items,
 )
 from quire.kernels.ragged import DecodeGroup, RaggedBatch
-from quire.kernels.selection import select
-from quire.kernels.shapes import DecodeShape
 from quire.loadtest.kernels.case import Case, Profile
 from quire.loadtest.kernels.paged_inputs import BLOCK_SIZE, Heads, PagedContexts, contiguous
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from quire.kernels.chips import DeviceName, current_device
+from quire.kernels.choice.chips import DeviceName, current_device
 from quire.loadtest.kernels.timing import measure
 
 # Larger than caches (a CPU's are shared by its cores, and one of them copies), and no more than a

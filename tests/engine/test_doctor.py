@@ -13,10 +13,11 @@ import mlx.core as mx
 import pytest
 
 from quire.engine import doctor
-from quire.kernels import probe_attention, selection
-from quire.kernels.manifest import load_manifest
-from quire.kernels.record import Record, Timing, Verdict, current_key, save_record
-from quire.kernels.shapes import PromptShape
+from quire.kernels.choice import selection
+from quire.kernels.choice.manifest import load_manifest
+from quire.kernels.choice.record import Record, Timing, Verdict, current_key, save_record
+from quire.kernels.choice.shapes import PromptShape
+from quire.kernels.probes import attention as attention_probes
 
 
 @pytest.fixture(autouse=True)
@@ -78,9 +79,9 @@ def test_the_state_of_the_tuning(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_wrong_variant_in_use_is_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = probe_attention.prompt_tiles
+    right = attention_probes.prompt_tiles
     monkeypatch.setattr(
-        probe_attention, "prompt_tiles", lambda *args: [part * 1.001 for part in right(*args)]
+        attention_probes, "prompt_tiles", lambda *args: [part * 1.001 for part in right(*args)]
     )
     assert doctor.run(Namespace(device="cpu", kernels=True, dtype=None)) == 1
     output = capsys.readouterr().out
@@ -94,7 +95,7 @@ def test_a_variant_that_fails_is_an_error(
     def fail(*args: object) -> list[mx.array]:
         raise RuntimeError("out of registers")
 
-    monkeypatch.setattr(probe_attention, "prompt_tiles", fail)
+    monkeypatch.setattr(attention_probes, "prompt_tiles", fail)
     assert doctor.run(Namespace(device="cpu", kernels=True, dtype=None)) == 1
     assert "RuntimeError: out of registers" in capsys.readouterr().out
 

@@ -17,10 +17,10 @@ from quire.engine.fused_blocks import FusedBlock
 from quire.engine.kernel_check import avoid_dropped, check_kernels
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.paged_model import PagedModel, page_model
-from quire.kernels import selection, verify
+from quire.kernels.choice import selection, verify
+from quire.kernels.choice.manifest import load_manifest
+from quire.kernels.choice.record import Record, Verdict, current_key, load_record, save_record
 from quire.kernels.gpu_kernel import GpuKernel
-from quire.kernels.manifest import load_manifest
-from quire.kernels.record import Record, Verdict, current_key, load_record, save_record
 
 FUSED = ("rotate_and_write", "add_rms_norm", "swiglu")
 

@@ -15,9 +15,9 @@ from quire.engine.engine import Engine, EngineConfig
 from quire.engine.fused_blocks import FusedBlock
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.paged_model import PagedModel, page_model
-from quire.kernels.chips import DeviceName
-from quire.kernels.manifest import load_manifest
-from quire.kernels.selection import Selector
+from quire.kernels.choice.chips import DeviceName
+from quire.kernels.choice.manifest import load_manifest
+from quire.kernels.choice.selection import Selector
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,10 @@ from quire.engine.messages import SamplingParams
 from quire.engine.paged_model import PagedModel, page_model
 from quire.engine.runner import ModelRunner
 from quire.engine.step_batch import Chunk, StepBatch
-from quire.kernels.chips import DeviceName
+from quire.kernels.choice.chips import DeviceName
+from quire.kernels.choice.manifest import load_manifest
+from quire.kernels.choice.selection import Selector
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue
-from quire.kernels.manifest import load_manifest
-from quire.kernels.selection import Selector
 
 _BAD = -(1 << 31)  # what an int32 output holds instead of NaN
 

@@ -13,9 +13,9 @@ from metal_sim.address_spaces import address_space_errors
 from metal_sim.source import MetalKernel
 from write_case import WriteCase
 
-from quire.kernels.manifest import load_manifest
+from quire.kernels.choice.manifest import load_manifest
+from quire.kernels.choice.verify import CHECKED
 from quire.kernels.probes import make_probe
-from quire.kernels.verify import CHECKED
 
 HEADERS = {"common", "reduce_scatter", "sampling", "tile"}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from quire.kernels import chips
-from quire.kernels.chips import chip_for, current_chip, current_device
+from quire.kernels.choice import chips
+from quire.kernels.choice.chips import chip_for, current_chip, current_device
 
 GIB = 2**30
 

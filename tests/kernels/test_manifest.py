@@ -8,8 +8,8 @@ import mlx.core as mx
 import pytest
 
 from quire.kernels import paged_decode, quantized_matmul
-from quire.kernels.manifest import DTYPES, ManifestError, load_manifest, parse_manifest
-from quire.kernels.shapes import SHAPES, DecodeShape, MatmulShape
+from quire.kernels.choice.manifest import DTYPES, ManifestError, load_manifest, parse_manifest
+from quire.kernels.choice.shapes import SHAPES, DecodeShape, MatmulShape
 
 VALID = """
 [paged_decode]

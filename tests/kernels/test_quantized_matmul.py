@@ -13,9 +13,11 @@ from metal_sim import KernelFault, compiled_ahead, simulated_kernels
 
 from quire.engine.quantized import FlatQuantizedLinear, flatten_quantized_linears
 from quire.kernels import quantized_matmul as module
-from quire.kernels.chips import DeviceName
+from quire.kernels.choice.chips import DeviceName
+from quire.kernels.choice.manifest import load_manifest
+from quire.kernels.choice.selection import Choice, Selector, Why
+from quire.kernels.choice.shapes import MatmulShape
 from quire.kernels.gpu_kernel import GpuKernel
-from quire.kernels.manifest import load_manifest
 from quire.kernels.quantized_matmul import (
     VARIANTS,
     MatrixSettings,
@@ -24,8 +26,6 @@ from quire.kernels.quantized_matmul import (
     quantized_matmul,
     rows_matmul,
 )
-from quire.kernels.selection import Choice, Selector, Why
-from quire.kernels.shapes import MatmulShape
 
 F32, F16, BF16 = mx.float32, mx.float16, mx.bfloat16
 # Of the largest value of a row.
@@ -167,7 +167,8 @@ def test_defaults() -> None:
     assert chosen(1) == chosen(2) == chosen(16) == chosen(128) == "matrix"
     assert chosen(1, dtype="float32") == "mlx"
     assert chosen(16, dtype="float32") == "rows"
-    assert chosen(129) == chosen(17, dtype="float32") == chosen(16, bits=3) == "mlx"
+    assert chosen(17, dtype="float32") == chosen(16, bits=3) == "mlx"
+    assert chosen(129) == chosen(2048) == chosen(129, bits=3) == "dequantize"
     assert {chosen(rows, "metal") for rows in (1, 16, 4096)} == {"mlx"}
     assert chosen(4, "cpu", "float32") == "mlx"
     assert chosen(5, "cpu", "float32") == chosen(4096, "cpu", "float32", bits=3) == "dequantize"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from quire.kernels import record as records
-from quire.kernels.record import (
+from quire.kernels.choice import record as records
+from quire.kernels.choice.record import (
     Record,
     Timing,
     Verdict,
@@ -21,7 +21,7 @@ from quire.kernels.record import (
     record_path,
     save_record,
 )
-from quire.kernels.shapes import DecodeShape, PromptShape
+from quire.kernels.choice.shapes import DecodeShape, PromptShape
 
 PROMPT = PromptShape(64, 64, 2, 1, 64, 64, 16)
 DECODE = DecodeShape(8, 1024, 4, 1, 128, 128, 16)

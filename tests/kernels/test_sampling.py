@@ -7,7 +7,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 import pytest
-from metal_sim import KernelFault, simulate, simulated_kernels
+from metal_sim import KernelFault, simulated_kernels
 
 from quire.kernels import sampling
 from quire.kernels.sampling import Draws, sample_on_gpu, sample_reference, sample_tokens
@@ -32,6 +32,13 @@ PARAMETERS = [
     (0.0, 0, 1.0, 0.0),
     (1.0, 1, 1.0, 0.0),
 ]
+
+
+@pytest.fixture(autouse=True)
+def few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulator takes one at a time."""
+    monkeypatch.setattr(sampling, "_THREADS", 128)
+    monkeypatch.setattr(sampling, "_MAX_STRETCHES", 3)
 
 
 def draws_of(parameters: list[tuple[float, int, float, float]], seed: int) -> Draws:
@@ -138,26 +145,15 @@ def test_the_kernel_inverts_the_distribution(vocab: int, dtype: mx.Dtype) -> Non
     assert np.mean(np.array(tokens == sample_reference(logits, draws))) > 0.98
 
 
-def test_the_kernel_with_more_threads_draws_the_same() -> None:
+def test_other_threads_and_stretches_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     values, draws = rows_of_all_kinds(999, 1, seed=8)
-    tokens = simulated(mx.array(values), draws, threads=1024)
-    assert tokens.tolist() == simulated(mx.array(values), draws, threads=512).tolist()
-
-
-def simulated(
-    logits: mx.array, draws: Draws, threads: int, mutate: Callable[[str], str] | None = None
-) -> mx.array:
-    result = simulate(
-        sampling._KERNEL,
-        [logits, mx.array(draws.table())],
-        template={"T": logits.dtype, "VOCAB": logits.shape[1], "WIDTH": 1, "THREADS": threads},
-        groups=(logits.shape[0], 1, 1),
-        threads=threads,
-        output_shapes=[(logits.shape[0],)],
-        output_dtypes=[mx.int32],
-        mutate=mutate,
-    )
-    return result.outputs[0]
+    logits = mx.array(values)
+    with simulated_kernels(orders=1):
+        tokens = sample_on_gpu(logits, draws).tolist()
+        for threads, stretches in ((64, 1), (512, 7), (64, 32)):
+            monkeypatch.setattr(sampling, "_THREADS", threads)
+            monkeypatch.setattr(sampling, "_MAX_STRETCHES", stretches)
+            assert sample_on_gpu(logits, draws).tolist() == tokens
 
 
 @pytest.mark.parametrize("sampler", [sample_reference, sample_on_gpu])
@@ -187,16 +183,27 @@ def test_a_million_tokens_are_refused() -> None:
         sample_tokens(mx.zeros((1, 1 << 20)), draws_of(PARAMETERS[:1] * 2, 1))
 
 
-# What is replaced by what; a number is that of a barrier that is left out.
-MUTANTS: dict[str, int | tuple[str, str]] = {
-    **{f"no barrier {n}": n for n in range(9)},
-    "one rank too many": ("? top_k - 1 :", "? top_k :"),
-    "the next stretch": ("stretch * SPAN * WIDTH + index", "(stretch + 1) * SPAN * WIDTH + index"),
-    "low halves only": ("values[o] += quire::Wide(quire::get(high[bucket])) * 4096;", ""),
-    "rest forgotten": ("goal = found_rest[0];", ""),
-    "min-p ignored": ("range_key < limit ? range_key : limit", "limit"),
-    "temperature ignored": ("loaded[u].values[e])) * scale", "loaded[u].values[e]))"),
+# By kernel: what is replaced by what; a number is that of a barrier that is left out.
+MUTANTS: dict[str, tuple[str, int | tuple[str, str]]] = {
+    **{f"no barrier {n} among peaks": ("sample_peaks", n) for n in range(1)},
+    **{f"no barrier {n} in a step": ("sample_step", n) for n in range(6)},
+    **{f"no barrier {n} in the draw": ("sample_draw", n) for n in range(2)},
+    "one rank too many": ("sample_step", ("? top_k - 1 :", "? top_k :")),
+    "low halves only": ("sample_step", ("values[o] += highs * 4096;", "")),
+    "rest forgotten": ("sample_step", ("goal = found_rest[0];", "")),
+    "one stretch only": ("sample_step", ("s < stretches; ++s", "s < 1; ++s")),
+    "min-p ignored": ("sample_step", ("range_key < limit ? range_key : limit", "limit")),
+    "temperature ignored": (
+        "sample_step",
+        ("loaded[u].values[e])) * scale", "loaded[u].values[e]))"),
+    ),
+    "what is kept is forgotten": (
+        "sample_step",
+        ("next_kept[own * 2 + index] = kept[own * 2 + index];", ""),
+    ),
+    "the next stretch": ("sample_draw", ("stretch * span + index", "(stretch + 1) * span + index")),
 }
+BARRIERS = {"sample_peaks": 1, "sample_step": 6, "sample_draw": 2}
 
 
 @pytest.fixture(scope="module")
@@ -206,21 +213,24 @@ def few_rows() -> tuple[mx.array, Draws]:
 
 
 def test_the_whole_kernel_passes_what_broken_ones_fail(few_rows: tuple[mx.array, Draws]) -> None:
-    assert_drawn(simulated(*few_rows, 512), *few_rows)
+    with simulated_kernels():
+        assert_drawn(sample_on_gpu(*few_rows), *few_rows)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
 def test_a_broken_kernel_is_caught(
-    few_rows: tuple[mx.array, Draws], mutant: int | tuple[str, str]
+    few_rows: tuple[mx.array, Draws], mutant: tuple[str, int | tuple[str, str]]
 ) -> None:
+    kernel, change = mutant
+
     def mutate(text: str) -> str:
-        if isinstance(mutant, tuple):
-            return text.replace(*mutant)
+        if isinstance(change, tuple):
+            return text.replace(*change)
         before, *parts = text.split("BARRIER();")
-        if len(parts) != 9:
-            raise ValueError(f"the kernel has {len(parts)} barriers, not the 9 of MUTANTS")
-        joints = ["" if n == mutant else "BARRIER();" for n in range(9)]
+        if len(parts) != BARRIERS[kernel]:
+            raise ValueError(f"{kernel} has {len(parts)} barriers, not the {BARRIERS[kernel]} here")
+        joints = ["" if n == change else "BARRIER();" for n in range(len(parts))]
         return before + "".join(j + part for j, part in zip(joints, parts, strict=True))
 
-    with pytest.raises((KernelFault, AssertionError)):
-        assert_drawn(simulated(*few_rows, 512, mutate), *few_rows)
+    with simulated_kernels({kernel: mutate}), pytest.raises((KernelFault, AssertionError)):
+        assert_drawn(sample_on_gpu(*few_rows), *few_rows)

@@ -7,11 +7,11 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from quire.kernels import selection
-from quire.kernels.manifest import load_manifest, parse_manifest
-from quire.kernels.record import Key, Record, Timing, Verdict
-from quire.kernels.selection import Selector, UnsupportedShape, Why
-from quire.kernels.shapes import (
+from quire.kernels.choice import selection
+from quire.kernels.choice.manifest import load_manifest, parse_manifest
+from quire.kernels.choice.record import Key, Record, Timing, Verdict
+from quire.kernels.choice.selection import Selector, UnsupportedShape, Why
+from quire.kernels.choice.shapes import (
     DecodeShape,
     MatmulShape,
     PromptShape,

@@ -13,15 +13,29 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from quire.kernels import record as records
-from quire.kernels import tuning
-from quire.kernels.manifest import load_manifest
-from quire.kernels.probe import Probe
-from quire.kernels.record import Record, Timing, current_key, load_record, save_record
-from quire.kernels.selection import Selector, Why
-from quire.kernels.shapes import DecodeShape, MatmulShape, PromptShape, WriteShape, timing_bucket
-from quire.kernels.tuning import Candidate, Samples, Task, candidates, is_faster, measure, tune
-from quire.kernels.tuning_tasks import tasks_for, tuned_operations, typical_sizes
+from quire.kernels.choice import record as records
+from quire.kernels.choice import tuning
+from quire.kernels.choice.manifest import load_manifest
+from quire.kernels.choice.record import Record, Timing, current_key, load_record, save_record
+from quire.kernels.choice.selection import Selector, Why
+from quire.kernels.choice.shapes import (
+    DecodeShape,
+    MatmulShape,
+    PromptShape,
+    WriteShape,
+    timing_bucket,
+)
+from quire.kernels.choice.tuning import (
+    Candidate,
+    Samples,
+    Task,
+    candidates,
+    is_faster,
+    measure,
+    tune,
+)
+from quire.kernels.choice.tuning_tasks import tasks_for, tuned_operations, typical_sizes
+from quire.kernels.probes.probe import Probe
 
 PROMPT = Task("prompt_attention", PromptShape(8, 8, 2, 1, 32, 32, 16), "float32")
 TILES, SDPA = Candidate("tiles", {}), Candidate("gather_sdpa", {})

@@ -10,13 +10,14 @@ import mlx.core as mx
 import pytest
 from metal_sim import simulated_kernels
 
-from quire.kernels import probe_attention, selection, verify
+from quire.kernels.choice import selection, verify
+from quire.kernels.choice.manifest import load_manifest
+from quire.kernels.choice.record import load_record, record_path
+from quire.kernels.choice.selection import Why
+from quire.kernels.choice.shapes import WriteShape
+from quire.kernels.choice.verify import CHECKED, check_all, check_variant, checked_variants
 from quire.kernels.gpu_kernel import GpuKernel
-from quire.kernels.manifest import load_manifest
-from quire.kernels.record import load_record, record_path
-from quire.kernels.selection import Why
-from quire.kernels.shapes import WriteShape
-from quire.kernels.verify import CHECKED, check_all, check_variant, checked_variants
+from quire.kernels.probes import attention as attention_probes
 
 WRITE = WriteShape(5, 2, 64, 64, 16)
 
@@ -59,9 +60,9 @@ def test_every_kernel_is_checked_in_every_type() -> None:
 
 @pytest.mark.parametrize("factor", [1.001, float("nan")])
 def test_a_wrong_result_is_seen(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = probe_attention.prompt_sdpa
+    right = attention_probes.prompt_sdpa
     monkeypatch.setattr(
-        probe_attention, "prompt_sdpa", lambda *args: [part * factor for part in right(*args)]
+        attention_probes, "prompt_sdpa", lambda *args: [part * factor for part in right(*args)]
     )
     verdict = check_variant("prompt_attention", "gather_sdpa", "float32", "cpu")
     assert verdict is not None

@@ -10,7 +10,7 @@ from importlib import resources
 from types import MappingProxyType
 from typing import Any
 
-from quire.kernels.shapes import HEADS_IN_ROWS, ROUNDED, SHAPES, AnyShape
+from quire.kernels.choice.shapes import HEADS_IN_ROWS, ROUNDED, SHAPES, AnyShape
 
 DEVICES = ("metal", "cuda", "cpu")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -111,7 +111,9 @@ Manifest = Mapping[str, Operation]
 def load_manifest() -> Manifest:
     """The manifest that ships with the package."""
     return parse_manifest(
-        resources.files("quire.kernels").joinpath("manifest.toml").read_text(encoding="utf-8")
+        resources.files("quire.kernels.choice")
+        .joinpath("manifest.toml")
+        .read_text(encoding="utf-8")
     )
 
 

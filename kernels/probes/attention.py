@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from quire.kernels.choice.shapes import DecodeShape, PromptShape
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import paged_attention, prompt_sdpa, prompt_tiles
 from quire.kernels.paged_decode import (
@@ -18,10 +19,9 @@ from quire.kernels.paged_decode import (
     paged_decode,
     plan_items,
 )
-from quire.kernels.probe import Float64Array, Probe, ints, normal, to_float64
+from quire.kernels.probes.probe import Float64Array, Probe, ints, normal, to_float64
 from quire.kernels.prompt_attention import plan_prompts, prompt_attention
 from quire.kernels.ragged import DecodeGroup, PromptChunk, RaggedBatch
-from quire.kernels.shapes import DecodeShape, PromptShape
 
 _SOFTCAP = 30.0
 

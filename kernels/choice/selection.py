@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from quire.kernels.chips import DeviceName
-from quire.kernels.manifest import Manifest, Variant, load_manifest
-from quire.kernels.record import Record, load_record
-from quire.kernels.shapes import AnyShape, describe, timing_bucket
+from quire.kernels.choice.chips import DeviceName
+from quire.kernels.choice.manifest import Manifest, Variant, load_manifest
+from quire.kernels.choice.record import Record, load_record
+from quire.kernels.choice.shapes import AnyShape, describe, timing_bucket
 
 
 class Why(StrEnum):

@@ -12,13 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import mlx.core as mx
 
-from quire.kernels.chips import DeviceName
-from quire.kernels.manifest import DTYPES, Variant, load_manifest
-from quire.kernels.probe import Probe
-from quire.kernels.probes import make_probe
-from quire.kernels.record import Record, Verdict, load_record, save_record
-from quire.kernels.selection import Selector, use_record
-from quire.kernels.shapes import (
+from quire.kernels.choice.chips import DeviceName
+from quire.kernels.choice.manifest import DTYPES, Variant, load_manifest
+from quire.kernels.choice.record import Record, Verdict, load_record, save_record
+from quire.kernels.choice.selection import Selector, use_record
+from quire.kernels.choice.shapes import (
     AnyShape,
     DecodeShape,
     GateShape,
@@ -31,6 +29,8 @@ from quire.kernels.shapes import (
     SampleShape,
     WriteShape,
 )
+from quire.kernels.probes import make_probe
+from quire.kernels.probes.probe import Probe
 
 logger = logging.getLogger("quire.kernels")
 

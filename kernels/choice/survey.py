@@ -8,11 +8,10 @@ from itertools import product
 
 import mlx.core as mx
 
-from quire.kernels.chips import DeviceName
-from quire.kernels.manifest import load_manifest
-from quire.kernels.probes import make_probe
-from quire.kernels.selection import Selector, UnsupportedShape, Why, selector_for
-from quire.kernels.shapes import (
+from quire.kernels.choice.chips import DeviceName
+from quire.kernels.choice.manifest import load_manifest
+from quire.kernels.choice.selection import Selector, UnsupportedShape, Why, selector_for
+from quire.kernels.choice.shapes import (
     AnyShape,
     DecodeShape,
     GateShape,
@@ -26,7 +25,8 @@ from quire.kernels.shapes import (
     WriteShape,
     describe,
 )
-from quire.kernels.verify import CHECKED, error_of, tolerance
+from quire.kernels.choice.verify import CHECKED, error_of, tolerance
+from quire.kernels.probes import make_probe
 
 # Head sizes of keys and values found in models, the last two of latent attention.
 _HEAD_DIMS = (

@@ -22,9 +22,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from quire.kernels.chips import DeviceName, current_chip
-from quire.kernels.manifest import DTYPES, load_manifest
-from quire.kernels.shapes import SHAPES, AnyShape
+from quire.kernels.choice.chips import DeviceName, current_chip
+from quire.kernels.choice.manifest import DTYPES, load_manifest
+from quire.kernels.choice.shapes import SHAPES, AnyShape
 
 logger = logging.getLogger("quire.kernels")
 
@@ -218,7 +218,7 @@ def _text_hash() -> str:
     """Of the manifest, the kernels' source and the Python that launches them."""
     digest = hashlib.blake2b(digest_size=8)
     folder = resources.files("quire.kernels")
-    for place in (folder, folder.joinpath("source")):
+    for place in (folder, folder.joinpath("choice"), folder.joinpath("source")):
         for file in sorted(place.iterdir(), key=lambda file: file.name):
             if not file.name.endswith((".py", ".toml", ".h")):
                 continue

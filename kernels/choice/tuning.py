@@ -18,14 +18,14 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from quire.kernels.chips import DeviceName
-from quire.kernels.manifest import load_manifest
-from quire.kernels.probe import Probe
+from quire.kernels.choice.chips import DeviceName
+from quire.kernels.choice.manifest import load_manifest
+from quire.kernels.choice.record import Record, Timing, save_record
+from quire.kernels.choice.selection import Choice, Selector, UnsupportedShape
+from quire.kernels.choice.shapes import AnyShape, describe, timing_bucket
+from quire.kernels.choice.verify import tolerance
 from quire.kernels.probes import make_probe
-from quire.kernels.record import Record, Timing, save_record
-from quire.kernels.selection import Choice, Selector, UnsupportedShape
-from quire.kernels.shapes import AnyShape, describe, timing_bucket
-from quire.kernels.verify import tolerance
+from quire.kernels.probes.probe import Probe
 
 logger = logging.getLogger("quire.kernels")
 

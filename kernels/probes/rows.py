@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 import mlx.core as mx
 import numpy as np
 
+from quire.kernels.choice.shapes import GatherShape, RowsShape, SampleShape, WriteShape
 from quire.kernels.kv_write import Slots, gather_context, scatter, write_in_place
-from quire.kernels.probe import Float64Array, Probe, ints, normal, to_float64
+from quire.kernels.probes.probe import Float64Array, Probe, ints, normal, to_float64
 from quire.kernels.rows import join_rows, take_rows
 from quire.kernels.sampling import Draws, sample_on_gpu, sample_reference
-from quire.kernels.shapes import GatherShape, RowsShape, SampleShape, WriteShape
 
 
 def write_probe(shape: WriteShape, dtype: mx.Dtype, seed: int) -> Probe:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from quire.kernels.chips import DeviceName
-from quire.kernels.manifest import load_manifest
-from quire.kernels.shapes import DecodeShape, MatmulShape, PromptShape, SampleShape
-from quire.kernels.tuning import Task
+from quire.kernels.choice.chips import DeviceName
+from quire.kernels.choice.manifest import load_manifest
+from quire.kernels.choice.shapes import DecodeShape, MatmulShape, PromptShape, SampleShape
+from quire.kernels.choice.tuning import Task
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Pages of a measured shape take no more than this, so that two sets of them fit anywhere.

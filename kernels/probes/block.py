@@ -8,10 +8,10 @@ import mlx.core as mx
 import numpy as np
 
 from quire.kernels.block_ops import add_rms_norm, swiglu_joined
+from quire.kernels.choice.shapes import GateShape, NormShape, RotateShape
 from quire.kernels.kv_write import Slots, scatter
-from quire.kernels.probe import Float64Array, Probe, ints, normal, to_float64
+from quire.kernels.probes.probe import Float64Array, Probe, ints, normal, to_float64
 from quire.kernels.rotate import HeadNorms, Rotary, rotate_and_write
-from quire.kernels.shapes import GateShape, NormShape, RotateShape
 
 _EPS = 1e-5
 _BASE = 10000.0  # of rotary frequencies

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from quire.kernels.probe import Probe
-from quire.kernels.probe_attention import decode_probe, prompt_probe
-from quire.kernels.probe_block import gate_probe, norm_probe, rotate_probe
-from quire.kernels.probe_matmul import matmul_probe
-from quire.kernels.probe_rows import gather_probe, rows_probe, sample_probe, write_probe
-from quire.kernels.shapes import (
+from quire.kernels.choice.shapes import (
     AnyShape,
     DecodeShape,
     GateShape,
@@ -21,6 +16,11 @@ from quire.kernels.shapes import (
     RowsShape,
     WriteShape,
 )
+from quire.kernels.probes.attention import decode_probe, prompt_probe
+from quire.kernels.probes.block import gate_probe, norm_probe, rotate_probe
+from quire.kernels.probes.matmul import matmul_probe
+from quire.kernels.probes.probe import Probe
+from quire.kernels.probes.rows import gather_probe, rows_probe, sample_probe, write_probe
 
 
 def make_probe(shape: AnyShape, dtype: mx.Dtype, seed: int = 0, *, ragged: bool = False) -> Probe:

@@ -9,9 +9,9 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from quire.kernels.probe import Float64Array, Probe, normal, to_float64
+from quire.kernels.choice.shapes import MatmulShape
+from quire.kernels.probes.probe import Float64Array, Probe, normal, to_float64
 from quire.kernels.quantized_matmul import VARIANTS, run_variant
-from quire.kernels.shapes import MatmulShape
 
 
 def matmul_probe(shape: MatmulShape, dtype: mx.Dtype, seed: int) -> Probe:
