@@ -41,13 +41,17 @@ def batches(draw: st.DrawFn) -> StepBatch:
 
 
 @settings(max_examples=200, deadline=None)
-@given(batches(), st.booleans())
-def test_every_token_has_its_row(batch: StepBatch, group_decodes: bool) -> None:
-    layout = Layout(batch, BLOCK, group_decodes=group_decodes)
+@given(batches(), st.sampled_from(["grouped", "ungrouped", "padded"]))
+def test_every_token_has_its_row(batch: StepBatch, kind: str) -> None:
+    layout = Layout(batch, BLOCK, group_decodes=kind == "grouped", padded=kind == "padded")
     rows = {
         divmod(int(slot), BLOCK): (int(p), int(t))
         for slot, p, t in zip(layout.slot_mapping, layout.positions, layout.token_ids, strict=True)
     }
+    if kind == "padded":
+        padding = len(layout.positions) - batch.num_tokens
+        assert rows.pop((0, 0), None) == ((0, 0) if padding else None)
+        assert padding - layout.num_after == layout.num_decodes - batch.num_decodes
     expected = {
         (c.block_ids[p // BLOCK], p % BLOCK): (p, c.token_ids[p - c.start])
         for c in batch.chunks
