@@ -53,10 +53,10 @@ def leave_with_parent() -> None:
 
 class FakeWorker:
     def __init__(self, config: WorkerConfig, mode: str) -> None:
-        context = zmq.Context()
-        self.requests = context.socket(zmq.PULL)
+        self.context = zmq.Context()
+        self.requests = self.context.socket(zmq.PULL)
         self.requests.connect(config.request_address)
-        self.outputs = context.socket(zmq.PUSH)
+        self.outputs = self.context.socket(zmq.PUSH)
         self.outputs.connect(config.output_address)
         self.config = config
         self.mode = mode
@@ -100,7 +100,7 @@ class FakeWorker:
             if done and first == STALL:
                 continue
             if done and first == DIE:
-                os.kill(os.getpid(), signal.SIGKILL)
+                self.die()
             reason = "length" if done + 1 == request.max_tokens else None
             error = None
             if done and first == ERROR:
@@ -113,6 +113,13 @@ class FakeWorker:
                 del self.running[request_id]
         if outputs:
             self.send(StepOutput(outputs, self.stats()))
+
+    def die(self) -> None:
+        # Only after what has been sent is on its way, or the first token may be lost.
+        self.requests.close(linger=0)
+        self.outputs.close(linger=-1)
+        self.context.term()
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def ready(self) -> Ready:
         return Ready(
