@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from quire.engine.step_batch import Chunk
-from quire.kernels.sampling import MIN_TEMPERATURE, Draws, sample_tokens
+from quire.kernels.draws import MIN_TEMPERATURE, Draws
+from quire.kernels.sampling import sample_tokens
 from quire.kernels.upload import upload
 
 

@@ -9,10 +9,12 @@ import mlx.core as mx
 import numpy as np
 
 from quire.kernels.choice.shapes import GatherShape, RowsShape, SampleShape, WriteShape
+from quire.kernels.draws import Draws
 from quire.kernels.kv_write import Slots, gather_context, scatter, write_in_place
 from quire.kernels.probes.probe import Float64Array, Probe, ints, normal, to_float64
 from quire.kernels.rows import join_rows, take_rows
-from quire.kernels.sampling import Draws, sample_on_gpu, sample_reference
+from quire.kernels.sampling import sample_on_gpu
+from quire.kernels.sampling_reference import sample_reference
 
 
 def write_probe(shape: WriteShape, dtype: mx.Dtype, seed: int) -> Probe:

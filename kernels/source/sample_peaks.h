@@ -1,4 +1,4 @@
-// The first of three kernels that draw one token of each row; kernels/sampling.py tells what is drawn
+// The first of three kernels that draw one token of each row; kernels/draws.py tells what is drawn
 // and how tokens are weighed. A row is cut into stretches, and a threadgroup takes one of them.
 // Here: the likeliest token of each stretch, the first of equals.
 

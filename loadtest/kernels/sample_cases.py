@@ -8,7 +8,8 @@ from functools import partial
 import mlx.core as mx
 import numpy as np
 
-from quire.kernels.sampling import Draws, sample_tokens
+from quire.kernels.draws import Draws
+from quire.kernels.sampling import sample_tokens
 from quire.loadtest.kernels.case import Case, Profile
 
 _VOCAB = {"gpu": 151_936, "cpu": 32_000}

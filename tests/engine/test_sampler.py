@@ -9,7 +9,8 @@ import pytest
 from quire.engine.messages import SamplingParams
 from quire.engine.sampler import sample, uniforms
 from quire.engine.step_batch import Chunk
-from quire.kernels.sampling import Draws, sample_tokens
+from quire.kernels.draws import Draws
+from quire.kernels.sampling import sample_tokens
 
 
 def row(params: SamplingParams, seed: int = 0, index: int = 0, banned: tuple[int, ...] = ()):

@@ -10,7 +10,9 @@ import pytest
 from metal_sim import KernelFault, simulated_kernels
 
 from quire.kernels import sampling
-from quire.kernels.sampling import Draws, sample_on_gpu, sample_reference, sample_tokens
+from quire.kernels.draws import Draws
+from quire.kernels.sampling import sample_on_gpu, sample_tokens
+from quire.kernels.sampling_reference import sample_reference
 
 Sampler = Callable[[mx.array, Draws], mx.array]
 
