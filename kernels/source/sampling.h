@@ -47,8 +47,8 @@ FUNC Best best_of_lanes(Best best, int lane) {
   return best;
 }
 
-// How sampling weighs tokens: kernels/sampling_reference.py does the same. A token of 2**-y times the likeliest
-// one's probability has the key y * 2**24, and from y = 64 on the key NEVER.
+// How sampling weighs tokens: kernels/sampling_reference.py does the same. A token of 2**-y times
+// the likeliest one's probability has the key y * 2**24, and from y = 64 on the key NEVER.
 constexpr unsigned NEVER = 1u << 30;
 
 FUNC unsigned sampling_key(float y) { return y < 64.0f ? unsigned(y * 16777216.0f) : NEVER; }
