@@ -90,7 +90,7 @@ def supports(
 def default_settings(
     context_lengths: Int32Array, window: int | None, kv_heads: int, group: int
 ) -> DecodeSettings:
-    """Settings that did well on an H200 over a wide range of shapes; see the bench's results.
+    """Settings that did well on an H200 over a wide range of shapes.
 
     Nothing is known of Metal yet: there fewer loads are under way, which takes fewer registers.
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
 from types import MappingProxyType
 from typing import NamedTuple
 
 import mlx.core as mx
 
-from quire.kernels.choice.chips import DeviceName
+from quire.kernels.choice.chips import DeviceName, current_device
 from quire.kernels.choice.manifest import Manifest, Variant, load_manifest
 from quire.kernels.choice.record import Record, load_record
 from quire.kernels.choice.shapes import AnyShape, describe, timing_bucket
@@ -139,16 +138,6 @@ def select(
         UnsupportedShape: nothing does.
     """
     return selector_for(device or current_device()).select(operation, shape, dtype)
-
-
-def current_device() -> DeviceName:
-    """MLX's default device."""
-    return "cpu" if mx.default_device() == mx.cpu else _gpu()
-
-
-@cache
-def _gpu() -> DeviceName:
-    return "metal" if mx.metal.is_available() else "cuda"
 
 
 def gaps() -> list[Gap]:

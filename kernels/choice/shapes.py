@@ -78,6 +78,7 @@ class WriteShape(NamedTuple):
     key_dim: int
     value_dim: int
     block_size: int
+    keep_rows: bool = False  # the rows are returned too
 
     def bucket(self) -> WriteShape:
         return WriteShape(_round_up(self.rows), *self[1:])

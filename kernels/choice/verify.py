@@ -50,7 +50,10 @@ CHECKED: Mapping[str, Sequence[AnyShape]] = {
         PromptShape(9, 90, 14, 2, 96, 96, 32, from_start=False, window=True),
         PromptShape(20, 40, 4, 2, 192, 128, 16, from_start=False, sinks=True),
     ),
-    "kv_write": (WriteShape(5, 2, 128, 128, 16), WriteShape(37, 3, 192, 128, 8)),
+    "kv_write": (
+        WriteShape(5, 2, 128, 128, 16, keep_rows=True),
+        WriteShape(37, 3, 192, 128, 8),
+    ),
     "gather_pages": (GatherShape(1, 3, 2, 128, 128, 16), GatherShape(3, 2, 3, 192, 128, 8)),
     "take_rows": (RowsShape(5, 128), RowsShape(33, 64)),
     "rotate_and_write": (

@@ -39,26 +39,25 @@ def write_probe(shape: WriteShape, dtype: mx.Dtype, seed: int) -> Probe:
     mx.eval(nothing_before, step.mapping, step.indices(shape.kv_heads))
 
     def in_place(settings: Mapping[str, int]) -> list[mx.array]:
-        return [write_in_place(in_place_pages[0], in_place_pages[1], rows[0], rows[1], step).token]
+        pages, keep = in_place_pages, shape.keep_rows
+        written = write_in_place(pages[0], pages[1], rows[0], rows[1], step, keep_rows=keep)
+        kept = [] if written.keys is None or written.values is None else written[1:]
+        return [*mx.depends(pages, [written.token]), *kept]
 
     def scattered(settings: Mapping[str, int]) -> list[mx.array]:
         for pages, new in zip(scatter_pages, rows, strict=True):
             scatter(pages, new, step)
-        return list(scatter_pages)
+        return [*scatter_pages, *(rows if shape.keep_rows else [])]
 
     def expected() -> list[Float64Array]:
         results = []
         for pages, new in zip(to_float64(fresh_pages()), to_float64(rows), strict=True):
             pages[mapping // shape.block_size, :, mapping % shape.block_size] = new[:, :, 0]
             results.append(pages)
-        return results
+        return results + (to_float64(rows) if shape.keep_rows else [])
 
-    return Probe(
-        {"in_place": in_place, "scatter": scattered},
-        expected,
-        num_bytes=2 * sum(new.nbytes for new in rows),
-        written={"in_place": in_place_pages},
-    )
+    num_bytes = 2 * sum(new.nbytes for new in rows)
+    return Probe({"in_place": in_place, "scatter": scattered}, expected, num_bytes)
 
 
 def gather_probe(shape: GatherShape, dtype: mx.Dtype, seed: int) -> Probe:

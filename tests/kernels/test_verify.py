@@ -74,6 +74,11 @@ def test_a_wrong_result_is_seen(factor: float, monkeypatch: pytest.MonkeyPatch) 
 
 BROKEN = {
     "gather_pages": ("copy", "token % BLOCK_SIZE", "token % BLOCK_SIZE ^ 1"),
+    "kv_write": (
+        "in_place",
+        "kept_values)[source] = moved",
+        "kept_values)[source] = quire::Pack()",
+    ),
     "take_rows": ("copy", "indices[row]", "indices[row ^ 1]"),
     "rotate_and_write": ("fused", "first[n] * sine + ", "first[n] * sine - "),
     "add_rms_norm": ("fused", "values[n * VEC + e] += other[e]", "values[n * VEC + e] -= other[e]"),
