@@ -22,6 +22,7 @@ from quire.engine.paging import PagedLayer, PendingSum, StepContext, StepRows, W
 from quire.engine.quantized import flat_product
 from quire.kernels.attention import attend
 from quire.kernels.block_ops import add_rms_norm, fits_packs, swiglu_joined
+from quire.kernels.matmul import matmul
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.rotate import HeadNorms, Rotary, rotate_and_write
 
@@ -56,8 +57,8 @@ class BlockKind:
 
 
 class BlockWeights(NamedTuple):
-    """A block's arrays. Linears are their transposed weight, or weight, scales and biases if they
-    are quantised, and the bias if they have one."""
+    """A block's arrays. Linears are their weight and a transposed view of it, or weight, scales and
+    biases if they are quantised, and the bias if they have one."""
 
     input_norm: mx.array  # (dim,)
     qkv: tuple[mx.array, ...]
@@ -231,15 +232,15 @@ def _arrays(linear: Any) -> tuple[mx.array, ...]:
         biases = (linear.biases,) if "biases" in linear else ()
         return (linear.weight, linear.scales, *biases, *bias)
     # Transposed once, and not at each call.
-    weight = linear.weight.T
-    mx.eval(weight)
-    return (weight, *bias)
+    transposed = linear.weight.T
+    mx.eval(transposed)
+    return (linear.weight, transposed, *bias)
 
 
 def _multiply(x: mx.array, kind: LinearKind, arrays: tuple[mx.array, ...]) -> mx.array:
     bias = arrays[-1] if kind.has_bias else None
     if kind.bits is None:
-        return x @ arrays[0] if bias is None else mx.addmm(bias, x, arrays[0])
+        return matmul(x, arrays[0], arrays[1], bias)
     parts = arrays[:-1] if kind.has_bias else arrays
     product = flat_product(x, *parts, bits=kind.bits, group_size=kind.group_size, mode=kind.mode)
     return product if bias is None else product + bias

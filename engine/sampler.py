@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from quire.engine.step_batch import Chunk
 from quire.kernels.draws import MIN_TEMPERATURE, Draws
-from quire.kernels.sampling import sample_tokens
+from quire.kernels.sampling import sample_tokens, take_likeliest
 from quire.kernels.upload import upload
 
 
@@ -31,7 +31,7 @@ def sample(logits: mx.array, rows: Sequence[Chunk]) -> mx.array:
     logits = _ban(logits, rows)
     params = [row.sampling for row in rows]
     if all(p.temperature < MIN_TEMPERATURE or p.top_k == 1 for p in params):
-        return mx.argmax(logits, axis=-1).astype(mx.int32)
+        return take_likeliest(logits)
     draws = Draws(
         temperature=np.array([p.temperature for p in params], np.float64),
         top_k=np.array([p.top_k for p in params], np.int64),

@@ -19,7 +19,12 @@ _INPUTS = ("x", "w", "scales", "biases")
 
 
 _rows_kernel = GpuKernel("quantized_matmul", _INPUTS, ("output",), headers=("reduce_scatter",))
-_matrix_kernel = GpuKernel("quantized_matmul_matrix", _INPUTS, ("output",), headers=("fragments",))
+_matrix_kernel = GpuKernel(
+    "quantized_matmul_matrix",
+    _INPUTS,
+    ("output",),
+    headers=("fragments", "quantized_fragments"),
+)
 
 _DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 _BITS = (4, 8)

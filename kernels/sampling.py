@@ -6,15 +6,19 @@ stretches, so that one row keeps a whole device busy.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache, partial
+
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from quire.kernels.choice.selection import select
 from quire.kernels.choice.shapes import SampleShape
 from quire.kernels.draws import MAX_VOCAB, Draws
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue
 from quire.kernels.sampling_reference import sample_reference
-from quire.kernels.upload import upload
+from quire.kernels.upload import upload_packed
 
 _THREADS = 512
 # Threadgroups of one launch that rows are cut into, as far as 32 lanes can add up their stretches.
@@ -22,6 +26,8 @@ _WANTED_STRETCHES = 512
 _MAX_STRETCHES = 32
 _LEVELS = 3  # launches that find one limit
 _BUCKETS = 1024
+# Kept, by rows and steps: batches grow and shrink.
+_MAX_GRAPHS = 1024
 
 _HEADERS = ("counters", "sampling")
 _PEAKS = GpuKernel(
@@ -65,44 +71,102 @@ def sample_tokens(logits: mx.array, draws: Draws) -> mx.array:
     return sample_reference(logits, draws)
 
 
+def take_likeliest(logits: mx.array) -> mx.array:
+    """The likeliest token of each row, the first of equals, as (R,) int32.
+
+    Args:
+        logits: (R, vocab) float32, float16 or bfloat16
+    """
+    rows, vocab = logits.shape
+    shape = SampleShape(rows, vocab, filtered=False, greedy=True)
+    choice = select("sample", shape, logits.dtype)
+    if choice.variant == "kernel" and logits.size >= 8:
+        return take_likeliest_on_gpu(logits)
+    return mx.argmax(logits, axis=-1).astype(mx.int32)
+
+
+def take_likeliest_on_gpu(logits: mx.array) -> mx.array:
+    """:func:`take_likeliest` as two launches; ``logits`` has at least 8 elements."""
+    return _compiled_likeliest(logits.shape[0], logits.shape[1], logits.dtype)(logits)
+
+
 def sample_on_gpu(logits: mx.array, draws: Draws) -> mx.array:
     """:func:`sample_tokens` as three to nine launches; ``logits`` has at least 8 elements."""
     rows, vocab = logits.shape
-    stretches = max(1, min(_MAX_STRETCHES, _WANTED_STRETCHES // rows))
     table = np.zeros((rows, 8), np.float32)
     table[:, :5] = draws.table()
-    table[:, 5] = stretches
-    parameters = upload([table.view(np.int32)])[0].view(mx.float32)
-    width = 16 // logits.itemsize
-    while vocab % width:
-        width //= 2
-    template: dict[str, TemplateValue] = {
-        "T": logits.dtype,
-        "VOCAB": vocab,
-        "WIDTH": width,
-        "THREADS": _THREADS,
-    }
-    peaks, places, state = _PEAKS(
-        [logits, parameters],
-        template=template,
-        groups=(stretches, rows, 1),
-        threads=_THREADS,
-        output_shapes=[(rows, stretches), (rows, stretches), (rows, 8)],
-        output_dtypes=[mx.float32, mx.uint32, mx.uint32],
+    table[:, 5] = _num_stretches(rows)
+    parameters = upload_packed([table.view(np.int32)])
+    launches = _compiled(rows, vocab, logits.dtype, _num_steps(table, vocab))
+    return launches(logits, parameters)
+
+
+@lru_cache(_MAX_GRAPHS)
+def _compiled(
+    rows: int, vocab: int, dtype: mx.Dtype, num_steps: int
+) -> Callable[[mx.array, mx.array], mx.array]:
+    """:func:`_launch` for logits of this shape: to replay its graph takes the host half as long."""
+    compiled: Callable[[mx.array, mx.array], mx.array] = mx.compile(
+        partial(_launch, num_steps=num_steps)
     )
+    return compiled
+
+
+@lru_cache(_MAX_GRAPHS)
+def _compiled_likeliest(rows: int, vocab: int, dtype: mx.Dtype) -> Callable[[mx.array], mx.array]:
+    """Draws without a temperature: of the parameters only the number of stretches is read."""
+    stretches = _num_stretches(rows)
+    table = np.zeros((rows, 8), np.float32)
+    table[:, 5] = stretches
+    parameters = mx.array(table)
+    kept = mx.zeros((rows, stretches, 2), mx.uint32)
+    mx.eval(parameters, kept)
+
+    def launch(logits: mx.array) -> mx.array:
+        peaks, places, state = _find_peaks(logits, parameters)
+        return _draw(logits, parameters, peaks, places, state, kept)
+
+    compiled: Callable[[mx.array], mx.array] = mx.compile(launch)
+    return compiled
+
+
+def _launch(logits: mx.array, parameters: mx.array, *, num_steps: int) -> mx.array:
+    """The tokens; ``parameters`` are the bits of (R, 8) float32 as (R * 8,) int32."""
+    rows = logits.shape[0]
+    parameters = parameters.view(mx.float32).reshape(rows, 8)
+    stretches = _num_stretches(rows)
+    peaks, places, state = _find_peaks(logits, parameters)
     counts = kept = state  # the first step reads neither
-    for _ in range(_num_steps(draws, vocab)):
+    for _ in range(num_steps):
         state, counts, kept = _STEP(
             [logits, parameters, peaks, state, counts, kept],
-            template=template,
+            template=_template(logits),
             groups=(stretches, rows, 1),
             threads=_THREADS,
             output_shapes=[(rows, 8), (rows, stretches, _BUCKETS, 2), (rows, stretches, 2)],
             output_dtypes=[mx.uint32] * 3,
         )
+    return _draw(logits, parameters, peaks, places, state, kept)
+
+
+def _find_peaks(logits: mx.array, parameters: mx.array) -> list[mx.array]:
+    rows = logits.shape[0]
+    stretches = _num_stretches(rows)
+    return _PEAKS(
+        [logits, parameters],
+        template=_template(logits),
+        groups=(stretches, rows, 1),
+        threads=_THREADS,
+        output_shapes=[(rows, stretches), (rows, stretches), (rows, 8)],
+        output_dtypes=[mx.float32, mx.uint32, mx.uint32],
+    )
+
+
+def _draw(logits: mx.array, *inputs: mx.array) -> mx.array:
+    rows = logits.shape[0]
     (tokens,) = _DRAW(
-        [logits, parameters, peaks, places, state, kept],
-        template=template,
+        [logits, *inputs],
+        template=_template(logits),
         groups=(rows, 1, 1),
         threads=_THREADS,
         output_shapes=[(rows,)],
@@ -111,9 +175,22 @@ def sample_on_gpu(logits: mx.array, draws: Draws) -> mx.array:
     return tokens
 
 
-def _num_steps(draws: Draws, vocab: int) -> int:
+def _template(logits: mx.array) -> dict[str, TemplateValue]:
+    vocab = logits.shape[1]
+    width = 16 // logits.itemsize
+    while vocab % width:
+        width //= 2
+    return {"T": logits.dtype, "VOCAB": vocab, "WIDTH": width, "THREADS": _THREADS}
+
+
+def _num_stretches(rows: int) -> int:
+    return max(1, min(_MAX_STRETCHES, _WANTED_STRETCHES // rows))
+
+
+def _num_steps(table: npt.NDArray[np.float32], vocab: int) -> int:
     """As many as the row needs that has most limits to find; the last adds up what is kept."""
-    chosen = ~draws.greedy
-    by_rank = (draws.top_k > 0) & (draws.top_k < vocab) & chosen
-    by_mass = (draws.top_p < 1) & chosen
-    return 1 + _LEVELS * int((by_rank.astype(int) + by_mass.astype(int)).max())
+    scale, top_k, top_p = table[:, :3].T
+    drawn = scale > 0
+    by_rank = drawn & (top_k > 0) & (top_k < vocab)
+    by_mass = drawn & (top_p < 1)
+    return 1 + _LEVELS * int((by_rank.view(np.int8) + by_mass.view(np.int8)).max())

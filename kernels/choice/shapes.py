@@ -145,6 +145,17 @@ class GateShape(NamedTuple):
         return GateShape(_round_up(self.rows), self.dim)
 
 
+class DenseShape(NamedTuple):
+    """(rows, dim) times a dense (outputs, dim) matrix, transposed."""
+
+    rows: int
+    outputs: int
+    dim: int
+
+    def bucket(self) -> DenseShape:
+        return DenseShape(_round_up(self.rows), _round_up(self.outputs), self.dim)
+
+
 class MatmulShape(NamedTuple):
     """(rows, inputs) times a quantised (outputs, inputs) matrix, transposed."""
 
@@ -166,9 +177,10 @@ class SampleShape(NamedTuple):
     rows: int
     vocab: int
     filtered: bool = True  # some row has a top-k, top-p or min-p
+    greedy: bool = False  # every row takes its likeliest token
 
     def bucket(self) -> SampleShape:
-        return SampleShape(_round_up(self.rows), _round_up(self.vocab), self.filtered)
+        return SampleShape(_round_up(self.rows), _round_up(self.vocab), *self[2:])
 
 
 AnyShape = (
@@ -180,6 +192,7 @@ AnyShape = (
     | RotateShape
     | NormShape
     | GateShape
+    | DenseShape
     | MatmulShape
     | SampleShape
 )
@@ -193,6 +206,7 @@ SHAPES: dict[str, type[AnyShape]] = {
     "rotate_and_write": RotateShape,
     "add_rms_norm": NormShape,
     "swiglu": GateShape,
+    "matmul": DenseShape,
     "quantized_matmul": MatmulShape,
     "sample": SampleShape,
 }

@@ -14,6 +14,7 @@ from quire.kernels.choice.selection import Selector, UnsupportedShape, Why, sele
 from quire.kernels.choice.shapes import (
     AnyShape,
     DecodeShape,
+    DenseShape,
     GateShape,
     GatherShape,
     MatmulShape,
@@ -133,6 +134,7 @@ def _survey() -> Iterator[tuple[str, AnyShape, str]]:
         yield "rotate_and_write", rotation, "with norms" if norms else "without norms"
     yield "add_rms_norm", NormShape(8, 4096), "dim 4096"
     yield "swiglu", GateShape(8, 12288), "dim 12288"
+    yield "matmul", DenseShape(16, 4096, 4096), "dim 4096"
     for bits, group_size in product(_BITS, _GROUP_SIZES):
         matmul = MatmulShape(16, 4096, 4096, bits, group_size)
         yield "quantized_matmul", matmul, f"{bits} bits, group_size {group_size}"

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.manifest import load_manifest
-from quire.kernels.choice.shapes import DecodeShape, MatmulShape, PromptShape, SampleShape
+from quire.kernels.choice.shapes import (
+    DecodeShape,
+    DenseShape,
+    MatmulShape,
+    PromptShape,
+    SampleShape,
+)
 from quire.kernels.choice.tuning import Task
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -40,15 +46,16 @@ class ModelSizes:
     attention: AttentionSizes | None  # None: not known
     bits: int | None = None  # of its weights; None: not quantised
     group_size: int = 64
+    dense: bool = False  # measured without quantisation too
 
 
 # What is measured if no model is named: the shapes of Qwen3 8B on GPUs, small ones on CPUs.
 TYPICAL = {
     "gpu": ModelSizes(
-        4096, 12288, 151936, "bfloat16", AttentionSizes(32, 8, 128, 128), bits=4, group_size=64
+        4096, 12288, 151936, "bfloat16", AttentionSizes(32, 8, 128, 128), bits=4, dense=True
     ),
     "cpu": ModelSizes(
-        512, 1536, 32000, "float32", AttentionSizes(8, 4, 64, 64), bits=4, group_size=64
+        512, 1536, 32000, "float32", AttentionSizes(8, 4, 64, 64), bits=4, dense=True
     ),
 }
 
@@ -73,10 +80,14 @@ def tasks_for(sizes: ModelSizes, device: DeviceName, block_size: int) -> list[Ta
         tasks += list(_attention(sizes, sizes.attention, device, block_size))
     if sizes.bits is not None:
         tasks += list(_matmuls(sizes, device, sizes.bits))
+    if sizes.bits is None or sizes.dense:
+        tasks += list(_dense_matmuls(sizes, device))
     for rows in (1, 8) if device == "cpu" else (1, 16, 64):
         for filtered in (True, False):
             shape = SampleShape(rows, sizes.vocab, filtered)
             tasks.append(Task("sample", shape, sizes.dtype))
+        greedy = SampleShape(rows, sizes.vocab, filtered=False, greedy=True)
+        tasks.append(Task("sample", greedy, sizes.dtype))
     return tasks
 
 
@@ -116,3 +127,20 @@ def _matmuls(sizes: ModelSizes, device: DeviceName, bits: int) -> Iterator[Task]
         for rows in on_cpu if device == "cpu" else (1, 2, 4, 8, 16, 32, 64, 256):
             shape = MatmulShape(rows, outputs, inputs, bits, sizes.group_size)
             yield Task("quantized_matmul", shape, sizes.dtype)
+
+
+def _dense_matmuls(sizes: ModelSizes, device: DeviceName) -> Iterator[Task]:
+    """Of a fused block, where projections of the same input are one."""
+    matrices = [
+        (2 * sizes.intermediate, sizes.hidden),
+        (sizes.hidden, sizes.intermediate),
+    ]
+    if (heads := sizes.attention) is not None:
+        keys_and_values = heads.kv_heads * (heads.key_dim + heads.value_dim)
+        matrices += [
+            (heads.heads * heads.key_dim + keys_and_values, sizes.hidden),
+            (sizes.hidden, heads.heads * heads.value_dim),
+        ]
+    for outputs, dim in dict.fromkeys(matrices):
+        for rows in (1, 8) if device == "cpu" else (1, 8, 16, 32, 64):
+            yield Task("matmul", DenseShape(rows, outputs, dim), sizes.dtype)

@@ -19,6 +19,7 @@ from quire.kernels.choice.selection import Selector, use_record
 from quire.kernels.choice.shapes import (
     AnyShape,
     DecodeShape,
+    DenseShape,
     GateShape,
     GatherShape,
     MatmulShape,
@@ -49,6 +50,7 @@ CHECKED: Mapping[str, Sequence[AnyShape]] = {
         PromptShape(17, 70, 4, 4, 64, 64, 8, from_start=False),
         PromptShape(9, 90, 14, 2, 96, 96, 32, from_start=False, window=True),
         PromptShape(20, 40, 4, 2, 192, 128, 16, from_start=False, sinks=True),
+        PromptShape(5, 1100, 8, 2, 64, 64, 16, from_start=False),
     ),
     "kv_write": (
         WriteShape(5, 2, 128, 128, 16, keep_rows=True),
@@ -64,13 +66,18 @@ CHECKED: Mapping[str, Sequence[AnyShape]] = {
     ),
     "add_rms_norm": (NormShape(3, 1032), NormShape(1, 64), NormShape(2, 8192)),
     "swiglu": (GateShape(3, 1032), GateShape(1, 8)),
+    "matmul": (DenseShape(17, 200, 1056), DenseShape(1, 72, 32), DenseShape(64, 40, 320)),
     "quantized_matmul": (
         MatmulShape(1, 96, 256, 4, 64),
         MatmulShape(3, 72, 512, 8, 32),
         MatmulShape(17, 200, 256, 4, 128),
         MatmulShape(32, 64, 128, 4, 64),
     ),
-    "sample": (SampleShape(64, 1500, True), SampleShape(4, 300, False)),
+    "sample": (
+        SampleShape(64, 1500, True),
+        SampleShape(4, 300, False),
+        SampleShape(3, 1500, False, greedy=True),
+    ),
 }
 _TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 # Made of several operations, a variant rounds its intermediate results to half precision too.
@@ -145,9 +152,10 @@ def check_all(device: DeviceName, dtypes: Sequence[str]) -> Iterator[Verdict]:
 def checked_variants(device: DeviceName, dtypes: Sequence[str] = DTYPES) -> Record:
     """Check the kernels that this machine's record has no verdict on, once, and select by it.
 
-    Briefly: `quire doctor --kernels` checks them at every shape. Everything else is made of MLX's
-    operations and needs no check before use. Call it on the thread that uses MLX, with ``device``
-    as the default device. A record that cannot be written is used by this process all the same.
+    Briefly: `quire doctor --kernels all` checks them at every shape. Everything else is made of
+    MLX's operations and needs no check before use. Call it on the thread that uses MLX, with
+    ``device`` as the default device. A record that cannot be written is used by this process all
+    the same.
 
     Returns:
         The record, with a verdict on every kernel of ``device`` for ``dtypes``.

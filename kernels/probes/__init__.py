@@ -7,6 +7,7 @@ import mlx.core as mx
 from quire.kernels.choice.shapes import (
     AnyShape,
     DecodeShape,
+    DenseShape,
     GateShape,
     GatherShape,
     MatmulShape,
@@ -18,7 +19,7 @@ from quire.kernels.choice.shapes import (
 )
 from quire.kernels.probes.attention import decode_probe, prompt_probe
 from quire.kernels.probes.block import gate_probe, norm_probe, rotate_probe
-from quire.kernels.probes.matmul import matmul_probe
+from quire.kernels.probes.matmul import dense_probe, matmul_probe
 from quire.kernels.probes.probe import Probe
 from quire.kernels.probes.rows import gather_probe, rows_probe, sample_probe, write_probe
 
@@ -42,6 +43,8 @@ def make_probe(shape: AnyShape, dtype: mx.Dtype, seed: int = 0, *, ragged: bool 
             return norm_probe(shape, dtype, seed)
         case GateShape():
             return gate_probe(shape, dtype, seed)
+        case DenseShape():
+            return dense_probe(shape, dtype, seed)
         case MatmulShape():
             return matmul_probe(shape, dtype, seed)
     return sample_probe(shape, dtype, seed)

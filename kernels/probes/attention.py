@@ -164,8 +164,8 @@ def prompt_probe(shape: PromptShape, dtype: mx.Dtype, seed: int) -> Probe:
     at_hand = (new_keys, new_values) if shape.from_start else (None, None)
     in_place = PageArrays(pages.keys, pages.values, written, *at_hand)
 
-    def planned(is_padded: bool) -> list[mx.array]:
-        plan = plan_prompts([chunk], pages.window, shape.block_size, lambda _: is_padded)
+    def planned(variant: str) -> list[mx.array]:
+        plan = plan_prompts([chunk], pages.window, shape, lambda _: variant)
         return [
             prompt_attention(
                 pages.queries,
@@ -187,8 +187,9 @@ def prompt_probe(shape: PromptShape, dtype: mx.Dtype, seed: int) -> Probe:
         return [mx.concatenate(parts)]
 
     variants = {
-        "padded": lambda settings: planned(True),
-        "alone": lambda settings: planned(False),
+        "pages": lambda settings: planned("pages"),
+        "padded": lambda settings: planned("padded"),
+        "alone": lambda settings: planned("alone"),
         "gather_sdpa": lambda settings: over_context(prompt_sdpa),
         "tiles": lambda settings: over_context(prompt_tiles),
     }

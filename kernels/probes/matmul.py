@@ -1,4 +1,4 @@
-"""Probes of products with quantised matrices."""
+"""Probes of products with dense and quantised matrices."""
 
 from __future__ import annotations
 
@@ -9,9 +9,30 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from quire.kernels.choice.shapes import MatmulShape
+from quire.kernels import matmul, quantized_matmul
+from quire.kernels.choice.shapes import DenseShape, MatmulShape
 from quire.kernels.probes.probe import Float64Array, Probe, normal, to_float64
-from quire.kernels.quantized_matmul import VARIANTS, run_variant
+
+
+def dense_probe(shape: DenseShape, dtype: mx.Dtype, seed: int) -> Probe:
+    keys = mx.random.split(mx.random.key(seed), 2)
+    x = normal((shape.rows, shape.dim), dtype, keys[0])
+    weight = normal((shape.outputs, shape.dim), dtype, keys[1])
+    transposed = weight.T
+    mx.eval(transposed)
+
+    def run(variant: str, settings: Mapping[str, int]) -> list[mx.array]:
+        return [matmul.run_variant(variant, settings, x, weight, transposed)]
+
+    def expected() -> list[Float64Array]:
+        rows, values = to_float64([x, weight])
+        return [rows @ values.T]
+
+    return Probe(
+        {name: partial(run, name) for name in matmul.VARIANTS},
+        expected,
+        num_bytes=weight.nbytes + x.nbytes,
+    )
 
 
 def matmul_probe(shape: MatmulShape, dtype: mx.Dtype, seed: int) -> Probe:
@@ -24,7 +45,10 @@ def matmul_probe(shape: MatmulShape, dtype: mx.Dtype, seed: int) -> Probe:
     matrix = packed, scales, biases
 
     def run(variant: str, settings: Mapping[str, int]) -> list[mx.array]:
-        return [run_variant(variant, settings, x, *matrix, shape.group_size, shape.bits)]
+        product = quantized_matmul.run_variant(
+            variant, settings, x, *matrix, shape.group_size, shape.bits
+        )
+        return [product]
 
     def expected() -> list[Float64Array]:
         codes = _unpack(np.array(packed), shape.bits).reshape(shape.outputs, -1, shape.group_size)
@@ -33,7 +57,7 @@ def matmul_probe(shape: MatmulShape, dtype: mx.Dtype, seed: int) -> Probe:
         return [rows @ values.reshape(shape.outputs, -1).T]
 
     return Probe(
-        {name: partial(run, name) for name in VARIANTS},
+        {name: partial(run, name) for name in quantized_matmul.VARIANTS},
         expected,
         num_bytes=sum(array.nbytes for array in matrix) + x.nbytes,
     )

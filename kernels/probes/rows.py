@@ -13,7 +13,7 @@ from quire.kernels.draws import Draws
 from quire.kernels.kv_write import Slots, gather_context, scatter, write_in_place
 from quire.kernels.probes.probe import Float64Array, Probe, ints, normal, to_float64
 from quire.kernels.rows import join_rows, take_rows
-from quire.kernels.sampling import sample_on_gpu
+from quire.kernels.sampling import sample_on_gpu, take_likeliest_on_gpu
 from quire.kernels.sampling_reference import sample_reference
 
 
@@ -123,6 +123,8 @@ def sample_probe(shape: SampleShape, dtype: mx.Dtype, seed: int) -> Probe:
     logits = normal((shape.rows, shape.vocab), mx.float32, mx.random.key(seed)) * 3
     logits = logits.astype(dtype)
     mx.eval(logits)
+    if shape.greedy:
+        return _greedy_probe(logits)
     size = shape.rows
     draws = Draws(
         temperature=rng.choice([0.3, 0.7, 1.0, 1.5], size),
@@ -160,6 +162,17 @@ def sample_probe(shape: SampleShape, dtype: mx.Dtype, seed: int) -> Probe:
         "bisect": lambda settings: [sample_reference(logits, draws)],
     }
     return Probe(variants, expected, logits.nbytes, difference)
+
+
+def _greedy_probe(logits: mx.array) -> Probe:
+    def expected() -> list[Float64Array]:
+        return [rows.argmax(axis=-1).astype(np.float64) for rows in to_float64([logits])]
+
+    variants = {
+        "kernel": lambda settings: [take_likeliest_on_gpu(logits)],
+        "bisect": lambda settings: [mx.argmax(logits, axis=-1)],
+    }
+    return Probe(variants, expected, logits.nbytes)
 
 
 def _kept_weights(logits: Float64Array, draws: Draws, row: int) -> Float64Array:

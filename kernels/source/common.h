@@ -30,6 +30,7 @@ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 FUNC float max(float a, float b) { return a > b ? a : b; }
 FUNC int min(int a, int b) { return a < b ? a : b; }
+FUNC int max(int a, int b) { return a > b ? a : b; }
 
 FUNC float simd_sum(float x) {
   UNROLL

@@ -1,5 +1,5 @@
-// Products of quantised weights and rows of x by matrix units, in CUDA's words (mma.sync).
-// metal_fragments.h says the same in Metal's.
+// Products of small matrices by matrix units, in CUDA's words (mma.sync). metal_fragments.h says the
+// same in Metal's.
 //
 // Fragments are spread over a simdgroup by rows: the four lanes of `fragment_row` are told apart by
 // `fragment_place`. A product sums over the four lanes of a row and the values in each, so the order
@@ -10,21 +10,12 @@ namespace quire {
 FUNC int fragment_row(int lane) { return lane / 4; }
 FUNC int fragment_place(int lane) { return lane % 4; }
 
-// Two 16-bit values in a word. `pair` makes them of values i and i + VALUES / 2 of four-bit weights,
-// or 2 * i and 2 * i + 1 of eight-bit ones, each with `offset` added.
+// Of two 16-bit values in a word.
 template <typename T>
 struct Pairs;
 
 template <>
 struct Pairs<__half> {
-  static constexpr unsigned ONES = 0x3c003c00u;
-  static constexpr float offset(int) { return 1024.0f; }
-  template <int BITS>
-  static FUNC unsigned pair(unsigned word, int i) {
-    // Below the mantissa of 1024 a bit is worth one.
-    if (BITS == 4) return ((word >> (4 * i)) & 0x000f000fu) | 0x64006400u;
-    return __byte_perm(word, 0x64646464u, i == 0 ? 0x4140 : 0x4342);
-  }
   static FUNC void multiply(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -34,77 +25,10 @@ struct Pairs<__half> {
 
 template <>
 struct Pairs<__nv_bfloat16> {
-  static constexpr unsigned ONES = 0x3f803f80u;
-  static constexpr float offset(int bits) { return bits == 4 ? 128.0f : 0.0f; }
-  template <int BITS>
-  static FUNC unsigned pair(unsigned word, int i) {
-    if (BITS == 4) return ((word >> (4 * i)) & 0x000f000fu) | 0x43004300u;
-    // Up to 256 the upper half of a float is the whole value.
-    const float low = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440 + 2 * i)) - 8388608.0f;
-    const float high = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7441 + 2 * i)) - 8388608.0f;
-    return __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x7632);
-  }
   static FUNC void multiply(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-  }
-};
-
-template <typename T, int BITS>
-struct Fragments {
-  static constexpr int VALUES = 32 / BITS;
-  static constexpr float OFFSET = Pairs<T>::offset(BITS); // of every weight
-
-  // A word of weights of each of the rows r and r + 8.
-  struct Weights {
-    unsigned pairs[VALUES / 2][2];
-  };
-  static FUNC Weights weights(unsigned upper, unsigned lower) {
-    Weights result;
-    UNROLL
-    for (int i = 0; i < VALUES / 2; ++i) {
-      result.pairs[i][0] = Pairs<T>::template pair<BITS>(upper, i);
-      result.pairs[i][1] = Pairs<T>::template pair<BITS>(lower, i);
-    }
-    return result;
-  }
-
-  // What eight rows of x have for one word of every lane: the place's words begin `step` values
-  // after another. Beyond the last of `rows`, that one is read again.
-  struct Inputs {
-    unsigned pairs[VALUES / 2];
-  };
-  static FUNC Inputs inputs(const T* x, int first_row, int rows, int depth, int k, int step, int lane) {
-    const size_t row = min(first_row + fragment_row(lane), rows - 1);
-    const Packed<unsigned, VALUES / 2> loaded = *reinterpret_cast<const Packed<unsigned, VALUES / 2>*>(
-        x + row * depth + k + fragment_place(lane) * step);
-    Inputs result;
-    UNROLL
-    for (int i = 0; i < VALUES / 2; ++i) {
-      result.pairs[i] = BITS == 8
-          ? loaded.values[i]
-          : __byte_perm(loaded.values[i / 2], loaded.values[i / 2 + VALUES / 4], i % 2 == 0 ? 0x5410 : 0x7632);
-    }
-    return result;
-  }
-
-  // Adds to rows r (first two) and r + 8 (last two), columns 2 * place and 2 * place + 1.
-  static FUNC void multiply(float* sums, const Weights& w, const Inputs& x) {
-    UNROLL
-    for (int i = 0; i < VALUES / 2; i += 2) {
-      Pairs<T>::multiply(
-          sums, w.pairs[i][0], w.pairs[i][1], w.pairs[i + 1][0], w.pairs[i + 1][1], x.pairs[i], x.pairs[i + 1]);
-    }
-  }
-
-  // The same with weights of one.
-  static FUNC void add(float* sums, const Inputs& x) {
-    constexpr unsigned ONES = Pairs<T>::ONES;
-    UNROLL
-    for (int i = 0; i < VALUES / 2; i += 2) {
-      Pairs<T>::multiply(sums, ONES, ONES, ONES, ONES, x.pairs[i], x.pairs[i + 1]);
-    }
   }
 };
 

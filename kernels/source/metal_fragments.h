@@ -1,5 +1,5 @@
-// Products of quantised weights and rows of x by matrix units, in Metal's words (8 x 8, float).
-// cuda_fragments.h says the same in CUDA's, and what a fragment is.
+// Products of small matrices by matrix units, in Metal's words (8 x 8, float). cuda_fragments.h says
+// the same in CUDA's, and what a fragment is.
 
 #include <metal_simdgroup_matrix>
 
@@ -20,62 +20,5 @@ FUNC void multiply_8x8(THREAD float* sums, float a0, float a1, float b0, float b
   sums[0] = c.thread_elements()[0];
   sums[1] = c.thread_elements()[1];
 }
-
-template <typename T, int BITS>
-struct Fragments {
-  static constant constexpr int VALUES = 32 / BITS;
-  static constant constexpr float OFFSET = 0.0f; // of every weight
-
-  // A word of weights of each of the rows r and r + 8.
-  struct Weights {
-    float values[2][VALUES];
-  };
-  static FUNC Weights weights(uint upper, uint lower) {
-    Weights result;
-    UNROLL
-    for (int e = 0; e < VALUES; ++e) {
-      result.values[0][e] = float((upper >> (e * BITS)) & ((1u << BITS) - 1));
-      result.values[1][e] = float((lower >> (e * BITS)) & ((1u << BITS) - 1));
-    }
-    return result;
-  }
-
-  // What eight rows of x have for one word of every lane: the place's words begin `step` values
-  // after another. Beyond the last of `rows`, that one is read again. The lanes of row r hold value
-  // r % 2 of place r / 2, for x's rows 2 * place and 2 * place + 1.
-  struct Inputs {
-    float values[2][VALUES / 2];
-  };
-  static FUNC Inputs inputs(const DEVICE T* x, int first_row, int rows, int depth, int k, int step, int lane) {
-    const int slot = fragment_row(lane);
-    const int at = k + slot / 2 * step + slot % 2 * (VALUES / 2);
-    Inputs result;
-    UNROLL
-    for (int i = 0; i < 2; ++i) {
-      const size_t row = min(first_row + 2 * fragment_place(lane) + i, rows - 1);
-      const Packed<T, VALUES / 2> loaded = *(const DEVICE Packed<T, VALUES / 2>*)(x + row * depth + at);
-      UNROLL
-      for (int e = 0; e < VALUES / 2; ++e) result.values[i][e] = float(loaded.values[e]);
-    }
-    return result;
-  }
-
-  // Adds to rows r (first two) and r + 8 (last two), columns 2 * place and 2 * place + 1.
-  static FUNC void multiply(THREAD float* sums, const THREAD Weights& w, const THREAD Inputs& x) {
-    UNROLL
-    for (int e = 0; e < VALUES / 2; ++e) {
-      multiply_8x8(sums, w.values[0][e], w.values[0][e + VALUES / 2], x.values[0][e], x.values[1][e]);
-      multiply_8x8(sums + 2, w.values[1][e], w.values[1][e + VALUES / 2], x.values[0][e], x.values[1][e]);
-    }
-  }
-
-  // The same with weights of one.
-  static FUNC void add(THREAD float* sums, const THREAD Inputs& x) {
-    UNROLL
-    for (int e = 0; e < VALUES / 2; ++e) multiply_8x8(sums, 1.0f, 1.0f, x.values[0][e], x.values[1][e]);
-    sums[2] = sums[0];
-    sums[3] = sums[1];
-  }
-};
 
 } // namespace quire

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -26,12 +25,9 @@ FUSED = ("rotate_and_write", "add_rms_norm", "swiglu")
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(selection, "_selectors", {})
-    mx.disable_compile()  # simulated kernels run when they are called
-    yield
-    mx.enable_compile()
 
 
 def checked(*wrong: tuple[str, str]) -> None:

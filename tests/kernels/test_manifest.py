@@ -7,7 +7,7 @@ from itertools import product
 import mlx.core as mx
 import pytest
 
-from quire.kernels import paged_decode, quantized_matmul
+from quire.kernels import matmul, paged_decode, quantized_matmul
 from quire.kernels.choice.manifest import DTYPES, ManifestError, load_manifest, parse_manifest
 from quire.kernels.choice.shapes import SHAPES, DecodeShape, MatmulShape
 
@@ -124,6 +124,10 @@ def test_the_launchers_take_what_the_manifest_promises() -> None:
                 (2, 2), (key_dim, value_dim), getattr(mx, dtype), block_size
             ), (shape, dtype)
     assert pages.settings.keys() <= set(paged_decode.DecodeSettings._fields)
+
+    dense = load_manifest()["matmul"].variants
+    assert dense.keys() == set(matmul.VARIANTS)
+    assert dense["skinny"].settings.keys() == set(matmul.SkinnySettings._fields)
 
     matmuls = load_manifest()["quantized_matmul"].variants
     assert matmuls.keys() == quantized_matmul.VARIANTS.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import mlx.core as mx
@@ -11,7 +12,13 @@ from metal_sim import KernelFault, simulated_kernels
 
 from quire.kernels import sampling
 from quire.kernels.draws import Draws
-from quire.kernels.sampling import sample_on_gpu, sample_tokens
+from quire.kernels.gpu_kernel import GpuKernel
+from quire.kernels.sampling import (
+    _compiled,
+    sample_on_gpu,
+    sample_tokens,
+    take_likeliest_on_gpu,
+)
 from quire.kernels.sampling_reference import sample_reference
 
 Sampler = Callable[[mx.array, Draws], mx.array]
@@ -156,6 +163,39 @@ def test_other_threads_and_stretches_draw_the_same(monkeypatch: pytest.MonkeyPat
             monkeypatch.setattr(sampling, "_THREADS", threads)
             monkeypatch.setattr(sampling, "_MAX_STRETCHES", stretches)
             assert sample_on_gpu(logits, draws).tolist() == tokens
+
+
+def test_launches_are_put_together_once_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[str] = []
+
+    def call(kernel: GpuKernel, inputs: list[mx.array], **options: object) -> list[mx.array]:
+        """Stands in for a launch: the tokens are the random numbers, in thousandths."""
+        launched.append(kernel.name)
+        numbers = (inputs[1][:, 4] * 1000).astype(mx.int32)
+        return [numbers] * len(kernel.outputs)
+
+    monkeypatch.setattr(GpuKernel, "__call__", call)
+    _compiled.cache_clear()
+    logits = mx.zeros((2, 999))
+    for uniform in ([0.25, 0.5], [0.75, 0.125]):
+        for filters, steps in (((0, 1.0), 1), ((0, 0.9), 4), ((7, 0.9), 7)):
+            draws = draws_of([(1.0, *filters, 0.0)] * 2, 0)
+            draws = dataclasses.replace(draws, uniform=np.array(uniform, np.float32))
+            launched.clear()
+            assert sample_on_gpu(logits, draws).tolist() == [1000 * number for number in uniform]
+            first = uniform[0] == 0.25
+            assert launched.count("sample_step") == (steps if first else 0)
+    _compiled.cache_clear()
+
+
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 999), (40, 3000)])
+def test_the_likeliest_is_the_first_of_equals(rows: int, vocab: int) -> None:
+    values = np.random.default_rng(0).integers(-9, 9, (rows, vocab)).astype(np.float32)
+    values[0] = -np.inf
+    values[0, 7:9] = -1e30
+    with simulated_kernels(orders=2):
+        tokens = take_likeliest_on_gpu(mx.array(values).astype(mx.bfloat16))
+    assert tokens.tolist() == values.argmax(axis=1).tolist()
 
 
 @pytest.mark.parametrize("sampler", [sample_reference, sample_on_gpu])

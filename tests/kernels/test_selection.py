@@ -13,6 +13,7 @@ from quire.kernels.choice.record import Key, Record, Timing, Verdict
 from quire.kernels.choice.selection import Selector, UnsupportedShape, Why
 from quire.kernels.choice.shapes import (
     DecodeShape,
+    DenseShape,
     MatmulShape,
     PromptShape,
     SampleShape,
@@ -109,6 +110,7 @@ def test_shapes_of_a_bucket_share_one_choice() -> None:
         SHAPE,
         PromptShape(300, 700, 14, 2, 64, 64, 16, from_start=False),
         WriteShape(5, 2, 64, 64, 16),
+        DenseShape(3, 24576, 4096),
         MatmulShape(3, 151936, 4096, 4, 64),
         SampleShape(33, 151936),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from unittest import mock
 
@@ -55,7 +55,7 @@ def simulated_kernels(mutations: Mutations | None = None, orders: int = 3) -> It
             _overwrite(array, after)
         return result.outputs
 
-    with mock.patch.object(GpuKernel, "__call__", call):
+    with _in_place_of_launches(call):
         yield
     if unused:
         raise ValueError(f"no launch of {', '.join(sorted(unused))}, which was to be changed")
@@ -97,8 +97,19 @@ def collected_texts(mutations: Mutations | None = None) -> Iterator[list[tuple[M
             for shape, dtype in zip(output_shapes, output_dtypes, strict=True)
         ]
 
-    with mock.patch.object(GpuKernel, "__call__", call):
+    with _in_place_of_launches(call):
         yield texts
+
+
+@contextmanager
+def _in_place_of_launches(call: Callable[..., list[mx.array]]) -> Iterator[None]:
+    """Within it ``call`` gets arrays: compiled functions would trace it, and not call it again."""
+    mx.disable_compile()
+    try:
+        with mock.patch.object(GpuKernel, "__call__", call):
+            yield
+    finally:
+        mx.enable_compile()
 
 
 def _overwrite(array: mx.array, values: mx.array) -> None:

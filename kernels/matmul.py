@@ -1,0 +1,119 @@
+"""Products with dense weights, for the few rows of a decode step.
+
+There the time goes into reading the weights. The kernel here reads each of them once for up to 32
+rows, or 64 with narrow tiles, and its launch costs the host less than that of a library's product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from quire.kernels.choice.selection import select
+from quire.kernels.choice.shapes import DenseShape
+from quire.kernels.gpu_kernel import GpuKernel
+
+VARIANTS = ("skinny", "mlx")
+
+_kernel = GpuKernel(
+    "skinny_matmul", ("x", "w"), ("output",), headers=("fragments", "dense_fragments")
+)
+
+_MAX_INPUT_TILES = 8  # of 8 rows
+_MAX_SUMS = 16  # tiles of 16 x 8 sums, in one simdgroup: more would not find registers
+_PROCESSORS = 132  # of the GPU that default settings are to fill: an H100 or H200
+
+
+class SkinnySettings(NamedTuple):
+    """What may be tuned in the "skinny" variant; results differ by rounding only."""
+
+    tiles: int  # of 16 columns of the result, in one simdgroup
+    simdgroups: int  # of a threadgroup, which share K
+    depth: int = 4  # slices of K under way in a lane, times tiles; at least one slice is
+
+
+def matmul(
+    x: mx.array, weight: mx.array, transposed: mx.array, bias: mx.array | None = None
+) -> mx.array:
+    """x @ W^T + bias by the variant for this shape, with sums in float32.
+
+    Args:
+        x: (M, K) float32, float16 or bfloat16
+        weight: (N, K), row-contiguous
+        transposed: (K, N) view of ``weight``, kept so that nobody makes one for each call
+        bias: (N,)
+
+    Returns:
+        (M, N) in the dtype of ``x``; if that is not the weights', in MLX's common type.
+    """
+    if x.dtype != weight.dtype:
+        return run_variant("mlx", {}, x, weight, transposed, bias)
+    shape = DenseShape(x.shape[0], weight.shape[0], x.shape[1])
+    choice = select("matmul", shape, x.dtype)
+    return run_variant(choice.variant, choice.settings, x, weight, transposed, bias)
+
+
+def run_variant(
+    name: str,
+    settings: Mapping[str, int],
+    x: mx.array,
+    weight: mx.array,
+    transposed: mx.array,
+    bias: mx.array | None = None,
+) -> mx.array:
+    """:func:`matmul` by one of ``VARIANTS``; without settings it takes its own."""
+    if name == "mlx":
+        return x @ transposed if bias is None else mx.addmm(bias, x, transposed)
+    product = skinny_matmul(x, weight, SkinnySettings(**settings) if settings else None)
+    return product if bias is None else product + bias
+
+
+def skinny_matmul(
+    x: mx.array, weight: mx.array, settings: SkinnySettings | None = None
+) -> mx.array:
+    """x @ W^T by matrix units, for float16 and bfloat16 and K a multiple of 32."""
+    rows, outputs = x.shape[0], weight.shape[0]
+    settings = settings or _settings(rows, outputs)
+    tiles = settings.tiles
+    input_tiles = _input_tiles(rows, tiles)
+    depth = 1 if tiles * input_tiles == _MAX_SUMS else max(1, settings.depth // tiles)
+    return _kernel(
+        (x, weight),
+        template={
+            "T": x.dtype,
+            "TILES": tiles,
+            "INPUT_TILES": input_tiles,
+            "SIMDGROUPS": settings.simdgroups,
+            "DEPTH": depth,
+        },
+        groups=(_threadgroups(rows, outputs, tiles), 1, 1),
+        threads=32 * settings.simdgroups,
+        output_shapes=[(rows, outputs)],
+        output_dtypes=[x.dtype],
+    )[0]
+
+
+def _settings(rows: int, outputs: int) -> SkinnySettings:
+    """As much work for every processor, by the narrowest tiles that allow this. Threadgroups that
+    come to share a processor are smaller, so that all of them run at once.
+    """
+
+    def evenness(tiles: int) -> float:
+        each = _threadgroups(rows, outputs, tiles) / _PROCESSORS
+        return round(each / -(-each // 1), 2)
+
+    tiles = max((1, 2, 4), key=evenness)
+    each = -(-_threadgroups(rows, outputs, tiles) // _PROCESSORS)
+    return SkinnySettings(tiles, simdgroups=16 if each == 1 else 8 if each == 2 else 4)
+
+
+def _threadgroups(rows: int, outputs: int, tiles: int) -> int:
+    return -(-rows // (8 * _input_tiles(rows, tiles))) * -(-outputs // (16 * tiles))
+
+
+def _input_tiles(rows: int, tiles: int) -> int:
+    """A power of two: every other kernel takes seconds to compile."""
+    needed = 1 << (-(-rows // 8) - 1).bit_length()
+    return min(needed, _MAX_INPUT_TILES, _MAX_SUMS // tiles)
