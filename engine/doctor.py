@@ -6,9 +6,10 @@ import argparse
 import os
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from quire.engine.command_device import add_device_argument, start_device
 from quire.engine.errors import EngineError
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
     from quire.engine.device import DeviceName
     from quire.kernels.choice.record import Verdict
+    from quire.kernels.choice.survey import Use
+
+    Checked = TypeVar("Checked", Use, Verdict)
 
 # Without a terminal lines are for a file or a report: none is cut.
 _WIDTH_WITHOUT_TERMINAL = 200
@@ -28,8 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_argument(parser)
     parser.add_argument(
         "--kernels",
-        action="store_true",
-        help="run every variant of every operation and compare it with float64",
+        nargs="?",
+        choices=("used", "all"),
+        const="used",
+        help="run what computes each operation and compare it with float64; "
+        "with all, every other variant too. "
+        "On CUDA each kernel takes two or three seconds to compile: two minutes for each type, "
+        "half as long again with all",
     )
     parser.add_argument(
         "--dtype",
@@ -53,9 +62,11 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.kernels:
         # On the CPU models in half precision are computed in float32.
-        return _show_kernels(
-            console, device, args.dtype or (_DTYPES[:1] if device == "cpu" else _DTYPES)
-        )
+        dtypes = args.dtype or (_DTYPES[:1] if device == "cpu" else _DTYPES)
+        wrong = _show_used(console, device, dtypes)
+        if args.kernels == "all":
+            _show_all(console, device, dtypes)
+        return 1 if wrong else 0
     for name, value in _machine(device, blas):
         console.print(f"{name:10} {value}", markup=False, soft_wrap=True)
     return 0
@@ -98,46 +109,29 @@ def _tuning(device: DeviceName) -> str:
     return f"{text}: {path}"
 
 
-def _show_kernels(console: Console, device: DeviceName, dtypes: Sequence[str]) -> int:
+def _show_used(console: Console, device: DeviceName, dtypes: Sequence[str]) -> int:
+    """Print what is in use and what is missing; returns how many in use disagree."""
     from rich.table import Table
 
     from quire.kernels.choice.survey import in_use, survey_gaps
-    from quire.kernels.choice.verify import check_all
 
     table = Table(title=f"In use on {device}", title_justify="left")
     for column in ("operation", "shape", "dtype", "variant", "settings", "why", "error", ""):
         table.add_column(column, overflow="fold")
     wrong = 0
-    # Compilers of GPU kernels take up to three seconds for each text.
-    with console.status("checking what is in use") as status:
-        for use in in_use(device, dtypes):
-            status.update(f"checking what is in use, {table.row_count} done: {use.operation}")
-            wrong += not use.agrees
-            settings = ", ".join(f"{name} {value}" for name, value in use.settings.items())
-            table.add_row(
-                use.operation,
-                use.shape,
-                use.dtype,
-                use.variant,
-                settings,
-                use.why,
-                _error(use.error),
-                "ok" if use.agrees else use.problem or "disagrees",
-            )
-    console.print(table)
-    table = Table(title="All variants", title_justify="left")
-    for column in ("operation", "variant", "dtype", "largest error", ""):
-        table.add_column(column, overflow="fold")
-    with console.status("checking all variants") as status:
-        for verdict in check_all(device, dtypes):
-            status.update(f"checking all variants, {table.row_count} done: {verdict.operation}")
-            table.add_row(
-                verdict.operation,
-                verdict.variant,
-                verdict.dtype,
-                _error(verdict.error),
-                _state(verdict),
-            )
+    for use in _with_progress("what is in use", in_use(device, dtypes)):
+        wrong += not use.agrees
+        settings = ", ".join(f"{name} {value}" for name, value in use.settings.items())
+        table.add_row(
+            use.operation,
+            use.shape,
+            use.dtype,
+            use.variant,
+            settings,
+            use.why,
+            _error(use.error),
+            "ok" if use.agrees else use.problem or "disagrees",
+        )
     console.print(table)
     gaps = survey_gaps(device, dtypes)
     console.print(f"Gaps: {len(gaps) or 'none'}", markup=False)
@@ -145,7 +139,47 @@ def _show_kernels(console: Console, device: DeviceName, dtypes: Sequence[str]) -
         console.print(f"  {gap}", markup=False, soft_wrap=True)
     if wrong:
         console.print(f"{wrong} of the variants in use disagree with the reference.", markup=False)
-    return 1 if wrong else 0
+    return wrong
+
+
+def _show_all(console: Console, device: DeviceName, dtypes: Sequence[str]) -> None:
+    from rich.table import Table
+
+    from quire.kernels.choice.verify import check_all
+
+    table = Table(title="All variants", title_justify="left")
+    for column in ("operation", "variant", "dtype", "largest error", ""):
+        table.add_column(column, overflow="fold")
+    for verdict in _with_progress("all variants", check_all(device, dtypes)):
+        table.add_row(
+            verdict.operation,
+            verdict.variant,
+            verdict.dtype,
+            _error(verdict.error),
+            _state(verdict),
+        )
+    console.print(table)
+
+
+def _with_progress(what: str, checks: Iterable[Checked]) -> Iterator[Checked]:
+    """Pass ``checks`` on, and say on standard error how far they are.
+
+    On a terminal that is one line that changes, else one line for each operation.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    start = time.monotonic()
+    done, operation = 0, ""
+    with console.status(f"checking {what}") as status:
+        for done, check in enumerate(checks, 1):
+            if check.operation != operation:
+                operation = check.operation
+                if not console.is_terminal:
+                    console.print(f"checking {what}: {operation}, {time.monotonic() - start:.0f} s")
+            status.update(f"checking {what}: {operation}, {done} done")
+            yield check
+    console.print(f"checked {what}: {done} in {time.monotonic() - start:.0f} s")
 
 
 def _error(error: float | None) -> str:
