@@ -6,6 +6,7 @@ from 128 to 2,048 in batches of 1, 2 and 4.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from functools import partial
 from typing import Literal
@@ -60,28 +61,28 @@ class _Inputs:
         self.pages = keys, values
         self.written = mx.zeros((1,), mx.int32) if gpu else None
         tables = np.arange(batch * blocks, dtype=np.int32).reshape(batch, blocks)
-        self.chunks = [
+        chunks = [
             PromptChunk(row * length, length, length, table) for row, table in enumerate(tables)
         ]
-        self.alone = [PromptChunk(0, length, length, table) for table in tables]
+        # The layers of a step share it, and the plans it keeps.
+        self.batch = RaggedBatch([], chunks)
 
 
-def _rows(x: _Inputs) -> mx.array:
-    """All sequences in one ragged step: their rows lie one after the other already."""
-    queries, keys, values = (array.reshape(-1, _HEADS, 1, _DIM) for array in x.arrays)
+def _chain(inputs: _Inputs, result: mx.array) -> _Inputs:
+    """The same keys and values with the result of another call as queries."""
+    chained = copy.copy(inputs)
+    chained.arrays = [result, *inputs.arrays[1:]]
+    return chained
+
+
+def _quire(layout: Layout, x: _Inputs) -> mx.array:
+    """All sequences in one ragged step, their rows one after the other: with heads first and more
+    than one sequence that takes copies."""
+    by_token = [array.swapaxes(1, 2) if layout == "BHSD" else array for array in x.arrays]
+    queries, keys, values = (array.reshape(-1, _HEADS, 1, _DIM) for array in by_token)
     arrays = PageArrays(*x.pages, x.written, keys, values)
-    return attend(queries, arrays, RaggedBatch([], x.chunks), scale=_SCALE)
-
-
-def _sequences(x: _Inputs) -> list[mx.array]:
-    """One sequence at a time, as views: with heads first its rows are not one after the other."""
-    outputs = []
-    for index, chunk in enumerate(x.alone):
-        queries, keys, values = (array[index].swapaxes(0, 1)[:, :, None] for array in x.arrays)
-        arrays = PageArrays(*x.pages, x.written, keys, values)
-        output = attend(queries, arrays, RaggedBatch([], [chunk]), scale=_SCALE)
-        outputs.append(output[:, :, 0].swapaxes(0, 1))
-    return outputs
+    output = attend(queries, arrays, x.batch, scale=_SCALE).reshape(by_token[0].shape)
+    return output.swapaxes(1, 2) if layout == "BHSD" else output
 
 
 def _mlx(layout: Layout, x: _Inputs) -> mx.array:
@@ -111,8 +112,9 @@ def _case(layout: Layout, batch: int, length: int, gpu: bool) -> Case:
         variants={
             "sdpa": partial(_mlx, layout),
             "naive": partial(_naive, layout),
-            "quire": _sequences if layout == "BHSD" else _rows,
+            "quire": partial(_quire, layout),
         },
+        chain=_chain,
         baselines=("sdpa", "naive"),
         bytes_moved=moved,
         flops=4 * batch * _HEADS * _DIM * length * (length + 1) // 2,

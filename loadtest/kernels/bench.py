@@ -148,7 +148,7 @@ def run_case(case: Case, sets: int, runs: int, limit: float) -> CaseResult:
         dict(case.labels),
         case.flops,
         list(results.values()),
-        chained=case.chain is not None,
+        chained=True,
     )
 
 

@@ -36,6 +36,11 @@ class Case:
         inputs: makes one set of inputs from a seed. Several sets are used in turn, so that a
             problem smaller than the device's cache is read from memory, as in a model.
         variants: what is compared: each takes one set of inputs and returns arrays.
+        chain: ``chain(next_inputs, previous_result)`` makes inputs of which every variant's next
+            result depends on the previous one, through real data: on a GPU, kernels that are only
+            said to depend (:func:`mx.depends`) may overlap. It changes neither, and costs little
+            and the same for all variants. Throughput is measured in one graph of calls that follow
+            one another, as the layers of a model do.
         baselines: variants that are not Quire's own. The first also gives the values that the
             others' results must agree with.
         bytes_moved: what the operation must at least read and write.
@@ -44,10 +49,6 @@ class Case:
         tolerance: largest difference from the first baseline, relative to its largest value.
             None where results may differ.
         memory: bytes that must be free on the device; cases that ask too much are left out.
-        chain: ``chain(next_inputs, previous_result)`` makes inputs of which every variant's next
-            result depends on the previous one, and changes neither. Throughput is then measured in
-            one graph of calls that follow one another, as the layers of a model do. None where
-            results are no such inputs: each call is then handed over on its own.
     """
 
     operation: str
@@ -55,13 +56,13 @@ class Case:
     labels: Mapping[str, int | str]
     inputs: Callable[[int], Any]
     variants: Mapping[str, Callable[[Any], object]]
+    chain: Callable[[Any, Any], Any]
     baselines: tuple[str, ...]
     bytes_moved: int
     variant_bytes: Mapping[str, int] = field(default_factory=dict)
     flops: int = 0
     tolerance: float | None = 0.02
     memory: int = 0
-    chain: Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
         missing = set(self.baselines) - set(self.variants)

@@ -139,11 +139,11 @@ def _case(profile: Profile, name: str, labels: dict[str, int | str], lengths: li
         labels=labels,
         inputs=partial(_Inputs, heads, dtype, lengths, list(settings.values())),
         variants=variants,
+        chain=_chain,
         baselines=("sdpa, contiguous", "gather + sdpa"),
         bytes_moved=kv_bytes + heads.row_bytes(len(lengths), dtype),
         flops=4 * sum(lengths) * heads.queries * heads.dim,
         memory=kv_bytes + 4 * padded,
-        chain=_chain,
     )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 
 import mlx.core as mx
 
+from quire.kernels.matmul import matmul
 from quire.kernels.quantized_matmul import quantized_matmul
 from quire.loadtest.kernels.case import Case, Profile
 
@@ -19,6 +22,7 @@ _MATRICES = {
     "cpu": ((512, 512), (512, 1536)),
 }
 _ROWS = {"gpu": (1, 2, 4, 8, 16, 32, 64), "cpu": (1, 8)}
+_DENSE_ROWS = {"gpu": (1, 4, 16, 64), "cpu": (1, 8)}
 # (outputs, inputs, bias) of Qwen2.5-0.5B, one row: gate and up together, down, and QKV together.
 _SINGLE_ROW = ((9728, 896, False), (896, 4864, False), (1152, 896, True))
 
@@ -33,19 +37,24 @@ def quantized_cases(profile: Profile) -> Iterator[Case]:
                 yield _quantized("quantized_matmul", profile, rows, outputs, inputs, bits)
 
 
-def single_row_cases(profile: Profile) -> Iterator[Case]:
-    """One row on the matrices of a very small model: dense, 4-bit and 8-bit.
-
-    Quire has no dense product of its own: its models use MLX's.
-    """
+def matmul_cases(profile: Profile) -> Iterator[Case]:
+    """One row on the matrices of a very small model: dense, 4-bit and 8-bit. Then from one row to a
+    small batch on larger dense matrices."""
     for outputs, inputs, has_bias in _SINGLE_ROW[-1:] if profile.quick else _SINGLE_ROW:
-        yield _dense(profile, outputs, inputs, has_bias)
+        yield _dense(profile, 1, outputs, inputs, has_bias, {"naive": partial(_plus_bias, _sums)})
         for bits in _BITS:
             yield _quantized("matmul", profile, 1, outputs, inputs, bits, has_bias)
+    place = "gpu" if profile.gpu else "cpu"
+    for outputs, inputs in _MATRICES[place][:1] if profile.quick else _MATRICES[place]:
+        for rows in _DENSE_ROWS[place]:
+            yield _dense(profile, rows, outputs, inputs)
 
 
 class _Weights:
-    """``rows`` activations and one matrix, packed and as the numbers it stands for."""
+    """``rows`` activations and one matrix, packed and as the numbers it stands for.
+
+    The first column of the result is zero, for :func:`_chain`.
+    """
 
     def __init__(
         self,
@@ -60,13 +69,34 @@ class _Weights:
         keys = mx.random.split(mx.random.key(seed), 3)
         self.x = mx.random.normal((rows, inputs), dtype, key=keys[0])
         self.dense = mx.random.normal((outputs, inputs), dtype, scale=inputs**-0.5, key=keys[1])
-        self.bias = mx.random.normal((outputs,), dtype, key=keys[2]) if has_bias else None
+        self.dense[0] = 0
+        self.bias: mx.array | None = None
+        if has_bias:
+            self.bias = mx.random.normal((outputs,), dtype, key=keys[2])
+            self.bias[0] = 0
         self.bits = bits
         if bits is not None:
             self.packed = mx.quantize(self.dense, group_size=_GROUP_SIZE, bits=bits)
             mx.eval(self.packed)
             self.dense = mx.dequantize(*self.packed, group_size=_GROUP_SIZE, bits=bits)
-        mx.eval([array for array in (self.x, self.dense, self.bias) if array is not None])
+        self.transposed = self.dense.T
+        mx.eval(self.x, self.dense, self.transposed, [] if self.bias is None else self.bias)
+
+
+def _chain(w: _Weights, result: mx.array) -> _Weights:
+    """The same weights with rows that wait for the (rows, outputs) result of another call.
+
+    They are taken from it where that needs no copy, else a zero of it is added to those of ``w``:
+    one more small kernel in every call, whatever the variant.
+    """
+    chained = copy.copy(w)
+    rows, inputs = w.x.shape
+    outputs = result.shape[1]
+    if inputs == outputs or (inputs < outputs and rows == 1):
+        chained.x = result[:, :inputs]
+    else:
+        chained.x = w.x + result[0, 0]
+    return chained
 
 
 Product = Callable[[_Weights], mx.array]
@@ -76,6 +106,10 @@ def _dense_product(w: _Weights) -> mx.array:
     if w.bias is None:
         return w.x @ w.dense.T
     return mx.addmm(w.bias, w.x, w.dense.T)
+
+
+def _quire_dense(w: _Weights) -> mx.array:
+    return matmul(w.x, w.dense, w.transposed, w.bias)
 
 
 def _plus_bias(product: Product, w: _Weights) -> mx.array:
@@ -127,6 +161,7 @@ def _quantized(
         labels=_labels(rows, outputs, inputs, has_bias, bits),
         inputs=partial(_Weights, rows, outputs, inputs, bits, has_bias, profile.dtype),
         variants=variants,
+        chain=_chain,
         baselines=("mlx", "dequantize", "dense"),
         bytes_moved=packed + activations,
         variant_bytes={"dense": dense + activations},
@@ -136,18 +171,26 @@ def _quantized(
     )
 
 
-def _dense(profile: Profile, outputs: int, inputs: int, has_bias: bool) -> Case:
+def _dense(
+    profile: Profile,
+    rows: int,
+    outputs: int,
+    inputs: int,
+    has_bias: bool = False,
+    others: Mapping[str, Product] = MappingProxyType({}),
+) -> Case:
     size = profile.dtype.size
     dense = outputs * inputs * size
     return Case(
         operation="matmul",
-        name=f"1 x {outputs} x {inputs}{' + bias' if has_bias else ''}",
-        labels=_labels(1, outputs, inputs, has_bias),
-        inputs=partial(_Weights, 1, outputs, inputs, None, has_bias, profile.dtype),
-        variants={"mlx": _dense_product, "naive": partial(_plus_bias, _sums)},
-        baselines=("mlx", "naive"),
-        bytes_moved=dense + (inputs + outputs * (1 + has_bias)) * size,
-        flops=2 * outputs * inputs,
+        name=f"{rows} x {outputs} x {inputs}{' + bias' if has_bias else ''}",
+        labels=_labels(rows, outputs, inputs, has_bias),
+        inputs=partial(_Weights, rows, outputs, inputs, None, has_bias, profile.dtype),
+        variants={"mlx": _dense_product, **others, "quire": _quire_dense},
+        chain=_chain,
+        baselines=("mlx", *others),
+        bytes_moved=dense + (rows * (inputs + outputs) + outputs * has_bias) * size,
+        flops=2 * rows * outputs * inputs,
         memory=4 * dense,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from quire.loadtest.kernels.attention_cases import attention_cases
 from quire.loadtest.kernels.case import Case, Profile
 from quire.loadtest.kernels.decode_cases import decode_cases
-from quire.loadtest.kernels.linear_cases import quantized_cases, single_row_cases
+from quire.loadtest.kernels.linear_cases import matmul_cases, quantized_cases
 from quire.loadtest.kernels.prompt_cases import prompt_cases
 from quire.loadtest.kernels.sample_cases import sample_cases
 from quire.loadtest.kernels.write_cases import write_cases
@@ -19,7 +19,7 @@ _CASES: dict[str, Callable[[Profile], Iterator[Case]]] = {
     "kv_write": write_cases,
     "quantized_matmul": quantized_cases,
     "sample": sample_cases,
-    "matmul": single_row_cases,
+    "matmul": matmul_cases,
     "attention_table": attention_cases,
 }
 

@@ -32,17 +32,17 @@ def save_plot(path: Path, result: KernelsResult) -> None:
 
     if not result.cases:
         raise ValueError("--plot: no case was measured")
-    groups: dict[tuple[str, str], list[CaseResult]] = {}
+    groups: dict[str, list[CaseResult]] = {}
     for case in result.cases:
-        groups.setdefault((case.operation, case.calls), []).append(case)
+        groups.setdefault(case.operation, []).append(case)
     figure = Figure(figsize=(13, 3.4 * len(groups) + 0.6), layout="constrained")
     axes = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
-    for ax, ((operation, calls), cases) in zip(axes, groups.items(), strict=True):
+    for ax, (operation, cases) in zip(axes, groups.items(), strict=True):
         if operation == "paged_decode":
             _bandwidth_bars(ax, cases, result.copy_gb_per_s)
         else:
             _ratio_lines(ax, cases)
-        ax.set_title(f"{operation}, {calls} calls", loc="left", fontweight="bold")
+        ax.set_title(f"{operation}, chained calls", loc="left", fontweight="bold")
         ax.set_xlim(-0.6, len(cases) - 0.4)
         _label_cases(ax, cases)
         ax.grid(axis="y", alpha=0.3)

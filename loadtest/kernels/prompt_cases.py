@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
@@ -65,6 +66,13 @@ class _Inputs:
         mx.eval(self.queries, self.arrays.keys, self.arrays.values, new_keys, new_values)
 
 
+def _chain(inputs: _Inputs, result: mx.array) -> _Inputs:
+    """The same contexts with the result of another call, (T, heads, 1, dim), as queries."""
+    chained = copy.copy(inputs)
+    chained.queries = result
+    return chained
+
+
 def _case(profile: Profile, size: _Ragged) -> Case:
     heads = Heads(profile.gpu)
     dtype = profile.dtype
@@ -103,6 +111,7 @@ def _case(profile: Profile, size: _Ragged) -> Case:
         labels={"chunks": size.chunks, "rows": size.rows, "prefix": size.prefix},
         inputs=partial(_Inputs, heads, dtype, size, profile.gpu),
         variants={"sdpa, contiguous": sdpa, "gather + sdpa": gather_sdpa, "quire": chosen},
+        chain=_chain,
         baselines=("sdpa, contiguous", "gather + sdpa"),
         bytes_moved=moved,
         flops=4 * keys_seen * heads.queries * heads.dim,

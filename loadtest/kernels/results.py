@@ -24,7 +24,7 @@ class VariantResult(msgspec.Struct):
     is_baseline: bool  # not Quire's own
     bytes_moved: int
     latency_us: list[float] = []  # each call evaluated alone
-    throughput_us: list[float] = []  # many calls queued or chained, then one wait
+    throughput_us: list[float] = []  # many calls, then one wait
     host_us: list[float] = []  # building one call's graph and handing it over
     calls_per_sample: int = 0  # of throughput_us
     difference: float | None = None  # from the first baseline, relative to its largest value
@@ -50,8 +50,8 @@ class VariantResult(msgspec.Struct):
 class CaseResult(msgspec.Struct):
     """One operation at one shape.
 
-    Throughput is of calls each handed over on its own, or ``chained``: each takes the result of the
-    one before, in one graph that is built before the clock starts.
+    Throughput is ``chained``: each call takes the result of the one before, in one graph that is
+    built before the clock starts. In older files it may be of calls handed over one by one.
     """
 
     operation: str
@@ -60,11 +60,6 @@ class CaseResult(msgspec.Struct):
     flops: int
     variants: list[VariantResult]
     chained: bool = False
-
-    @property
-    def calls(self) -> str:
-        """How those of a throughput sample were handed over: "queued" or "chained"."""
-        return "chained" if self.chained else "queued"
 
     def variant(self, name: str) -> VariantResult | None:
         """The variant of that name, if it has figures."""

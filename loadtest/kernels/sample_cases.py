@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from functools import partial
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from quire.kernels.draws import Draws
 from quire.kernels.sampling import sample_tokens
+from quire.kernels.upload import begin_step
 from quire.loadtest.kernels.case import Case, Profile
 
 _VOCAB = {"gpu": 151_936, "cpu": 32_000}
@@ -39,7 +41,19 @@ class _Inputs:
         )
 
 
+def _chain(inputs: _Inputs, result: mx.array) -> _Inputs:
+    """The same logits, written anew once the tokens of another call are there: a model's head
+    writes them just before they are read, too."""
+    chained = copy.copy(inputs)
+    zero = (result[0] * 0).astype(inputs.logits.dtype)
+    chained.logits = inputs.logits + zero
+    return chained
+
+
 def _quire(x: _Inputs) -> mx.array:
+    # As in the engine, parameters go through memory of steps before. Where these have not ended,
+    # in a chain, a call may see those of a later one, which differ by their random numbers only.
+    begin_step()
     return sample_tokens(x.logits, x.draws)
 
 
@@ -61,6 +75,7 @@ def _case(profile: Profile, rows: int, vocab: int) -> Case:
         labels={"rows": rows, "vocab": vocab, "top_p": str(_TOP_P)},
         inputs=partial(_Inputs, rows, vocab, profile.dtype),
         variants={"sort": _sort, "quire": _quire},
+        chain=_chain,
         baselines=("sort",),
         bytes_moved=moved,
         tolerance=None,  # the order of the tokens differs, and with it what a number draws

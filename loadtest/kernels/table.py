@@ -5,18 +5,15 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from quire.loadtest.kernels.results import CaseResult, KernelsResult, VariantResult
+from quire.loadtest.kernels.results import CaseResult, KernelsResult
 
 LEGEND = (
-    "us per call: latency, each call evaluated alone; queued, many calls handed over, then one\n"
-    "wait; chained, each call on the result of the one before, in a graph built before the clock\n"
-    "starts; host, building one call and handing it over. GB/s, of copy, FLOP/s and the ratios\n"
-    "(above 1: faster than that variant) are of queued or chained calls; * marks queued calls\n"
-    "that the host holds up."
+    "us per call: latency, each call evaluated alone; chained, each call on the result of the one\n"
+    "before, in a graph built before the clock starts, as a compiled step of the engine is; host,\n"
+    "building one call and handing it over. GB/s, of copy, FLOP/s and the ratios (above 1: faster\n"
+    "than that variant) are of chained calls. In all variants those of sample also write the\n"
+    "logits, and those of most products run one more small kernel."
 )
-# The host is the limit when it takes nearly all of the time of a queued call. The time of a chained
-# call leaves out building it, most of the host's share.
-_HOST_BOUND = 0.9
 
 
 def number(value: float | None) -> str:
@@ -26,10 +23,6 @@ def number(value: float | None) -> str:
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-
-
-def is_host_bound(case: CaseResult, variant: VariantResult) -> bool:
-    return not case.chained and variant.host >= _HOST_BOUND * variant.throughput
 
 
 def print_case(console: Console, case: CaseResult) -> None:
@@ -56,10 +49,10 @@ def print_kernels(console: Console, result: KernelsResult) -> None:
         highlight=False,
         markup=False,
     )
-    for group in dict.fromkeys((case.operation, case.calls) for case in result.cases):
-        cases = [case for case in result.cases if (case.operation, case.calls) == group]
+    for operation in dict.fromkeys(case.operation for case in result.cases):
+        cases = [case for case in result.cases if case.operation == operation]
         console.print()
-        console.print(_table(*group, cases, result.copy_gb_per_s, result.device))
+        console.print(_table(operation, cases, result.copy_gb_per_s, result.device))
     console.print()
     console.print(LEGEND, highlight=False, markup=False)
     for line in result.skipped:
@@ -73,11 +66,11 @@ def baselines(cases: list[CaseResult]) -> list[str]:
     return list(dict.fromkeys(v.name for case in cases for v in case.variants if v.is_baseline))
 
 
-def _table(operation: str, calls: str, cases: list[CaseResult], copy: float, device: str) -> Table:
+def _table(operation: str, cases: list[CaseResult], copy: float, device: str) -> Table:
     with_flops = any(case.flops for case in cases)
     unit, per_us = ("TFLOP/s", 1e6) if device != "cpu" else ("GFLOP/s", 1e3)
     against = baselines(cases)
-    columns = ["latency", calls, "host", "GB/s", "of copy"]
+    columns = ["latency", "chained", "host", "GB/s", "of copy"]
     columns += [unit] if with_flops else []
     columns += [f"vs {name}" for name in against]
     table = Table(operation, "", *columns, box=None, pad_edge=False)
@@ -91,10 +84,9 @@ def _table(operation: str, calls: str, cases: list[CaseResult], copy: float, dev
             if variant.failure:
                 table.add_row(label, variant.name, "FAILED", style="red")
                 continue
-            mark = "*" if is_host_bound(case, variant) else ""
             cells = [
                 number(variant.latency),
-                number(variant.throughput) + mark,
+                number(variant.throughput),
                 number(variant.host),
                 number(variant.gb_per_s),
                 f"{variant.gb_per_s / copy:.0%}",

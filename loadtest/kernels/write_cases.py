@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from functools import partial
 
@@ -49,9 +50,23 @@ def _scatter(x: _Inputs) -> tuple[mx.array, mx.array]:
 
 def _kernel(x: _Inputs) -> tuple[mx.array, ...]:
     written = write_in_place(*x.in_place, x.keys, x.values, x.slots).token
-    # The next write waits for this one, as for the attention in between.
-    x.slots.after = written
     return (*x.in_place, written)
+
+
+def _chain(inputs: _Inputs, result: tuple[mx.array, ...]) -> _Inputs:
+    """The same rows and slots: the kernel waits for the token, the scatter for the pages.
+
+    They stay the very objects that the scatter replaced. Had the result arrays of its own, MLX
+    would copy the whole pool at each write.
+    """
+    chained = copy.copy(inputs)
+    keys, values, *written = result
+    if written:
+        chained.slots = copy.copy(inputs.slots)
+        (chained.slots.after,) = written
+    else:
+        chained.scattered = keys, values
+    return chained
 
 
 def _case(profile: Profile, rows: int) -> Case:
@@ -64,6 +79,7 @@ def _case(profile: Profile, rows: int) -> Case:
         labels={"rows": rows},
         inputs=partial(_Inputs, heads, dtype, rows, blocks),
         variants={"scatter": _scatter, **({"kernel": _kernel} if profile.gpu else {})},
+        chain=_chain,
         baselines=("scatter",),
         # Rows read, slots written.
         bytes_moved=2 * heads.kv_bytes(rows, dtype),

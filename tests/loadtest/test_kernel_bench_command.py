@@ -9,11 +9,12 @@ from collections import Counter
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from quire.loadtest import command
 from quire.loadtest.kernels.bench import run_case
-from quire.loadtest.kernels.case import Profile
+from quire.loadtest.kernels.case import Case, Profile
 from quire.loadtest.kernels.command import OPERATIONS
 from quire.loadtest.kernels.device import use_device
 from quire.loadtest.kernels.operations import cases_of
@@ -98,7 +99,6 @@ def test_all_variants_of_an_operation_agree_on_the_cpu(operation: str) -> None:
 def test_decode_calls_are_chained_by_their_queries() -> None:
     assert use_device("cpu") == "cpu"
     (case,) = cases_of(["paged_decode"], ON_CPU)
-    assert case.chain is not None
     first, second = case.inputs(0), case.inputs(1)
     queries = second.queries
     found = {}
@@ -115,6 +115,47 @@ def test_decode_calls_are_chained_by_their_queries() -> None:
         assert mx.allclose(result, expected, atol=1e-5), name
 
 
+def _named(operation: str, name: str) -> Case:
+    assert use_device("cpu") == "cpu"
+    cases = cases_of([operation], Profile("cpu", quick=False))
+    return next(case for case in cases if case.name == name)
+
+
+@pytest.mark.parametrize("name", ["8 x 512 x 1536", "8 x 512 x 1536 4-bit"])
+def test_products_of_a_chain_have_the_values_of_single_ones(name: str) -> None:
+    case = _named("quantized_matmul" if "bit" in name else "matmul", name)
+    first, second = case.inputs(0), case.inputs(1)
+    for function in case.variants.values():
+        chained = case.chain(second, function(first))
+        assert chained.x is not second.x
+        assert mx.array_equal(chained.x, second.x)
+
+
+def test_sampling_of_a_chain_reads_the_same_logits() -> None:
+    case = _named("sample", "8 x 32000")
+    first, second = case.inputs(0), case.inputs(1)
+    for function in case.variants.values():
+        chained = case.chain(second, function(first))
+        assert chained.logits is not second.logits
+        assert mx.array_equal(chained.logits, second.logits)
+
+
+def test_writes_of_a_chain_are_all_made_in_one_pool() -> None:
+    case = _named("kv_write", "64 rows")
+    (scatter,) = case.variants.values()
+    first, second = case.inputs(0), case.inputs(1)
+    pages = scatter(case.chain(second, scatter(first)))
+    assert isinstance(pages, tuple)
+    for index, array in enumerate(pages):
+        expected = np.zeros(array.swapaxes(1, 2).reshape(-1, *array.shape[1::2]).shape)
+        for x in (first, second):
+            rows = (x.keys, x.values)[index]
+            expected[np.array(x.slots.mapping)] = rows[:, :, 0]
+        found = np.array(array.swapaxes(1, 2)).reshape(expected.shape)
+        assert np.array_equal(found, expected)
+    assert not any(array.any() for array in second.scattered)
+
+
 @pytest.mark.parametrize("device", ["cuda", "metal"])
 def test_cases_on_gpus(device: str) -> None:
     """They can be listed anywhere: nothing is computed before a case is run."""
@@ -124,9 +165,7 @@ def test_cases_on_gpus(device: str) -> None:
     found = {name for operation, name in names if operation == "paged_decode"}
     assert {"64 x 4096", "64 x 1024", "16 x 4096", "8 x 1024", "1 x 32768", "1 x 4096"} < found
     for case in cases:
-        # Something of Quire's own, but for dense products, which it leaves to MLX.
-        own = set(case.variants) - set(case.baselines)
-        assert own or (case.operation == "matmul" and "bits" not in case.labels), case.name
+        assert set(case.variants) > set(case.baselines), case.name  # something of Quire's own
     # Keys and values of 64 x 4,096 tokens, 8 heads of 128 in bfloat16, and queries and outputs.
     largest = next(case for case in cases if case.name == "64 x 4096")
     assert largest.bytes_moved == 2 * 64 * 4096 * 8 * 128 * 2 + 2 * 64 * 32 * 128 * 2

@@ -7,12 +7,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from quire.loadtest import command
 from quire.loadtest.environment import Environment
@@ -24,7 +22,6 @@ from quire.loadtest.kernels.results import (
     load_kernels,
     save_kernels,
 )
-from quire.loadtest.kernels.table import print_kernels
 from quire.loadtest.kernels.welch import incomplete_beta, t_tails, welch_test
 
 # Two-sided 95 % and 99 % quantiles of Student's t, as printed in tables.
@@ -149,19 +146,6 @@ def test_chained_calls_are_not_compared_with_queued_ones(tmp_path: Path) -> None
     path.write_bytes(path.read_bytes().replace(b',"chained":false', b""))
     assert b"chained" not in path.read_bytes()
     assert load_kernels(path) == old
-
-
-def test_the_table_tells_chained_calls_from_queued_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    result = _result({"a": [10.0, 10.0]})
-    (queued,) = result.cases
-    queued.variants[0].host_us = [10.0]
-    result.cases.append(msgspec.structs.replace(queued, chained=True))
-    print_kernels(Console(width=140), result)
-    lines = capsys.readouterr().out.splitlines()
-    heads = [line.split()[:3] for line in lines if line.startswith("paged_decode")]
-    assert heads == [["paged_decode", "latency", way] for way in ("queued", "chained")]
-    # Only a queued call is as slow as the host hands it over.
-    assert [line.split()[-4] for line in lines if line.startswith("8 x 1024")] == ["10.0*", "10.0"]
 
 
 def _diff(*paths: Path) -> int:
