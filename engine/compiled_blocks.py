@@ -18,7 +18,14 @@ from quire.engine.fused_blocks import BlockKind, BlockWeights, run_block
 from quire.engine.paging import StepRows
 from quire.kernels.kv_write import Slots
 from quire.kernels.paged_decode import DecodePlan, DecodeSettings
-from quire.kernels.ragged import DecodeRows, PaddedChunks, PromptChunk, PromptPlan, RaggedBatch
+from quire.kernels.ragged import (
+    DecodeRows,
+    PaddedChunks,
+    PromptChunk,
+    PromptPlan,
+    RaggedBatch,
+    TiledChunks,
+)
 
 # Graphs kept before all are dropped: prompts come in many sizes.
 _MAX_FORMS = 512
@@ -30,8 +37,9 @@ class RowsForm(NamedTuple):
 
     Attributes:
         decodes: per window: window, whether results are merged, simdgroups, unroll_keys.
-        prompts: per window: window, padded batches, chunks alone, whether rows are put in order.
-            A batch: count, rows, first row, whether rows are taken, whether keys are masked.
+        prompts: per window: window, tiles, padded batches, chunks alone, whether rows are put in
+            order. Tiles, if any: rows, results, whether results are merged. A batch: count, rows,
+            first row, whether rows are taken, whether keys are masked.
             A chunk: first row, rows, context.
     """
 
@@ -41,6 +49,7 @@ class RowsForm(NamedTuple):
     prompts: tuple[
         tuple[
             int,
+            tuple[tuple[int, int, bool], ...],
             tuple[tuple[int, int, int, bool, bool], ...],
             tuple[tuple[int, int, int], ...],
             bool,
@@ -117,6 +126,11 @@ def flatten(rows: StepRows) -> tuple[list[mx.array], RowsForm]:
             decodes.append((_name(window), merged, settings.simdgroups, settings.unroll_keys))
     prompts = []
     for window, prompt_plan in batch.prompt_plans.items():
+        tiles = []
+        if (tiled := prompt_plan.tiled) is not None:
+            first_items = [] if tiled.first_items is None else [tiled.first_items]
+            arrays += [tiled.items, tiled.block_tables, *first_items]
+            tiles.append((tiled.num_rows, tiled.num_results, bool(first_items)))
         padded = []
         for chunks in prompt_plan.padded:
             optional = [chunks.rows, chunks.visible]
@@ -126,7 +140,8 @@ def flatten(rows: StepRows) -> tuple[list[mx.array], RowsForm]:
         alone = tuple((c.first_row, c.num_rows, c.context_length) for c in prompt_plan.alone)
         if prompt_plan.order is not None:
             arrays.append(prompt_plan.order)
-        prompts.append((_name(window), tuple(padded), alone, prompt_plan.order is not None))
+        reordered = prompt_plan.order is not None
+        prompts.append((_name(window), tuple(tiles), tuple(padded), alone, reordered))
     form = RowsForm(slots.block_size, batch.needs_new_rows, tuple(decodes), tuple(prompts))
     return arrays, form
 
@@ -142,11 +157,16 @@ def unflatten(arrays: list[mx.array], form: RowsForm) -> StepRows:
         settings = DecodeSettings(simdgroups, unroll_keys)
         decodes.plans[_window(name)] = DecodePlan(items, first_items, settings)
     plans = {}
-    for name, padded, alone, reordered in form.prompts:
+    for name, tiles, padded, alone, reordered in form.prompts:
+        tiled = None
+        for num_rows, num_results, merged in tiles:
+            items, tables, first_items = next(left), next(left), next(left) if merged else None
+            tiled = TiledChunks(num_rows, items, tables, first_items, num_results, _window(name))
         batches = [_padded(left, *each) for each in padded]
         nothing = np.empty(0, np.int32)
         chunks = [PromptChunk(*each, nothing) for each in alone]
-        plans[_window(name)] = PromptPlan(batches, chunks, next(left) if reordered else None)
+        order = next(left) if reordered else None
+        plans[_window(name)] = PromptPlan(tiled, batches, chunks, order)
     batch = RaggedBatch(
         [], [], decodes, prompt_plans=plans, needs_new_rows=bool(form.needs_new_rows)
     )

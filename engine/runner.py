@@ -14,8 +14,8 @@ from quire.engine.layout import Layout
 from quire.engine.paged_model import PagedModel
 from quire.engine.paging import AttentionUse
 from quire.engine.sampler import sample
-from quire.engine.step_batch import StepBatch
-from quire.kernels.attention import is_padded, plan_batch
+from quire.engine.step_batch import Chunk, StepBatch
+from quire.kernels.attention import plan_batch, prompt_variant
 from quire.kernels.choice.shapes import PromptShape
 from quire.kernels.kv_write import Slots
 from quire.kernels.prompt_attention import is_aligned
@@ -96,11 +96,16 @@ class ModelRunner:
         """Whether prompts, if there are any, come in sizes that recur."""
         prompts = batch.chunks[batch.num_decodes :]
         return bool(prompts) and all(
-            is_padded(chunk.num_tokens, chunk.context_length, layer, dtype)
-            and (chunk.start == 0 or not is_aligned(chunk.start, chunk.num_tokens))
+            self._recurs(chunk, layer, dtype)
             for layer, dtype in self._prompts.values()
             for chunk in prompts
         )
+
+    def _recurs(self, chunk: Chunk, layer: PromptShape, dtype: mx.Dtype) -> bool:
+        variant = prompt_variant(chunk.num_tokens, chunk.context_length, layer, dtype)
+        if variant != "padded":
+            return variant == "pages"
+        return chunk.start == 0 or not is_aligned(chunk.start, chunk.num_tokens)
 
     def _forward(self, layout: Layout, previous: Step | None) -> mx.array:
         # Something must be asked of a step that only stores keys and values, or MLX skips it.
@@ -134,6 +139,8 @@ class ModelRunner:
             for window, (layer, dtype) in self._prompts.items():
                 plan = plan_batch(context.batch, window, layer, dtype)
                 context.batch.prompt_plans[window] = plan
+            plans = context.batch.prompt_plans.values()
+            context.batch.needs_new_rows = any(plan.needs_new_rows for plan in plans)
             context.run_block = self._blocks.for_step(context.rows)
         if pending.any():
             assert tokens is not None, "a token is awaited from a step that does not exist"

@@ -89,10 +89,10 @@ def prompt_shape(
     )
 
 
-def is_padded(num_rows: int, context: int, layer: PromptShape, dtype: mx.Dtype) -> bool:
-    """Whether a chunk is brought to attention padded, together with others."""
+def prompt_variant(num_rows: int, context: int, layer: PromptShape, dtype: mx.Dtype) -> str:
+    """How the attention of a chunk is computed."""
     shape = layer._replace(rows=num_rows, context=context, from_start=num_rows == context)
-    return select("prompt_attention", shape, dtype).variant == "padded"
+    return select("prompt_attention", shape, dtype).variant
 
 
 def plan_batch(
@@ -102,8 +102,8 @@ def plan_batch(
     return plan_prompts(
         batch.chunks,
         window,
-        layer.block_size,
-        lambda chunk: is_padded(chunk.num_rows, chunk.context_length, layer, dtype),
+        layer,
+        lambda chunk: prompt_variant(chunk.num_rows, chunk.context_length, layer, dtype),
         num_before=batch.num_decodes,
         num_after=batch.num_after,
     )

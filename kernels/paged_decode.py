@@ -217,10 +217,34 @@ def paged_decode(
     )
     if plan.first_items is None:
         return output
+    return merge_items(output, stats, plan.first_items, sinks, queries.dtype)
+
+
+def merge_items(
+    partials: mx.array,
+    stats: mx.array,
+    first_items: mx.array,
+    sinks: mx.array | None,
+    dtype: mx.Dtype,
+) -> mx.array:
+    """Attention of rows whose contexts were cut.
+
+    Args:
+        partials: (N, heads, ..., value_dim) float32, weighed values of each part, those of a row
+            together.
+        stats: (N, heads, 2) float32, the part's highest score in units of log2, and its weights'
+            sum.
+        first_items: (B + 1,) int32, where each row's parts begin.
+        sinks: (heads,) logits that take part in the softmax but have no value.
+
+    Returns:
+        (B, heads, 1, value_dim) of ``dtype``.
+    """
+    rows, heads, value_dim = first_items.shape[0] - 1, partials.shape[1], partials.shape[-1]
     (merged,) = _merge(
-        [output, stats, plan.first_items, plan.first_items if sinks is None else sinks],
+        [partials, stats, first_items, first_items if sinks is None else sinks],
         template={
-            "T": queries.dtype,
+            "T": dtype,
             "HEADS": heads,
             "DV": value_dim,
             "SIMDGROUPS": _MERGE_SIMDGROUPS,
@@ -229,7 +253,7 @@ def paged_decode(
         groups=(rows * heads, 1, 1),
         threads=32 * _MERGE_SIMDGROUPS,
         output_shapes=[(rows, heads, 1, value_dim)],
-        output_dtypes=[queries.dtype],
+        output_dtypes=[dtype],
     )
     return merged
 

@@ -1,9 +1,9 @@
 """Attention of a step's prompt chunks over pages that kernels have written.
 
-MLX's fused attention does the arithmetic; what differs is how chunks are brought to it. One call
-for each chunk needs no padding. On CUDA, though, MLX prepares a plan of some 60 ms for every new
-pair of lengths, and many short chunks are many small launches: there chunks of similar lengths are
-padded to a few sizes and go together.
+A kernel takes chunks of any lengths from the pages. Long ones are faster with MLX's fused
+attention, to which chunks come in one of two ways. One call for each chunk needs no padding. On
+CUDA, though, MLX prepares a plan of some 60 ms for every new pair of lengths, and many short chunks
+are many small launches: there chunks of similar lengths are padded to a few sizes and go together.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from quire.kernels.choice.shapes import PromptShape
 from quire.kernels.kv_write import gather_context
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import prompt_sdpa
+from quire.kernels.paged_prompt import paged_prompt, tile_chunks
 from quire.kernels.ragged import PaddedChunks, PromptChunk, PromptPlan
 from quire.kernels.rows import join_rows, take_rows
 from quire.kernels.upload import upload
@@ -39,8 +41,8 @@ _Groups = dict[tuple[int, int], list[PromptChunk]]  # by rows and keys, both pad
 def plan_prompts(
     chunks: Sequence[PromptChunk],
     window: int | None,
-    block_size: int,
-    is_padded: Callable[[PromptChunk], bool],
+    layer: PromptShape,
+    variant_of: Callable[[PromptChunk], str],
     *,
     num_before: int = 0,
     num_after: int = 0,
@@ -48,46 +50,65 @@ def plan_prompts(
     """Decide it for consecutive ``chunks``.
 
     Args:
-        is_padded: whether a chunk is to go with others, padded. Long ones whose lengths recur
-            anyway go alone all the same.
+        layer: what the chunks have in common; its rows and context do not matter.
+        variant_of: how a chunk is to be computed: by the kernel ("pages"), with others ("padded")
+            or on its own. Long ones whose lengths recur anyway are not padded all the same.
         num_before: rows of the step in front of the chunks, whose attention is computed elsewhere.
         num_after: rows behind them that mean nothing.
     """
     fresh: _Groups = {}
     others: _Groups = {}
+    tiled = []
     alone = []
     for chunk in chunks:
-        if not is_padded(chunk) or is_aligned(chunk.start, chunk.num_rows):
+        variant = variant_of(chunk)
+        if variant == "pages":
+            tiled.append(chunk)
+            continue
+        if variant != "padded" or is_aligned(chunk.start, chunk.num_rows):
             alone.append(chunk)
             continue
         rows = _bucket(chunk.num_rows, _MIN_ROWS)
         if chunk.start == 0 and (window is None or window >= rows):
             fresh.setdefault((rows, rows), []).append(chunk)
             continue
-        first = chunk.first_block(chunk.start, window, block_size)
-        keys = _bucket(chunk.context_length - first * block_size, _MIN_KEYS)
+        first = chunk.first_block(chunk.start, window, layer.block_size)
+        keys = _bucket(chunk.context_length - first * layer.block_size, _MIN_KEYS)
         others.setdefault((rows, keys), []).append(chunk)
+    if len(tiled) == len(chunks):
+        whole = tile_chunks(tiled, window, layer.heads, layer.kv_heads, num_after)
+        return PromptPlan(whole, [], [], None)
     first_row = chunks[0].first_row
     order = np.zeros(num_before + sum(chunk.num_rows for chunk in chunks) + num_after, np.int32)
     order[:num_before] = np.arange(num_before)
     done = num_before
+
+    def place(chunk: PromptChunk, at: int) -> None:
+        start = num_before + chunk.first_row - first_row
+        order[start : start + chunk.num_rows] = np.arange(at, at + chunk.num_rows)
+
+    for chunk in tiled:
+        place(chunk, done)
+        done += chunk.num_rows
     padded = []
     for is_fresh, (rows, keys), members in (
         *((True, *group) for group in _merge_small(fresh).items()),
         *((False, *group) for group in _merge_small(others).items()),
     ):
-        padded.append(_pad_chunks(members, rows, keys, window, block_size, is_fresh))
+        padded.append(_pad_chunks(members, rows, keys, window, layer.block_size, is_fresh))
         for i, chunk in enumerate(members):
-            start = num_before + chunk.first_row - first_row
-            places = np.arange(done + i * rows, done + i * rows + chunk.num_rows)
-            order[start : start + chunk.num_rows] = places
+            place(chunk, done + i * rows)
         done += rows * _bucket(len(members), 1)
     for chunk in alone:
-        start = num_before + chunk.first_row - first_row
-        order[start : start + chunk.num_rows] = np.arange(done, done + chunk.num_rows)
+        place(chunk, done)
         done += chunk.num_rows
     in_order = done == len(order) and bool((np.diff(order) == 1).all())
-    return PromptPlan(padded, alone, None if in_order else upload([order])[0])
+    return PromptPlan(
+        tile_chunks(tiled, window, layer.heads, layer.kv_heads) if tiled else None,
+        padded,
+        alone,
+        None if in_order else upload([order])[0],
+    )
 
 
 def prompt_attention(
@@ -112,7 +133,20 @@ def prompt_attention(
     Returns:
         (rows, heads, 1, value_dim), those in front and the prompt rows in the order of the step.
     """
-    outputs = [_attend_padded(queries, pages, chunks, scale, sinks) for chunks in plan.padded]
+    outputs = []
+    if plan.tiled is not None:
+        assert pages.written is not None
+        tiled = paged_prompt(
+            queries,
+            pages.keys,
+            pages.values,
+            plan.tiled,
+            scale=scale,
+            written=pages.written,
+            sinks=sinks,
+        )
+        outputs.append(tiled)
+    outputs += [_attend_padded(queries, pages, chunks, scale, sinks) for chunks in plan.padded]
     block_size = pages.keys.shape[2]
     for chunk in plan.alone:
         rows = slice(chunk.first_row, chunk.first_row + chunk.num_rows)

@@ -113,6 +113,29 @@ class PromptChunk:
 
 
 @dataclass(frozen=True)
+class TiledChunks:
+    """Chunks cut into work items of the kernel; index arrays that all layers of a window share.
+
+    Attributes:
+        num_rows: of all the chunks, and of rows behind them that mean nothing.
+        items: (N, 8) int32: first row in the step, tokens, position of the first one, row of
+            ``block_tables``, first key and end, first result, distance of the tokens' results.
+        block_tables: (chunks, max_blocks) int32
+        first_items: (num_rows + 1,) int32, where each row's partial results begin; None if there
+            are only whole ones.
+        num_results: of the items, one or more for each row.
+        window: tokens a row sees, itself included; None: all.
+    """
+
+    num_rows: int
+    items: mx.array
+    block_tables: mx.array
+    first_items: mx.array | None
+    num_results: int
+    window: int | None
+
+
+@dataclass(frozen=True)
 class PaddedChunks:
     """Chunks of similar lengths as one batch; index arrays that all layers share.
 
@@ -138,15 +161,23 @@ class PromptPlan:
     """How the chunks of a step are brought to attention, for one window.
 
     Attributes:
+        tiled: chunks that the kernel takes; their results come first.
         padded: batches of padded chunks.
         alone: chunks that go one by one; their results follow those of ``padded``.
         order: (rows,) int32, where the rows of the step are in the results of the rows in front,
             followed by those above; None if in order.
     """
 
+    tiled: TiledChunks | None
     padded: list[PaddedChunks]
     alone: list[PromptChunk]
     order: mx.array | None
+
+    @property
+    def needs_new_rows(self) -> bool:
+        """Whether new keys and values are read as rows and not from their pages."""
+        fresh = any(chunks.visible is None for chunks in self.padded)
+        return fresh or any(chunk.start == 0 for chunk in self.alone)
 
 
 @dataclass

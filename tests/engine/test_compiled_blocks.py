@@ -8,6 +8,7 @@ import pytest
 
 from quire.engine.compiled_blocks import flatten, unflatten
 from quire.engine.paging import StepRows
+from quire.kernels.choice.shapes import PromptShape
 from quire.kernels.kv_write import Slots
 from quire.kernels.paged_decode import DecodePlan, DecodeSettings
 from quire.kernels.prompt_attention import plan_prompts
@@ -20,11 +21,15 @@ def ints(*shape: int) -> mx.array:
     return mx.zeros(shape, mx.int32)
 
 
+LAYER = PromptShape(1, 1, 4, 2, 64, 64, BLOCK)
+
+
 @pytest.mark.parametrize("num_decodes", [0, 3])
+@pytest.mark.parametrize("variant", ["pages", "padded"])
 @pytest.mark.parametrize("windows", [[None], [None, 20]])
 @pytest.mark.parametrize("lengths", [[(0, 30), (16, 9)], [(0, 1024)], [(0, 1024), (0, 5)]], ids=str)
 def test_rows_survive_being_taken_apart(
-    num_decodes: int, windows: list[int | None], lengths: list[tuple[int, int]]
+    num_decodes: int, variant: str, windows: list[int | None], lengths: list[tuple[int, int]]
 ) -> None:
     decodes = None
     if num_decodes:
@@ -41,7 +46,7 @@ def test_rows_survive_being_taken_apart(
     batch = RaggedBatch([], chunks, decodes, num_after=2)
     for window in windows:
         plan = plan_prompts(
-            chunks, window, BLOCK, lambda _: True, num_before=num_decodes, num_after=2
+            chunks, window, LAYER, lambda _: variant, num_before=num_decodes, num_after=2
         )
         batch.prompt_plans[window] = plan
     rows = StepRows(ints(row + 2), Slots(ints(row + 2), BLOCK, ints(1)), batch)
@@ -53,6 +58,7 @@ def test_rows_survive_being_taken_apart(
     assert list(again.batch.prompt_plans) == windows
     for window in windows:
         ours, theirs = again.batch.prompt_plans[window], batch.prompt_plans[window]
+        assert ours.tiled == theirs.tiled
         assert ours.padded == theirs.padded
         assert ours.order is theirs.order
         assert [c.num_rows for c in ours.alone] == [c.num_rows for c in theirs.alone]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quire.kernels import paged_prompt as tiles
 from quire.kernels import prompt_attention as prompts
+from quire.kernels.choice.shapes import PromptShape
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import paged_attention
-from quire.kernels.ragged import PromptChunk, RaggedBatch
+from quire.kernels.ragged import PromptChunk, RaggedBatch, TiledChunks
 
 BLOCK, HEADS, KV_HEADS, DIM = 8, 4, 2, 16
+LAYER = PromptShape(1, 1, HEADS, KV_HEADS, DIM, DIM, BLOCK)
 
 
 def gather(
@@ -28,8 +33,47 @@ def gather(
     return join(keys), join(values)
 
 
+def follow_items(
+    queries: mx.array,
+    key_pages: mx.array,
+    value_pages: mx.array,
+    chunks: TiledChunks,
+    *,
+    scale: float,
+    written: mx.array,
+    sinks: mx.array | None,
+) -> mx.array:
+    """What the kernels do, item by item, in NumPy."""
+    keys, values = (np.array(pages).transpose(0, 2, 1, 3) for pages in (key_pages, value_pages))
+    results = np.full((chunks.num_results, HEADS, DIM), np.nan)
+    peaks, totals = np.zeros((2, chunks.num_results, HEADS))
+    for row, count, start, table, begin, end, first, step in np.array(chunks.items).tolist():
+        blocks = np.array(chunks.block_tables)[table]
+        context = keys[blocks].reshape(-1, KV_HEADS, DIM), values[blocks].reshape(-1, KV_HEADS, DIM)
+        for token in range(count):
+            low = max(begin, 0 if chunks.window is None else start + token - chunks.window + 1)
+            seen = slice(low, max(low, min(end, start + token + 1)))
+            for head in range(HEADS):
+                k, v = (each[seen, head * KV_HEADS // HEADS] for each in context)
+                scores = k @ np.array(queries[row + token, head, 0]) * scale
+                at = first + token * step, head
+                peaks[at] = scores.max(initial=-1e30)
+                weights = np.exp(scores - peaks[at])
+                totals[at], results[at] = weights.sum(), weights @ v
+    firsts = range(chunks.num_rows + 1) if chunks.first_items is None else chunks.first_items
+    bounds = [int(first) for first in firsts]
+    merged = np.zeros((chunks.num_rows, HEADS, 1, DIM), np.float32)
+    for row, (low, high) in enumerate(pairwise(bounds)):
+        factors = np.exp(peaks[low:high] - peaks[low:high].max(axis=0))
+        total = (factors * totals[low:high]).sum(axis=0)
+        weighed = (factors[:, :, None] * results[low:high]).sum(axis=0)
+        merged[row, :, 0] = weighed / np.where(total > 0, total, 1)[:, None]
+    return mx.array(merged)
+
+
 @pytest.fixture(autouse=True)
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "paged_prompt", follow_items)
     monkeypatch.setattr(prompts, "gather_context", gather)
     monkeypatch.setattr(prompts, "take_rows", lambda arrays, rows: [x[rows] for x in arrays])
     monkeypatch.setattr(prompts, "join_rows", lambda a, b, rows: mx.concatenate([a, b])[rows])
@@ -50,11 +94,11 @@ starts = st.just(0) | st.integers(0, 300)
 lengths = st.lists(st.tuples(starts, st.integers(1, 300)), min_size=1, max_size=6)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=60)
 @given(
     lengths,
     st.sampled_from([None, 1, 40, 400]),
-    st.booleans(),
+    st.lists(st.sampled_from(["pages", "padded", "alone"]), min_size=1, max_size=3),
     st.integers(0, 5),
     st.sampled_from([0, 7]),
     st.booleans(),
@@ -62,7 +106,7 @@ lengths = st.lists(st.tuples(starts, st.integers(1, 300)), min_size=1, max_size=
 def test_every_row_sees_its_own_context(
     sizes: list[tuple[int, int]],
     window: int | None,
-    pad: bool,
+    variants: list[str],
     num_before: int,
     num_after: int,
     rows_at_hand: bool,
@@ -83,10 +127,15 @@ def test_every_row_sees_its_own_context(
     before = None
     if num_before:
         before = mx.array(rng.standard_normal((num_before, HEADS, 1, DIM)).astype(np.float32))
+    # Whatever mixture of variants is chosen: by the chunk's length.
     plan = prompts.plan_prompts(
-        chunks, window, BLOCK, lambda _: pad, num_before=num_before, num_after=num_after
+        chunks,
+        window,
+        LAYER,
+        lambda chunk: variants[chunk.num_rows % len(variants)],
+        num_before=num_before,
+        num_after=num_after,
     )
-    assert bool(plan.padded) == pad
     new = (rows_of(keys, chunks, row), rows_of(values, chunks, row))
     at_hand = new if rows_at_hand else (None, None)
     pages = PageArrays(keys, values, mx.zeros((1,)), *at_hand)
@@ -109,13 +158,22 @@ def test_short_chunks_of_many_lengths_are_one_batch() -> None:
         PromptChunk(int(first), n, n, np.zeros(-(-n // BLOCK), np.int32))
         for first, n in zip(starts[:-1], counts, strict=True)
     ]
-    plan = prompts.plan_prompts(chunks, None, BLOCK, lambda _: True)
+    plan = prompts.plan_prompts(chunks, None, LAYER, lambda _: "padded")
     assert len(plan.padded) == 1
     assert not plan.alone
 
 
 def test_a_long_aligned_chunk_goes_alone() -> None:
     chunk = PromptChunk(0, 2048, 4096, np.zeros(512, np.int32))
-    plan = prompts.plan_prompts([chunk], None, BLOCK, lambda _: True)
+    plan = prompts.plan_prompts([chunk], None, LAYER, lambda _: "padded")
     assert plan.alone == [chunk]
     assert plan.order is None
+
+
+def test_a_short_chunk_after_a_long_context_fills_the_device() -> None:
+    chunk = PromptChunk(0, 3, 9000, np.arange(1, 1126, dtype=np.int32))
+    tiled = tiles.tile_chunks([chunk], None, 32, 8)
+    assert tiled.first_items is not None
+    assert tiled.items.shape[0] * 8 >= 128
+    many = [PromptChunk(i * 64, 64, 4096, np.arange(512, dtype=np.int32)) for i in range(40)]
+    assert tiles.tile_chunks(many, None, 32, 8).first_items is None

@@ -1,0 +1,216 @@
+"""Attention of prompt chunks that reads KV pages where they lie, on Metal and CUDA.
+
+Chunks of any lengths go together, without padding and without a copy of their contexts: each is
+cut into tiles of a few tokens. Where these are too few to fill the device, contexts are cut too,
+and the parts merged by a second kernel (flash decoding: Dao et al., 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from quire.kernels.gpu_kernel import GpuKernel, TemplateValue, float_bits
+from quire.kernels.paged_decode import merge_items
+from quire.kernels.ragged import PromptChunk, TiledChunks
+from quire.kernels.upload import upload
+
+Int32Array = npt.NDArray[np.int32]
+
+_SIMDGROUPS = 4
+_ROWS = 16 * _SIMDGROUPS  # tokens times query heads of a key head, in one threadgroup
+_MAX_GROUP = 16
+_KEYS = 32  # in threadgroup memory at a time; half as many where they are too large
+_ITEM = 8  # integers
+# Contexts are cut if there are fewer threadgroups than this, into parts of no fewer tokens.
+_WANTED_THREADGROUPS = 256
+_MIN_PART = 512
+_MAX_PARTS = 32
+
+_prompt = GpuKernel(
+    "paged_prompt",
+    inputs=("queries", "key_pages", "value_pages", "block_tables", "items", "sinks", "written"),
+    outputs=("output", "stats"),
+    headers=("fragments", "attention_fragments"),
+)
+
+
+def tile_chunks(
+    chunks: Sequence[PromptChunk],
+    window: int | None,
+    heads: int,
+    kv_heads: int,
+    num_after: int = 0,
+) -> TiledChunks:
+    """Cut ``chunks`` into work items.
+
+    Args:
+        num_after: rows behind the last chunk that mean nothing; their results are zeros.
+    """
+    tokens = _ROWS // _group(heads // kv_heads)
+    pieces = []
+    done = 0
+    for index, chunk in enumerate(chunks):
+        pieces.append(_tiles(chunk.first_row, chunk.num_rows, chunk.start, index, done, tokens))
+        done += chunk.num_rows
+    if num_after:
+        # Before any key: such rows see nothing.
+        last = chunks[-1].first_row + chunks[-1].num_rows
+        pieces.append(_tiles(last, num_after, -num_after, 0, done, tokens))
+        done += num_after
+    items = np.concatenate(pieces)
+    if window is not None:
+        items[:, 4] = np.maximum(items[:, 2] - window + 1, 0)
+    items[:, 5] = items[:, 2] + items[:, 1]
+    items, first_items, num_results = _cut_contexts(items, done, kv_heads)
+    # Numbers of items and blocks that recur, so that compiled blocks do.
+    padded = np.zeros((_bucket(len(items)), _ITEM), np.int32)
+    padded[: len(items)] = items
+    width = _bucket(max(len(chunk.block_ids) for chunk in chunks))
+    tables = np.zeros((_bucket(len(chunks)), width), np.int32)
+    for row, chunk in enumerate(chunks):
+        tables[row, : len(chunk.block_ids)] = chunk.block_ids
+    arrays = upload([padded, tables] if first_items is None else [padded, tables, first_items])
+    return TiledChunks(
+        done,
+        arrays[0],
+        arrays[1],
+        None if first_items is None else arrays[2],
+        num_results,
+        window,
+    )
+
+
+def paged_prompt(
+    queries: mx.array,
+    key_pages: mx.array,
+    value_pages: mx.array,
+    chunks: TiledChunks,
+    *,
+    scale: float,
+    written: mx.array,
+    sinks: mx.array | None = None,
+) -> mx.array:
+    """Causal attention of the chunks' rows over their sequences' pages.
+
+    Args:
+        queries: (T, heads, 1, key_dim), all rows of the step, in the dtype of the pages.
+        key_pages: (num_blocks, kv_heads, block_size, key_dim)
+        value_pages: (num_blocks, kv_heads, block_size, value_dim)
+        written: output of whatever wrote the pages last, so that it is done before.
+        sinks: (heads,) logits that take part in the softmax but have no value.
+
+    Returns:
+        (chunks.num_rows, heads, 1, value_dim) in the dtype of ``queries``.
+    """
+    heads, key_dim = queries.shape[1], queries.shape[3]
+    kv_heads, block_size = key_pages.shape[1:3]
+    value_dim = value_pages.shape[3]
+    group = _group(heads // kv_heads)
+    direct = chunks.first_items is None
+    stages = _num_stages()
+    template: dict[str, TemplateValue] = {
+        "T": queries.dtype,
+        "OUT": queries.dtype if direct else mx.float32,
+        "DK": key_dim,
+        "DV": value_dim,
+        "KV_HEADS": kv_heads,
+        "HEADS_PER_KV": heads // kv_heads,
+        "GROUP": group,
+        "BLOCK_SIZE": block_size,
+        "SIMDGROUPS": _SIMDGROUPS,
+        "KEYS": _KEYS if _fits(_KEYS, stages, key_dim, value_dim) else _KEYS // 2,
+        "STAGES": stages,
+        "WINDOW": chunks.window or 0,
+        "DIRECT": direct,
+        "HAS_SINKS": sinks is not None,
+        "SCALE": float_bits(scale),
+    }
+    output, stats = _prompt(
+        [
+            queries,
+            key_pages,
+            value_pages,
+            chunks.block_tables,
+            chunks.items,
+            chunks.items if sinks is None else sinks,
+            written,
+        ],
+        template=template,
+        groups=(chunks.items.shape[0], kv_heads, -(-(heads // kv_heads) // group)),
+        threads=32 * _SIMDGROUPS,
+        output_shapes=[
+            (chunks.num_results, heads, 1, value_dim),
+            (1,) if direct else (chunks.num_results, heads, 2),
+        ],
+        output_dtypes=[queries.dtype if direct else mx.float32, mx.float32],
+    )
+    if chunks.first_items is None:
+        return output
+    return merge_items(output, stats, chunks.first_items, sinks, queries.dtype)
+
+
+def _num_stages() -> int:
+    """Threadgroup memory is for keys in use, and if there is enough of it, for those to come."""
+    return 1 if mx.metal.is_available() else 2
+
+
+def _fits(num_keys: int, stages: int, key_dim: int, value_dim: int) -> bool:
+    """Whether keys and values fit threadgroup memory: 32 KiB on Metal, 48 on CUDA."""
+    of_key = 64 * (-(-key_dim // 32) | 1)
+    of_value = 16 * (-(-value_dim // 16) * 2 | 1)
+    return stages * num_keys * (of_key + of_value) <= (32 << 10) + (16 << 10) * (stages - 1)
+
+
+def _group(heads_per_kv: int) -> int:
+    """Query heads of a threadgroup: all that share a key head, unless they are too many."""
+    return -(-heads_per_kv // -(-heads_per_kv // _MAX_GROUP))
+
+
+def _tiles(
+    first_row: int, num_rows: int, start: int, table: int, first_result: int, tokens: int
+) -> Int32Array:
+    """Work items of one chunk over all keys from position 0 on."""
+    offsets = np.arange(0, num_rows, tokens, dtype=np.int32)
+    items = np.zeros((len(offsets), _ITEM), np.int32)
+    items[:, 0] = first_row + offsets
+    items[:, 1] = np.minimum(tokens, num_rows - offsets)
+    items[:, 2] = start + offsets
+    items[:, 3] = table
+    items[:, 6] = first_result + offsets
+    items[:, 7] = 1
+    return items
+
+
+def _cut_contexts(
+    items: Int32Array, num_rows: int, kv_heads: int
+) -> tuple[Int32Array, Int32Array | None, int]:
+    """Cut the keys of ``items`` into parts if that fills the device better.
+
+    Returns the items, where each row's results begin (None: row i has result i), and their number.
+    """
+    keys = items[:, 5] - items[:, 4]
+    room = _WANTED_THREADGROUPS // (len(items) * kv_heads)
+    part = max(_MIN_PART, -(-int(keys.max()) // max(1, min(room, _MAX_PARTS))))
+    counts = np.maximum(-(-keys // part), 1)
+    if room < 2 or counts.max() == 1:
+        return items, None, num_rows
+    sizes = np.repeat(counts, items[:, 1])  # of each row: items are in the order of rows
+    first_items = np.zeros(num_rows + 1, np.int32)
+    np.cumsum(sizes, out=first_items[1:])
+    cut = np.repeat(items, counts, axis=0)
+    order = np.arange(len(cut)) - np.repeat(np.cumsum(counts) - counts, counts)
+    cut[:, 4] += (order * part).astype(np.int32)
+    cut[:, 5] = np.minimum(cut[:, 4] + part, cut[:, 5])
+    cut[:, 6] = first_items[cut[:, 6]] + order
+    cut[:, 7] = np.repeat(counts, counts)
+    return cut, first_items, int(first_items[-1])
+
+
+def _bucket(count: int) -> int:
+    """``count`` rounded up to one of at most four sizes per power of two."""
+    step = max(1, 1 << max(0, count.bit_length() - 3))
+    return -(-count // step) * step
