@@ -135,7 +135,8 @@ def _wanted_context(config: WorkerConfig, loaded: LoadedModel) -> int:
 
 
 def _warm_up(paged: PagedModel, config: EngineConfig, context: int) -> int:
-    """Run full-budget steps over a small pool, so that nothing is run for the first time later.
+    """Run full-budget steps over a small pool, then many short sequences, so that nothing is run
+    for the first time later: on CUDA every other kernel takes seconds to compile.
 
     Returns the bytes that a step needs on top of weights and pages.
     """
@@ -152,6 +153,13 @@ def _warm_up(paged: PagedModel, config: EngineConfig, context: int) -> int:
         engine.submit(GenerateRequest(request_id, prompt, max_tokens=3, sampling=sampling))
     while engine.has_work:
         engine.step()
+    if paged.context.in_place:
+        # Settings of kernels change with the number of rows.
+        for count in dict.fromkeys((min(16, config.max_num_seqs), config.max_num_seqs)):
+            for request_id in range(count):
+                engine.submit(GenerateRequest(request_id, [1], 3, SamplingParams(temperature=0)))
+            while engine.has_work:
+                engine.step()
     return max(0, mx.get_peak_memory() - before)
 
 

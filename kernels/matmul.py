@@ -23,14 +23,13 @@ _kernel = GpuKernel(
 
 _MAX_INPUT_TILES = 8  # of 8 rows
 _MAX_SUMS = 16  # tiles of 16 x 8 sums, in one simdgroup: more would not find registers
-_PROCESSORS = 132  # of the GPU that default settings are to fill: an H100 or H200
 
 
 class SkinnySettings(NamedTuple):
     """What may be tuned in the "skinny" variant; results differ by rounding only."""
 
-    tiles: int  # of 16 columns of the result, in one simdgroup
-    simdgroups: int  # of a threadgroup, which share K
+    tiles: int = 1  # of 16 columns of the result, in one simdgroup
+    simdgroups: int = 8  # of a threadgroup, which share K
     depth: int = 4  # slices of K under way in a lane, times tiles; at least one slice is
 
 
@@ -75,7 +74,7 @@ def skinny_matmul(
 ) -> mx.array:
     """x @ W^T by matrix units, for float16 and bfloat16 and K a multiple of 32."""
     rows, outputs = x.shape[0], weight.shape[0]
-    settings = settings or _settings(rows, outputs)
+    settings = settings or SkinnySettings()
     tiles = settings.tiles
     input_tiles = _input_tiles(rows, tiles)
     depth = 1 if tiles * input_tiles == _MAX_SUMS else max(1, settings.depth // tiles)
@@ -95,25 +94,10 @@ def skinny_matmul(
     )[0]
 
 
-def _settings(rows: int, outputs: int) -> SkinnySettings:
-    """As much work for every processor, by the narrowest tiles that allow this. Threadgroups that
-    come to share a processor are smaller, so that all of them run at once.
-    """
-
-    def evenness(tiles: int) -> float:
-        each = _threadgroups(rows, outputs, tiles) / _PROCESSORS
-        return round(each / -(-each // 1), 2)
-
-    tiles = max((1, 2, 4), key=evenness)
-    each = -(-_threadgroups(rows, outputs, tiles) // _PROCESSORS)
-    return SkinnySettings(tiles, simdgroups=16 if each == 1 else 8 if each == 2 else 4)
-
-
 def _threadgroups(rows: int, outputs: int, tiles: int) -> int:
     return -(-rows // (8 * _input_tiles(rows, tiles))) * -(-outputs // (16 * tiles))
 
 
 def _input_tiles(rows: int, tiles: int) -> int:
-    """A power of two: every other kernel takes seconds to compile."""
-    needed = 1 << (-(-rows // 8) - 1).bit_length()
-    return min(needed, _MAX_INPUT_TILES, _MAX_SUMS // tiles)
+    """One of two: every other kernel takes seconds to compile on CUDA, in the middle of serving."""
+    return 2 if rows <= 16 else min(_MAX_INPUT_TILES, _MAX_SUMS // tiles)

@@ -15,6 +15,7 @@ from quire.kernels.probes.probe import Float64Array, Probe, ints, normal, to_flo
 from quire.kernels.rows import join_rows, take_rows
 from quire.kernels.sampling import sample_on_gpu, take_likeliest_on_gpu
 from quire.kernels.sampling_reference import sample_reference
+from quire.kernels.upload import begin_step
 
 
 def write_probe(shape: WriteShape, dtype: mx.Dtype, seed: int) -> Probe:
@@ -157,8 +158,12 @@ def sample_probe(shape: SampleShape, dtype: mx.Dtype, seed: int) -> Probe:
             worst = max(worst, start - float(uniform), float(uniform) - end)
         return worst
 
+    def kernel(settings: Mapping[str, int]) -> list[mx.array]:
+        begin_step()  # it uploads parameters, once a step
+        return [sample_on_gpu(logits, draws)]
+
     variants = {
-        "kernel": lambda settings: [sample_on_gpu(logits, draws)],
+        "kernel": kernel,
         "bisect": lambda settings: [sample_reference(logits, draws)],
     }
     return Probe(variants, expected, logits.nbytes, difference)

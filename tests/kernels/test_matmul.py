@@ -142,11 +142,9 @@ def test_defaults() -> None:
     } == {"mlx"}
 
 
-@pytest.mark.parametrize("rows", [1, 16, 64])
-@pytest.mark.parametrize("outputs", [37, 1024, 4096, 6144, 24576, 151_936])
-def test_default_settings_can_be_tuned(rows: int, outputs: int) -> None:
+def test_default_settings_can_be_tuned() -> None:
     allowed = load_manifest()["matmul"].variants["skinny"]
-    assert allowed.has_settings(module._settings(rows, outputs)._asdict())
+    assert allowed.has_settings(SkinnySettings()._asdict())
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])

@@ -84,7 +84,7 @@ def edited(path: Path, *keys: str | int, value: object) -> None:
         lambda path: edited(path, "key", value="Apple M1"),
         lambda path: edited(path, "timings", value={"0": 1}),
         lambda path: edited(path, "timings", 0, "operation", value="paged_encode"),
-        lambda path: edited(path, "timings", 0, "variant", value="pages"),
+        lambda path: edited(path, "timings", 0, "variant", value="in_place"),
         lambda path: edited(path, "timings", 0, "time", value="fast"),
         lambda path: edited(path, "timings", 0, "shape", "rows", value="many"),
         lambda path: edited(path, "timings", 0, "shape", "columns", value=3),
