@@ -135,8 +135,7 @@ def _wanted_context(config: WorkerConfig, loaded: LoadedModel) -> int:
 
 
 def _warm_up(paged: PagedModel, config: EngineConfig, context: int) -> int:
-    """Run full-budget steps over a small pool, then many short sequences, so that nothing is run
-    for the first time later: on CUDA every other kernel takes seconds to compile.
+    """Run full-budget steps over a small pool, so that nothing is run for the first time later.
 
     Returns the bytes that a step needs on top of weights and pages.
     """
@@ -154,13 +153,34 @@ def _warm_up(paged: PagedModel, config: EngineConfig, context: int) -> int:
     while engine.has_work:
         engine.step()
     if paged.context.in_place:
-        # Settings of kernels change with the number of rows.
-        for count in dict.fromkeys((min(16, config.max_num_seqs), config.max_num_seqs)):
-            for request_id in range(count):
-                engine.submit(GenerateRequest(request_id, [1], 3, SamplingParams(temperature=0)))
-            while engine.has_work:
-                engine.step()
+        run_every_kernel(engine, config.max_num_seqs, prompt_length, paged.vocab_size)
     return max(0, mx.get_peak_memory() - before)
+
+
+def run_every_kernel(
+    engine: Engine, max_num_seqs: int, prompt_length: int, vocab_size: int
+) -> None:
+    """Run steps of few decodes to many, each also with a prompt that has been run before.
+
+    Kernels differ with the number of rows, and on CUDA each takes seconds to compile.
+    """
+    request_id = 0
+
+    def submit(prompt: list[int], max_tokens: int) -> None:
+        nonlocal request_id
+        engine.submit(
+            GenerateRequest(request_id, prompt, max_tokens, SamplingParams(temperature=0))
+        )
+        request_id += 1
+
+    counts = [2**n for n in range(max_num_seqs.bit_length()) if 2**n < max_num_seqs]
+    for count in [*counts[2:], max_num_seqs]:
+        for _ in range(count - 1):
+            submit([1], 4)
+        engine.step()
+        submit([i % vocab_size for i in range(prompt_length)], 2)  # the first that warmed up
+        while engine.has_work:
+            engine.step()
 
 
 def _size_pool(

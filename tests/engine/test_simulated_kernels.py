@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
+import mlx.core as mx
 import pytest
 from metal_sim import simulated_kernels
 from model_zoo import build
@@ -14,9 +16,11 @@ from quire.engine.engine import Engine, EngineConfig
 from quire.engine.fused_blocks import FusedBlock
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.paged_model import PagedModel, page_model
+from quire.engine.startup import run_every_kernel
 from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.manifest import load_manifest
 from quire.kernels.choice.selection import Selector
+from quire.kernels.paged_prompt import paged_prompt
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +69,37 @@ def test_tokens_equal_those_of_mlx_lm(
     reference = build(family, 0)
     for index, prompt in enumerate(prompts):
         assert tokens[index] == reference_generate(reference, prompt, 5)[0]
+
+
+def test_prompts_over_pages_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel for prompts, which takes no float32, after everything a start runs."""
+    launched: list[int] = []
+
+    def counted(queries: mx.array, *args: Any, **options: Any) -> mx.array:
+        launched.append(queries.shape[0])
+        return paged_prompt(queries, *args, **options)
+
+    monkeypatch.setattr("quire.kernels.prompt_attention.paged_prompt", counted)
+    prompts = [[5 + i for i in range(37)], [3, 4, 5], [5 + i for i in range(20)] + [9, 9]]
+    tokens: dict[DeviceName, dict[int, list[int]]] = {"cuda": {}, "metal": {}}
+    for device, generated in tokens.items():
+        selector = Selector(device, load_manifest(), None)
+        monkeypatch.setattr("quire.kernels.attention.select", selector.select)
+        monkeypatch.setattr("quire.engine.compiled_decode.select", selector.select)
+        model = build("qwen3", 0)
+        model.apply(lambda array: array.astype(mx.bfloat16))
+        config = EngineConfig(
+            num_blocks=40, block_size=8, max_num_seqs=4, max_num_batched_tokens=24
+        )
+        engine = Engine(page_model(model, "qwen3"), config)
+        run_every_kernel(engine, config.max_num_seqs, 20, vocab_size=50)
+        assert not engine.has_work
+        assert engine.stats().blocks_used == 0
+        for index, prompt in enumerate(prompts):
+            engine.submit(GenerateRequest(index, prompt, 5, SamplingParams(temperature=0)))
+        while engine.has_work:
+            for output in engine.step():
+                generated.setdefault(output.request_id, []).extend(output.token_ids)
+        assert bool(launched) == (device == "cuda")
+        launched.clear()
+    assert tokens["cuda"] == tokens["metal"]

@@ -20,6 +20,7 @@ CASES = [
     PromptCase(BF16, (64, 64), 4, 32, chunks=((100, 9), (0, 70)), stages=2),
     PromptCase(F16, (72, 40), 2, 8, chunks=((100, 9),), window=50, part=20, stages=2),
     PromptCase(BF16, (192, 128), 16, 16, window=3, chunks=((30, 5), (0, 1))),
+    PromptCase(F16, (16, 8), 2, 8, chunks=((20, 9), (0, 1))),
     # Rows that see nothing of the first keys.
     PromptCase(BF16, (64, 64), 7, 8, window=11, chunks=((100, 9),)),
     # More query heads than one threadgroup takes, the last of which takes fewer.
