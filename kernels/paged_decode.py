@@ -29,7 +29,7 @@ _WANTED_THREADGROUPS = 256
 _UNEVEN = 1.5  # longest context over the mean
 _UNEVEN_FACTOR = 4
 _MIN_SPLIT, _MAX_SPLIT = 128, 4096  # tokens
-_ONE_ITEM = 1536  # tokens of a context that one or two rows leave uncut
+_ONE_ITEM = 1024  # tokens of a context that one or two rows leave uncut
 # With so many rows times key heads none is cut, as long as contexts are much the same.
 _FILLING_THREADGROUPS = 128
 _EVEN = 1.25
