@@ -62,19 +62,19 @@ def plan_prompts(
     alone = []
     for chunk in chunks:
         variant = variant_of(chunk)
+        rows = _bucket(chunk.num_rows, _MIN_ROWS)
+        is_fresh = chunk.start == 0 and (window is None or window >= rows)
+        fills = is_fresh and chunk.num_rows == rows  # so that nothing is padded
         if variant == "pages":
             tiled.append(chunk)
-            continue
-        if variant != "padded" or is_aligned(chunk.start, chunk.num_rows):
+        elif variant != "padded" or (is_aligned(chunk.start, chunk.num_rows) and not fills):
             alone.append(chunk)
-            continue
-        rows = _bucket(chunk.num_rows, _MIN_ROWS)
-        if chunk.start == 0 and (window is None or window >= rows):
+        elif is_fresh:
             fresh.setdefault((rows, rows), []).append(chunk)
-            continue
-        first = chunk.first_block(chunk.start, window, layer.block_size)
-        keys = _bucket(chunk.context_length - first * layer.block_size, _MIN_KEYS)
-        others.setdefault((rows, keys), []).append(chunk)
+        else:
+            first = chunk.first_block(chunk.start, window, layer.block_size)
+            keys = _bucket(chunk.context_length - first * layer.block_size, _MIN_KEYS)
+            others.setdefault((rows, keys), []).append(chunk)
     if len(tiled) == len(chunks):
         whole = tile_chunks(tiled, window, layer.heads, layer.kv_heads, num_after)
         return PromptPlan(whole, [], [], None)
@@ -206,7 +206,10 @@ def _batch(arrays: list[mx.array], chunks: PaddedChunks) -> list[mx.array]:
     """Rows (T, heads, 1, dim) of the step -> (B, heads, n, dim)."""
     if chunks.rows is None:
         last = chunks.first_row + chunks.count * chunks.num_rows
-        rows = [array[chunks.first_row : last] for array in arrays]
+        rows = [
+            array if last - chunks.first_row == len(array) else array[chunks.first_row : last]
+            for array in arrays
+        ]
     else:
         rows = take_rows(arrays, chunks.rows)
     shape = chunks.count, chunks.num_rows
