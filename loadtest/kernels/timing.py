@@ -27,7 +27,7 @@ _QUEUED_CALLS = range(2, 33)
 # Calls of a chain, handed over a piece at a time: while the device computes one piece, the host
 # encodes the next.
 _PIECE = 8
-_CHAINED_CALLS = range(2 * _PIECE, 8 * _PIECE + 1, _PIECE)
+_MAX_CHAINED = 8 * _PIECE
 # Calls timed at a time for the host's share: few, so that no queue is full and none waits. On the
 # CPU, MLX makes the host wait as soon as ten operations are under way: results of more show it.
 _HOST_CALLS = 4
@@ -97,7 +97,7 @@ def check_evaluated(
             mx.eval(first)
     assert first is not None
     if chain is not None:
-        _chained(chain, function, inputs, _CHAINED_CALLS.start)
+        _chained(chain, function, inputs, 2)
     return first
 
 
@@ -170,9 +170,10 @@ def _chained(chain: Chain, function: Function, inputs: Sequence[Any], calls: int
         results.append(flatten(result))
     if not is_pending(results[0]):
         raise NotEvaluatedError("a call of the chain was computed before the clock started")
+    piece = min(_PIECE, calls // 2)
     start = time.perf_counter_ns()
-    for last in results[_PIECE - 1 :: _PIECE]:
-        mx.async_eval(last)
+    for end in range(piece, calls + piece, piece):
+        mx.async_eval(results[min(end, calls) - 1])
     mx.synchronize()
     elapsed = time.perf_counter_ns() - start
     if is_pending([array for arrays in results for array in arrays]):
@@ -181,11 +182,15 @@ def _chained(chain: Chain, function: Function, inputs: Sequence[Any], calls: int
 
 
 def _chained_calls(chain: Chain, function: Function, inputs: Sequence[Any]) -> int:
-    """Whole pieces. A call's latency says little: most of it may be the host's."""
-    fewest, most = _CHAINED_CALLS.start, _CHAINED_CALLS[-1]
-    call_us = min(_chained(chain, function, inputs, fewest) for _ in range(_WARMUP))
-    pieces = math.ceil(_SAMPLE_US / call_us / _PIECE)
-    return max(fewest, min(pieces * _PIECE, most))
+    """As many as last long enough, two at least; more until their time is not the first call's."""
+    calls = 2
+    while calls < _MAX_CHAINED:
+        call_us = min(_chained(chain, function, inputs, calls) for _ in range(_WARMUP))
+        wanted = math.ceil(_SAMPLE_US / call_us)
+        if wanted <= calls:
+            break
+        calls = min(_MAX_CHAINED, max(2 * calls, wanted))
+    return calls
 
 
 def _host(function: Function, inputs: Sequence[Any], calls: int) -> float:
