@@ -79,7 +79,7 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
         eviction_policy=config.eviction_policy,
     )
     wanted_len = _wanted_context(config, loaded)
-    activation_bytes = _warm_up(paged, engine_config, wanted_len)
+    activation_bytes = _warm_up(paged, engine_config, wanted_len, device)
     num_blocks = _size_pool(config, loaded, paged, device, wanted_len, activation_bytes)
     max_model_len = min(wanted_len, (num_blocks - 1) * config.block_size)
     if max_model_len < wanted_len:
@@ -134,7 +134,7 @@ def _wanted_context(config: WorkerConfig, loaded: LoadedModel) -> int:
     return config.max_model_len
 
 
-def _warm_up(paged: PagedModel, config: EngineConfig, context: int) -> int:
+def _warm_up(paged: PagedModel, config: EngineConfig, context: int, device: DeviceName) -> int:
     """Run full-budget steps over a small pool, so that nothing is run for the first time later.
 
     Returns the bytes that a step needs on top of weights and pages.
@@ -152,7 +152,8 @@ def _warm_up(paged: PagedModel, config: EngineConfig, context: int) -> int:
         engine.submit(GenerateRequest(request_id, prompt, max_tokens=3, sampling=sampling))
     while engine.has_work:
         engine.step()
-    if paged.context.in_place:
+    if device == "cuda" and paged.context.in_place:
+        # Kernels differ with the number of rows, and there each takes seconds to compile.
         run_every_kernel(engine, config.max_num_seqs, prompt_length, paged.vocab_size)
     return max(0, mx.get_peak_memory() - before)
 
@@ -160,10 +161,7 @@ def _warm_up(paged: PagedModel, config: EngineConfig, context: int) -> int:
 def run_every_kernel(
     engine: Engine, max_num_seqs: int, prompt_length: int, vocab_size: int
 ) -> None:
-    """Run steps of few decodes to many, each also with a prompt that has been run before.
-
-    Kernels differ with the number of rows, and on CUDA each takes seconds to compile.
-    """
+    """Run steps of few decodes to many, each also with a prompt that has been run before."""
     request_id = 0
 
     def submit(prompt: list[int], max_tokens: int) -> None:

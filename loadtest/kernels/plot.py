@@ -110,7 +110,8 @@ def _ratio_lines(ax: Any, cases: list[CaseResult]) -> None:
 
 
 def _label_cases(ax: Any, cases: list[CaseResult]) -> None:
-    """Each case by its name; of many, the label that varies and below it what they share."""
+    """Each case by its name; of many, the label that varies and below it what they share. A case
+    that shares nothing with its neighbours has its name there, upright."""
     if sum(len(case.name) for case in cases) <= _MOST_LETTERS:
         ax.set_xticks(range(len(cases)), [case.name for case in cases], fontsize=8)
         return
@@ -118,9 +119,10 @@ def _label_cases(ax: Any, cases: list[CaseResult]) -> None:
     ax.set_xticks(range(len(cases)), [str(value) for _, value in first], fontsize=7)
     ax.tick_params(axis="x", length=2)
     for series in _series(cases):
-        shared = list(cases[series[0]].labels.items())[1:]
+        case, is_single = cases[series[0]], len(series) == 1
+        shared = [f"{key} {value}" for key, value in list(case.labels.items())[1:]]
         ax.annotate(
-            "\n".join(f"{key} {value}" for key, value in shared),
+            case.name if is_single else "\n".join(shared),
             xy=((series[0] + series[-1]) / 2, 0),
             xycoords=("data", "axes fraction"),
             xytext=(0, -18),
@@ -128,6 +130,7 @@ def _label_cases(ax: Any, cases: list[CaseResult]) -> None:
             ha="center",
             va="top",
             fontsize=7,
+            rotation=90 if is_single else 0,
         )
     ax.annotate(
         first[0][0],
