@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from quire.engine.layout import Layout, bucket
+from quire.engine.layout import Layout
 from quire.engine.paged_model import PagedModel
 from quire.kernels.choice.selection import select
 from quire.kernels.choice.shapes import DecodeShape
@@ -27,7 +27,7 @@ from quire.kernels.paged_decode import (
     is_one_per_row,
     plan_items,
 )
-from quire.kernels.ragged import DecodeRows, RaggedBatch
+from quire.kernels.ragged import DecodeRows, RaggedBatch, bucket
 from quire.kernels.upload import upload, upload_packed
 
 Int32Array = npt.NDArray[np.int32]

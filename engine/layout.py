@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quire.engine.step_batch import Chunk, StepBatch
-from quire.kernels.ragged import DecodeGroup, PromptChunk
+from quire.kernels.ragged import DecodeGroup, PromptChunk, bucket
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -118,12 +118,6 @@ class Layout:
         if chunk.samples:
             self.sampled.append(chunk)
             self.sampled_rows.append(end - 1)
-
-
-def bucket(count: int) -> int:
-    """``count`` rounded up to one of at most four sizes per power of two."""
-    step = max(1, 1 << max(0, count.bit_length() - 3))
-    return -(-count // step) * step
 
 
 def _round_rows(count: int) -> int:

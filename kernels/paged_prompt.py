@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue, float_bits
 from quire.kernels.paged_decode import merge_items
-from quire.kernels.ragged import PromptChunk, TiledChunks
+from quire.kernels.ragged import PromptChunk, TiledChunks, bucket
 from quire.kernels.upload import upload
 
 Int32Array = npt.NDArray[np.int32]
@@ -67,10 +67,10 @@ def tile_chunks(
     items[:, 5] = items[:, 2] + items[:, 1]
     items, first_items, num_results = _cut_contexts(items, done, kv_heads)
     # Numbers of items and blocks that recur, so that compiled blocks do.
-    padded = np.zeros((_bucket(len(items)), _ITEM), np.int32)
+    padded = np.zeros((bucket(len(items)), _ITEM), np.int32)
     padded[: len(items)] = items
-    width = _bucket(max(len(chunk.block_ids) for chunk in chunks))
-    tables = np.zeros((_bucket(len(chunks)), width), np.int32)
+    width = bucket(max(len(chunk.block_ids) for chunk in chunks))
+    tables = np.zeros((bucket(len(chunks)), width), np.int32)
     for row, chunk in enumerate(chunks):
         tables[row, : len(chunk.block_ids)] = chunk.block_ids
     arrays = upload([padded, tables] if first_items is None else [padded, tables, first_items])
@@ -208,9 +208,3 @@ def _cut_contexts(
     cut[:, 6] = first_items[cut[:, 6]] + order
     cut[:, 7] = np.repeat(counts, counts)
     return cut, first_items, int(first_items[-1])
-
-
-def _bucket(count: int) -> int:
-    """``count`` rounded up to one of at most four sizes per power of two."""
-    step = max(1, 1 << max(0, count.bit_length() - 3))
-    return -(-count // step) * step

@@ -15,6 +15,12 @@ from quire.kernels.paged_decode import DecodePlan
 HIDDEN = -1e30
 
 
+def bucket(count: int) -> int:
+    """``count`` rounded up to one of at most four sizes per power of two."""
+    step = max(1, 1 << max(0, count.bit_length() - 3))
+    return -(-count // step) * step
+
+
 @dataclass
 class DecodeGroup:
     """Rows with one query each and contexts of similar length.

@@ -1,7 +1,7 @@
 // Attention of consecutive rows of a sequence over its pages (FlashAttention-2: Dao, 2023).
 //
-// A threadgroup takes one work item: up to TOKENS tokens of a sequence, a stretch of the keys before
-// and at them, and one key head with up to GROUP of the query heads that share it. Each token and
+// A threadgroup takes one work item: a few tokens of a sequence, a stretch of the keys before and at
+// them, and one key head with up to GROUP of the query heads that share it. Each token and
 // head is a row of matrix products; a simdgroup takes 16 of them. KEYS keys and values at a time lie
 // in threadgroup memory; with two STAGES the next ones are on their way there meanwhile.
 
