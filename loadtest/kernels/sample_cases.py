@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from quire.kernels.draws import Draws
-from quire.kernels.sampling import sample_tokens
+from quire.kernels.sampling import sample_tokens, take_likeliest
 from quire.kernels.upload import begin_step
 from quire.loadtest.kernels.case import Case, Profile
 
@@ -24,6 +24,7 @@ def sample_cases(profile: Profile) -> Iterator[Case]:
     place = "gpu" if profile.gpu else "cpu"
     for rows in _ROWS[place][:1] if profile.quick else _ROWS[place]:
         yield _case(profile, rows, _VOCAB[place])
+        yield _greedy(profile, rows, _VOCAB[place])
 
 
 class _Inputs:
@@ -65,6 +66,25 @@ def _sort(x: _Inputs) -> mx.array:
     reached = mx.cumsum(mx.where(reached - chances < _TOP_P, chances, 0.0), axis=-1)
     place = (reached <= reached[:, -1:] * mx.array(x.draws.uniform)[:, None]).sum(axis=-1)
     return mx.take_along_axis(order, place[:, None], axis=-1)[:, 0]
+
+
+def _greedy(profile: Profile, rows: int, vocab: int) -> Case:
+    """Every row takes its likeliest token."""
+    return Case(
+        operation="sample",
+        name=f"{rows} x {vocab} greedy",
+        labels={"rows": rows, "vocab": vocab, "greedy": "yes"},
+        inputs=partial(_Inputs, rows, vocab, profile.dtype),
+        variants={
+            "argmax": lambda x: mx.argmax(x.logits, axis=-1).astype(mx.int32),
+            "quire": lambda x: take_likeliest(x.logits),
+        },
+        chain=_chain,
+        baselines=("argmax",),
+        bytes_moved=rows * vocab * profile.dtype.size,
+        tolerance=0.0,
+        memory=4 * rows * vocab * profile.dtype.size,
+    )
 
 
 def _case(profile: Profile, rows: int, vocab: int) -> Case:
