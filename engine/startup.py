@@ -161,7 +161,7 @@ def _warm_up(paged: PagedModel, config: EngineConfig, context: int, device: Devi
 def run_every_kernel(
     engine: Engine, max_num_seqs: int, prompt_length: int, vocab_size: int
 ) -> None:
-    """Run steps of few decodes to many, each also with a prompt that has been run before."""
+    """Run steps of few decodes to many, with prompts that are new and that go on with others."""
     request_id = 0
 
     def submit(prompt: list[int], max_tokens: int) -> None:
@@ -171,14 +171,30 @@ def run_every_kernel(
         )
         request_id += 1
 
+    def drain() -> None:
+        while engine.has_work:
+            engine.step()
+
+    def new_prompt(length: int) -> list[int]:
+        return [(request_id + 3 * i) % vocab_size for i in range(length)]
+
+    # Of an odd length, alone and beside a decode: long prompts that are not cached are put into
+    # an order of their own.
+    length = max(2, prompt_length - 5)
+    submit(new_prompt(length), 1)
+    drain()
+    submit(new_prompt(1), 4)
+    engine.step()
+    submit(new_prompt(length - length // 3), 1)
+    submit(new_prompt(max(2, length // 3)), 1)
+    drain()
     counts = [2**n for n in range(max_num_seqs.bit_length()) if 2**n < max_num_seqs]
     for count in [*counts[2:], max_num_seqs]:
         for _ in range(count - 1):
             submit([1], 4)
         engine.step()
         submit([i % vocab_size for i in range(prompt_length)], 2)  # the first that warmed up
-        while engine.has_work:
-            engine.step()
+        drain()
 
 
 def _size_pool(
