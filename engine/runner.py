@@ -17,6 +17,7 @@ from quire.engine.sampler import sample
 from quire.engine.step_batch import Chunk, StepBatch
 from quire.kernels.attention import plan_batch, prompt_variant
 from quire.kernels.choice.shapes import PromptShape
+from quire.kernels.download import Download
 from quire.kernels.kv_write import Slots
 from quire.kernels.prompt_attention import is_aligned
 from quire.kernels.ragged import RaggedBatch
@@ -31,6 +32,7 @@ class Step:
 
     batch: StepBatch
     tokens: mx.array  # int32, one for each of batch.sampled; there may be more, which mean nothing
+    download: Download  # of the tokens
     launched: bool = False
 
 
@@ -58,7 +60,8 @@ class ModelRunner:
         layout = self._lay_out(batch)
         logits = self._forward(layout, previous)
         if not layout.sampled:
-            return Step(batch, mx.argmax(logits, axis=-1).astype(mx.int32))
+            tokens = mx.argmax(logits, axis=-1).astype(mx.int32)
+            return Step(batch, tokens, Download(tokens))
         tokens = sample(logits, layout.sampled)
         if layout.sampled != batch.sampled:
             row_of = {id(chunk): row for row, chunk in enumerate(layout.sampled)}
@@ -66,7 +69,7 @@ class ModelRunner:
         if self._decode is not None and tokens.size < _MIN_TOKENS:
             # MLX keeps smaller arrays in memory that host and GPU take turns to own.
             tokens = mx.pad(tokens, (0, _MIN_TOKENS - tokens.size))
-        return Step(batch, tokens)
+        return Step(batch, tokens, Download(tokens))
 
     def forward(self, batch: StepBatch, previous: Step | None) -> mx.array:
         """(R, vocab) logits of each sampled row, or of the step's last row if R is 0."""
@@ -74,13 +77,12 @@ class ModelRunner:
 
     def launch(self, step: Step) -> None:
         """Hand the step to the device."""
-        mx.async_eval(step.tokens)
+        mx.async_eval(step.tokens, step.download.pending)
         step.launched = True
 
     def collect(self, step: Step) -> list[int]:
         """Wait for the step and read its samples: the one host read of a step."""
-        tokens: list[int] = step.tokens.tolist()  # type: ignore[assignment]
-        return tokens[: len(step.batch.sampled)]
+        return step.download.read()[: len(step.batch.sampled)]
 
     def _lay_out(self, batch: StepBatch) -> Layout:
         begin_step()

@@ -62,7 +62,7 @@ def upload_packed(arrays: Sequence[Int32Array]) -> mx.array:
     return slot.array[:size] + mx.array(0, mx.int32)
 
 
-class _Slot:
+class HostSlot:
     """Memory of the host that the GPU reads where it is."""
 
     def __init__(self, num_values: int) -> None:
@@ -75,8 +75,8 @@ class _Staging:
     """Slots are never given back to MLX, which would put a kernel's results into them."""
 
     def __init__(self) -> None:
-        self._free: dict[int, list[_Slot]] = {}
-        self._taken: deque[list[_Slot]] = deque([[]])
+        self._free: dict[int, list[HostSlot]] = {}
+        self._taken: deque[list[HostSlot]] = deque([[]])
 
     def begin_step(self) -> None:
         self._taken.append([])
@@ -84,16 +84,21 @@ class _Staging:
             for slot in self._taken.popleft():
                 self._free.setdefault(slot.view.size, []).append(slot)
 
-    def take(self, size: int) -> _Slot:
+    def take(self, size: int) -> HostSlot:
         """A slot for at least ``size`` values, until two more steps have begun."""
         num_values = max(_MIN_VALUES, 1 << math.ceil(math.log2(max(1, size))))
         free = self._free.get(num_values)
-        slot = free.pop() if free else _Slot(num_values)
+        slot = free.pop() if free else HostSlot(num_values)
         self._taken[-1].append(slot)
         return slot
 
 
 _staging = _Staging()
+
+
+def take_slot(size: int) -> HostSlot:
+    """Host memory for at least ``size`` int32 values, until two more steps have begun."""
+    return _staging.take(size)
 
 
 def _keep_on_host(memory: Int32Array) -> None:

@@ -1,0 +1,56 @@
+"""A step's few results on their way to the host.
+
+On CUDA, MLX moves an array that the host reads into managed memory, which it allocates at that
+moment and whose pages travel: the host waits, and MLX uses such memory again for results of
+kernels. So there a small kernel writes the results where the host reads them.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from quire.kernels.gpu_kernel import GpuKernel
+from quire.kernels.upload import HostSlot, take_slot
+
+_THREADS = 128
+
+_to_host = GpuKernel("to_host", inputs=("values", "place"), outputs=("done",))
+
+
+class Download:
+    """Results that the host will read, until two more steps have begun (see :mod:`upload`).
+
+    Attributes:
+        pending: what is to be evaluated before.
+    """
+
+    def __init__(self, values: mx.array) -> None:
+        """``values`` is (n,) int32."""
+        self.pending = values
+        self._slot: HostSlot | None = None
+        if mx.cuda.is_available():
+            self._slot = take_slot(values.size)
+            self.pending = copy_to_host(values, self._slot.array)
+        self._size = values.size
+
+    def read(self) -> list[int]:
+        """Wait for the values."""
+        if self._slot is None:
+            values: list[int] = self.pending.tolist()  # type: ignore[assignment]
+            return values
+        mx.eval(self.pending)
+        read: list[int] = self._slot.view[: self._size].tolist()
+        return read
+
+
+def copy_to_host(values: mx.array, place: mx.array) -> mx.array:
+    """Write (n,) int32 ``values`` over the first of ``place``; done when the result is there."""
+    (done,) = _to_host(
+        [values, place],
+        template={"THREADS": _THREADS},
+        groups=(-(-values.size // _THREADS), 1, 1),
+        threads=_THREADS,
+        output_shapes=[(4,)],  # smaller ones lie in memory that host and GPU take turns to own
+        output_dtypes=[mx.int32],
+    )
+    return done
