@@ -16,8 +16,8 @@ import numpy as np
 
 from quire.engine.fused_blocks import BlockKind, BlockWeights, run_block
 from quire.engine.paging import StepRows
+from quire.kernels.decode_plan import PlanForm
 from quire.kernels.kv_write import Slots
-from quire.kernels.paged_decode import DecodePlan, DecodeSettings
 from quire.kernels.ragged import (
     DecodeRows,
     PaddedChunks,
@@ -36,7 +36,7 @@ class RowsForm(NamedTuple):
     """All about a step's rows but their arrays, in plain numbers: MLX compares them.
 
     Attributes:
-        decodes: per window: window, whether results are merged, simdgroups, unroll_keys.
+        decodes: per window: window, and the form of its plan.
         prompts: per window: window, tiles, padded batches, chunks alone, whether rows are put in
             order. Tiles, if any: rows, results, whether results are merged. A batch: count, rows,
             first row, whether rows are taken, whether keys are masked.
@@ -45,7 +45,7 @@ class RowsForm(NamedTuple):
 
     block_size: int
     needs_new_rows: bool
-    decodes: tuple[tuple[int, bool, int, int], ...]
+    decodes: tuple[tuple[int, tuple[int, ...]], ...]
     prompts: tuple[
         tuple[
             int,
@@ -120,10 +120,8 @@ def flatten(rows: StepRows) -> tuple[list[mx.array], RowsForm]:
     if batch.decodes is not None:
         arrays.append(batch.decodes.block_tables)
         for window, plan in batch.decodes.plans.items():
-            merged = plan.first_items is not None
-            arrays += [plan.items] if plan.first_items is None else [plan.items, plan.first_items]
-            settings = plan.settings
-            decodes.append((_name(window), merged, settings.simdgroups, settings.unroll_keys))
+            arrays += plan.arrays()
+            decodes.append((_name(window), tuple(plan.form())))
     prompts = []
     for window, prompt_plan in batch.prompt_plans.items():
         tiles = []
@@ -151,11 +149,9 @@ def unflatten(arrays: list[mx.array], form: RowsForm) -> StepRows:
     left = iter(arrays)
     positions, mapping, after = next(left), next(left), next(left)
     decodes = DecodeRows(next(left), {}) if form.decodes else None
-    for name, merged, simdgroups, unroll_keys in form.decodes:
+    for name, plan_form in form.decodes:
         assert decodes is not None
-        items, first_items = next(left), next(left) if merged else None
-        settings = DecodeSettings(simdgroups, unroll_keys)
-        decodes.plans[_window(name)] = DecodePlan(items, first_items, settings)
+        decodes.plans[_window(name)] = PlanForm._make(plan_form).plan(left)
     plans = {}
     for name, tiles, padded, alone, reordered in form.prompts:
         tiled = None

@@ -18,16 +18,11 @@ import numpy.typing as npt
 from quire.engine.layout import Layout
 from quire.engine.paged_model import PagedModel
 from quire.kernels.choice.selection import select
-from quire.kernels.choice.shapes import DecodeShape
+from quire.kernels.choice.shapes import DecodeShape, SharedShape
+from quire.kernels.decode_plan import DecodeSettings, PlanForm, default_settings, plan_rows
 from quire.kernels.kv_write import Slots
-from quire.kernels.paged_decode import (
-    DecodePlan,
-    DecodeSettings,
-    default_settings,
-    is_one_per_row,
-    plan_items,
-)
 from quire.kernels.ragged import DecodeRows, RaggedBatch, bucket
+from quire.kernels.shared_context import SharedRun, plan_shared
 from quire.kernels.upload import upload, upload_packed
 
 Int32Array = npt.NDArray[np.int32]
@@ -68,15 +63,9 @@ class CompiledDecode:
         ]
         plans = []
         for window in self._windows:
-            settings = self._settings(lengths, window)
-            items, first_items = plan_items(lengths, window, settings.split)
-            if is_one_per_row(items, first_items):
-                parts.append(items)
-                plans.append((size, True, settings.simdgroups, settings.unroll_keys))
-                continue
-            items = _pad_items(items)
-            parts += [items, first_items]
-            plans.append((len(items), False, settings.simdgroups, settings.unroll_keys))
+            arrays, form = self._plan(lengths, window, layout.shared_runs)
+            parts += arrays
+            plans.append((len(arrays[0]), *form))
         packed = upload_packed(parts)
         tokens = packed[:size]
         pending = layout.source_rows >= 0
@@ -97,24 +86,47 @@ class CompiledDecode:
             return None
         lengths = layout.positions[: layout.num_decodes] + 1
         parts = [_widen(layout.decode_tables, layout.num_decodes)]
-        forms: list[tuple[DecodeSettings, bool]] = []
+        forms = []
         for window in self._windows:
-            settings = self._settings(lengths, window)
-            items, first_items = plan_items(lengths, window, settings.split)
-            single = is_one_per_row(items, first_items)
-            parts += [items] if single else [_pad_items(items), first_items]
-            forms.append((settings, single))
-        tables, *arrays = upload(parts)
-        left = iter(arrays)
-        plans = {
-            window: DecodePlan(next(left), None if single else next(left), settings)
-            for window, (settings, single) in zip(self._windows, forms, strict=True)
-        }
+            arrays, form = self._plan(lengths, window, layout.shared_runs)
+            parts += arrays
+            forms.append(form)
+        tables, *uploaded = upload(parts)
+        left = iter(uploaded)
+        plans = {window: form.plan(left) for window, form in zip(self._windows, forms, strict=True)}
         return DecodeRows(tables, plans)
 
     def order_after(self, previous_tokens: mx.array | None) -> mx.array:
         """What in-place writes must wait for: every layer's attention is behind these tokens."""
         return self._nothing_before if previous_tokens is None else previous_tokens[:1]
+
+    def _plan(
+        self, lengths: Int32Array, window: int | None, runs: Sequence[SharedRun]
+    ) -> tuple[list[Int32Array], PlanForm]:
+        """The arrays of a :class:`DecodePlan` on the host, and the rest of it."""
+        shared, own = None, lengths
+        if runs and window is None and self._together(lengths, runs):
+            shape, heads = self._shapes[window]
+            shared = plan_shared(runs, len(lengths), heads, shape.key_heads)
+            own = lengths - shared.num_tokens
+        return plan_rows(lengths, window, self._settings(own, window), shared)
+
+    def _together(self, lengths: Int32Array, runs: Sequence[SharedRun]) -> bool:
+        """Whether what ``runs`` share is read once for all of their rows."""
+        shape, heads = self._shapes[None]
+        sharing = np.concatenate([np.arange(r.first_row, r.first_row + r.num_rows) for r in runs])
+        context = sum(run.num_rows * run.num_tokens for run in runs) // len(sharing)
+        shared_shape = SharedShape(
+            rows=len(sharing),
+            context=context,
+            own=max(1, int(lengths[sharing].mean()) - context),
+            heads=heads,
+            kv_heads=shape.key_heads,
+            key_dim=shape.key_dim,
+            value_dim=shape.value_dim,
+            block_size=self._context.block_size,
+        )
+        return select("shared_context", shared_shape, shape.key_dtype).variant == "together"
 
     def _settings(self, lengths: Int32Array, window: int | None) -> DecodeSettings:
         """The defaults for these contexts, or what was tuned for contexts like them."""
@@ -143,7 +155,7 @@ def _trace(
     packed: mx.array,
     after: mx.array,
     table_width: int,
-    plans: Sequence[tuple[int, bool, int, int]],
+    plans: Sequence[tuple[int, bool, int, int, int, int]],
 ) -> mx.array:
     """The step's graph; whatever is not an array is part of what makes it another graph."""
     size = tokens.shape[0]
@@ -160,11 +172,14 @@ def _trace(
     context.wanted_rows = None
     block_tables = take(size, table_width)
     by_window = {}
-    for window, (num_items, single, simdgroups, unroll_keys) in zip(windows, plans, strict=True):
-        items = take(num_items, 3)
-        first_items = None if single else take(size + 1)
-        settings = DecodeSettings(simdgroups, unroll_keys)
-        by_window[window] = DecodePlan(items, first_items, settings)
+    for window, (num_items, *numbers) in zip(windows, plans, strict=True):
+        form = PlanForm._make(numbers)
+        shapes: list[tuple[int, ...]] = [(num_items, 4)]
+        if form.is_merged:
+            shapes.append((size + 1,))
+        if form.num_shared_items:
+            shapes.append((form.num_shared_items, 8))
+        by_window[window] = form.plan(iter([take(*shape) for shape in shapes]))
     context.batch = RaggedBatch([], [], DecodeRows(block_tables, by_window))
     return model(tokens)
 
@@ -175,11 +190,6 @@ def _widen(tables: Int32Array, size: int) -> Int32Array:
     padded = np.zeros((size, width), np.int32)
     padded[: tables.shape[0], : tables.shape[1]] = tables
     return padded
-
-
-def _pad_items(items: Int32Array) -> Int32Array:
-    """With items without tokens, of a result that no row takes."""
-    return np.pad(items, ((0, bucket(len(items)) - len(items)), (0, 0)))
 
 
 def _pad(values: Int32Array, size: int, fill: int = 0) -> Int32Array:

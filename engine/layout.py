@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from quire.engine.step_batch import Chunk, StepBatch
 from quire.kernels.ragged import DecodeGroup, PromptChunk, bucket
+from quire.kernels.shared_context import SharedRun
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -32,6 +33,7 @@ class Layout:
         padded: whether decodes and all rows are rounded up
         num_after: rows behind the prompt chunks
         groups: decodes that attention can treat alike, side by side; empty if not asked for
+        shared_runs: otherwise, the decodes whose contexts begin alike, side by side
         prompts: the prompt chunks as attention sees them
         sampled: the chunks that sample, in order of their rows
         sampled_rows: the row of each one's last token
@@ -56,6 +58,7 @@ class Layout:
         self.source_rows = np.full(num_rows, -1, np.int32)
         self.decode_tables = np.zeros((0, 1), np.int32)
         self.groups: list[DecodeGroup] = []
+        self.shared_runs: list[SharedRun] = []
         self.prompts: list[PromptChunk] = []
         self.sampled: list[Chunk] = []
         self.sampled_rows: list[int] = []
@@ -83,9 +86,9 @@ class Layout:
         flat = tables.reshape(-1).data
         for row, n in enumerate(num_blocks.tolist()):
             flat[row * width : row * width + n] = decodes[row].block_ids[:n]
-        if group:
-            clusters = _clusters(tables, num_blocks)
-            order = np.lexsort((num_blocks, clusters))
+        clusters = _clusters(tables, num_blocks)
+        if group or (np.diff(clusters) < 0).any():
+            order = np.lexsort((num_blocks, clusters) if group else (clusters,))
             tables, num_blocks, clusters = tables[order], num_blocks[order], clusters[order]
             positions, decodes = positions[order], [decodes[i] for i in order]
         self.decode_tables = tables
@@ -99,6 +102,10 @@ class Layout:
                 self.sampled.append(chunk)
                 self.sampled_rows.append(row)
         if not group:
+            for cluster in np.unique(clusters[clusters > 0]):
+                rows = np.flatnonzero(clusters == cluster)
+                num_tokens = block_size * _num_shared(tables[rows], num_blocks[rows])
+                self.shared_runs.append(SharedRun(int(rows[0]), len(rows), num_tokens))
             return
         for first, end in pairwise(_cuts(num_blocks, clusters)):
             padded = tables[first:end, : num_blocks[end - 1]]
@@ -127,15 +134,34 @@ def _round_rows(count: int) -> int:
 
 
 def _clusters(tables: Int32Array, num_blocks: Int32Array) -> Int32Array:
-    """The first block of each row that shares enough blocks with others, 0 for the rest."""
-    heads = tables[:, 0]
-    clusters = np.zeros_like(heads)
-    values, counts = np.unique(heads, return_counts=True)
-    for head in values[counts > 1]:
-        rows = heads == head
-        if _num_shared(tables[rows], num_blocks[rows]) * (rows.sum() - 1) >= _MIN_SHARED_BLOCKS:
-            clusters[rows] = head
+    """A number for all rows that begin with the same blocks, 0 for those that share too few."""
+    clusters = np.zeros(len(tables), np.int32)
+    heads = tables[:, 0].tolist()
+    if len(set(heads)) == len(heads):
+        return clusters
+    for rows, num_shared in _alike(tables, num_blocks, np.arange(len(tables)), 0):
+        if num_shared * (len(rows) - 1) >= _MIN_SHARED_BLOCKS:
+            clusters[rows] = rows[0] + 1
     return clusters
+
+
+def _alike(
+    tables: Int32Array, num_blocks: Int32Array, rows: npt.NDArray[np.intp], column: int
+) -> list[tuple[npt.NDArray[np.intp], int]]:
+    """Sets of those ``rows`` that agree up to ``column`` and the number of blocks each shares.
+
+    A set is cut into smaller ones that share more if that saves more blocks from being read again.
+    """
+    rows = rows[num_blocks[rows] - 1 > column]  # a row's last block is its own
+    values, counts = np.unique(tables[rows, column], return_counts=True)
+    found: list[tuple[npt.NDArray[np.intp], int]] = []
+    for value in values[counts > 1]:
+        alike = rows[tables[rows, column] == value]
+        num_shared = _num_shared(tables[alike], num_blocks[alike])
+        smaller = _alike(tables, num_blocks, alike, num_shared)
+        saved = sum((len(each) - 1) * shared for each, shared in smaller)
+        found += smaller if saved > (len(alike) - 1) * num_shared else [(alike, num_shared)]
+    return found
 
 
 def _num_shared(tables: Int32Array, num_blocks: Int32Array) -> int:

@@ -11,6 +11,7 @@ from quire.kernels.paged_attention import ExtraScores, paged_attention
 from quire.kernels.paged_decode import paged_decode
 from quire.kernels.prompt_attention import plan_prompts, prompt_attention
 from quire.kernels.ragged import PromptPlan, RaggedBatch
+from quire.kernels.shared_context import attend_shared
 
 
 def attend(
@@ -44,15 +45,17 @@ def attend(
     queries = queries.astype(pages.keys.dtype)
     output = None
     if batch.decodes is not None:
-        output = paged_decode(
+        plan = batch.decodes.plans[window]
+        decoding = (
             queries[: batch.decodes.num_rows],
             pages.keys,
             pages.values,
             batch.decodes.block_tables,
-            batch.decodes.plans[window],
-            scale=scale,
-            written=pages.written,
-            sinks=sinks,
+            plan,
+        )
+        shared = attend_shared(*decoding, scale=scale, written=pages.written)
+        output = paged_decode(
+            *decoding, scale=scale, written=pages.written, sinks=sinks, shared=shared
         )
     if batch.chunks or batch.prompt_plans:
         if window not in batch.prompt_plans:

@@ -6,16 +6,14 @@ the items' partial results are merged by a second kernel (flash decoding: Dao et
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
+from quire.kernels.decode_plan import DecodePlan
 from quire.kernels.gpu_kernel import GpuKernel, float_bits
-
-Int32Array = npt.NDArray[np.int32]
 
 _DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 _BLOCK_SIZES = (8, 16, 32)
@@ -23,18 +21,6 @@ _MAX_HEAD_DIM = 256
 # Query heads that share each load of a key; more than these take another threadgroup.
 _MAX_GROUP = 8
 _MERGE_SIMDGROUPS = 8
-# Two for each of an H200's processors; four times as many where contexts are uneven, or the long
-# rows' items are still running when all others have ended.
-_WANTED_THREADGROUPS = 256
-_UNEVEN = 1.5  # longest context over the mean
-_UNEVEN_FACTOR = 4
-_MIN_SPLIT, _MAX_SPLIT = 128, 4096  # tokens
-_ONE_ITEM = 1024  # tokens of a context that one or two rows leave uncut
-# With so many rows times key heads none is cut, as long as contexts are much the same.
-_FILLING_THREADGROUPS = 128
-_EVEN = 1.25
-_UNCUT = 1 << 30
-
 _decode = GpuKernel(
     "paged_decode",
     inputs=(
@@ -44,36 +30,45 @@ _decode = GpuKernel(
         "block_tables",
         "items",
         "sinks",
+        "shared_partials",
+        "shared_stats",
         "written",
     ),
     outputs=("output", "stats"),
     headers=("tile", "reduce_scatter"),
 )
 _merge = GpuKernel(
-    "paged_merge", inputs=("partials", "stats", "first_items", "sinks"), outputs=("output",)
+    "paged_merge",
+    inputs=(
+        "partials",
+        "stats",
+        "first_items",
+        "sinks",
+        "items",
+        "shared_partials",
+        "shared_stats",
+    ),
+    outputs=("output",),
 )
 
 
-class DecodeSettings(NamedTuple):
-    """What may be tuned; any values give the same result but for rounding."""
-
-    simdgroups: int = 4  # of a threadgroup
-    unroll_keys: int = 4  # loads of keys under way in each lane, a power of two
-    split: int = 512  # tokens of one work item
-
-
-@dataclass(frozen=True)
-class DecodePlan:
-    """How the rows of a step are cut into work items.
+class Partials(NamedTuple):
+    """Attention to some parts of each row's context, before they are merged.
 
     Attributes:
-        items: (N, 3) int32: row, first token and end of each item, those of a row together.
-        first_items: (B + 1,) int32, where each row's items begin; None if item i is row i.
+        values: (N, heads, 1, value_dim) float32, not divided by the sum of weights.
+        stats: (N, heads, 2) float32: highest score in units of log2, sum of weights.
     """
 
-    items: mx.array
-    first_items: mx.array | None
-    settings: DecodeSettings
+    values: mx.array
+    stats: mx.array
+
+
+@cache
+def _no_partials() -> Partials:
+    """What stands where no row shares anything; of a size that Metal treats as any other."""
+    nothing = mx.array(np.zeros(16, np.float32))
+    return Partials(nothing, nothing)
 
 
 def supports(
@@ -87,63 +82,6 @@ def supports(
     return fitting and 32 // _lanes(head_dims, dtype) <= block_size
 
 
-def default_settings(
-    context_lengths: Int32Array, window: int | None, kv_heads: int, group: int
-) -> DecodeSettings:
-    """Settings that did well on an H200 over a wide range of shapes.
-
-    Nothing is known of Metal yet: there fewer loads are under way, which takes fewer registers.
-
-    Args:
-        context_lengths: (B,) int32
-        group: query heads per key head.
-    """
-    lengths = context_lengths if window is None else np.minimum(context_lengths, window)
-    unroll = 8 if group <= 4 and not mx.metal.is_available() else 4
-    if len(lengths) <= 2 and lengths.max() <= _ONE_ITEM:
-        # The host is the limit: no second kernel, and all the simdgroups that find registers.
-        return DecodeSettings(simdgroups=8, unroll_keys=unroll, split=_ONE_ITEM)
-    unevenness = lengths.max() / max(1.0, lengths.mean())
-    threadgroups = len(lengths) * kv_heads
-    if threadgroups >= _FILLING_THREADGROUPS and unevenness <= _EVEN:
-        per_processor = threadgroups // _FILLING_THREADGROUPS
-        simdgroups = 8 if per_processor < 2 else 4 if per_processor < 4 else 2
-        return DecodeSettings(simdgroups, unroll, _UNCUT)
-    wanted = _WANTED_THREADGROUPS * (_UNEVEN_FACTOR if unevenness > _UNEVEN else 1)
-    tokens = max(1, int(lengths.sum()) * kv_heads // wanted)
-    split = 1 << (tokens - 1).bit_length()
-    return DecodeSettings(4, unroll, min(max(split, _MIN_SPLIT), _MAX_SPLIT))
-
-
-def plan_items(
-    context_lengths: Int32Array, window: int | None, split: int
-) -> tuple[Int32Array, Int32Array]:
-    """Cut contexts, or the ends of them that a window shows, into items of at most ``split``.
-
-    Args:
-        context_lengths: (B,) int32, 0 for padding rows.
-
-    Returns:
-        items (N, 3) and first_items (B + 1,), as in :class:`DecodePlan`.
-    """
-    begin = np.zeros_like(context_lengths)
-    if window is not None:
-        begin = np.maximum(context_lengths - window, 0)
-    counts = -(-(context_lengths - begin) // split)
-    first_items = np.zeros(len(counts) + 1, np.int32)
-    np.cumsum(counts, out=first_items[1:])
-    rows = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    starts = begin[rows] + (np.arange(len(rows)) - first_items[rows]) * split
-    ends = np.minimum(starts + split, context_lengths[rows])
-    items = np.stack([rows, starts, ends], axis=1).astype(np.int32)
-    return items, first_items
-
-
-def is_one_per_row(items: Int32Array, first_items: Int32Array) -> bool:
-    """Whether item i is all of row i, so that there is nothing to merge."""
-    return len(items) == len(first_items) - 1 and bool((np.diff(first_items) == 1).all())
-
-
 def paged_decode(
     queries: mx.array,
     key_pages: mx.array,
@@ -155,6 +93,7 @@ def paged_decode(
     written: mx.array,
     sinks: mx.array | None = None,
     softcap: float | None = None,
+    shared: Partials | None = None,
 ) -> mx.array:
     """Attention of one query per row over its sequence's pages.
 
@@ -167,6 +106,7 @@ def paged_decode(
         written: output of whatever wrote the pages last, so that it is done before.
         sinks: (heads,) logits that take part in the softmax but have no value.
         softcap: scores become softcap * tanh(score / softcap).
+        shared: results of ``plan.shared_items``.
 
     Returns:
         (B, heads, 1, value_dim) in the dtype of ``queries``; zeros for rows without context.
@@ -204,6 +144,7 @@ def paged_decode(
             block_tables,
             plan.items,
             plan.items if sinks is None else sinks,
+            *(shared or _no_partials()),
             written,
         ],
         template=template,
@@ -217,37 +158,50 @@ def paged_decode(
     )
     if plan.first_items is None:
         return output
-    return merge_items(output, stats, plan.first_items, sinks, queries.dtype)
+    return merge_items(
+        Partials(output, stats),
+        plan.first_items,
+        sinks,
+        queries.dtype,
+        items=plan.items,
+        shared=shared,
+    )
 
 
 def merge_items(
-    partials: mx.array,
-    stats: mx.array,
+    partials: Partials,
     first_items: mx.array,
     sinks: mx.array | None,
     dtype: mx.Dtype,
+    items: mx.array | None = None,
+    shared: Partials | None = None,
 ) -> mx.array:
     """Attention of rows whose contexts were cut.
 
     Args:
-        partials: (N, heads, ..., value_dim) float32, weighed values of each part, those of a row
-            together.
-        stats: (N, heads, 2) float32, the part's highest score in units of log2, and its weights'
-            sum.
+        partials: of N parts, those of a row together.
         first_items: (B + 1,) int32, where each row's parts begin.
         sinks: (heads,) logits that take part in the softmax but have no value.
+        items: of a :class:`DecodePlan`, where they say which rows have more parts in ``shared``.
 
     Returns:
         (B, heads, 1, value_dim) of ``dtype``.
     """
-    rows, heads, value_dim = first_items.shape[0] - 1, partials.shape[1], partials.shape[-1]
+    rows, (_, heads, *_, value_dim) = first_items.shape[0] - 1, partials.values.shape
     (merged,) = _merge(
-        [partials, stats, first_items, first_items if sinks is None else sinks],
+        [
+            *partials,
+            first_items,
+            first_items if sinks is None else sinks,
+            first_items if items is None else items,
+            *(shared or _no_partials()),
+        ],
         template={
             "T": dtype,
             "HEADS": heads,
             "DV": value_dim,
             "SIMDGROUPS": _MERGE_SIMDGROUPS,
+            "MAY_SHARE": items is not None,
             "HAS_SINKS": sinks is not None,
         },
         groups=(rows * heads, 1, 1),

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue, float_bits
-from quire.kernels.paged_decode import merge_items
+from quire.kernels.paged_decode import Partials, merge_items
 from quire.kernels.ragged import PromptChunk, TiledChunks, bucket
 from quire.kernels.upload import upload
 
@@ -50,16 +50,18 @@ def tile_chunks(
     Args:
         num_after: rows behind the last chunk that mean nothing; their results are zeros.
     """
-    tokens = _ROWS // _group(heads // kv_heads)
     pieces = []
     done = 0
     for index, chunk in enumerate(chunks):
-        pieces.append(_tiles(chunk.first_row, chunk.num_rows, chunk.start, index, done, tokens))
+        tiles = tile_rows(
+            chunk.first_row, chunk.num_rows, chunk.start, index, heads // kv_heads, done
+        )
+        pieces.append(tiles)
         done += chunk.num_rows
     if num_after:
         # Before any key: such rows see nothing.
         last = chunks[-1].first_row + chunks[-1].num_rows
-        pieces.append(_tiles(last, num_after, -num_after, 0, done, tokens))
+        pieces.append(tile_rows(last, num_after, -num_after, 0, heads // kv_heads, done))
         done += num_after
     items = np.concatenate(pieces)
     if window is not None:
@@ -106,15 +108,58 @@ def paged_prompt(
     Returns:
         (chunks.num_rows, heads, 1, value_dim) in the dtype of ``queries``.
     """
+    output, stats = attend_tiles(
+        queries,
+        key_pages,
+        value_pages,
+        chunks.block_tables,
+        chunks.items,
+        chunks.num_results,
+        is_whole=chunks.first_items is None,
+        window=chunks.window,
+        scale=scale,
+        written=written,
+        sinks=sinks,
+    )
+    if chunks.first_items is None:
+        return output
+    return merge_items(Partials(output, stats), chunks.first_items, sinks, queries.dtype)
+
+
+def attend_tiles(
+    queries: mx.array,
+    key_pages: mx.array,
+    value_pages: mx.array,
+    block_tables: mx.array,
+    items: mx.array,
+    num_results: int,
+    *,
+    is_whole: bool,
+    window: int | None,
+    scale: float,
+    written: mx.array,
+    sinks: mx.array | None = None,
+) -> tuple[mx.array, mx.array]:
+    """Attention of work items, each some rows over a stretch of the keys.
+
+    Args:
+        items: (N, 8) int32, as in :class:`TiledChunks`; what it does not say is as in
+            :func:`paged_prompt`.
+        num_results: of all items.
+        is_whole: each result is of all keys that its row sees.
+
+    Returns:
+        (num_results, heads, 1, value_dim) in the dtype of ``queries`` and nothing if
+        ``is_whole``, else the two arrays of :class:`Partials`.
+    """
     heads, key_dim = queries.shape[1], queries.shape[3]
     kv_heads, block_size = key_pages.shape[1:3]
     value_dim = value_pages.shape[3]
     group = _group(heads // kv_heads)
-    direct = chunks.first_items is None
     stages = _num_stages()
     template: dict[str, TemplateValue] = {
         "T": queries.dtype,
-        "OUT": queries.dtype if direct else mx.float32,
+        "OUT": queries.dtype if is_whole else mx.float32,
         "DK": key_dim,
         "DV": value_dim,
         "KV_HEADS": kv_heads,
@@ -124,8 +169,8 @@ def paged_prompt(
         "SIMDGROUPS": _SIMDGROUPS,
         "KEYS": _KEYS if _fits(_KEYS, stages, key_dim, value_dim) else _KEYS // 2,
         "STAGES": stages,
-        "WINDOW": chunks.window or 0,
-        "DIRECT": direct,
+        "WINDOW": window or 0,
+        "DIRECT": is_whole,
         "HAS_SINKS": sinks is not None,
         "SCALE": float_bits(scale),
     }
@@ -134,23 +179,21 @@ def paged_prompt(
             queries,
             key_pages,
             value_pages,
-            chunks.block_tables,
-            chunks.items,
-            chunks.items if sinks is None else sinks,
+            block_tables,
+            items,
+            items if sinks is None else sinks,
             written,
         ],
         template=template,
-        groups=(chunks.items.shape[0], kv_heads, -(-(heads // kv_heads) // group)),
+        groups=(items.shape[0], kv_heads, -(-(heads // kv_heads) // group)),
         threads=32 * _SIMDGROUPS,
         output_shapes=[
-            (chunks.num_results, heads, 1, value_dim),
-            (1,) if direct else (chunks.num_results, heads, 2),
+            (num_results, heads, 1, value_dim),
+            (1,) if is_whole else (num_results, heads, 2),
         ],
-        output_dtypes=[queries.dtype if direct else mx.float32, mx.float32],
+        output_dtypes=[queries.dtype if is_whole else mx.float32, mx.float32],
     )
-    if chunks.first_items is None:
-        return output
-    return merge_items(output, stats, chunks.first_items, sinks, queries.dtype)
+    return output, stats
 
 
 def _num_stages() -> int:
@@ -170,10 +213,17 @@ def _group(heads_per_kv: int) -> int:
     return -(-heads_per_kv // -(-heads_per_kv // _MAX_GROUP))
 
 
-def _tiles(
-    first_row: int, num_rows: int, start: int, table: int, first_result: int, tokens: int
+def tile_rows(
+    first_row: int,
+    num_rows: int,
+    start: int,
+    table: int,
+    heads_per_kv: int,
+    first_result: int = 0,
 ) -> Int32Array:
-    """Work items of one chunk over all keys from position 0 on."""
+    """Work items of rows at positions from ``start`` on, without their keys: (n, 8), see
+    :class:`TiledChunks`."""
+    tokens = _ROWS // _group(heads_per_kv)
     offsets = np.arange(0, num_rows, tokens, dtype=np.int32)
     items = np.zeros((len(offsets), _ITEM), np.int32)
     items[:, 0] = first_row + offsets

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from quire.kernels.paged_decode import DecodePlan
+if TYPE_CHECKING:
+    from quire.kernels.decode_plan import DecodePlan
 
 # Added to the scores of keys that a row must not see. Finite, so that a row that sees nothing at
 # all gives a finite result instead of NaN.

@@ -39,6 +39,36 @@ class DecodeShape(NamedTuple):
         )
 
 
+class SharedShape(NamedTuple):
+    """Rows that begin with the same tokens, one query each."""
+
+    rows: int
+    context: int  # tokens that all rows share
+    own: int  # tokens of a row behind them, on average
+    heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    block_size: int
+    sinks: bool = False
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.heads // self.kv_heads
+
+    def bucket(self) -> SharedShape:
+        """Key heads count as rows, as in :meth:`DecodeShape.bucket`."""
+        return SharedShape(
+            _round_up(self.rows * self.kv_heads),
+            _round_up(self.context),
+            _round_up(self.own),
+            self.heads // self.kv_heads,
+            1,
+            *self[5:],
+        )
+
+
 class PromptShape(NamedTuple):
     """Consecutive rows of one sequence over its pages."""
 
@@ -185,6 +215,7 @@ class SampleShape(NamedTuple):
 
 AnyShape = (
     DecodeShape
+    | SharedShape
     | PromptShape
     | WriteShape
     | GatherShape
@@ -199,6 +230,7 @@ AnyShape = (
 
 SHAPES: dict[str, type[AnyShape]] = {
     "paged_decode": DecodeShape,
+    "shared_context": SharedShape,
     "prompt_attention": PromptShape,
     "kv_write": WriteShape,
     "gather_pages": GatherShape,
@@ -212,9 +244,9 @@ SHAPES: dict[str, type[AnyShape]] = {
 }
 
 # Rounded up in a bucket, so that a limit on them is known only up to a power of two.
-ROUNDED = {"rows", "context", "sequences", "blocks", "outputs", "inputs", "vocab"}
+ROUNDED = {"rows", "context", "own", "sequences", "blocks", "outputs", "inputs", "vocab"}
 # Rows of a bucket of these do not count rows alone.
-HEADS_IN_ROWS = {"paged_decode"}
+HEADS_IN_ROWS = {"paged_decode", "shared_context"}
 # Hardly change how long a call takes: timed without them.
 UNTIMED = ("sinks", "softcap")
 

@@ -13,6 +13,7 @@ from quire.kernels.choice.shapes import (
     MatmulShape,
     PromptShape,
     SampleShape,
+    SharedShape,
 )
 from quire.kernels.choice.tuning import Task
 
@@ -107,6 +108,8 @@ def _attention(
         for rows, context in _CPU_CHUNKS if on_cpu else _GPU_CHUNKS:
             prompt = PromptShape(rows, context, *each, from_start=rows == context, window=window)
             yield Task("prompt_attention", prompt, sizes.dtype)
+    for rows in (8, 64):
+        yield Task("shared_context", SharedShape(rows, 1024, 256, *each), sizes.dtype)
 
 
 def _matmuls(sizes: ModelSizes, device: DeviceName, bits: int) -> Iterator[Task]:

@@ -28,6 +28,7 @@ from quire.kernels.choice.shapes import (
     RotateShape,
     RowsShape,
     SampleShape,
+    SharedShape,
     WriteShape,
 )
 from quire.kernels.probes import make_probe
@@ -44,6 +45,12 @@ CHECKED: Mapping[str, Sequence[AnyShape]] = {
         DecodeShape(3, 90, 14, 2, 96, 96, 32, sinks=True),
         DecodeShape(2, 50, 16, 1, 192, 128, 16),
         DecodeShape(2, 40, 4, 2, 256, 256, 16, softcap=True),
+    ),
+    # Own parts that are cut, that are not, and cut ones with sinks.
+    "shared_context": (
+        SharedShape(3, 300, 150, 8, 2, 128, 128, 16),
+        SharedShape(5, 140, 40, 14, 2, 96, 96, 32, sinks=True),
+        SharedShape(9, 70, 200, 4, 2, 192, 128, 8, sinks=True),
     ),
     "prompt_attention": (
         PromptShape(33, 33, 8, 2, 128, 128, 16),

@@ -15,6 +15,7 @@ from quire.kernels.choice.shapes import (
     PromptShape,
     RotateShape,
     RowsShape,
+    SharedShape,
     WriteShape,
 )
 from quire.kernels.probes.attention import decode_probe, prompt_probe
@@ -22,6 +23,7 @@ from quire.kernels.probes.block import gate_probe, norm_probe, rotate_probe
 from quire.kernels.probes.matmul import dense_probe, matmul_probe
 from quire.kernels.probes.probe import Probe
 from quire.kernels.probes.rows import gather_probe, rows_probe, sample_probe, write_probe
+from quire.kernels.probes.shared import shared_probe
 
 
 def make_probe(shape: AnyShape, dtype: mx.Dtype, seed: int = 0, *, ragged: bool = False) -> Probe:
@@ -29,6 +31,8 @@ def make_probe(shape: AnyShape, dtype: mx.Dtype, seed: int = 0, *, ragged: bool 
     match shape:
         case DecodeShape():
             return decode_probe(shape, dtype, seed, ragged=ragged)
+        case SharedShape():
+            return shared_probe(shape, dtype, seed, ragged=ragged)
         case PromptShape():
             return prompt_probe(shape, dtype, seed)
         case WriteShape():

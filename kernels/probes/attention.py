@@ -6,50 +6,60 @@ from collections.abc import Callable, Mapping
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
 from quire.kernels.choice.shapes import DecodeShape, PromptShape
-from quire.kernels.page_arrays import PageArrays
-from quire.kernels.paged_attention import paged_attention, prompt_sdpa, prompt_tiles
-from quire.kernels.paged_decode import (
+from quire.kernels.decode_plan import (
     DecodePlan,
     DecodeSettings,
     default_settings,
-    is_one_per_row,
-    paged_decode,
-    plan_items,
+    plan_on_device,
 )
+from quire.kernels.page_arrays import PageArrays
+from quire.kernels.paged_attention import paged_attention, prompt_sdpa, prompt_tiles
+from quire.kernels.paged_decode import paged_decode
 from quire.kernels.probes.probe import Float64Array, Probe, ints, normal, to_float64
 from quire.kernels.prompt_attention import plan_prompts, prompt_attention
-from quire.kernels.ragged import DecodeGroup, PromptChunk, RaggedBatch
+from quire.kernels.ragged import DecodeGroup, PromptChunk, PromptPlan, RaggedBatch
 
 _SOFTCAP = 30.0
 
 
-class _Pages:
-    """Random keys and values of several sequences, blocks in random order."""
+class Pages:
+    """Random keys and values of several sequences, blocks in random order.
+
+    The first ``num_shared_blocks`` are the same for all sequences.
+    """
 
     def __init__(
-        self, shape: DecodeShape | PromptShape, lengths: list[int], dtype: mx.Dtype, seed: int
+        self,
+        shape: DecodeShape | PromptShape,
+        lengths: list[int],
+        dtype: mx.Dtype,
+        seed: int,
+        num_shared_blocks: int = 0,
     ) -> None:
         self.shape, self.lengths = shape, lengths
         rng = np.random.default_rng(seed)
         keys = mx.random.split(mx.random.key(seed), 4)
         width = max(1, -(-max(lengths) // shape.block_size))
-        num_blocks = 1 + width * len(lengths)
+        num_blocks = 1 + num_shared_blocks + (width - num_shared_blocks) * len(lengths)
         pages = num_blocks, shape.kv_heads, shape.block_size
         self.keys = normal((*pages, shape.key_dim), dtype, keys[0])
         self.values = normal((*pages, shape.value_dim), dtype, keys[1])
         self.queries = normal((shape.rows, shape.heads, 1, shape.key_dim), dtype, keys[2])
         # Block 0 is nobody's.
         blocks = 1 + rng.permutation(num_blocks - 1)
-        self.tables = blocks.reshape(len(lengths), width).astype(np.int32)
+        shared, own = blocks[:num_shared_blocks], blocks[num_shared_blocks:]
+        self.tables = np.empty((len(lengths), width), np.int32)
+        self.tables[:, :num_shared_blocks] = shared
+        self.tables[:, num_shared_blocks:] = own.reshape(len(lengths), -1)
         self.scale = shape.key_dim**-0.5
         self.sinks = normal((shape.heads,), dtype, keys[3]) if shape.sinks else None
         self.softcap = _SOFTCAP if shape.softcap else None
         longest = max(lengths)
         self.window = max(1, longest // 2) if shape.window else None
         visible = sum(min(n, self.window or n) for n in lengths)
+        visible -= num_shared_blocks * shape.block_size * (len(lengths) - 1)
         per_token = shape.kv_heads * (shape.key_dim + shape.value_dim) * dtype.size
         self.num_bytes = visible * per_token + 2 * self.queries.nbytes
 
@@ -93,7 +103,7 @@ def decode_probe(shape: DecodeShape, dtype: mx.Dtype, seed: int, *, ragged: bool
     lengths = [shape.context] * shape.rows
     if ragged:
         lengths = np.linspace(1, shape.context, shape.rows).astype(int).tolist()
-    pages = _Pages(shape, lengths, dtype, seed)
+    pages = Pages(shape, lengths, dtype, seed)
     context_lengths = np.array(lengths, np.int32)
     tables = ints(pages.tables)
     written = mx.zeros((1,), mx.int32)
@@ -105,7 +115,7 @@ def decode_probe(shape: DecodeShape, dtype: mx.Dtype, seed: int, *, ragged: bool
         chosen = default._replace(**settings)
         # A step has one plan for all of its layers: it is not part of what is timed.
         if chosen not in plans:
-            plans[chosen] = _plan(context_lengths, pages.window, chosen)
+            plans[chosen] = plan_on_device(context_lengths, pages.window, chosen)
         return [
             paged_decode(
                 pages.queries,
@@ -142,18 +152,8 @@ def decode_probe(shape: DecodeShape, dtype: mx.Dtype, seed: int, *, ragged: bool
     return Probe({"pages": in_pages, "reference": reference}, expected, pages.num_bytes)
 
 
-def _plan(
-    lengths: npt.NDArray[np.int32], window: int | None, settings: DecodeSettings
-) -> DecodePlan:
-    items, first_items = plan_items(lengths, window, settings.split)
-    is_direct = is_one_per_row(items, first_items)
-    plan = DecodePlan(mx.array(items), None if is_direct else mx.array(first_items), settings)
-    mx.eval(plan.items, [] if plan.first_items is None else plan.first_items)
-    return plan
-
-
 def prompt_probe(shape: PromptShape, dtype: mx.Dtype, seed: int) -> Probe:
-    pages = _Pages(shape, [shape.context], dtype, seed)
+    pages = Pages(shape, [shape.context], dtype, seed)
     start = shape.context - shape.rows
     if shape.from_start != (start == 0):
         raise ValueError(f"{shape.rows} rows of {shape.context} tokens: from_start is wrong")
@@ -164,13 +164,16 @@ def prompt_probe(shape: PromptShape, dtype: mx.Dtype, seed: int) -> Probe:
     at_hand = (new_keys, new_values) if shape.from_start else (None, None)
     in_place = PageArrays(pages.keys, pages.values, written, *at_hand)
 
+    plans: dict[str, PromptPlan] = {}  # one for all layers, as above
+
     def planned(variant: str) -> list[mx.array]:
-        plan = plan_prompts([chunk], pages.window, shape, lambda _: variant)
+        if variant not in plans:
+            plans[variant] = plan_prompts([chunk], pages.window, shape, lambda _: variant)
         return [
             prompt_attention(
                 pages.queries,
                 in_place,
-                plan,
+                plans[variant],
                 scale=pages.scale,
                 window=pages.window,
                 sinks=pages.sinks,
@@ -200,7 +203,7 @@ def prompt_probe(shape: PromptShape, dtype: mx.Dtype, seed: int) -> Probe:
     return Probe(variants, expected, pages.num_bytes)
 
 
-def _rows_of(pages: _Pages, array: mx.array) -> mx.array:
+def _rows_of(pages: Pages, array: mx.array) -> mx.array:
     """The context as the rows a step has just computed, (T, kv_heads, 1, dim)."""
     joined = _joined(array[ints(pages.tables[0])])
     return mx.contiguous(joined[:, :, : pages.lengths[0]].transpose(2, 1, 0, 3))

@@ -28,9 +28,9 @@ const int part = lane % LANES;
 const int sub = lane / LANES;
 const int own_key = part / KEY_LANES; // which of a tile's loads this lane has the scores of
 
-const int row = items[item * 3];
-const int begin = items[item * 3 + 1];
-const int end = items[item * 3 + 2];
+const int row = items[item * 4];
+const int begin = items[item * 4 + 1];
+const int end = items[item * 4 + 2];
 const size_t table = size_t(row) * size_t(block_tables_shape[1]);
 const float softcap = quire::as_float(SOFTCAP); // 0: none
 const float scale = quire::as_float(SCALE) * (SOFTCAP == 0 ? quire::LOG2_E : 1.0f);
@@ -204,13 +204,13 @@ for (int g = 0; g < GROUP; ++g) {
 // Merge the simdgroups, as many heads at a time as fit in shared memory.
 constexpr int FITTING = 16384 / (4 * DV * SIMDGROUPS);
 constexpr int CHUNK = FITTING < 1 ? 1 : FITTING < GROUP ? FITTING : GROUP;
-SHARED float shared_stats[SIMDGROUPS * GROUP * 2];
+SHARED float group_stats[SIMDGROUPS * GROUP * 2];
 SHARED float shared_acc[SIMDGROUPS * CHUNK * DV];
 if (lane == 0) {
   UNROLL
   for (int g = 0; g < GROUP; ++g) {
-    shared_stats[(simdgroup * GROUP + g) * 2] = head_peak[g];
-    shared_stats[(simdgroup * GROUP + g) * 2 + 1] = head_total[g];
+    group_stats[(simdgroup * GROUP + g) * 2] = head_peak[g];
+    group_stats[(simdgroup * GROUP + g) * 2 + 1] = head_total[g];
   }
 }
 BARRIER();
@@ -222,7 +222,7 @@ for (int base = 0; base < GROUP; base += CHUNK) {
     float highest = quire::HIDDEN;
     UNROLL
     for (int s = 0; s < SIMDGROUPS; ++s) {
-      highest = quire::max(highest, shared_stats[(s * GROUP + g) * 2]);
+      highest = quire::max(highest, group_stats[(s * GROUP + g) * 2]);
     }
     const float factor = quire::exp2(head_peak[g] - highest);
     if (sub == 0) {
@@ -246,16 +246,28 @@ for (int base = 0; base < GROUP; base += CHUNK) {
     float highest = quire::HIDDEN, sum = 0.0f, weight = 0.0f;
     UNROLL
     for (int s = 0; s < SIMDGROUPS; ++s) {
-      highest = quire::max(highest, shared_stats[(s * GROUP + g) * 2]);
+      highest = quire::max(highest, group_stats[(s * GROUP + g) * 2]);
       sum += shared_acc[s * CHUNK * DV + i];
     }
     UNROLL
     for (int s = 0; s < SIMDGROUPS; ++s) {
-      weight += shared_stats[(s * GROUP + g) * 2 + 1] *
-          quire::exp2(shared_stats[(s * GROUP + g) * 2] - highest);
+      weight += group_stats[(s * GROUP + g) * 2 + 1] *
+          quire::exp2(group_stats[(s * GROUP + g) * 2] - highest);
     }
     const size_t heads = HEADS_PER_KV * KV_HEADS;
     if (DIRECT) {
+      // What the row shares with others, its first tokens, has been attended to.
+      const int most_parts = int(shared_stats_shape[0]) / int(block_tables_shape[0]);
+      for (int p = 0; p < items[item * 4 + 3]; ++p) {
+        const size_t at = (size_t(row) * most_parts + p) * heads + head;
+        const float peak_of_part = shared_stats[at * 2];
+        const float top = quire::max(highest, peak_of_part);
+        const float keep = quire::exp2(highest - top);
+        const float factor = quire::exp2(peak_of_part - top);
+        sum = sum * keep + shared_partials[at * DV + i % DV] * factor;
+        weight = weight * keep + shared_stats[at * 2 + 1] * factor;
+        highest = top;
+      }
       if (HAS_SINKS) {
         const float sink = float(sinks[head]) * quire::LOG2_E;
         const float top = quire::max(highest, sink);

@@ -1,4 +1,5 @@
-// Merges the partial results of a row's work items; a threadgroup takes one row and head.
+// Merges the partial results of a row's work items, and of the parts of its context that it shares
+// with other rows; a threadgroup takes one row and head.
 
 constexpr int PACKS = DV / 4;
 constexpr int NP = quire::ceil_div(PACKS, 32);
@@ -7,20 +8,28 @@ const int head = int(threadgroup_position_in_grid.x) % HEADS;
 const int lane = int(thread_index_in_simdgroup);
 const int simdgroup = int(simdgroup_index_in_threadgroup);
 const int begin = first_items[row];
-const int end = first_items[row + 1];
+const int own = first_items[row + 1] - begin;
+const int most_parts = int(shared_stats_shape[0]) / int(first_items_shape[0] - 1);
+const int count = own + (MAY_SHARE && own > 0 ? items[begin * 4 + 3] : 0);
+const size_t first = size_t(begin) * HEADS + head;
+const size_t first_shared = size_t(row) * most_parts * HEADS + head;
 
 float highest = HAS_SINKS ? float(sinks[head]) * quire::LOG2_E : quire::HIDDEN;
-for (int item = begin + lane; item < end; item += 32) {
-  highest = quire::max(highest, stats[(size_t(item) * HEADS + head) * 2]);
+for (int i = lane; i < count; i += 32) {
+  const float peak = i < own ? stats[(first + i * HEADS) * 2]
+                             : shared_stats[(first_shared + (i - own) * HEADS) * 2];
+  highest = quire::max(highest, peak);
 }
 UNROLL
 for (int mask = 16; mask > 0; mask /= 2) {
   highest = quire::max(highest, quire::shuffle_xor(highest, mask));
 }
 float weight = 0.0f;
-for (int item = begin + lane; item < end; item += 32) {
-  const size_t at = (size_t(item) * HEADS + head) * 2;
-  weight += stats[at + 1] * quire::exp2(stats[at] - highest);
+for (int i = lane; i < count; i += 32) {
+  const size_t at = (i < own ? first + i * HEADS : first_shared + (i - own) * HEADS) * 2;
+  const float peak = i < own ? stats[at] : shared_stats[at];
+  const float total = i < own ? stats[at + 1] : shared_stats[at + 1];
+  weight += total * quire::exp2(peak - highest);
 }
 UNROLL
 for (int mask = 16; mask > 0; mask /= 2) weight += quire::shuffle_xor(weight, mask);
@@ -29,14 +38,20 @@ if (HAS_SINKS) weight += quire::exp2(float(sinks[head]) * quire::LOG2_E - highes
 float acc[NP * 4];
 UNROLL
 for (int e = 0; e < NP * 4; ++e) acc[e] = 0.0f;
-for (int item = begin + simdgroup; item < end; item += SIMDGROUPS) {
-  const size_t at = size_t(item) * HEADS + head;
-  const float factor = quire::exp2(stats[at * 2] - highest);
+for (int i = simdgroup; i < count; i += SIMDGROUPS) {
+  const size_t at = i < own ? first + i * HEADS : first_shared + (i - own) * HEADS;
+  const float peak = i < own ? stats[at * 2] : shared_stats[at * 2];
+  const float factor = quire::exp2(peak - highest);
   UNROLL
   for (int n = 0; n < NP; ++n) {
     const int pack = lane + 32 * n;
-    const quire::Pack loaded =
-        ((const DEVICE quire::Pack*)partials)[at * PACKS + (pack < PACKS ? pack : 0)];
+    const size_t place = at * PACKS + (pack < PACKS ? pack : 0);
+    quire::Pack loaded;
+    if (i < own) {
+      loaded = ((const DEVICE quire::Pack*)partials)[place];
+    } else {
+      loaded = ((const DEVICE quire::Pack*)shared_partials)[place];
+    }
     float values[4];
     quire::unpack<float>(loaded, values);
     UNROLL

@@ -41,8 +41,8 @@ class Case:
             said to depend (:func:`mx.depends`) may overlap. It changes neither, and costs little
             and the same for all variants. Throughput is measured in one graph of calls that follow
             one another, as the layers of a model do.
-        baselines: variants that are not Quire's own. The first also gives the values that the
-            others' results must agree with.
+        baselines: variants to compare with: not Quire's own, or its way before this one. The first
+            also gives the values that the others' results must agree with.
         bytes_moved: what the operation must at least read and write.
         variant_bytes: the same for variants that work on other data, such as weights not quantised.
         flops: arithmetic of the operation, or 0 where it is beside the point.

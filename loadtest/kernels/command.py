@@ -18,6 +18,7 @@ _OPENBLAS = "libopenblas.so.0"
 
 OPERATIONS = (
     "paged_decode",
+    "shared_context",
     "prompt_attention",
     "kv_write",
     "quantized_matmul",

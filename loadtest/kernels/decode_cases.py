@@ -9,18 +9,12 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
 from quire.kernels.choice.selection import select
 from quire.kernels.choice.shapes import DecodeShape
+from quire.kernels.decode_plan import DecodeSettings, default_settings, plan_on_device
 from quire.kernels.paged_attention import paged_attention
-from quire.kernels.paged_decode import (
-    DecodePlan,
-    DecodeSettings,
-    default_settings,
-    paged_decode,
-    plan_items,
-)
+from quire.kernels.paged_decode import paged_decode
 from quire.kernels.ragged import DecodeGroup, RaggedBatch
 from quire.loadtest.kernels.case import Case, Profile
 from quire.loadtest.kernels.paged_inputs import BLOCK_SIZE, Heads, PagedContexts, contiguous
@@ -78,7 +72,7 @@ class _Inputs:
         group = DecodeGroup(0, self.pages.lengths, self.pages.padded_tables)
         self.batch = RaggedBatch([group], [])
         # The layers of a step share its plans: they are no part of what is timed.
-        self.plans = {one: _plan(self.pages.lengths, one) for one in settings}
+        self.plans = {one: plan_on_device(self.pages.lengths, None, one) for one in settings}
 
 
 def _chain(inputs: _Inputs, result: mx.array) -> _Inputs:
@@ -86,14 +80,6 @@ def _chain(inputs: _Inputs, result: mx.array) -> _Inputs:
     chained = copy.copy(inputs)
     chained.queries = result
     return chained
-
-
-def _plan(lengths: npt.NDArray[np.int32], settings: DecodeSettings) -> DecodePlan:
-    items, first_items = plan_items(lengths, None, settings.split)
-    direct = len(items) == len(lengths)
-    plan = DecodePlan(mx.array(items), None if direct else mx.array(first_items), settings)
-    mx.eval([plan.items, [] if plan.first_items is None else plan.first_items])
-    return plan
 
 
 def _case(profile: Profile, name: str, labels: dict[str, int | str], lengths: list[int]) -> Case:

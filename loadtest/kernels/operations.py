@@ -10,11 +10,13 @@ from quire.loadtest.kernels.decode_cases import decode_cases
 from quire.loadtest.kernels.linear_cases import matmul_cases, quantized_cases
 from quire.loadtest.kernels.prompt_cases import prompt_cases
 from quire.loadtest.kernels.sample_cases import sample_cases
+from quire.loadtest.kernels.shared_cases import shared_cases
 from quire.loadtest.kernels.write_cases import write_cases
 
 # The names are those of command.OPERATIONS, which can be listed without MLX.
 _CASES: dict[str, Callable[[Profile], Iterator[Case]]] = {
     "paged_decode": decode_cases,
+    "shared_context": shared_cases,
     "prompt_attention": prompt_cases,
     "kv_write": write_cases,
     "quantized_matmul": quantized_cases,

@@ -21,7 +21,7 @@ class VariantResult(msgspec.Struct):
     """One way of doing a case. The samples are microseconds per call."""
 
     name: str
-    is_baseline: bool  # not Quire's own
+    is_baseline: bool  # others are compared with it
     bytes_moved: int
     latency_us: list[float] = []  # each call evaluated alone
     throughput_us: list[float] = []  # many calls, then one wait

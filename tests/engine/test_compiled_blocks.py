@@ -9,8 +9,8 @@ import pytest
 from quire.engine.compiled_blocks import flatten, unflatten
 from quire.engine.paging import StepRows
 from quire.kernels.choice.shapes import PromptShape
+from quire.kernels.decode_plan import DecodePlan, DecodeSettings
 from quire.kernels.kv_write import Slots
-from quire.kernels.paged_decode import DecodePlan, DecodeSettings
 from quire.kernels.prompt_attention import plan_prompts
 from quire.kernels.ragged import DecodeRows, PromptChunk, RaggedBatch
 

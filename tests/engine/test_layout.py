@@ -104,3 +104,34 @@ def test_rows_of_very_different_length_are_not_padded_to_one() -> None:
     groups = Layout(StepBatch(0, decodes, 5), BLOCK).groups
     assert [g.num_rows for g in groups] == [3, 2]
     assert np.prod(groups[0].block_tables.shape) < 10
+
+
+def test_what_most_blocks_are_saved_by_is_shared() -> None:
+    """All begin with the same two blocks, some go on with one long prefix, some with another."""
+    first, second = [1, 2, *range(10, 30)], [1, 2, *range(40, 70)]
+    blocks = [first, second, [1, 2], first, second, first]
+    tables = [[*shared, 100 + i] for i, shared in enumerate(blocks)]
+    decodes = [chunk(BLOCK * len(table) - 1, 1, table) for table in tables]
+    layout = Layout(StepBatch(0, decodes, 6), BLOCK, group_decodes=False)
+    assert sorted(layout.shared_runs) == [(1, 3, 4 * 22), (4, 2, 4 * 32)]
+    for run in layout.shared_runs:
+        own = layout.decode_tables[run.first_row : run.first_row + run.num_rows]
+        num_shared = run.num_tokens // BLOCK
+        assert (own[:, :num_shared] == own[0, :num_shared]).all()
+    # Where all share nearly as much as some do, one set is better than two.
+    decodes = [chunk(BLOCK * 22 + 3, 1, [*range(1, 22), 50 + i % 2, 100 + i]) for i in range(4)]
+    layout = Layout(StepBatch(0, decodes, 4), BLOCK, group_decodes=False)
+    assert layout.shared_runs == [(0, 4, 4 * 21)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(batches())
+def test_runs_share_whole_blocks_and_have_more(batch: StepBatch) -> None:
+    layout = Layout(batch, BLOCK, group_decodes=False)
+    for run in layout.shared_runs:
+        rows = slice(run.first_row, run.first_row + run.num_rows)
+        shared = layout.decode_tables[rows, : run.num_tokens // BLOCK]
+        assert run.num_rows > 1
+        assert run.num_tokens % BLOCK == 0
+        assert (shared == shared[0]).all()
+        assert (layout.positions[rows] >= run.num_tokens).all()

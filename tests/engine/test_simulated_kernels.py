@@ -12,6 +12,7 @@ from metal_sim import simulated_kernels
 from model_zoo import build
 from model_zoo_traffic import reference_generate
 
+from quire.engine.compiled_decode import CompiledDecode
 from quire.engine.engine import Engine, EngineConfig
 from quire.engine.fused_blocks import FusedBlock
 from quire.engine.messages import GenerateRequest, SamplingParams
@@ -20,7 +21,9 @@ from quire.engine.startup import run_every_kernel
 from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.manifest import load_manifest
 from quire.kernels.choice.selection import Selector
+from quire.kernels.paged_decode import Partials
 from quire.kernels.paged_prompt import paged_prompt
+from quire.kernels.shared_context import attend_shared
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +92,7 @@ def test_prompts_over_pages_in_half_precision(monkeypatch: pytest.MonkeyPatch) -
         model = build("qwen3", 0)
         model.apply(lambda array: array.astype(mx.bfloat16))
         config = EngineConfig(
-            num_blocks=40, block_size=8, max_num_seqs=4, max_num_batched_tokens=24
+            num_blocks=20, block_size=16, max_num_seqs=4, max_num_batched_tokens=24
         )
         engine = Engine(page_model(model, "qwen3"), config)
         run_every_kernel(engine, config.max_num_seqs, 20, vocab_size=50)
@@ -103,3 +106,40 @@ def test_prompts_over_pages_in_half_precision(monkeypatch: pytest.MonkeyPatch) -
         assert bool(launched) == (device == "cuda")
         launched.clear()
     assert tokens["cuda"] == tokens["metal"]
+
+
+def test_decodes_that_share_a_prefix_read_it_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefixes = [[3 + i % 40 for i in range(200)], [45 - i % 30 for i in range(260)]]
+    prompts = [prefixes[i % 2] + [4 + i, 9 + i, *range(5, 5 + 3 * i)] for i in range(5)]
+    prompts.append([7, 8, 9])
+    shared: list[int] = []
+
+    def counted(*args: Any, **options: Any) -> Partials | None:
+        partials = attend_shared(*args, **options)
+        shared.append(0 if partials is None else partials.stats.shape[0])
+        return partials
+
+    monkeypatch.setattr("quire.kernels.attention.attend_shared", counted)
+    selector = Selector("cuda", load_manifest(), None)
+    monkeypatch.setattr("quire.kernels.attention.select", selector.select)
+    monkeypatch.setattr("quire.engine.compiled_decode.select", selector.select)
+    generated: list[dict[int, list[int]]] = []
+    for together in (False, True):
+        monkeypatch.setattr(CompiledDecode, "_together", lambda *_, chosen=together: chosen)
+        model = build("qwen3", 0)
+        model.apply(lambda array: array.astype(mx.bfloat16))
+        config = EngineConfig(num_blocks=80, block_size=16, max_num_seqs=8)
+        engine = Engine(page_model(model, "qwen3"), config)
+        generated.append({})
+        # The first two leave their prefixes in the cache, and finish with the others.
+        for index, prompt in enumerate(prompts):
+            sampling = SamplingParams(temperature=0)
+            engine.submit(GenerateRequest(index, prompt, 12 if index < 2 else 7, sampling))
+            for output in engine.step() + (engine.step() if index < 2 else []):
+                generated[-1].setdefault(output.request_id, []).extend(output.token_ids)
+        while engine.has_work:
+            for output in engine.step():
+                generated[-1].setdefault(output.request_id, []).extend(output.token_ids)
+        assert any(shared) == together
+        shared.clear()
+    assert generated[0] == generated[1]

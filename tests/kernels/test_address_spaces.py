@@ -15,6 +15,7 @@ from write_case import WriteCase
 
 from quire.kernels.choice.manifest import load_manifest
 from quire.kernels.choice.verify import CHECKED
+from quire.kernels.download import copy_to_host
 from quire.kernels.probes import make_probe
 
 HEADERS = {"common", "reduce_scatter", "sampling", "tile"}
@@ -33,6 +34,8 @@ def launch_all() -> None:
         for heads in (1, 4):
             DecodeCase(F16, direct=False, sinks=sinks, softcap=2.0, kv_heads=heads).run()
     WriteCase(F16, 8, (2, 64), (2, 64), 3).run()
+    for size in (4, 40):
+        copy_to_host(mx.arange(size, dtype=mx.int32), mx.zeros(64, mx.int32))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire.kernels.paged_decode import default_settings, is_one_per_row, plan_items
+from quire.kernels.decode_plan import default_settings, is_one_per_row, plan_items
 from quire.kernels.ragged import bucket
 
 contexts = st.lists(st.integers(0, 5000), min_size=1, max_size=40)
@@ -21,7 +21,7 @@ def test_items_cover_what_each_row_sees(lengths: list[int], window: int | None, 
         mine = items[first_items[row] : first_items[row + 1]]
         assert (mine[:, 0] == row).all()
         begin = 0 if window is None else max(0, length - window)
-        seen = np.concatenate([np.arange(a, b) for _, a, b in mine] or [[]])
+        seen = np.concatenate([np.arange(a, b) for _, a, b, _ in mine] or [[]])
         assert np.array_equal(seen, np.arange(begin, length))
         assert (mine[:, 2] - mine[:, 1] <= split).all()
     counts = np.diff(first_items)

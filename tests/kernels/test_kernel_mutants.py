@@ -158,7 +158,7 @@ MUTANTS = [
     Mutant(
         "merge: the items' highest scores are ignored",
         "paged_merge",
-        changed("factor = quire::exp2(stats[at * 2] - highest)", "factor = 1.0f"),
+        changed("factor = quire::exp2(peak - highest)", "factor = 1.0f"),
         SPLIT,
     ),
     Mutant(
@@ -170,13 +170,13 @@ MUTANTS = [
     Mutant(
         "merge: only as many items as lanes",
         "paged_merge",
-        lambda text: text.replace("item += 32", "item += 64"),
+        lambda text: text.replace("i += 32", "i += 64"),
         MANY_ITEMS,
     ),
     Mutant(
         "merge: only as many items as simdgroups",
         "paged_merge",
-        changed("item += SIMDGROUPS", "item = end"),
+        changed("i += SIMDGROUPS", "i = count"),
         MANY_ITEMS,
     ),
     Mutant(

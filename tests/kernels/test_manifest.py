@@ -10,6 +10,7 @@ import pytest
 from quire.kernels import matmul, paged_decode, quantized_matmul
 from quire.kernels.choice.manifest import DTYPES, ManifestError, load_manifest, parse_manifest
 from quire.kernels.choice.shapes import SHAPES, DecodeShape, MatmulShape
+from quire.kernels.decode_plan import DecodeSettings
 
 VALID = """
 [paged_decode]
@@ -123,7 +124,10 @@ def test_the_launchers_take_what_the_manifest_promises() -> None:
             assert paged_decode.supports(
                 (2, 2), (key_dim, value_dim), getattr(mx, dtype), block_size
             ), (shape, dtype)
-    assert pages.settings.keys() <= set(paged_decode.DecodeSettings._fields)
+    assert pages.settings.keys() <= set(DecodeSettings._fields)
+
+    shared = load_manifest()["shared_context"].variants
+    assert shared["together"].limits == shared["each"].limits == pages.limits
 
     dense = load_manifest()["matmul"].variants
     assert dense.keys() == set(matmul.VARIANTS)

@@ -17,6 +17,7 @@ from quire.kernels.choice.shapes import (
     MatmulShape,
     PromptShape,
     SampleShape,
+    SharedShape,
     WriteShape,
     timing_bucket,
 )
@@ -108,6 +109,7 @@ def test_shapes_of_a_bucket_share_one_choice() -> None:
     "shape",
     [
         SHAPE,
+        SharedShape(9, 700, 33, 14, 2, 64, 64, 16),
         PromptShape(300, 700, 14, 2, 64, 64, 16, from_start=False),
         WriteShape(5, 2, 64, 64, 16),
         DenseShape(3, 24576, 4096),
@@ -119,6 +121,19 @@ def test_a_bucket_is_its_own_bucket(shape: DecodeShape) -> None:
     bucket = shape.bucket()
     assert bucket.bucket() == bucket
     assert timing_bucket(bucket) == timing_bucket(timing_bucket(bucket))
+
+
+def test_what_rows_share_is_read_together_where_that_pays() -> None:
+    shape = SharedShape(8, 1024, 100, 32, 8, 128, 128, 16)
+    cuda = Selector("cuda", load_manifest(), None)
+    assert cuda.select("shared_context", shape, mx.bfloat16).variant == "together"
+    for other in (shape._replace(rows=4), shape._replace(context=128)):
+        assert cuda.select("shared_context", other, mx.bfloat16).variant == "each"
+    # No gap: another kernel takes what the first cannot.
+    choice = cuda.select("shared_context", shape, mx.float32)
+    assert (choice.variant, choice.why) == ("each", Why.DEFAULT)
+    metal = Selector("metal", load_manifest(), None)
+    assert metal.select("shared_context", shape, mx.bfloat16).variant == "each"
 
 
 def test_operations_with_equal_numbers_are_kept_apart() -> None:

@@ -102,6 +102,21 @@ def test_a_broken_kernel_of_a_block_is_seen(
     assert "its result is off by" in wrong.reason
 
 
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_a_broken_sum_of_what_rows_share_is_seen(
+    is_broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "CHECKED", {"shared_context": CHECKED["shared_context"][1:2]})
+    broken = {"paged_decode": lambda text: text.replace("sum * keep", "sum")}
+    with simulated_kernels(broken if is_broken else None, orders=1):
+        together = check_variant("shared_context", "together", "float16", "metal")
+        each = check_variant("shared_context", "each", "float16", "metal")
+    assert together is not None
+    assert ("its result is off by" in together.reason) == is_broken
+    assert each is not None
+    assert not each.reason
+
+
 @pytest.mark.usefixtures("writes_only")
 def test_a_kernel_is_checked_once(caplog: pytest.LogCaptureFixture) -> None:
     with simulated_kernels(orders=1):
