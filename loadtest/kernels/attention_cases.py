@@ -76,13 +76,18 @@ def _chain(inputs: _Inputs, result: mx.array) -> _Inputs:
 
 
 def _quire(layout: Layout, x: _Inputs) -> mx.array:
-    """All sequences in one ragged step, their rows one after the other: with heads first and more
-    than one sequence that takes copies."""
+    """All sequences in one ragged step, their rows one after the other, as the engine has them.
+
+    With heads first, which it never has them, that takes copies. On GPUs, where whole prompts in
+    float32 are MLX's to attend to anyway, its own function is better then.
+    """
+    if layout == "BHSD" and x.written is not None:
+        return _mlx(layout, x)
     by_token = [array.swapaxes(1, 2) if layout == "BHSD" else array for array in x.arrays]
     queries, keys, values = (array.reshape(-1, _HEADS, 1, _DIM) for array in by_token)
     arrays = PageArrays(*x.pages, x.written, keys, values)
     output = attend(queries, arrays, x.batch, scale=_SCALE).reshape(by_token[0].shape)
-    return output.swapaxes(1, 2) if layout == "BHSD" else output
+    return mx.contiguous(output.swapaxes(1, 2)) if layout == "BHSD" else output
 
 
 def _mlx(layout: Layout, x: _Inputs) -> mx.array:
@@ -90,7 +95,9 @@ def _mlx(layout: Layout, x: _Inputs) -> mx.array:
         queries, keys, values = x.arrays
         return _sdpa(queries, keys, values, scale=_SCALE, mask="causal")
     queries, keys, values = (array.swapaxes(1, 2) for array in x.arrays)
-    return _sdpa(queries, keys, values, scale=_SCALE, mask="causal").swapaxes(1, 2)
+    output = _sdpa(queries, keys, values, scale=_SCALE, mask="causal")
+    # In the layout asked for, which the projection behind it needs.
+    return mx.contiguous(output.swapaxes(1, 2))
 
 
 def _naive(layout: Layout, x: _Inputs) -> mx.array:
@@ -99,7 +106,7 @@ def _naive(layout: Layout, x: _Inputs) -> mx.array:
     queries, keys, values = (a.swapaxes(1, 2) if by_token else a for a in x.arrays)
     scores = (queries * _SCALE) @ keys.swapaxes(2, 3) + x.bias
     output = mx.softmax(scores, axis=-1) @ values
-    return output.swapaxes(1, 2) if by_token else output
+    return mx.contiguous(output.swapaxes(1, 2)) if by_token else output
 
 
 def _case(layout: Layout, batch: int, length: int, gpu: bool) -> Case:

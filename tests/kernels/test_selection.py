@@ -124,10 +124,10 @@ def test_a_bucket_is_its_own_bucket(shape: DecodeShape) -> None:
 
 
 def test_what_rows_share_is_read_together_where_that_pays() -> None:
-    shape = SharedShape(8, 1024, 100, 32, 8, 128, 128, 16)
+    shape = SharedShape(64, 1024, 100, 32, 8, 128, 128, 16)
     cuda = Selector("cuda", load_manifest(), None)
     assert cuda.select("shared_context", shape, mx.bfloat16).variant == "together"
-    for other in (shape._replace(rows=4), shape._replace(context=128)):
+    for other in (shape._replace(rows=8), shape._replace(context=128)):
         assert cuda.select("shared_context", other, mx.bfloat16).variant == "each"
     # No gap: another kernel takes what the first cannot.
     choice = cuda.select("shared_context", shape, mx.float32)
