@@ -65,7 +65,8 @@ class ModelRunner:
         tokens = sample(logits, layout.sampled)
         if layout.sampled != batch.sampled:
             row_of = {id(chunk): row for row, chunk in enumerate(layout.sampled)}
-            tokens = tokens[mx.array([row_of[id(chunk)] for chunk in batch.sampled])]
+            order = np.array([row_of[id(chunk)] for chunk in batch.sampled], np.int32)
+            tokens = tokens[upload([order])[0]]
         if self._decode is not None and tokens.size < _MIN_TOKENS:
             # MLX keeps smaller arrays in memory that host and GPU take turns to own.
             tokens = mx.pad(tokens, (0, _MIN_TOKENS - tokens.size))
