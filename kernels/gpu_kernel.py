@@ -1,8 +1,11 @@
 """One kernel text for Metal and CUDA.
 
 `source/NAME.h` is a body in the common subset of both languages. In front of it go a prelude that
-names the few things they say differently, and helpers both understand. MLX hashes the whole text at
-every launch, so what only some kernels need stands in headers that these name.
+names the few things they say differently, and helpers both understand.
+
+MLX hashes the whole text at every launch, 2 us for a long one. So what only some kernels need
+stands in headers that these name, and on CUDA, whose compiler reads files, the text is only their
+names.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
@@ -114,21 +118,25 @@ class GpuKernel:
         kernel: Any = mx.fast.cuda_kernel(**self._arguments("cuda"))
         return cast(Callable[..., Any], kernel)
 
-    def header(self, prelude: str) -> str:
-        """What stands before the kernel on ``prelude``, "metal" or "cuda"."""
+    def header_names(self, prelude: str) -> list[str]:
+        """The files that stand before the kernel on ``prelude``, "metal" or "cuda"."""
         names = [prelude, "common"]
         for name in self.headers:
             own = f"{prelude}_{name}"
             names.append(own if _file(own).is_file() else name)
-        return "".join(_text(name) for name in names)
+        return names
 
     def _arguments(self, prelude: str) -> dict[str, Any]:
+        written = _text if prelude == "metal" else _include
+        body = _text(self.name)
+        # MLX passes the shapes whose names it finds.
+        shapes = [f"{name}_shape" for name in self.inputs if f"{name}_shape" in body]
         return {
             "name": self.name,
             "input_names": self.inputs,
             "output_names": self.outputs,
-            "header": self.header(prelude),
-            "source": _text(self.name),
+            "header": "".join(written(name) for name in self.header_names(prelude)),
+            "source": body if prelude == "metal" else _include(self.name) + f"// {shapes}\n",
         }
 
 
@@ -144,6 +152,13 @@ def float_bits(value: float) -> int:
     """
     bits: int = struct.unpack("<i", struct.pack("<f", value))[0]
     return bits
+
+
+def _include(name: str) -> str:
+    """A line that stands for a source file, if it is one that a compiler can read."""
+    path = _file(name)
+    readable = isinstance(path, Path) and not re.search(r'["\\\n]', str(path))
+    return f'#include "{path}"\n' if readable else _text(name)
 
 
 def _text(name: str) -> str:

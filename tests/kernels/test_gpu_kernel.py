@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -87,3 +89,16 @@ def test_a_compiled_step_may_contain_launches(kernel: GpuKernel) -> None:
 def test_floats_keep_their_bits(value: float) -> None:
     bits = mx.array(float_bits(value), mx.int32).view(mx.float32)
     assert bits.item() == mx.array(value).item()
+
+
+def test_cuda_is_given_the_files_and_the_names_of_shapes() -> None:
+    kernel = GpuKernel("kv_write", ("keys", "slot_mapping"), ("written",), headers=("tile",))
+    metal, cuda = (kernel._arguments(prelude) for prelude in ("metal", "cuda"))
+    written = str(metal["header"]) + str(metal["source"])
+    assert "slot_mapping_shape" in written
+    assert "slot_mapping_shape" in cuda["source"]
+    assert "keys_shape" not in cuda["source"]
+    included = re.findall(r'^#include "(.*)"$', cuda["header"] + cuda["source"], re.MULTILINE)
+    assert [Path(path).name for path in included] == ["cuda.h", "common.h", "tile.h", "kv_write.h"]
+    assert all(Path(path).is_file() for path in included)
+    assert len(cuda["header"]) + len(cuda["source"]) < len(written) / 4
