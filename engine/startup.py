@@ -25,6 +25,9 @@ _DEFAULT_CONTEXT = 4096  # tokens, for models whose config does not say
 # prompt is computed beside it.
 _BATCHED_TOKENS: dict[DeviceName, int] = {"cpu": 512, "metal": 512, "cuda": 2048}
 _MIN_POOL_TOKENS = 64
+_SHORT_PROMPTS = 64, 12  # tokens
+# Products of quantised weights differ with every 8 rows up to 32, others with powers of two.
+_DECODES = (4, 8, 16, 24, 32, 64, 128, 256)
 # Weights, pages and activations stay below this share of what the device recommends.
 _GPU_MEMORY_SHARE = 0.85
 # A Mac's memory is also its owner's: by default pages take half of what the rest leaves.
@@ -147,15 +150,20 @@ def _warm_up(paged: PagedModel, config: EngineConfig, context: int, device: Devi
     mx.synchronize()
     mx.reset_peak_memory()
     before = mx.get_active_memory()
-    for request_id, sampling in enumerate((SamplingParams(temperature=0), SamplingParams())):
-        prompt = [(request_id + i) % paged.vocab_size for i in range(prompt_length - request_id)]
-        engine.submit(GenerateRequest(request_id, prompt, max_tokens=3, sampling=sampling))
-    while engine.has_work:
-        engine.step()
+    run_full_steps(engine, prompt_length, paged.vocab_size)
     if device == "cuda" and paged.context.in_place:
         # Kernels differ with the number of rows, and there each takes seconds to compile.
         run_every_kernel(engine, config.max_num_seqs, prompt_length, paged.vocab_size)
     return max(0, mx.get_peak_memory() - before)
+
+
+def run_full_steps(engine: Engine, prompt_length: int, vocab_size: int) -> None:
+    """Run two prompts of about ``prompt_length`` tokens and a few decodes of each."""
+    for request_id, sampling in enumerate((SamplingParams(temperature=0), SamplingParams())):
+        prompt = [(request_id + i) % vocab_size for i in range(prompt_length - request_id)]
+        engine.submit(GenerateRequest(request_id, prompt, max_tokens=3, sampling=sampling))
+    while engine.has_work:
+        engine.step()
 
 
 def run_every_kernel(
@@ -179,17 +187,17 @@ def run_every_kernel(
         return [(request_id + 3 * i) % vocab_size for i in range(length)]
 
     # Of an odd length, alone and beside a decode: long prompts that are not cached are put into
-    # an order of their own.
+    # an order of their own. The contexts of short ones are not cut, and their rows may be few.
     length = max(2, prompt_length - 5)
-    submit(new_prompt(length), 1)
-    drain()
+    for each in (length, *(min(length, short) for short in _SHORT_PROMPTS)):
+        submit(new_prompt(each), 1)
+        drain()
     submit(new_prompt(1), 4)
     engine.step()
     submit(new_prompt(length - length // 3), 1)
     submit(new_prompt(max(2, length // 3)), 1)
     drain()
-    counts = [2**n for n in range(max_num_seqs.bit_length()) if 2**n < max_num_seqs]
-    for count in [*counts[2:], max_num_seqs]:
+    for count in [*(n for n in _DECODES if n < max_num_seqs), max_num_seqs]:
         for _ in range(count - 1):
             submit([1], 4)
         engine.step()
