@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 
 import mlx.core as mx
 import numpy as np
@@ -17,17 +18,19 @@ import numpy.typing as npt
 
 from quire.engine.layout import Layout
 from quire.engine.paged_model import PagedModel
+from quire.kernels.buckets import bucket
 from quire.kernels.choice.selection import select
 from quire.kernels.choice.shapes import DecodeShape, SharedShape
 from quire.kernels.decode_plan import DecodeSettings, PlanForm, default_settings, plan_rows
 from quire.kernels.kv_write import Slots
-from quire.kernels.ragged import DecodeRows, RaggedBatch, bucket
-from quire.kernels.shared_context import SharedRun, plan_shared
+from quire.kernels.ragged import DecodeRows, RaggedBatch, SharedRun
+from quire.kernels.shared_context import plan_shared
 from quire.kernels.upload import upload, upload_packed
 
 Int32Array = npt.NDArray[np.int32]
 
 _MIN_TABLE_WIDTH = 16  # blocks
+_LENGTHS = [2**n for n in range(4, 18)]  # tokens, one of each size that selection tells apart
 
 
 class CompiledDecode:
@@ -44,6 +47,7 @@ class CompiledDecode:
         }
         # Not a method: a cycle through the compiled function would keep the pages it has seen.
         self._function = mx.compile(partial(_trace, model, self._windows))
+        self._sharing: dict[int, bool] = {}  # by rows
         self._nothing_before = mx.zeros((1,), mx.int32)
         mx.eval(self._nothing_before)
 
@@ -100,31 +104,44 @@ class CompiledDecode:
         """What in-place writes must wait for: every layer's attention is behind these tokens."""
         return self._nothing_before if previous_tokens is None else previous_tokens[:1]
 
+    def may_share(self, num_rows: int) -> bool:
+        """Whether there are contexts whose beginning so many rows would read together."""
+        if None not in self._shapes:
+            return False
+        if num_rows not in self._sharing:
+            self._sharing[num_rows] = any(
+                self._reads_together(num_rows, context, own)
+                for context, own in product(_LENGTHS, repeat=2)
+            )
+        return self._sharing[num_rows]
+
     def _plan(
         self, lengths: Int32Array, window: int | None, runs: Sequence[SharedRun]
     ) -> tuple[list[Int32Array], PlanForm]:
         """The arrays of a :class:`DecodePlan` on the host, and the rest of it."""
         shared, own = None, lengths
-        if runs and window is None and self._together(lengths, runs):
-            shape, heads = self._shapes[window]
-            shared = plan_shared(runs, len(lengths), heads, shape.key_heads)
-            own = lengths - shared.num_tokens
+        if runs and window is None:
+            rows = np.concatenate([np.arange(r.first_row, r.first_row + r.num_rows) for r in runs])
+            context = sum(run.num_rows * run.num_tokens for run in runs) // len(rows)
+            if self._reads_together(len(rows), context, int(lengths[rows].mean()) - context):
+                shape, heads = self._shapes[window]
+                shared = plan_shared(runs, len(lengths), heads, shape.key_heads)
+                own = lengths - shared.num_tokens
         return plan_rows(lengths, window, self._settings(own, window), shared)
 
-    def _together(self, lengths: Int32Array, runs: Sequence[SharedRun]) -> bool:
-        """Whether what ``runs`` share is read once for all of their rows."""
+    def _reads_together(self, rows: int, context: int, own: int) -> bool:
+        """Whether ``rows`` that share ``context`` tokens, and have ``own`` more on average, read
+        these once for all of them."""
         shape, heads = self._shapes[None]
-        sharing = np.concatenate([np.arange(r.first_row, r.first_row + r.num_rows) for r in runs])
-        context = sum(run.num_rows * run.num_tokens for run in runs) // len(sharing)
         shared_shape = SharedShape(
-            rows=len(sharing),
-            context=context,
-            own=max(1, int(lengths[sharing].mean()) - context),
-            heads=heads,
-            kv_heads=shape.key_heads,
-            key_dim=shape.key_dim,
-            value_dim=shape.value_dim,
-            block_size=self._context.block_size,
+            rows,
+            context,
+            own,
+            heads,
+            shape.key_heads,
+            shape.key_dim,
+            shape.value_dim,
+            self._context.block_size,
         )
         return select("shared_context", shared_shape, shape.key_dtype).variant == "together"
 

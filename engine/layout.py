@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from quire.engine.step_batch import Chunk, StepBatch
-from quire.kernels.ragged import DecodeGroup, PromptChunk, bucket
-from quire.kernels.shared_context import SharedRun
+from quire.kernels.buckets import bucket
+from quire.kernels.ragged import DecodeGroup, PromptChunk, SharedRun
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -33,7 +33,7 @@ class Layout:
         padded: whether decodes and all rows are rounded up
         num_after: rows behind the prompt chunks
         groups: decodes that attention can treat alike, side by side; empty if not asked for
-        shared_runs: otherwise, the decodes whose contexts begin alike, side by side
+        shared_runs: otherwise, if asked for, the decodes whose contexts begin alike, side by side
         prompts: the prompt chunks as attention sees them
         sampled: the chunks that sample, in order of their rows
         sampled_rows: the row of each one's last token
@@ -45,6 +45,7 @@ class Layout:
         block_size: int,
         *,
         group_decodes: bool = True,
+        share_decodes: bool = True,
         padded: bool = False,
     ) -> None:
         self.padded = padded
@@ -63,7 +64,8 @@ class Layout:
         self.sampled: list[Chunk] = []
         self.sampled_rows: list[int] = []
         if batch.num_decodes:
-            self._place_decodes(batch.chunks[: batch.num_decodes], block_size, group_decodes)
+            decodes = batch.chunks[: batch.num_decodes]
+            self._place_decodes(decodes, block_size, group_decodes, share_decodes)
             if extra := num_decodes - batch.num_decodes:
                 self.decode_tables = np.pad(self.decode_tables, ((0, extra), (0, 0)))
         row = num_decodes
@@ -76,7 +78,9 @@ class Layout:
     def num_decodes(self) -> int:
         return len(self.decode_tables)
 
-    def _place_decodes(self, decodes: list[Chunk], block_size: int, group: bool) -> None:
+    def _place_decodes(
+        self, decodes: list[Chunk], block_size: int, group: bool, share: bool
+    ) -> None:
         count = len(decodes)
         positions = np.array([chunk.start for chunk in decodes], np.int32)
         num_blocks = positions // block_size + 1
@@ -86,7 +90,7 @@ class Layout:
         flat = tables.reshape(-1).data
         for row, n in enumerate(num_blocks.tolist()):
             flat[row * width : row * width + n] = decodes[row].block_ids[:n]
-        clusters = _clusters(tables, num_blocks)
+        clusters = _clusters(tables, num_blocks) if share else np.zeros(count, np.int32)
         if group or (np.diff(clusters) < 0).any():
             order = np.lexsort((num_blocks, clusters) if group else (clusters,))
             tables, num_blocks, clusters = tables[order], num_blocks[order], clusters[order]

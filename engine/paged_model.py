@@ -37,6 +37,11 @@ _FINAL_NORMS = (
 _PROBE_BLOCK_SIZE = 8
 
 
+def on_gpu() -> bool:
+    """Whether MLX computes where the kernels run."""
+    return mx.default_device() != mx.cpu
+
+
 @dataclass(frozen=True)
 class PagedModel:
     """Runs (T,) token ids over the pages that ``context`` describes."""
@@ -75,7 +80,7 @@ class PagedModel:
 
     def fits_kernels(self, block_size: int) -> bool:
         """Whether the GPU kernels can serve every layer, as the probe showed them."""
-        return mx.default_device() != mx.cpu and all(
+        return on_gpu() and all(
             layer.shape is not None
             and layer.shape.fits_kernels(block_size)
             and all(use.is_plain for use in layer.uses)

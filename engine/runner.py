@@ -92,6 +92,7 @@ class ModelRunner:
             batch,
             self._context.block_size,
             group_decodes=self._decode is None,
+            share_decodes=self._decode is None or self._decode.may_share(batch.num_decodes),
             padded=self._blocks is not None and self._can_compile(batch),
         )
 

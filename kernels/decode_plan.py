@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from quire.kernels.ragged import bucket
+from quire.kernels.buckets import bucket
 
 Int32Array = npt.NDArray[np.int32]
 

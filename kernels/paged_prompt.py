@@ -13,9 +13,10 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from quire.kernels.buckets import bucket
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue, float_bits
 from quire.kernels.paged_decode import Partials, merge_items
-from quire.kernels.ragged import PromptChunk, TiledChunks, bucket
+from quire.kernels.ragged import PromptChunk, TiledChunks
 from quire.kernels.upload import upload
 
 Int32Array = npt.NDArray[np.int32]

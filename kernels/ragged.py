@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from quire.kernels.decode_plan import DecodePlan
+from quire.kernels.decode_plan import DecodePlan
 
 # Added to the scores of keys that a row must not see. Finite, so that a row that sees nothing at
 # all gives a finite result instead of NaN.
 HIDDEN = -1e30
-
-
-def bucket(count: int) -> int:
-    """``count`` rounded up to one of at most four sizes per power of two."""
-    step = max(1, 1 << max(0, count.bit_length() - 3))
-    return -(-count // step) * step
 
 
 @dataclass
@@ -79,6 +72,14 @@ class DecodeGroup:
             visible &= positions >= lengths[:, :, None] - window
         bias = np.where(visible, np.float32(0), np.float32(HIDDEN))
         return mx.array(tables), mx.array(bias[:, :, None, None, :])
+
+
+class SharedRun(NamedTuple):
+    """Rows side by side whose contexts begin with the same blocks."""
+
+    first_row: int
+    num_rows: int
+    num_tokens: int  # that they share, of whole blocks; each row has more
 
 
 @dataclass

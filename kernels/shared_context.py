@@ -7,7 +7,6 @@ and the decode kernel adds what is each row's own (Hydragen: Juravsky et al., 20
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -15,19 +14,12 @@ import numpy as np
 from quire.kernels.decode_plan import DecodePlan, SharedPlan
 from quire.kernels.paged_decode import Partials
 from quire.kernels.paged_prompt import attend_tiles, tile_rows
+from quire.kernels.ragged import SharedRun
 
 _WANTED_THREADGROUPS = 256
 # A shared context is cut into as many parts as fill the device, of no fewer tokens than this.
 _MIN_PART = 64
 _ALIGNMENT = 32  # tokens of which the kernel takes so many at a time
-
-
-class SharedRun(NamedTuple):
-    """Rows side by side whose contexts begin with the same blocks."""
-
-    first_row: int
-    num_rows: int
-    num_tokens: int  # that they share, of whole blocks; each row has more
 
 
 def plan_shared(runs: Sequence[SharedRun], num_rows: int, heads: int, kv_heads: int) -> SharedPlan:

@@ -14,8 +14,8 @@ from quire.kernels.paged_attention import paged_attention
 from quire.kernels.paged_decode import paged_decode
 from quire.kernels.probes.attention import Pages
 from quire.kernels.probes.probe import Float64Array, Probe, ints
-from quire.kernels.ragged import DecodeGroup, RaggedBatch
-from quire.kernels.shared_context import SharedRun, attend_shared, plan_shared
+from quire.kernels.ragged import DecodeGroup, RaggedBatch, SharedRun
+from quire.kernels.shared_context import attend_shared, plan_shared
 
 
 def shared_probe(shape: SharedShape, dtype: mx.Dtype, seed: int, *, ragged: bool) -> Probe:

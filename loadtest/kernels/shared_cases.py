@@ -12,8 +12,8 @@ import mlx.core as mx
 from quire.kernels.decode_plan import DecodePlan, default_settings, plan_on_device
 from quire.kernels.paged_attention import paged_attention
 from quire.kernels.paged_decode import paged_decode
-from quire.kernels.ragged import DecodeGroup, RaggedBatch
-from quire.kernels.shared_context import SharedRun, attend_shared, plan_shared
+from quire.kernels.ragged import DecodeGroup, RaggedBatch, SharedRun
+from quire.kernels.shared_context import attend_shared, plan_shared
 from quire.loadtest.kernels.case import Case, Profile
 from quire.loadtest.kernels.paged_inputs import BLOCK_SIZE, Heads, PagedContexts, contiguous
 

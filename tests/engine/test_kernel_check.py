@@ -90,7 +90,7 @@ def test_a_model_does_without(
     prompt = list(range(3, 22))
     launched: set[str] = set()
     with (
-        mock.patch.object(PagedModel, "fits_kernels", return_value=True),
+        mock.patch("quire.engine.paged_model.on_gpu", return_value=True),
         simulated_kernels(orders=1),
     ):
         run = GpuKernel.__call__

@@ -35,10 +35,9 @@ def texts() -> Iterator[set[tuple[object, ...]]]:
         inputs: Sequence[mx.array],
         *,
         template: dict[str, TemplateValue],
-        groups: tuple[int, int, int],
-        threads: int,
         output_shapes: Sequence[tuple[int, ...]],
         output_dtypes: Sequence[mx.Dtype],
+        **grid: object,
     ) -> list[mx.array]:
         dtypes = tuple(str(dtype) for dtype in (*(x.dtype for x in inputs), *output_dtypes))
         met.add((kernel.name, *map(str, template.items()), dtypes))
@@ -48,7 +47,7 @@ def texts() -> Iterator[set[tuple[object, ...]]]:
     mx.disable_compile()
     with (
         mock.patch.object(selection, "current_device", return_value="cuda"),
-        mock.patch.object(PagedModel, "fits_kernels", return_value=True),
+        mock.patch("quire.engine.paged_model.on_gpu", return_value=True),
         mock.patch.object(GpuKernel, "__call__", call),
     ):
         yield met

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 from unittest import mock
 
 import mlx.core as mx
 import pytest
 from metal_sim import simulated_kernels
+from mlx_lm.models import qwen3
 from model_zoo import build
 from model_zoo_traffic import reference_generate
 
@@ -16,7 +17,7 @@ from quire.engine.compiled_decode import CompiledDecode
 from quire.engine.engine import Engine, EngineConfig
 from quire.engine.fused_blocks import FusedBlock
 from quire.engine.messages import GenerateRequest, SamplingParams
-from quire.engine.paged_model import PagedModel, page_model
+from quire.engine.paged_model import page_model
 from quire.engine.startup import run_every_kernel
 from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.manifest import load_manifest
@@ -29,11 +30,10 @@ from quire.kernels.shared_context import attend_shared
 @pytest.fixture(autouse=True)
 def gpu_paths() -> Iterator[None]:
     """Take the GPU's paths on the CPU."""
-
-    def fits_kernels(self: PagedModel, block_size: int) -> bool:
-        return all(layer.shape is not None for layer in self.layers)
-
-    with mock.patch.object(PagedModel, "fits_kernels", fits_kernels), simulated_kernels(orders=1):
+    with (
+        mock.patch("quire.engine.paged_model.on_gpu", return_value=True),
+        simulated_kernels(orders=1),
+    ):
         yield
 
 
@@ -125,7 +125,7 @@ def test_decodes_that_share_a_prefix_read_it_together(monkeypatch: pytest.Monkey
     monkeypatch.setattr("quire.engine.compiled_decode.select", selector.select)
     generated: list[dict[int, list[int]]] = []
     for together in (False, True):
-        monkeypatch.setattr(CompiledDecode, "_together", lambda *_, chosen=together: chosen)
+        monkeypatch.setattr(CompiledDecode, "_reads_together", lambda *_, chosen=together: chosen)
         model = build("qwen3", 0)
         model.apply(lambda array: array.astype(mx.bfloat16))
         config = EngineConfig(num_blocks=80, block_size=16, max_num_seqs=8)
@@ -143,3 +143,24 @@ def test_decodes_that_share_a_prefix_read_it_together(monkeypatch: pytest.Monkey
         assert any(shared) == together
         shared.clear()
     assert generated[0] == generated[1]
+
+
+def test_nobody_looks_for_what_each_row_would_read_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    args = qwen3.ModelArgs(
+        "qwen3", hidden_size=64, num_hidden_layers=1, intermediate_size=64, num_attention_heads=4,
+        rms_norm_eps=1e-6, vocab_size=50, num_key_value_heads=2, max_position_embeddings=512,
+        rope_theta=1e4, head_dim=32, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = qwen3.Model(args)
+    model.set_dtype(mx.bfloat16)
+    paged = page_model(model, "qwen3")
+    paged.allocate(8, 16)
+    found = {}
+    for device in get_args(DeviceName):
+        selector = Selector(device, load_manifest(), None)
+        monkeypatch.setattr("quire.engine.compiled_decode.select", selector.select)
+        decode = CompiledDecode(paged)
+        found[device] = [rows for rows in (0, 8, 300) if decode.may_share(rows)]
+    assert found == {"cuda": [300], "metal": [], "cpu": []}

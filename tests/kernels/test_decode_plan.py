@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quire.kernels.buckets import bucket
 from quire.kernels.decode_plan import default_settings, is_one_per_row, plan_items
-from quire.kernels.ragged import bucket
 
 contexts = st.lists(st.integers(0, 5000), min_size=1, max_size=40)
 

@@ -102,3 +102,16 @@ def test_cuda_is_given_the_files_and_the_names_of_shapes() -> None:
     assert [Path(path).name for path in included] == ["cuda.h", "common.h", "tile.h", "kv_write.h"]
     assert all(Path(path).is_file() for path in included)
     assert len(cuda["header"]) + len(cuda["source"]) < len(written) / 4
+
+
+def test_files_whose_path_no_include_can_hold_are_written_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / 'a "quoted" folder'
+    folder.mkdir()
+    for name in ("cuda", "common", "swiglu"):
+        (folder / f"{name}.h").write_text(f"int {name}; // comment\n")
+    monkeypatch.setattr(gpu_kernel, "_file", lambda name: folder / f"{name}.h")
+    arguments = GpuKernel("swiglu", ("both",), ("output",))._arguments("cuda")
+    assert arguments["header"] == "int cuda;\nint common;\n"
+    assert arguments["source"].startswith("int swiglu;\n")

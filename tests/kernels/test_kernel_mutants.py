@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
 from decode_case import F32, DecodeCase
-from metal_sim import KernelFault, build_all, collected_texts, simulated_kernels
+from metal_sim import (
+    KernelFault,
+    Mutation,
+    build_all,
+    changed,
+    collected_texts,
+    simulated_kernels,
+)
 from write_case import WriteCase
-
-Mutation = Callable[[str], str]
 
 # Several tiles and blocks a row, and key heads that differ.
 DIRECT = DecodeCase(sinks=True, lengths=(0, 1, 16, 43))
@@ -25,17 +29,6 @@ CHUNKED = DecodeCase(dims=(32, 256), group=4, simdgroups=8, lengths=(3, 75), kv_
 # The second threadgroup of a key head has one query head less.
 UNEVEN = DecodeCase(group=9, lengths=(3, 20))
 WRITE = WriteCase(F32, 8, (2, 32), (2, 64), 9)
-
-
-def changed(old: str, new: str) -> Mutation:
-    """Replace ``old``, which the text has once."""
-
-    def mutate(text: str) -> str:
-        if text.count(old) != 1:
-            raise ValueError(f"the text has {old!r} {text.count(old)} times: update the mutant")
-        return text.replace(old, new)
-
-    return mutate
 
 
 def without_barrier(number: int) -> Mutation:

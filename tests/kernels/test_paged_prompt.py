@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 from decode_case import BF16, F16
-from metal_sim import KernelFault, build_all, collected_texts, simulated_kernels
+from metal_sim import KernelFault, build_all, changed, collected_texts, simulated_kernels
 from prompt_case import PromptCase
 
 CASES = [
@@ -72,15 +71,6 @@ MUTANTS = {
         CASES[0],
     ),
 }
-
-
-def changed(old: str, new: str) -> Callable[[str], str]:
-    def mutate(text: str) -> str:
-        if text.count(old) != 1:
-            raise ValueError(f"the text has {old!r} {text.count(old)} times: update the mutant")
-        return text.replace(old, new)
-
-    return mutate
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -3,7 +3,6 @@ float64; broken ones; and how the shared tokens are cut."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from unittest import mock
@@ -14,12 +13,13 @@ import pytest
 from decode_case import BF16, F16, DecodeCase
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from metal_sim import KernelFault, build_all, collected_texts, simulated_kernels
+from metal_sim import KernelFault, build_all, changed, collected_texts, simulated_kernels
 
 from quire.kernels import paged_prompt
 from quire.kernels.decode_plan import DecodePlan, plan_items
 from quire.kernels.paged_decode import paged_decode
-from quire.kernels.shared_context import SharedRun, attend_shared, plan_shared
+from quire.kernels.ragged import SharedRun
+from quire.kernels.shared_context import attend_shared, plan_shared
 
 
 @dataclass(frozen=True)
@@ -199,15 +199,6 @@ MUTANTS = {
         CUT,
     ),
 }
-
-
-def changed(old: str, new: str) -> Callable[[str], str]:
-    def mutate(text: str) -> str:
-        if text.count(old) != 1:
-            raise ValueError(f"the text has {old!r} {text.count(old)} times: update the mutant")
-        return text.replace(old, new)
-
-    return mutate
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,18 @@ from quire.kernels.gpu_kernel import GpuKernel, TemplateValue
 Array = mx.array | npt.NDArray[np.generic]
 Mutation = Callable[[str], str]
 
+
+def changed(old: str, new: str) -> Mutation:
+    """Replace ``old``, which the text has once."""
+
+    def mutate(text: str) -> str:
+        if text.count(old) != 1:
+            raise ValueError(f"the text has {old!r} {text.count(old)} times: update the mutant")
+        return text.replace(old, new)
+
+    return mutate
+
+
 _TIME_LIMIT = 120  # seconds; a kernel that loops for ever is an error too
 
 
