@@ -17,6 +17,7 @@ constexpr int KEY_LANES = LANES / U; // lanes that share the scores of one key, 
 constexpr int OWNED = quire::owned_count(GROUP, KEY_LANES);
 constexpr int TILE = KEYS * U; // a power of two, as BLOCK_SIZE is
 constexpr int BLOCKS = TILE <= BLOCK_SIZE ? 1 : TILE / BLOCK_SIZE;
+constexpr size_t HEADS = HEADS_PER_KV * KV_HEADS;
 
 const int item = int(threadgroup_position_in_grid.x);
 const int kv_head = int(threadgroup_position_in_grid.y);
@@ -42,7 +43,7 @@ for (int g = 0; g < GROUP; ++g) {
   for (int n = 0; n < NK; ++n) {
     const int pack = part + n * LANES;
     const int head = first_head + (g < num_heads ? g : 0);
-    const size_t at = (size_t(row) * HEADS_PER_KV * KV_HEADS + head) * KEY_PACKS;
+    const size_t at = (row * HEADS + head) * KEY_PACKS;
     quire::unpack<T>(
         ((const DEVICE quire::Pack*)queries)[at + (pack < KEY_PACKS ? pack : 0)], q[g] + n * VEC);
     const float factor = pack < KEY_PACKS ? scale : 0.0f;
@@ -201,6 +202,33 @@ for (int g = 0; g < GROUP; ++g) {
   }
 }
 
+if (DIRECT) {
+  // What the row shares with others, its first tokens, has been attended to in parts: each
+  // simdgroup adds some of them to its own result.
+  const int most_parts = int(shared_stats_shape[0]) / int(block_tables_shape[0]);
+  for (int p = simdgroup; p < items[item * 4 + 3]; p += SIMDGROUPS) {
+    UNROLL
+    for (int g = 0; g < GROUP; ++g) {
+      const int head = first_head + quire::min(g, num_heads - 1);
+      const size_t at = size_t(row * most_parts + p) * HEADS + head;
+      const float highest = quire::max(head_peak[g], shared_stats[at * 2]);
+      const float keep = quire::exp2(head_peak[g] - highest);
+      const float factor = quire::exp2(shared_stats[at * 2] - highest);
+      head_peak[g] = highest;
+      head_total[g] = head_total[g] * keep + shared_stats[at * 2 + 1] * factor;
+      UNROLL
+      for (int i = 0; i < NV * VEC / 4; ++i) {
+        const int dim = (part + i / (VEC / 4) * LANES) * VEC + i % (VEC / 4) * 4;
+        float values[4];
+        quire::unpack<float>(
+            ((const DEVICE quire::Pack*)shared_partials)[(at * DV + (dim < DV ? dim : 0)) / 4], values);
+        UNROLL
+        for (int e = 0; e < 4; ++e) acc[g][i * 4 + e] = acc[g][i * 4 + e] * keep + values[e] * factor;
+      }
+    }
+  }
+}
+
 // Merge the simdgroups, as many heads at a time as fit in shared memory.
 constexpr int FITTING = 16384 / (4 * DV * SIMDGROUPS);
 constexpr int CHUNK = FITTING < 1 ? 1 : FITTING < GROUP ? FITTING : GROUP;
@@ -254,32 +282,19 @@ for (int base = 0; base < GROUP; base += CHUNK) {
       weight += group_stats[(s * GROUP + g) * 2 + 1] *
           quire::exp2(group_stats[(s * GROUP + g) * 2] - highest);
     }
-    const size_t heads = HEADS_PER_KV * KV_HEADS;
     if (DIRECT) {
-      // What the row shares with others, its first tokens, has been attended to.
-      const int most_parts = int(shared_stats_shape[0]) / int(block_tables_shape[0]);
-      for (int p = 0; p < items[item * 4 + 3]; ++p) {
-        const size_t at = (size_t(row) * most_parts + p) * heads + head;
-        const float peak_of_part = shared_stats[at * 2];
-        const float top = quire::max(highest, peak_of_part);
-        const float keep = quire::exp2(highest - top);
-        const float factor = quire::exp2(peak_of_part - top);
-        sum = sum * keep + shared_partials[at * DV + i % DV] * factor;
-        weight = weight * keep + shared_stats[at * 2 + 1] * factor;
-        highest = top;
-      }
       if (HAS_SINKS) {
         const float sink = float(sinks[head]) * quire::LOG2_E;
         const float top = quire::max(highest, sink);
         sum *= quire::exp2(highest - top);
         weight = weight * quire::exp2(highest - top) + quire::exp2(sink - top);
       }
-      output[(row * heads + head) * DV + i % DV] = OUT(weight > 0.0f ? sum / weight : 0.0f);
+      output[(row * HEADS + head) * DV + i % DV] = OUT(weight > 0.0f ? sum / weight : 0.0f);
     } else {
-      output[(item * heads + head) * DV + i % DV] = OUT(sum);
+      output[(item * HEADS + head) * DV + i % DV] = OUT(sum);
       if (i % DV == 0) {
-        stats[(item * heads + head) * 2] = highest;
-        stats[(item * heads + head) * 2 + 1] = weight;
+        stats[(item * HEADS + head) * 2] = highest;
+        stats[(item * HEADS + head) * 2 + 1] = weight;
       }
     }
   }

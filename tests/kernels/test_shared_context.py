@@ -116,8 +116,8 @@ CASES = [
 MUTANTS = {
     "decode: nothing of what is shared is added": (
         "paged_decode",
-        "sum = sum * keep +",
-        "sum = sum * keep + 0.0f *",
+        "+ values[e] * factor",
+        "",
         DIRECT,
     ),
     "decode: the shared weights' sum is not rescaled": (
@@ -126,17 +126,28 @@ MUTANTS = {
         "shared_stats[at * 2 + 1]",
         DIRECT,
     ),
-    "decode: the row's own sum is not rescaled": ("paged_decode", "sum * keep", "sum", DIRECT),
+    "decode: the row's own sum is not rescaled": (
+        "paged_decode",
+        "acc[g][i * 4 + e] * keep",
+        "acc[g][i * 4 + e]",
+        DIRECT,
+    ),
     "decode: the row's own weights are not rescaled": (
         "paged_decode",
-        "weight * keep",
-        "weight",
+        "head_total[g] * keep",
+        "head_total[g]",
         DIRECT,
     ),
     "decode: all take the shared results of row 1": (
         "paged_decode",
-        "(size_t(row) * most_parts + p)",
-        "(size_t(1) * most_parts + p)",
+        "size_t(row * most_parts + p)",
+        "size_t(most_parts + p)",
+        DIRECT,
+    ),
+    "decode: every simdgroup adds all shared parts": (
+        "paged_decode",
+        "int p = simdgroup;",
+        "int p = 0;",
         DIRECT,
     ),
     "decode: only the first shared part": (
@@ -151,11 +162,11 @@ MUTANTS = {
         "p < most_parts",
         DIRECT,
     ),
-    "decode: sinks are weighed as if nothing were shared": (
+    "decode: the highest shared score is forgotten": (
         "paged_decode",
-        "highest = top;",
-        "",
-        replace(DIRECT, sinks=True),
+        "head_peak[g] = highest;\nhead_total[g] =",
+        "head_total[g] =",
+        DIRECT,
     ),
     "merge: nothing of what is shared is added": (
         "paged_merge",
