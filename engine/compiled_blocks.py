@@ -50,7 +50,7 @@ class RowsForm(NamedTuple):
         tuple[
             int,
             tuple[tuple[int, int, bool], ...],
-            tuple[tuple[int, int, int, bool, bool], ...],
+            tuple[tuple[int, int, int, bool, bool, bool], ...],
             tuple[tuple[int, int, int], ...],
             bool,
         ],
@@ -134,7 +134,8 @@ def flatten(rows: StepRows) -> tuple[list[mx.array], RowsForm]:
             optional = [chunks.rows, chunks.visible]
             arrays += [chunks.block_ids, *(array for array in optional if array is not None)]
             taken, masked = (array is not None for array in optional)
-            padded.append((chunks.count, chunks.num_rows, chunks.first_row, taken, masked))
+            numbers = chunks.count, chunks.num_rows, chunks.first_row, chunks.is_fresh
+            padded.append((*numbers, taken, masked))
         alone = tuple((c.first_row, c.num_rows, c.context_length) for c in prompt_plan.alone)
         if prompt_plan.order is not None:
             arrays.append(prompt_plan.order)
@@ -170,12 +171,18 @@ def unflatten(arrays: list[mx.array], form: RowsForm) -> StepRows:
 
 
 def _padded(
-    left: Iterator[mx.array], count: int, rows: int, first_row: int, taken: bool, masked: bool
+    left: Iterator[mx.array],
+    count: int,
+    rows: int,
+    first_row: int,
+    is_fresh: bool,
+    taken: bool,
+    masked: bool,
 ) -> PaddedChunks:
     block_ids = next(left)
     taken_rows = next(left) if taken else None
     return PaddedChunks(
-        count, rows, taken_rows, first_row, block_ids, next(left) if masked else None
+        count, rows, taken_rows, first_row, block_ids, is_fresh, next(left) if masked else None
     )
 
 

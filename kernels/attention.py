@@ -107,6 +107,7 @@ def plan_batch(
         window,
         layer,
         lambda chunk: prompt_variant(chunk.num_rows, chunk.context_length, layer, dtype),
+        dtype=dtype,
         num_before=batch.num_decodes,
         num_after=batch.num_after,
     )

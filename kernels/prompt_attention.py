@@ -9,6 +9,7 @@ are many small launches: there chunks of similar lengths are padded to a few siz
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -44,6 +45,7 @@ def plan_prompts(
     layer: PromptShape,
     variant_of: Callable[[PromptChunk], str],
     *,
+    dtype: mx.Dtype,
     num_before: int = 0,
     num_after: int = 0,
 ) -> PromptPlan:
@@ -53,6 +55,7 @@ def plan_prompts(
         layer: what the chunks have in common; its rows and context do not matter.
         variant_of: how a chunk is to be computed: by the kernel ("pages"), with others ("padded")
             or on its own. Long ones whose lengths recur anyway are not padded all the same.
+        dtype: of queries, keys and values.
         num_before: rows of the step in front of the chunks, whose attention is computed elsewhere.
         num_after: rows behind them that mean nothing.
     """
@@ -95,7 +98,13 @@ def plan_prompts(
         *((True, *group) for group in _merge_small(fresh).items()),
         *((False, *group) for group in _merge_small(others).items()),
     ):
-        padded.append(_pad_chunks(members, rows, keys, window, layer.block_size, is_fresh))
+        chunks_of_size = _pad_chunks(members, rows, keys, window, layer.block_size, is_fresh)
+        if is_fresh and _lacks_fused_attention(dtype):
+            # It would make the same mask in every layer, and at every call.
+            places = mx.arange(rows)
+            causal = (places <= places[:, None])[None, None]
+            chunks_of_size = replace(chunks_of_size, visible=causal)
+        padded.append(chunks_of_size)
         for i, chunk in enumerate(members):
             place(chunk, done + i * rows)
         done += rows * _bucket(len(members), 1)
@@ -177,12 +186,12 @@ def _attend_padded(
     scale: float,
     sinks: mx.array | None,
 ) -> mx.array:
-    if chunks.visible is None and pages.new_keys is not None and pages.new_values is not None:
+    if chunks.is_fresh and pages.new_keys is not None and pages.new_values is not None:
         queries, keys, values = _batch([queries, pages.new_keys, pages.new_values], chunks)
     else:
         (queries,) = _batch([queries], chunks)
         keys, values = _gather(pages, chunks.block_ids)
-    if chunks.visible is None:
+    if chunks.is_fresh:
         # Whole blocks may hold more than the rows; causal attention aligns both at the end.
         keys, values = keys[:, :, : chunks.num_rows], values[:, :, : chunks.num_rows]
     output = _sdpa(
@@ -248,8 +257,19 @@ def _pad_chunks(
         if window is not None:
             visible = visible & (keys > queries - window)
     return PaddedChunks(
-        count, num_rows, None if in_order else rows_array, int(flat[0]), blocks_array, visible
+        count,
+        num_rows,
+        None if in_order else rows_array,
+        int(flat[0]),
+        blocks_array,
+        is_fresh,
+        visible,
     )
+
+
+def _lacks_fused_attention(dtype: mx.Dtype) -> bool:
+    """Whether MLX's attention is a row of operations here, as in float32 on CUDA."""
+    return dtype == mx.float32 and not mx.metal.is_available()
 
 
 def _merge_small(groups: _Groups) -> _Groups:

@@ -153,8 +153,9 @@ class PaddedChunks:
         rows: (B * n,) int32, the row of the step that each query is; None if they lie in order.
         first_row: of the first chunk.
         block_ids: (B, blocks) int32, padded with the scratch block.
-        visible: (B, 1, n, blocks * block_size) bool; None if nothing precedes the chunks, so that
-            each query sees the keys up to its own place.
+        is_fresh: nothing precedes the chunks.
+        visible: (B or 1, 1, n, keys) bool; None if each query sees the keys up to its own place, as
+            MLX's attention can tell by itself.
     """
 
     count: int
@@ -162,6 +163,7 @@ class PaddedChunks:
     rows: mx.array | None
     first_row: int
     block_ids: mx.array
+    is_fresh: bool
     visible: mx.array | None
 
 
@@ -185,7 +187,7 @@ class PromptPlan:
     @property
     def needs_new_rows(self) -> bool:
         """Whether new keys and values are read as rows and not from their pages."""
-        fresh = any(chunks.visible is None for chunks in self.padded)
+        fresh = any(chunks.is_fresh for chunks in self.padded)
         return fresh or any(chunk.start == 0 for chunk in self.alone)
 
 

@@ -168,7 +168,9 @@ def prompt_probe(shape: PromptShape, dtype: mx.Dtype, seed: int) -> Probe:
 
     def planned(variant: str) -> list[mx.array]:
         if variant not in plans:
-            plans[variant] = plan_prompts([chunk], pages.window, shape, lambda _: variant)
+            plans[variant] = plan_prompts(
+                [chunk], pages.window, shape, lambda _: variant, dtype=dtype
+            )
         return [
             prompt_attention(
                 pages.queries,

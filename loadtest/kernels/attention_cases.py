@@ -59,6 +59,9 @@ class _Inputs:
         )
         mx.eval(keys, values)
         self.pages = keys, values
+        # Keys and values as the step has them beside their pages.
+        self.rows = [array.reshape(-1, _HEADS, 1, _DIM) for array in by_token[1:]]
+        mx.eval(self.rows)
         self.written = mx.zeros((1,), mx.int32) if gpu else None
         tables = np.arange(batch * blocks, dtype=np.int32).reshape(batch, blocks)
         chunks = [
@@ -83,9 +86,13 @@ def _quire(layout: Layout, x: _Inputs) -> mx.array:
     """
     if layout == "BHSD" and x.written is not None:
         return _mlx(layout, x)
-    by_token = [array.swapaxes(1, 2) if layout == "BHSD" else array for array in x.arrays]
-    queries, keys, values = (array.reshape(-1, _HEADS, 1, _DIM) for array in by_token)
-    arrays = PageArrays(*x.pages, x.written, keys, values)
+    rows = x.rows
+    by_token = x.arrays
+    if layout == "BHSD":
+        by_token = [array.swapaxes(1, 2) for array in x.arrays]
+        rows = [array.reshape(-1, _HEADS, 1, _DIM) for array in by_token[1:]]
+    queries = by_token[0].reshape(-1, _HEADS, 1, _DIM)
+    arrays = PageArrays(*x.pages, x.written, *rows)
     output = attend(queries, arrays, x.batch, scale=_SCALE).reshape(by_token[0].shape)
     return mx.contiguous(output.swapaxes(1, 2)) if layout == "BHSD" else output
 

@@ -27,9 +27,14 @@ LAYER = PromptShape(1, 1, 4, 2, 64, 64, BLOCK)
 @pytest.mark.parametrize("num_decodes", [0, 3])
 @pytest.mark.parametrize("variant", ["pages", "padded"])
 @pytest.mark.parametrize("windows", [[None], [None, 20]])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
 @pytest.mark.parametrize("lengths", [[(0, 30), (16, 9)], [(0, 1024)], [(0, 1024), (0, 5)]], ids=str)
 def test_rows_survive_being_taken_apart(
-    num_decodes: int, variant: str, windows: list[int | None], lengths: list[tuple[int, int]]
+    num_decodes: int,
+    variant: str,
+    dtype: mx.Dtype,
+    windows: list[int | None],
+    lengths: list[tuple[int, int]],
 ) -> None:
     decodes = None
     if num_decodes:
@@ -46,7 +51,13 @@ def test_rows_survive_being_taken_apart(
     batch = RaggedBatch([], chunks, decodes, num_after=2)
     for window in windows:
         plan = plan_prompts(
-            chunks, window, LAYER, lambda _: variant, num_before=num_decodes, num_after=2
+            chunks,
+            window,
+            LAYER,
+            lambda _: variant,
+            dtype=dtype,
+            num_before=num_decodes,
+            num_after=2,
         )
         batch.prompt_plans[window] = plan
     rows = StepRows(ints(row + 2), Slots(ints(row + 2), BLOCK, ints(1)), batch)

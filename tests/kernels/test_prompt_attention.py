@@ -102,6 +102,7 @@ lengths = st.lists(st.tuples(starts, st.integers(1, 300)), min_size=1, max_size=
     st.integers(0, 5),
     st.sampled_from([0, 7]),
     st.booleans(),
+    st.sampled_from([mx.float32, mx.bfloat16]),
 )
 def test_every_row_sees_its_own_context(
     sizes: list[tuple[int, int]],
@@ -110,6 +111,7 @@ def test_every_row_sees_its_own_context(
     num_before: int,
     num_after: int,
     rows_at_hand: bool,
+    planned_dtype: mx.Dtype,
 ) -> None:
     rng = np.random.default_rng(0)
     chunks, row, next_block = [], num_before, 1
@@ -133,6 +135,7 @@ def test_every_row_sees_its_own_context(
         window,
         LAYER,
         lambda chunk: variants[chunk.num_rows % len(variants)],
+        dtype=planned_dtype,
         num_before=num_before,
         num_after=num_after,
     )
@@ -158,14 +161,14 @@ def test_short_chunks_of_many_lengths_are_one_batch() -> None:
         PromptChunk(int(first), n, n, np.zeros(-(-n // BLOCK), np.int32))
         for first, n in zip(starts[:-1], counts, strict=True)
     ]
-    plan = prompts.plan_prompts(chunks, None, LAYER, lambda _: "padded")
+    plan = prompts.plan_prompts(chunks, None, LAYER, lambda _: "padded", dtype=mx.float16)
     assert len(plan.padded) == 1
     assert not plan.alone
 
 
 def test_a_long_aligned_chunk_goes_alone() -> None:
     chunk = PromptChunk(0, 2048, 4096, np.zeros(512, np.int32))
-    plan = prompts.plan_prompts([chunk], None, LAYER, lambda _: "padded")
+    plan = prompts.plan_prompts([chunk], None, LAYER, lambda _: "padded", dtype=mx.float16)
     assert plan.alone == [chunk]
     assert plan.order is None
 

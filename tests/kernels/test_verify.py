@@ -107,7 +107,7 @@ def test_a_broken_sum_of_what_rows_share_is_seen(
     is_broken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verify, "CHECKED", {"shared_context": CHECKED["shared_context"][1:2]})
-    broken = {"paged_decode": lambda text: text.replace("sum * keep", "sum")}
+    broken = {"paged_decode": lambda text: text.replace("* keep + values", "+ values")}
     with simulated_kernels(broken if is_broken else None, orders=1):
         together = check_variant("shared_context", "together", "float16", "metal")
         each = check_variant("shared_context", "each", "float16", "metal")
