@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from quire.engine.mlx_settings import apply_mlx_settings
+
 if TYPE_CHECKING:
     from quire.engine.device import DeviceName
 
@@ -24,11 +26,13 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
 def start_device(wanted: str) -> tuple[DeviceName, str | None]:
     """Make ``wanted`` MLX's default device; returns it and what is to say of BLAS.
 
-    As in a worker, OpenBLAS is loaded before MLX, which decides how fast a Linux CPU is.
+    As in a worker, MLX is given its settings, and OpenBLAS is loaded before MLX, which decides how
+    fast a Linux CPU is.
 
     Raises:
         EngineError: this machine does not have the device.
     """
+    apply_mlx_settings()
     note = None
     if sys.platform == "linux" and wanted in ("auto", "cpu"):
         from quire.engine.openblas import load_openblas

@@ -2,8 +2,9 @@
 
 Decoding, greedily, at some batch sizes and contexts; and prompts, whole or several in one step. The
 bare model is mlx-lm's own forward pass over its own batch cache, one step ahead as mlx-lm runs it,
-with no scheduler, no pages and no requests. Each runs in a process of its own, in turns, on the
-same BLAS. The engine's memory is given too: weights, pages, and the peak of each run.
+with no scheduler, no pages, no requests, and MLX's settings as they come. Each runs in a process
+of its own, in turns, on the same BLAS. The engine's memory is given too: weights, pages, and the
+peak of each run.
 """
 
 from __future__ import annotations
@@ -208,7 +209,8 @@ def main() -> int:
     parser.add_argument("--only", choices=("engine", "bare"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only is not None:
-        apply_mlx_settings()
+        if args.only == "engine":
+            apply_mlx_settings()
         note = load_openblas() if sys.platform == "linux" else "Accelerate"
         times, memory = (time_engine if args.only == "engine" else time_bare)(args)
         json.dump({"blas": note, "ms": times, "memory": memory}, sys.stdout)
