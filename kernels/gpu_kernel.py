@@ -5,11 +5,12 @@ names the few things they say differently, and helpers both understand.
 
 MLX hashes the whole text at every launch, 2 us for a long one. So what only some kernels need
 stands in headers that these name, and on CUDA, whose compiler reads files, the text is only their
-names.
+names, with a hash of what is in them: MLX knows compiled kernels by their texts.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ TemplateValue = int | bool | mx.Dtype
 
 # Of one kernel. Prompts have many lengths, so there is an end.
 _MAX_LAUNCHES = 4096
+_DIGEST_LENGTH = 16
 
 
 class GpuKernel:
@@ -127,16 +129,20 @@ class GpuKernel:
         return names
 
     def _arguments(self, prelude: str) -> dict[str, Any]:
-        written = _text if prelude == "metal" else _include
-        body = _text(self.name)
-        # MLX passes the shapes whose names it finds.
-        shapes = [f"{name}_shape" for name in self.inputs if f"{name}_shape" in body]
+        names = self.header_names(prelude)
+        header, body = "".join(map(_text, names)), _text(self.name)
+        if prelude == "cuda":
+            # MLX passes the shapes whose names it finds.
+            shapes = [f"{name}_shape" for name in self.inputs if f"{name}_shape" in body]
+            digest = hashlib.sha256((header + body).encode()).hexdigest()[:_DIGEST_LENGTH]
+            header = "".join(map(_include, names))
+            body = _include(self.name) + f"// {shapes} {digest}\n"
         return {
             "name": self.name,
             "input_names": self.inputs,
             "output_names": self.outputs,
-            "header": "".join(written(name) for name in self.header_names(prelude)),
-            "source": body if prelude == "metal" else _include(self.name) + f"// {shapes}\n",
+            "header": header,
+            "source": body,
         }
 
 

@@ -115,3 +115,15 @@ def test_files_whose_path_no_include_can_hold_are_written_out(
     arguments = GpuKernel("swiglu", ("both",), ("output",))._arguments("cuda")
     assert arguments["header"] == "int cuda;\nint common;\n"
     assert arguments["source"].startswith("int swiglu;\n")
+
+
+def test_another_file_makes_another_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update may change a file where it lies: what was compiled from it must not be used."""
+    monkeypatch.setattr(gpu_kernel, "_file", lambda name: tmp_path / f"{name}.h")
+    sources = []
+    for value in (1, 2, 2):
+        for name in ("cuda", "common", "swiglu"):
+            (tmp_path / f"{name}.h").write_text(f"int {name};\n")
+        (tmp_path / "common.h").write_text(f"int common = {value};\n")
+        sources.append(GpuKernel("swiglu", ("both",), ("output",))._arguments("cuda")["source"])
+    assert sources[0] != sources[1] == sources[2]
