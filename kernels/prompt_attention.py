@@ -9,7 +9,6 @@ are many small launches: there chunks of similar lengths are padded to a few siz
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -98,13 +97,7 @@ def plan_prompts(
         *((True, *group) for group in _merge_small(fresh).items()),
         *((False, *group) for group in _merge_small(others).items()),
     ):
-        chunks_of_size = _pad_chunks(members, rows, keys, window, layer.block_size, is_fresh)
-        if is_fresh and _lacks_fused_attention(dtype):
-            # It would make the same mask in every layer, and at every call.
-            places = mx.arange(rows)
-            causal = (places <= places[:, None])[None, None]
-            chunks_of_size = replace(chunks_of_size, visible=causal)
-        padded.append(chunks_of_size)
+        padded.append(_pad_chunks(members, rows, keys, window, layer.block_size, is_fresh, dtype))
         for i, chunk in enumerate(members):
             place(chunk, done + i * rows)
         done += rows * _bucket(len(members), 1)
@@ -232,6 +225,7 @@ def _pad_chunks(
     window: int | None,
     block_size: int,
     is_fresh: bool,
+    dtype: mx.Dtype,
 ) -> PaddedChunks:
     count = _bucket(len(chunks), 1)
     rows = np.zeros((count, num_rows), np.int32)
@@ -256,6 +250,10 @@ def _pad_chunks(
         visible = keys <= queries
         if window is not None:
             visible = visible & (keys > queries - window)
+    elif _lacks_fused_attention(dtype):
+        # It would make the same mask in every layer.
+        places = mx.arange(num_rows)
+        visible = (places <= places[:, None])[None, None]
     return PaddedChunks(
         count,
         num_rows,
@@ -268,7 +266,7 @@ def _pad_chunks(
 
 
 def _lacks_fused_attention(dtype: mx.Dtype) -> bool:
-    """Whether MLX's attention is a row of operations here, as in float32 on CUDA."""
+    """Whether MLX makes attention of other operations: of float32 everywhere but on Metal."""
     return dtype == mx.float32 and not mx.metal.is_available()
 
 
