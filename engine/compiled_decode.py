@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -33,6 +34,18 @@ _MIN_TABLE_WIDTH = 16  # blocks
 _LENGTHS = [2**n for n in range(4, 18)]  # tokens, one of each size that selection tells apart
 
 
+class DecodeInputs(NamedTuple):
+    """What a compiled step is given, still on the host."""
+
+    num_rows: int
+    size: int  # rows, with those that pad them
+    table_width: int  # blocks
+    parts: list[Int32Array]  # in the order in which the trace takes them
+    plans: list[tuple[int, bool, int, int, int, int]]  # by window; see _trace
+    some_pending: bool  # tokens of rows are not known yet
+    all_pending: bool
+
+
 class CompiledDecode:
     """Runs steps of one token per sequence over pages that kernels write in place."""
 
@@ -51,8 +64,8 @@ class CompiledDecode:
         self._nothing_before = mx.zeros((1,), mx.int32)
         mx.eval(self._nothing_before)
 
-    def __call__(self, layout: Layout, previous_tokens: mx.array | None) -> mx.array:
-        """(num_decodes, vocab) logits of a layout without prompt chunks."""
+    def prepare(self, layout: Layout) -> DecodeInputs:
+        """The inputs of a step without prompt chunks."""
         count = layout.num_decodes
         size = bucket(count)
         tables = _widen(layout.decode_tables, size)
@@ -70,19 +83,25 @@ class CompiledDecode:
             arrays, form = self._plan(lengths, window, layout.shared_runs)
             parts += arrays
             plans.append((len(arrays[0]), *form))
-        packed = upload_packed(parts)
-        tokens = packed[:size]
         pending = layout.source_rows >= 0
-        if pending.any():
+        return DecodeInputs(
+            count, size, tables.shape[1], parts, plans, bool(pending.any()), bool(pending.all())
+        )
+
+    def __call__(self, inputs: DecodeInputs, previous_tokens: mx.array | None) -> mx.array:
+        """(num_rows, vocab) logits."""
+        size = inputs.size
+        packed = upload_packed(inputs.parts)
+        tokens = packed[:size]
+        if inputs.some_pending:
             assert previous_tokens is not None, "a token is awaited from no step"
             sampled = previous_tokens[packed[size : 2 * size]]
-            if not pending.all():
+            if not inputs.all_pending:
                 sampled = mx.where(packed[2 * size : 3 * size], sampled, tokens)
             tokens = sampled
-        logits = self._function(
-            tokens, packed, self.order_after(previous_tokens), tables.shape[1], plans
-        )
-        return logits if size == count else logits[:count]
+        after = self.order_after(previous_tokens)
+        logits = self._function(tokens, packed, after, inputs.table_width, inputs.plans)
+        return logits if size == inputs.num_rows else logits[: inputs.num_rows]
 
     def rows(self, layout: Layout) -> DecodeRows | None:
         """The decodes of a mixed step as the kernel takes them."""

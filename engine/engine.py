@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 
 from quire.cache.block_pool import BlockPool
 from quire.cache.eviction import PolicyName, make_policy
+from quire.engine.device_thread import DeviceThread, Submit, do_now
 from quire.engine.messages import GenerateRequest, TokenOutput, WorkerStats
 from quire.engine.paged_model import PagedModel, page_model
-from quire.engine.runner import ModelRunner, Step
+from quire.engine.runner import HostStep, ModelRunner, Step
 from quire.engine.scheduler import Scheduler
 
 
@@ -30,10 +33,11 @@ class EngineConfig:
 
 
 class Engine:
-    """Continuous batching of one model over paged KV. Single-threaded, like MLX itself.
+    """Continuous batching of one model over paged KV.
 
     Each :meth:`step` works one step ahead: while a step runs on the device, the next one is
-    scheduled and its graph is built from tokens that are not known yet.
+    scheduled and its graph is built from tokens that are not known yet. One thread does it all,
+    unless :meth:`encode_on` makes them two.
     """
 
     def __init__(self, model: Any, config: EngineConfig, name: str | None = None) -> None:
@@ -58,8 +62,23 @@ class Engine:
         self._runner = ModelRunner(model)
         ahead = config.encode_ahead
         self._encode_ahead = model.context.in_place if ahead is None else ahead
-        self._next: Step | None = None
+        self._next: Future[Step] | None = None
+        self._encode: Submit[Step] = do_now
         self._num_steps = 0
+
+    @property
+    def encodes_ahead(self) -> bool:
+        """Whether a step's graph is built while the step before it runs."""
+        return self._encode_ahead
+
+    def encode_on(self, device: DeviceThread[Step]) -> None:
+        """From now on :meth:`step` is called beside ``device``, whose thread made the engine.
+
+        It leaves to that thread what needs MLX: a step is encoded there while here the tokens of
+        the one before are handed out and the next is scheduled.
+        """
+        assert self._encode_ahead, "a step whose launch waits for another cannot be encoded early"
+        self._encode = device.submit
 
     def submit(self, request: GenerateRequest) -> None:
         """Queue a request. Raises what :meth:`Scheduler.submit` raises."""
@@ -79,20 +98,26 @@ class Engine:
         take part in the step that is built next.
         """
         running, self._next = self._next, None
-        if running is not None and not running.launched:
-            self._runner.launch(running)
+        if running is not None and not self._encode_ahead:
+            self._runner.launch(running.result())
         if receive is not None:
             receive()
         batch = self.scheduler.schedule()
         if batch is not None:
-            self._next = self._runner.build(batch, running)
-            if self._encode_ahead:
-                self._runner.launch(self._next)
+            host_step = self._runner.lay_out(batch)
+            self._next = self._encode(partial(self._encode_step, host_step, running))
         if running is None:
             return []
-        tokens = self._runner.collect(running)
+        step = running.result()
+        tokens = self._runner.collect(step)
         self._num_steps += 1
-        return self.scheduler.commit(running.batch, tokens)
+        return self.scheduler.commit(step.batch, tokens)
+
+    def _encode_step(self, host_step: HostStep, previous: Future[Step] | None) -> Step:
+        step = self._runner.build(host_step, None if previous is None else previous.result())
+        if self._encode_ahead:
+            self._runner.launch(step)
+        return step
 
     def stats(self) -> WorkerStats:
         scheduler, pool = self.scheduler, self._pool

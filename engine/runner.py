@@ -9,7 +9,7 @@ import numpy as np
 
 from quire.cache.pages import PageShape
 from quire.engine.compiled_blocks import CompiledBlocks
-from quire.engine.compiled_decode import CompiledDecode
+from quire.engine.compiled_decode import CompiledDecode, DecodeInputs
 from quire.engine.layout import Layout
 from quire.engine.paged_model import PagedModel
 from quire.engine.paging import AttentionUse
@@ -26,6 +26,15 @@ from quire.kernels.upload import begin_step, upload
 _MIN_TOKENS = 4
 
 
+@dataclass(frozen=True, slots=True)
+class HostStep:
+    """A step before anything of it is on the device: plain numbers, which no MLX is needed for."""
+
+    batch: StepBatch
+    layout: Layout
+    decodes: DecodeInputs | None  # if it is one of decodes alone that a compiled step can take
+
+
 @dataclass(slots=True)
 class Step:
     """A step whose graph is built; ``tokens`` may still be on the device, or not even begun."""
@@ -33,7 +42,6 @@ class Step:
     batch: StepBatch
     tokens: mx.array  # int32, one for each of batch.sampled; there may be more, which mean nothing
     download: Download  # of the tokens
-    launched: bool = False
 
 
 class ModelRunner:
@@ -51,14 +59,15 @@ class ModelRunner:
             if layer.shape is not None
         }
 
-    def build(self, batch: StepBatch, previous: Step | None) -> Step:
+    def build(self, host_step: HostStep, previous: Step | None) -> Step:
         """Build the graph of one step; nothing is computed yet.
 
         ``previous`` is the step before, whose samples are inputs of this one wherever a chunk names
         a source row; it need not have finished.
         """
-        layout = self._lay_out(batch)
-        logits = self._forward(layout, previous)
+        begin_step()
+        batch, layout = host_step.batch, host_step.layout
+        logits = self._forward(host_step, previous)
         if not layout.sampled:
             tokens = mx.argmax(logits, axis=-1).astype(mx.int32)
             return Step(batch, tokens, Download(tokens))
@@ -74,27 +83,34 @@ class ModelRunner:
 
     def forward(self, batch: StepBatch, previous: Step | None) -> mx.array:
         """(R, vocab) logits of each sampled row, or of the step's last row if R is 0."""
-        return self._forward(self._lay_out(batch), previous)
+        begin_step()
+        return self._forward(self.lay_out(batch), previous)
 
     def launch(self, step: Step) -> None:
         """Hand the step to the device."""
         mx.async_eval(step.tokens, step.download.pending)
-        step.launched = True
 
     def collect(self, step: Step) -> list[int]:
-        """Wait for the step and read its samples: the one host read of a step."""
+        """Wait for the step and read its samples: the one host read of a step.
+
+        The step has been launched, by this thread or another one.
+        """
         return step.download.read()[: len(step.batch.sampled)]
 
-    def _lay_out(self, batch: StepBatch) -> Layout:
-        begin_step()
+    def lay_out(self, batch: StepBatch) -> HostStep:
+        """Everything about a step that is decided without MLX, on any thread."""
         # The decode kernel takes rows of any lengths together.
-        return Layout(
+        layout = Layout(
             batch,
             self._context.block_size,
             group_decodes=self._decode is None,
             share_decodes=self._decode is None or self._decode.may_share(batch.num_decodes),
             padded=self._blocks is not None and self._can_compile(batch),
         )
+        decodes = None
+        if self._decode is not None and _samples_every_row(layout) and not layout.prompts:
+            decodes = self._decode.prepare(layout)
+        return HostStep(batch, layout, decodes)
 
     def _can_compile(self, batch: StepBatch) -> bool:
         """Whether prompts, if there are any, come in sizes that recur."""
@@ -111,15 +127,16 @@ class ModelRunner:
             return variant == "pages"
         return chunk.start == 0 or not is_aligned(chunk.start, chunk.num_tokens)
 
-    def _forward(self, layout: Layout, previous: Step | None) -> mx.array:
-        # Something must be asked of a step that only stores keys and values, or MLX skips it.
-        wanted = layout.sampled_rows or [len(layout.positions) - 1]
-        everything = len(wanted) == len(layout.positions)
+    def _forward(self, host_step: HostStep, previous: Step | None) -> mx.array:
+        layout = host_step.layout
         tokens = previous.tokens if previous is not None else None
         context = self._context
         context.run_block = None
-        if self._decode is not None and everything and not layout.prompts:
-            return self._decode(layout, tokens)
+        if host_step.decodes is not None:
+            assert self._decode is not None, "inputs of a compiled step that does not exist"
+            return self._decode(host_step.decodes, tokens)
+        # Something must be asked of a step that only stores keys and values, or MLX skips it.
+        wanted = layout.sampled_rows or [len(layout.positions) - 1]
         pending = layout.source_rows >= 0
         uploaded = upload(
             [
@@ -138,7 +155,7 @@ class ModelRunner:
             after = self._decode.order_after(tokens)
             context.batch.decodes = self._decode.rows(layout)
         context.slots = Slots(slot_mapping, context.block_size, after)
-        context.wanted_rows = None if everything else wanted_rows
+        context.wanted_rows = None if _samples_every_row(layout) else wanted_rows
         if self._blocks is not None and layout.padded:
             for window, (layer, dtype) in self._prompts.items():
                 plan = plan_batch(context.batch, window, layer, dtype)
@@ -151,6 +168,10 @@ class ModelRunner:
             sampled = tokens[source_rows]
             token_ids = sampled if pending.all() else mx.where(is_pending, sampled, token_ids)
         return self._model(token_ids)
+
+
+def _samples_every_row(layout: Layout) -> bool:
+    return len(layout.sampled_rows or [0]) == len(layout.positions)
 
 
 def _prompt_layer(

@@ -13,11 +13,13 @@ import signal
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
 
 from quire.engine import messages
+from quire.engine.device_thread import DeviceThread
 from quire.engine.errors import EngineError
 from quire.engine.messages import (
     Abort,
@@ -32,9 +34,14 @@ from quire.engine.messages import (
 )
 from quire.engine.mlx_settings import apply_mlx_settings
 
+if TYPE_CHECKING:
+    from quire.engine.runner import Step
+
 logger = logging.getLogger("quire.worker")
 
 _STATS_INTERVAL = 0.2  # seconds
+# How long one thread's Python code may keep the other from going on.
+_SWITCH_INTERVAL = 100e-6  # seconds
 _LINGER_MS = 2000  # how long a leaving worker waits for its last frames to be taken
 
 
@@ -67,18 +74,31 @@ class Worker:
         self._engine = startup.engine
         self._vocab_size = startup.ready.vocab_size
         self._send(startup.ready)
-        while not self._stopping:
-            if self._engine.has_work or self._refused:
-                self._step()
-            else:
-                self._send(StepOutput([], self._engine.stats()))
-                self._handle(self._inbox.recv())
+        if self._engine.encodes_ahead:
+            self._serve_beside_device()
+        else:
+            self._serve()
         return 0
 
     def close(self) -> None:
         self._inbox.close(linger=0)
         self._outbox.close()
         zmq.Context.instance().term()
+
+    def _serve(self) -> None:
+        while not self._stopping:
+            if self._engine.has_work or self._refused:
+                self._step()
+            else:
+                self._send(StepOutput([], self._engine.stats()))
+                self._handle(self._inbox.recv())
+
+    def _serve_beside_device(self) -> None:
+        """Serve on a second thread; this one, whose MLX's streams are, encodes steps for it."""
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        device: DeviceThread[Step] = DeviceThread()
+        self._engine.encode_on(device)
+        device.run_beside(self._serve)
 
     def _step(self) -> None:
         outputs = self._engine.step(self._receive)

@@ -26,15 +26,17 @@ class Download:
 
     def __init__(self, values: mx.array) -> None:
         """``values`` is (n,) int32."""
-        self.pending = values
         self._slot: HostSlot | None = None
         if mx.cuda.is_available():
             self._slot = take_slot(values.size)
             self.pending = copy_to_host(values, self._slot.array)
+        else:
+            # An array of its own: one thread may wait for it while another works with the values.
+            self.pending = mx.stop_gradient(values)
         self._size = values.size
 
     def read(self) -> list[int]:
-        """Wait for the values."""
+        """Wait for the values; ``pending`` is being evaluated."""
         if self._slot is None:
             values: list[int] = self.pending.tolist()  # type: ignore[assignment]
             return values

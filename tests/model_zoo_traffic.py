@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from model_zoo import build, reference_generate
 from model_zoo_base import VOCAB
 
+from quire.engine.device_thread import DeviceThread
 from quire.engine.engine import Engine, EngineConfig
 from quire.engine.messages import GenerateRequest, SamplingParams, TokenOutput, WorkerStats
+from quire.engine.runner import Step
 
 TOKEN_BUDGET = 64  # most prompts are longer, so they are cut into chunks beside other decodes
 POOL_TOKENS = 400  # hardly more than the longest request, too few for all that run at once
@@ -95,6 +97,8 @@ def compare_with_reference(
 ) -> Comparison:
     """Serve one family under memory pressure, then the newest prompts again from the cache.
 
+    With ``encode_ahead`` as a worker does on a GPU: steps are encoded on a thread of their own.
+
     Raises ``quire.engine.errors.UnsupportedModel`` if the engine refuses the family.
     """
     engine = Engine(
@@ -108,10 +112,18 @@ def compare_with_reference(
         ),
     )
     requests = make_requests(seed)
-    first = serve(engine, requests, seed)
     # The shortest of the last to arrive: what they left in the cache has not been evicted since.
     newest = sorted(requests[-12:], key=lambda request: len(request.prompt_token_ids))
-    second = serve(engine, newest, seed)
+
+    def serve_both() -> tuple[dict[int, Served], dict[int, Served]]:
+        return serve(engine, requests, seed), serve(engine, newest, seed)
+
+    if encode_ahead:
+        device: DeviceThread[Step] = DeviceThread()
+        engine.encode_on(device)
+        first, second = device.run_beside(serve_both)
+    else:
+        first, second = serve_both()
 
     model = build(name, seed)
     ties: list[Divergence] = []

@@ -42,8 +42,10 @@ def eventually(condition: Callable[[], object], what: str) -> None:
 class Server:
     """One `quire serve` process; ``url`` is known once it listens."""
 
-    def __init__(self, *flags: str, model: Path | None = None) -> None:
-        command = [sys.executable, "-m", "quire.serve.cli", "serve", "--port", "0", *flags]
+    def __init__(self, *flags: str, model: Path | None = None, script: Path | None = None) -> None:
+        """``script`` stands in for the `quire` command."""
+        program = ["-m", "quire.serve.cli"] if script is None else [str(script)]
+        command = [sys.executable, *program, "serve", "--port", "0", *flags]
         if model is not None:
             command += ["--model", str(model)]
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115

@@ -1,0 +1,61 @@
+"""Work for the one thread that uses MLX: its streams belong to the thread that made them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Generic, Protocol, TypeVar
+
+T = TypeVar("T")
+Result = TypeVar("Result")
+
+
+class Submit(Protocol[T]):
+    """Has a job done, now or later. What the job raises is raised at once or by the future."""
+
+    def __call__(self, job: Callable[[], T], /) -> Future[T]: ...
+
+
+def do_now(job: Callable[[], T], /) -> Future[T]:
+    """On the calling thread."""
+    future: Future[T] = Future()
+    future.set_result(job())
+    return future
+
+
+class DeviceThread(Generic[T]):
+    """Jobs of another thread for the one that made this."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[tuple[Callable[[], T], Future[T]] | None] = SimpleQueue()
+
+    def submit(self, job: Callable[[], T], /) -> Future[T]:
+        """Have ``job`` done after those submitted before."""
+        future: Future[T] = Future()
+        self._jobs.put((job, future))
+        return future
+
+    def run_beside(self, work: Callable[[], Result]) -> Result:
+        """Run ``work`` on a thread of its own, and here the jobs that it submits, until it ends.
+
+        Returns what it returns, and raises what it raises.
+        """
+        with ThreadPoolExecutor(1, "beside") as threads:
+            working = threads.submit(work)
+            working.add_done_callback(lambda _: self._jobs.put(None))
+            self._do_jobs()
+        return working.result()
+
+    def _do_jobs(self) -> None:
+        while (item := self._jobs.get()) is not None:
+            job, future = item
+            try:
+                result = job()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+                del result
+            # They hold arrays, whose memory a later job may take.
+            del item, job, future
