@@ -13,7 +13,9 @@ import mlx.core as mx
 import numpy as np
 
 from quire.kernels.decode_plan import DecodePlan
-from quire.kernels.gpu_kernel import GpuKernel, float_bits
+from quire.kernels.gpu_kernel import GpuKernel, TemplateValue, float_bits
+from quire.kernels.kv_write import Slots
+from quire.kernels.rotate import HeadNorms, Rotary
 
 _DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 _BLOCK_SIZES = (8, 16, 32)
@@ -33,9 +35,14 @@ _decode = GpuKernel(
         "shared_partials",
         "shared_stats",
         "written",
+        "positions",
+        "slot_mapping",
+        "inverse_frequencies",
+        "query_norm",
+        "key_norm",
     ),
     outputs=("output", "stats"),
-    headers=("tile", "reduce_scatter"),
+    headers=("tile", "reduce_scatter", "rotary"),
 )
 _merge = GpuKernel(
     "paged_merge",
@@ -95,7 +102,7 @@ def paged_decode(
     softcap: float | None = None,
     shared: Partials | None = None,
 ) -> mx.array:
-    """Attention of one query per row over its sequence's pages.
+    """Attention of one query per row over its sequence's pages, which have its own token.
 
     Args:
         queries: (B, heads, 1, key_dim) in the dtype of the pages.
@@ -111,16 +118,100 @@ def paged_decode(
     Returns:
         (B, heads, 1, value_dim) in the dtype of ``queries``; zeros for rows without context.
     """
-    rows, heads, _, key_dim = queries.shape
+    unrotated = [plan.items] * 5
+    return _attend(
+        queries,
+        (queries.shape[1], queries.shape[3], value_pages.shape[3]),
+        key_pages,
+        value_pages,
+        block_tables,
+        plan,
+        unrotated,
+        {"ROTATE": False, "ROTARY": 0, "TRADITIONAL": False, "HAS_NORMS": False, "EPS": 0},
+        scale=scale,
+        written=written,
+        sinks=sinks,
+        softcap=softcap,
+        shared=shared,
+    )
+
+
+def rotate_and_decode(
+    qkv: mx.array,
+    key_pages: mx.array,
+    value_pages: mx.array,
+    block_tables: mx.array,
+    plan: DecodePlan,
+    positions: mx.array,
+    slots: Slots,
+    rotary: Rotary,
+    norms: HeadNorms | None,
+    *,
+    scale: float,
+) -> mx.array:
+    """:func:`quire.kernels.rotate.rotate_and_write` and :func:`paged_decode` in one launch.
+
+    The rows share nothing that ``plan`` would have read together, and their newest tokens are in
+    the plan but not yet in the pages.
+
+    Args:
+        qkv: (B, (heads + 2 * kv_heads) * head_dim), as of ``rotate_and_write``.
+    """
+    assert slots.after is not None, "an in-place write needs the step before to wait for"
+    kv_heads, _, head_dim = key_pages.shape[1:]
+    frequencies = rotary.inverse_frequencies
+    return _attend(
+        qkv,
+        (qkv.shape[1] // head_dim - 2 * kv_heads, head_dim, head_dim),
+        key_pages,
+        value_pages,
+        block_tables,
+        plan,
+        [
+            positions,
+            slots.mapping,
+            frequencies,
+            frequencies if norms is None else norms.query,
+            frequencies if norms is None else norms.key,
+        ],
+        {
+            "ROTATE": True,
+            "ROTARY": rotary.dims,
+            "TRADITIONAL": rotary.traditional,
+            "HAS_NORMS": norms is not None,
+            "EPS": float_bits(norms.eps if norms is not None else 0.0),
+        },
+        scale=scale,
+        written=slots.after,
+    )
+
+
+def _attend(
+    queries: mx.array,
+    heads_and_dims: tuple[int, int, int],
+    key_pages: mx.array,
+    value_pages: mx.array,
+    block_tables: mx.array,
+    plan: DecodePlan,
+    rotation: list[mx.array],
+    rotation_template: dict[str, TemplateValue],
+    *,
+    scale: float,
+    written: mx.array,
+    sinks: mx.array | None = None,
+    softcap: float | None = None,
+    shared: Partials | None = None,
+) -> mx.array:
+    rows = block_tables.shape[0]
+    heads, key_dim, value_dim = heads_and_dims
     kv_heads, block_size = key_pages.shape[1:3]
-    value_dim = value_pages.shape[3]
     per_kv = heads // kv_heads
     tiles = -(-per_kv // _MAX_GROUP)
     num_items = plan.items.shape[0]
     direct = plan.first_items is None
     settings = plan.settings
     lanes = _lanes((key_dim, value_dim), queries.dtype)
-    template: dict[str, int | bool | mx.Dtype] = {
+    template: dict[str, TemplateValue] = {
         "T": queries.dtype,
         "OUT": queries.dtype if direct else mx.float32,
         "DK": key_dim,
@@ -135,6 +226,7 @@ def paged_decode(
         "HAS_SINKS": sinks is not None,
         "SCALE": float_bits(scale),
         "SOFTCAP": float_bits(softcap or 0.0),
+        **rotation_template,
     }
     output, stats = _decode(
         [
@@ -146,6 +238,7 @@ def paged_decode(
             plan.items if sinks is None else sinks,
             *(shared or _no_partials()),
             written,
+            *rotation,
         ],
         template=template,
         groups=(num_items, kv_heads, tiles),

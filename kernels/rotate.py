@@ -25,6 +25,7 @@ _rotate = GpuKernel(
         "after",
     ),
     outputs=("queries", "keys", "values", "written"),
+    headers=("rotary",),
 )
 
 

@@ -6,6 +6,7 @@
 #define DEVICE
 #define SHARED __shared__
 #define THREAD
+#define SHARED_POINTER(T) T*
 #define FUNC __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
 #define BARRIER() __syncthreads()

@@ -3,6 +3,7 @@
 #define DEVICE device
 #define SHARED threadgroup
 #define THREAD thread
+#define SHARED_POINTER(T) threadgroup T*
 #define FUNC inline
 #define UNROLL _Pragma("clang loop unroll(full)")
 #define BARRIER() metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup)

@@ -4,6 +4,10 @@
 // GROUP of the query heads that share it. Its simdgroups take tiles of the stretch in turn. LANES
 // lanes load one key, 16 bytes each, and UNROLL_KEYS such loads are under way before any arithmetic.
 // The scores of a tile are summed so that each ends in one lane, which alone takes its exponential.
+//
+// With ROTATE `queries` are a projection's rows of queries, keys and values, as of rotate_and_write.h.
+// Then the item with a row's newest token also writes its key and value to the pages; nobody else
+// reads them in this step.
 
 constexpr int VEC = 16 / sizeof(T);
 constexpr int KEY_PACKS = DK / VEC;
@@ -36,6 +40,43 @@ const size_t table = size_t(row) * size_t(block_tables_shape[1]);
 const float softcap = quire::as_float(SOFTCAP); // 0: none
 const float scale = quire::as_float(SCALE) * (SOFTCAP == 0 ? quire::LOG2_E : 1.0f);
 
+SHARED quire::Pack fresh[ROTATE ? (GROUP + 2) * KEY_PACKS : 1]; // queries, newest key, its value
+const bool is_newest = ROTATE && end > begin && end == int(positions[row]) + 1;
+const int stop = is_newest ? end - 1 : end; // of what is read from pages
+if (ROTATE) {
+  constexpr size_t ALL = HEADS + 2 * KV_HEADS;
+  for (int h = simdgroup; h < GROUP + 2; h += SIMDGROUPS) {
+    const bool is_query = h < GROUP;
+    const int head = is_query ? first_head + quire::min(h, num_heads - 1)
+                              : int(HEADS) + (h - GROUP) * KV_HEADS + kv_head;
+    quire::RotaryHead<T, DK, ROTARY, TRADITIONAL> x;
+    x.load(queries + (row * ALL + head) * DK, lane);
+    if (h <= GROUP) {
+      if (HAS_NORMS) x.norm(is_query ? query_norm : key_norm, quire::as_float(EPS), lane);
+      x.rotate(float(positions[row]), inverse_frequencies, lane);
+    }
+    UNROLL
+    for (int n = 0; n < x.count(); ++n) {
+      const int i = x.place(n, lane);
+      if (i < DK) ((SHARED_POINTER(T))fresh)[h * DK + i] = T(x.values[n]);
+    }
+  }
+  BARRIER();
+  if (is_newest && threadgroup_position_in_grid.z == 0) {
+    const int slot = slot_mapping[row];
+    const size_t first =
+        ((size_t(slot / BLOCK_SIZE) * KV_HEADS + kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE) * KEY_PACKS;
+    for (int i = int(thread_index_in_threadgroup); i < 2 * KEY_PACKS; i += SIMDGROUPS * 32) {
+      const quire::Pack pack = fresh[GROUP * KEY_PACKS + i];
+      if (i < KEY_PACKS) {
+        ((DEVICE quire::Pack*)key_pages)[first + i] = pack;
+      } else {
+        ((DEVICE quire::Pack*)value_pages)[first + i - KEY_PACKS] = pack;
+      }
+    }
+  }
+}
+
 float q[GROUP][NK * VEC];
 UNROLL
 for (int g = 0; g < GROUP; ++g) {
@@ -44,8 +85,14 @@ for (int g = 0; g < GROUP; ++g) {
     const int pack = part + n * LANES;
     const int head = first_head + (g < num_heads ? g : 0);
     const size_t at = (row * HEADS + head) * KEY_PACKS;
-    quire::unpack<T>(
-        ((const DEVICE quire::Pack*)queries)[at + (pack < KEY_PACKS ? pack : 0)], q[g] + n * VEC);
+    const int real = pack < KEY_PACKS ? pack : 0;
+    quire::Pack loaded;
+    if (ROTATE) {
+      loaded = fresh[g * KEY_PACKS + real];
+    } else {
+      loaded = ((const DEVICE quire::Pack*)queries)[at + real];
+    }
+    quire::unpack<T>(loaded, q[g] + n * VEC);
     const float factor = pack < KEY_PACKS ? scale : 0.0f;
     UNROLL
     for (int e = 0; e < VEC; ++e) q[g][n * VEC + e] *= factor;
@@ -69,22 +116,22 @@ for (int j = 0; j < OWNED; ++j) {
 quire::Pack k[U * NK], v[U * NV];
 int blocks[BLOCKS];
 int tile = (begin / TILE + simdgroup) * TILE;
-if (tile < end) {
+if (tile < stop) {
   UNROLL
   for (int i = 0; i < BLOCKS; ++i) {
-    const int index = quire::min(tile / BLOCK_SIZE + i, (end - 1) / BLOCK_SIZE);
+    const int index = quire::min(tile / BLOCK_SIZE + i, (stop - 1) / BLOCK_SIZE);
     blocks[i] = block_tables[table + index];
   }
   quire::load_tile<U, NK, LANES, KEY_PACKS, BLOCK_SIZE>(
       (const DEVICE quire::Pack*)key_pages, blocks, tile % BLOCK_SIZE, kv_head, KV_HEADS, lane, k);
 }
-for (; tile < end; tile += SIMDGROUPS * TILE) {
+for (; tile < stop; tile += SIMDGROUPS * TILE) {
   quire::load_tile<U, NV, LANES, VALUE_PACKS, BLOCK_SIZE>(
       (const DEVICE quire::Pack*)value_pages, blocks, tile % BLOCK_SIZE, kv_head, KV_HEADS, lane, v);
   const int next = tile + SIMDGROUPS * TILE;
   UNROLL
   for (int i = 0; i < BLOCKS; ++i) {
-    const int index = quire::min(next / BLOCK_SIZE + i, (end - 1) / BLOCK_SIZE);
+    const int index = quire::min(next / BLOCK_SIZE + i, (stop - 1) / BLOCK_SIZE);
     blocks[i] = block_tables[table + index];
   }
 
@@ -104,14 +151,14 @@ for (; tile < end; tile += SIMDGROUPS * TILE) {
       }
     }
   }
-  if (next < end) {
+  if (next < stop) {
     quire::load_tile<U, NK, LANES, KEY_PACKS, BLOCK_SIZE>(
         (const DEVICE quire::Pack*)key_pages, blocks, next % BLOCK_SIZE, kv_head, KV_HEADS, lane, k);
   }
   quire::ReduceScatter<U * GROUP, LANES / 2>::run(scores, lane);
 
   const int token = tile + own_key * KEYS + sub;
-  const bool visible = token >= begin && token < end;
+  const bool visible = token >= begin && token < stop;
   float rescale[OWNED];
   bool grew = false;
   UNROLL
@@ -140,14 +187,14 @@ for (; tile < end; tile += SIMDGROUPS * TILE) {
       for (int e = 0; e < NV * VEC; ++e) acc[g][e] *= factor;
     }
   }
-  if (tile < begin || next - (SIMDGROUPS - 1) * TILE > end) {
+  if (tile < begin || next - (SIMDGROUPS - 1) * TILE > stop) {
     // Slots outside the stretch may hold anything, even NaN, which a weight of 0 does not hide.
     UNROLL
     for (int u = 0; u < U; ++u) {
       const int place = tile + u * KEYS + sub;
       UNROLL
       for (int i = 0; i < NV * 4; ++i) {
-        if (place < begin || place >= end) v[u * NV + i / 4].words[i % 4] = 0;
+        if (place < begin || place >= stop) v[u * NV + i / 4].words[i % 4] = 0;
       }
     }
   }
@@ -198,6 +245,37 @@ for (int g = 0; g < GROUP; ++g) {
     for (int e = 0; e < NV * VEC; ++e) {
       acc[g][e] *= factor;
       acc[g][e] += quire::shuffle_xor(acc[g][e], mask);
+    }
+  }
+}
+
+if (is_newest && simdgroup == 0) {
+  UNROLL
+  for (int g = 0; g < GROUP; ++g) {
+    float score = 0.0f, key[VEC];
+    UNROLL
+    for (int n = 0; n < NK; ++n) {
+      const int pack = part + n * LANES;
+      quire::unpack<T>(fresh[GROUP * KEY_PACKS + (pack < KEY_PACKS ? pack : 0)], key);
+      UNROLL
+      for (int e = 0; e < VEC; ++e) score += q[g][n * VEC + e] * key[e];
+    }
+    UNROLL
+    for (int mask = LANES / 2; mask > 0; mask /= 2) score += quire::shuffle_xor(score, mask);
+    const float highest = quire::max(head_peak[g], score);
+    const float keep = quire::exp2(head_peak[g] - highest);
+    const float factor = quire::exp2(score - highest);
+    head_peak[g] = highest;
+    head_total[g] = head_total[g] * keep + factor;
+    UNROLL
+    for (int n = 0; n < NV; ++n) {
+      const int pack = part + n * LANES;
+      float value[VEC];
+      quire::unpack<T>(fresh[(GROUP + 1) * KEY_PACKS + (pack < KEY_PACKS ? pack : 0)], value);
+      UNROLL
+      for (int e = 0; e < VEC; ++e) {
+        acc[g][n * VEC + e] = acc[g][n * VEC + e] * keep + value[e] * factor;
+      }
     }
   }
 }

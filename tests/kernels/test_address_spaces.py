@@ -18,7 +18,7 @@ from quire.kernels.choice.verify import CHECKED
 from quire.kernels.download import copy_to_host
 from quire.kernels.probes import make_probe
 
-HEADERS = {"common", "reduce_scatter", "sampling", "tile"}
+HEADERS = {"common", "reduce_scatter", "rotary", "sampling", "tile"}
 
 
 def launch_all() -> None:

@@ -180,8 +180,8 @@ def test_mutants_are_caught() -> None:
     ):
         check_add_norm(*NORMS[3])
     for old, new in [
-        ("second[n] = first[n] * sine + ", "second[n] = first[n] * sine - "),
-        ("is_query ? query_norm[a] : key_norm[a]", "query_norm[a]"),
+        ("first * sine + second", "first * sine - second"),
+        ("is_query ? query_norm : key_norm", "query_norm"),
         ("const int slot = slot_mapping[row];", "const int slot = slot_mapping[0];"),
         ("head - HEADS_Q - HEADS_KV : head - HEADS_Q;", "0 : head - HEADS_Q;"),
     ]:

@@ -134,8 +134,8 @@ MUTANTS = {
     ),
     "decode: the row's own weights are not rescaled": (
         "paged_decode",
-        "head_total[g] * keep",
-        "head_total[g]",
+        "head_total[g] * keep + shared",
+        "head_total[g] + shared",
         DIRECT,
     ),
     "decode: all take the shared results of row 1": (
@@ -164,8 +164,8 @@ MUTANTS = {
     ),
     "decode: the highest shared score is forgotten": (
         "paged_decode",
-        "head_peak[g] = highest;\nhead_total[g] =",
-        "head_total[g] =",
+        "head_peak[g] = highest;\nhead_total[g] = head_total[g] * keep + shared",
+        "head_total[g] = head_total[g] * keep + shared",
         DIRECT,
     ),
     "merge: nothing of what is shared is added": (
