@@ -2,9 +2,9 @@
 
 Most models are made of one block: RMS norm, projections of queries, keys and values, rotary
 embeddings, attention, projection, RMS norm, SwiGLU. mlx-lm's own takes about 18 kernels a layer.
-Over pages on a GPU a loaded block of a known class is given another class that takes 9 or 10:
+Over pages on a GPU a loaded block of a known class is given another class that takes 8 to 10:
 projections of the same input are one matrix product, a residual is added by the norm after it, and
-norms of heads, rotary embeddings and page writes are one kernel.
+norms of heads, rotary embeddings and page writes are one kernel, which attends too if it can.
 """
 
 from __future__ import annotations
@@ -22,8 +22,12 @@ from quire.engine.paging import PagedLayer, PendingSum, StepContext, StepRows, W
 from quire.engine.quantized import flat_product
 from quire.kernels.attention import attend
 from quire.kernels.block_ops import add_rms_norm, fits_packs, swiglu_joined
+from quire.kernels.choice.selection import select
+from quire.kernels.choice.shapes import RotatingDecodeShape
 from quire.kernels.matmul import matmul
 from quire.kernels.page_arrays import PageArrays
+from quire.kernels.paged_decode import rotate_and_decode
+from quire.kernels.ragged import RaggedBatch
 from quire.kernels.rotate import HeadNorms, Rotary, rotate_and_write
 
 # Blocks whose code is the one above, read and compared; the load-time check compares their logits.
@@ -98,22 +102,64 @@ def run_block(
     norms = None
     if kind.head_norm_eps is not None:
         norms = HeadNorms(weights.head_norms[0], weights.head_norms[1], kind.head_norm_eps)
-    rotated = rotate_and_write(
-        _multiply(normed, kind.qkv, weights.qkv),
-        keys,
-        values,
-        rows.positions,
-        rows.slots,
-        rotary,
-        norms,
-        keep_rows=rows.batch.needs_new_rows,
-    )
-    pages = PageArrays(keys, values, rotated.written, rotated.keys, rotated.values)
-    attended = attend(rotated.queries, pages, rows.batch, scale=kind.scale, window=window)
+    qkv = _multiply(normed, kind.qkv, weights.qkv)
+    if _is_joined(kind, window, qkv, keys, rows.batch):
+        decodes = rows.batch.decodes
+        assert decodes is not None
+        attended = rotate_and_decode(
+            qkv,
+            keys,
+            values,
+            decodes.block_tables,
+            decodes.plans[window],
+            rows.positions,
+            rows.slots,
+            rotary,
+            norms,
+            scale=kind.scale,
+        )
+    else:
+        rotated = rotate_and_write(
+            qkv,
+            keys,
+            values,
+            rows.positions,
+            rows.slots,
+            rotary,
+            norms,
+            keep_rows=rows.batch.needs_new_rows,
+        )
+        pages = PageArrays(keys, values, rotated.written, rotated.keys, rotated.values)
+        attended = attend(rotated.queries, pages, rows.batch, scale=kind.scale, window=window)
     projected = _multiply(attended.reshape(residual.shape[0], -1), kind.output, weights.output)
     residual, normed = add_rms_norm(residual, projected, weights.output_norm, kind.output_eps)
     gated = swiglu_joined(_multiply(normed, kind.gate_up, weights.gate_up))
     return residual, _multiply(gated, kind.down, weights.down)
+
+
+def _is_joined(
+    kind: BlockKind, window: int | None, qkv: mx.array, keys: mx.array, batch: RaggedBatch
+) -> bool:
+    """Whether one launch rotates, writes and attends: for decodes alone that share no pages."""
+    decodes = batch.decodes
+    if decodes is None or batch.chunks or batch.prompt_plans or qkv.dtype != keys.dtype:
+        return False
+    if decodes.plans[window].shared_items is not None:
+        return False
+    kv_heads, block_size, head_dim = keys.shape[1:]
+    shape = RotatingDecodeShape(
+        rows=decodes.num_rows,
+        context=1,  # whatever it is, as the choice is made for a model
+        heads=qkv.shape[1] // head_dim - 2 * kv_heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        rotary_dim=kind.rotary_dims,
+        block_size=block_size,
+        norms=kind.head_norm_eps is not None,
+        traditional=kind.traditional,
+        window=window is not None,
+    )
+    return select("rotate_and_decode", shape, qkv.dtype).variant == "joined"
 
 
 class FusedBlock(nn.Module):

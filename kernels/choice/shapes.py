@@ -155,6 +155,24 @@ class RotateShape(NamedTuple):
         return RotateShape(_round_up(self.rows), *self[1:])
 
 
+class RotatingDecodeShape(NamedTuple):
+    """What a decode step does between a block's projections: rotation, KV write and attention."""
+
+    rows: int
+    context: int  # tokens that a row sees, its own included, on average
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary_dim: int
+    block_size: int
+    norms: bool = False  # of each head of queries and keys
+    traditional: bool = False  # pairs are neighbours
+    window: bool = False
+
+    def bucket(self) -> RotatingDecodeShape:
+        return RotatingDecodeShape(_round_up(self.rows), _round_up(self.context), *self[2:])
+
+
 class NormShape(NamedTuple):
     """The sum of (rows, dim) arrays, and its RMS norm."""
 
@@ -221,6 +239,7 @@ AnyShape = (
     | GatherShape
     | RowsShape
     | RotateShape
+    | RotatingDecodeShape
     | NormShape
     | GateShape
     | DenseShape
@@ -236,6 +255,7 @@ SHAPES: dict[str, type[AnyShape]] = {
     "gather_pages": GatherShape,
     "take_rows": RowsShape,
     "rotate_and_write": RotateShape,
+    "rotate_and_decode": RotatingDecodeShape,
     "add_rms_norm": NormShape,
     "swiglu": GateShape,
     "matmul": DenseShape,

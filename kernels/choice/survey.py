@@ -21,6 +21,7 @@ from quire.kernels.choice.shapes import (
     NormShape,
     PromptShape,
     RotateShape,
+    RotatingDecodeShape,
     RowsShape,
     SampleShape,
     WriteShape,
@@ -131,7 +132,10 @@ def _survey() -> Iterator[tuple[str, AnyShape, str]]:
         yield "prompt_attention", prompt, feature
     for norms in (False, True):
         rotation = RotateShape(8, 32, 8, 128, 128, 16, norms=norms)
-        yield "rotate_and_write", rotation, "with norms" if norms else "without norms"
+        label = "with norms" if norms else "without norms"
+        yield "rotate_and_write", rotation, label
+        rotating = RotatingDecodeShape(8, 1024, 32, 8, 128, 128, 16, norms=norms)
+        yield "rotate_and_decode", rotating, label
     yield "add_rms_norm", NormShape(8, 4096), "dim 4096"
     yield "swiglu", GateShape(8, 12288), "dim 12288"
     yield "matmul", DenseShape(16, 4096, 4096), "dim 4096"

@@ -14,6 +14,7 @@ from quire.kernels.choice.shapes import (
     NormShape,
     PromptShape,
     RotateShape,
+    RotatingDecodeShape,
     RowsShape,
     SharedShape,
     WriteShape,
@@ -22,6 +23,7 @@ from quire.kernels.probes.attention import decode_probe, prompt_probe
 from quire.kernels.probes.block import gate_probe, norm_probe, rotate_probe
 from quire.kernels.probes.matmul import dense_probe, matmul_probe
 from quire.kernels.probes.probe import Probe
+from quire.kernels.probes.rotating import rotating_decode_probe
 from quire.kernels.probes.rows import gather_probe, rows_probe, sample_probe, write_probe
 from quire.kernels.probes.shared import shared_probe
 
@@ -43,6 +45,8 @@ def make_probe(shape: AnyShape, dtype: mx.Dtype, seed: int = 0, *, ragged: bool 
             return rows_probe(shape, dtype, seed)
         case RotateShape():
             return rotate_probe(shape, dtype, seed)
+        case RotatingDecodeShape():
+            return rotating_decode_probe(shape, dtype, seed, ragged=ragged)
         case NormShape():
             return norm_probe(shape, dtype, seed)
         case GateShape():

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from quire.kernels.block_ops import add_rms_norm, swiglu_joined
-from quire.kernels.choice.shapes import GateShape, NormShape, RotateShape
+from quire.kernels.choice.shapes import GateShape, NormShape, RotateShape, RotatingDecodeShape
 from quire.kernels.kv_write import Slots, scatter
 from quire.kernels.probes.probe import Float64Array, Probe, ints, normal, to_float64
 from quire.kernels.rotate import HeadNorms, Rotary, rotate_and_write
 
-_EPS = 1e-5
+EPS = 1e-5
 _BASE = 10000.0  # of rotary frequencies
 # Angles beyond are not exact enough in float32 to tell a wrong result from a rounded one.
 _MAX_POSITION = 64
@@ -25,11 +26,11 @@ def norm_probe(shape: NormShape, dtype: mx.Dtype, seed: int) -> Probe:
     weight = normal((shape.dim,), dtype, keys[2])
 
     def fused(settings: Mapping[str, int]) -> list[mx.array]:
-        return list(add_rms_norm(x, delta, weight, _EPS))
+        return list(add_rms_norm(x, delta, weight, EPS))
 
     def separate(settings: Mapping[str, int]) -> list[mx.array]:
         total = x + delta
-        return [total, mx.fast.rms_norm(total, weight, _EPS)]
+        return [total, mx.fast.rms_norm(total, weight, EPS)]
 
     def expected() -> list[Float64Array]:
         a, b, scale = to_float64([x, delta, weight])
@@ -73,13 +74,12 @@ def rotate_probe(shape: RotateShape, dtype: mx.Dtype, seed: int) -> Probe:
     free = np.arange(block_size, num_blocks * block_size)
     mapping = rng.permutation(free)[: shape.rows].astype(np.int32)
     positions = rng.integers(0, _MAX_POSITION, shape.rows)
-    steps = np.arange(0, shape.rotary_dim, 2) / shape.rotary_dim
-    inverse = mx.array((_BASE**-steps).astype(np.float32))
+    inverse = inverse_frequencies(shape.rotary_dim)
     position_array, periods = ints(positions), 1 / inverse
     slots = Slots(ints(mapping), block_size, mx.zeros((1,), mx.int32))
     mx.eval(position_array, inverse, periods, slots.mapping, slots.after)
     rotary = Rotary(inverse, shape.rotary_dim, shape.traditional)
-    norms = HeadNorms(weights[0], weights[1], _EPS) if shape.norms else None
+    norms = HeadNorms(weights[0], weights[1], EPS) if shape.norms else None
     # Each variant writes to pages of its own, whose results stay for the next call.
     fused_pages, separate_pages = fresh_pages(), fresh_pages()
 
@@ -98,32 +98,13 @@ def rotate_probe(shape: RotateShape, dtype: mx.Dtype, seed: int) -> Probe:
         return [rows.queries, *mx.depends(fused_pages, [rows.written]), *kept]
 
     def separate(settings: Mapping[str, int]) -> list[mx.array]:
-        split = [heads, heads + kv_heads]
-        parts = mx.split(qkv.reshape(shape.rows, -1, 1, dim), split, axis=1)
-        if shape.norms:
-            for i, weight in enumerate(weights):
-                parts[i] = mx.fast.rms_norm(parts[i], weight, _EPS)
-        for i in range(2):
-            parts[i] = mx.fast.rope(
-                parts[i],
-                shape.rotary_dim,
-                traditional=shape.traditional,
-                base=None,
-                scale=1.0,
-                offset=position_array,
-                freqs=periods,
-            )
+        parts = rotate_by_mlx(qkv, weights, position_array, periods, shape)
         for pages, new in zip(separate_pages, parts[1:], strict=True):
             scatter(pages, new, slots)
         return [parts[0], *separate_pages, *(parts[1:] if shape.keep_rows else ())]
 
     def expected() -> list[Float64Array]:
-        rows = to_float64([qkv])[0].reshape(shape.rows, -1, dim)
-        parts = np.split(rows, [heads, heads + kv_heads], axis=1)
-        angles = positions[:, None, None] * to_float64([inverse])[0]
-        for i, weight in enumerate(to_float64(weights)):
-            scaled = _normed(parts[i], weight) if shape.norms else parts[i]
-            parts[i] = _rotated(scaled, angles, shape.traditional)
+        parts = rotate_in_float64(qkv, weights, positions, inverse, shape)
         pages = to_float64(fresh_pages())
         for array, new in zip(pages, parts[1:], strict=True):
             array[mapping // block_size, :, mapping % block_size] = new
@@ -133,8 +114,57 @@ def rotate_probe(shape: RotateShape, dtype: mx.Dtype, seed: int) -> Probe:
     return Probe({"fused": fused, "separate": separate}, expected, num_bytes=2 * qkv.nbytes)
 
 
+def rotate_by_mlx(
+    qkv: mx.array,
+    weights: list[mx.array],
+    positions: mx.array,
+    periods: mx.array,
+    shape: RotateShape | RotatingDecodeShape,
+) -> list[mx.array]:
+    """Queries, keys and values, (rows, heads, 1, dim) each."""
+    split = [shape.heads, shape.heads + shape.kv_heads]
+    parts = list(mx.split(qkv.reshape(shape.rows, -1, 1, shape.head_dim), split, axis=1))
+    if shape.norms:
+        for i, weight in enumerate(weights):
+            parts[i] = mx.fast.rms_norm(parts[i], weight, EPS)
+    for i in range(2):
+        parts[i] = mx.fast.rope(
+            parts[i],
+            shape.rotary_dim,
+            traditional=shape.traditional,
+            base=None,
+            scale=1.0,
+            offset=positions,
+            freqs=periods,
+        )
+    return parts
+
+
+def rotate_in_float64(
+    qkv: mx.array,
+    weights: list[mx.array],
+    positions: npt.NDArray[np.integer],
+    inverse: mx.array,
+    shape: RotateShape | RotatingDecodeShape,
+) -> list[Float64Array]:
+    """Queries, keys and values, (rows, heads, dim) each."""
+    rows = to_float64([qkv])[0].reshape(shape.rows, -1, shape.head_dim)
+    parts = np.split(rows, [shape.heads, shape.heads + shape.kv_heads], axis=1)
+    angles = positions[:, None, None] * to_float64([inverse])[0]
+    for i, weight in enumerate(to_float64(weights)):
+        scaled = _normed(parts[i], weight) if shape.norms else parts[i]
+        parts[i] = _rotated(scaled, angles, shape.traditional)
+    return parts
+
+
+def inverse_frequencies(rotary_dim: int) -> mx.array:
+    """(rotary_dim / 2,) float32, radians per position."""
+    steps = np.arange(0, rotary_dim, 2) / rotary_dim
+    return mx.array((_BASE**-steps).astype(np.float32))
+
+
 def _normed(x: Float64Array, weight: Float64Array) -> Float64Array:
-    normed: Float64Array = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + _EPS) * weight
+    normed: Float64Array = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + EPS) * weight
     return normed
 
 

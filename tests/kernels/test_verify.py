@@ -80,7 +80,7 @@ BROKEN = {
         "kept_values)[source] = quire::Pack()",
     ),
     "take_rows": ("copy", "indices[row]", "indices[row ^ 1]"),
-    "rotate_and_write": ("fused", "first[n] * sine + ", "first[n] * sine - "),
+    "rotate_and_write": ("fused", "first * sine + ", "first * sine - "),
     "add_rms_norm": ("fused", "values[n * VEC + e] += other[e]", "values[n * VEC + e] -= other[e]"),
     "swiglu": ("fused", "exp2(-gate[e]", "exp2(gate[e]"),
 }
