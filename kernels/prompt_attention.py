@@ -79,7 +79,8 @@ def plan_prompts(
             others.setdefault((rows, keys), []).append(chunk)
     if len(tiled) == len(chunks):
         whole = tile_chunks(tiled, window, layer.heads, layer.kv_heads, num_after)
-        return PromptPlan(whole, [], [], None)
+        as_they_are = np.arange(num_before + whole.num_rows, dtype=np.int32)
+        return PromptPlan(whole, [], [], upload([as_they_are])[0] if num_before else None)
     first_row = chunks[0].first_row
     order = np.zeros(num_before + sum(chunk.num_rows for chunk in chunks) + num_after, np.int32)
     order[:num_before] = np.arange(num_before)
@@ -104,7 +105,8 @@ def plan_prompts(
     for chunk in alone:
         place(chunk, done)
         done += chunk.num_rows
-    in_order = done == len(order) and bool((np.diff(order) == 1).all())
+    # Even then those in front are joined to them in one launch.
+    in_order = not num_before and done == len(order) and bool((np.diff(order) == 1).all())
     return PromptPlan(
         tile_chunks(tiled, window, layer.heads, layer.kv_heads) if tiled else None,
         padded,
@@ -163,10 +165,10 @@ def prompt_attention(
         outputs += prompt_sdpa(
             queries[rows], keys, values, chunk, first * block_size, scale, window, sinks
         )
-    if plan.order is None:
-        parts = outputs if before is None else [before, *outputs]
-        return parts[0] if len(parts) == 1 else mx.concatenate(parts)
     output = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
+    if plan.order is None:
+        assert before is None, "a plan made without the rows in front"
+        return output
     if before is None:
         return take_rows([output], plan.order)[0]
     return join_rows(before, output, plan.order)

@@ -176,7 +176,7 @@ class PromptPlan:
         padded: batches of padded chunks.
         alone: chunks that go one by one; their results follow those of ``padded``.
         order: (rows,) int32, where the rows of the step are in the results of the rows in front,
-            followed by those above; None if in order.
+            followed by those above; None if in order and there are none in front.
     """
 
     tiled: TiledChunks | None
