@@ -25,6 +25,8 @@ class EngineConfig:
     block_size: int = 16  # tokens per block
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
+    # Prompt tokens of a step that also decodes, see Scheduler. None: the rest of the budget.
+    mixed_prompt_tokens: int | None = None
     eviction_policy: PolicyName = "lru"
     # Encode a step while the one before it runs. None: where kernels write the pages in place. Not
     # elsewhere: MLX would copy pages that the running step still holds, and on the CPU encoding is
@@ -57,6 +59,7 @@ class Engine:
             self._pool,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            mixed_prompt_tokens=config.mixed_prompt_tokens,
             model_name=model.name,
         )
         self._runner = ModelRunner(model)

@@ -52,7 +52,7 @@ class Layout:
         num_decodes, num_rows = batch.num_decodes, batch.num_tokens
         if padded:
             num_decodes = bucket(num_decodes) if num_decodes else 0
-            num_rows = _round_rows(num_rows + num_decodes - batch.num_decodes)
+            num_rows = round_rows(num_rows + num_decodes - batch.num_decodes)
         self.positions = np.zeros(num_rows, np.int32)
         self.slot_mapping = np.zeros(num_rows, np.int32)
         self.token_ids = np.zeros(num_rows, np.int32)
@@ -131,7 +131,7 @@ class Layout:
             self.sampled_rows.append(end - 1)
 
 
-def _round_rows(count: int) -> int:
+def round_rows(count: int) -> int:
     """To few sizes where rows hardly cost, and to close ones where they do."""
     step = 16 if count <= 128 else 32 if count <= 512 else 64
     return -(-count // step) * step

@@ -39,8 +39,14 @@ class Scheduler:
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        mixed_prompt_tokens: int | None = None,
         model_name: str = "",
     ) -> None:
+        """
+        Args:
+            mixed_prompt_tokens: prompt tokens of a step that also decodes, if many sequences would
+                wait for more; None: as many as the budget leaves.
+        """
         if max_num_batched_tokens <= max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens ({max_num_batched_tokens}) must be larger than "
@@ -52,6 +58,7 @@ class Scheduler:
         self.stats = SchedulerStats()
         self._max_num_seqs = max_num_seqs
         self._budget = max_num_batched_tokens
+        self._mixed_prompt_tokens = mixed_prompt_tokens
         self._model_name = model_name
         self._sequences: dict[int, Sequence] = {}
         self._next_step = 0
@@ -109,19 +116,32 @@ class Scheduler:
     def schedule(self) -> StepBatch | None:
         """The next step, or None if nothing can run before the step in flight retires."""
         planned: dict[Sequence, int] = {}
-        if self._schedule_running(planned):
-            self._schedule_waiting(planned)
-        return self._make_batch(planned) if planned else None
-
-    def _schedule_running(self, planned: dict[Sequence, int]) -> bool:
-        """Plan decodes, then prompt chunks; returns whether there were blocks for everybody."""
-        enough = True
-        budget = self._budget
         wanting = [(s, s.num_wanted_tokens) for s in self.running]
         decodes = [(s, n) for s, n in wanting if n == 1]
         prompts = [(s, n) for s, n in wanting if n > 1]
+        budget = self._step_budget(len(decodes))
+        if self._schedule_running(decodes + prompts, planned, budget):
+            self._schedule_waiting(planned, budget)
+        return self._make_batch(planned) if planned else None
+
+    def _step_budget(self, num_decodes: int) -> int:
+        """Tokens of a step in which so many sequences decode.
+
+        A prompt makes each of them wait, so that more of them allow fewer prompt tokens (stall-free
+        batching: Agrawal et al., Sarathi-Serve, 2024).
+        """
+        if not num_decodes or self._mixed_prompt_tokens is None:
+            return self._budget
+        beside = max(self._mixed_prompt_tokens, self._budget // num_decodes)
+        return min(self._budget, num_decodes + beside)
+
+    def _schedule_running(
+        self, wanting: list[tuple[Sequence, int]], planned: dict[Sequence, int], budget: int
+    ) -> bool:
+        """Plan decodes, then prompt chunks; returns whether there were blocks for everybody."""
+        enough = True
         preempted: set[Sequence] = set()
-        for sequence, num_wanted in decodes + prompts:
+        for sequence, num_wanted in wanting:
             num_tokens = min(num_wanted, budget)
             if sequence in preempted or num_tokens == 0:
                 continue
@@ -141,10 +161,13 @@ class Scheduler:
                 budget -= num_tokens
         return enough
 
-    def _schedule_waiting(self, planned: dict[Sequence, int]) -> None:
+    def _schedule_waiting(self, planned: dict[Sequence, int], budget: int) -> None:
         if not self.waiting or len(self.running) == self._max_num_seqs:
             return
-        budget = self._budget - sum(planned.values())
+        # A small budget would cut most prompts in two.
+        is_limited = budget < self._budget
+        may_cut = not is_limited or all(n == 1 for n in planned.values())
+        budget -= sum(planned.values())
         # Prompts admitted earlier take their blocks chunk by chunk: leave them what they lack.
         reserve = sum(s.table.blocks_for(len(s.token_ids)) for s in self.running)
         coming = {name for s in self.running for name in s.table.unfinished(s.token_ids)}
@@ -157,7 +180,10 @@ class Scheduler:
             if self._should_wait(sequence, prefix, coming):
                 continue
             start = len(prefix) * self.pool.block_size
-            num_tokens = min(len(sequence.token_ids) - start, budget)
+            num_missing = len(sequence.token_ids) - start
+            num_tokens = min(num_missing, budget)
+            if num_tokens < num_missing and not may_cut:
+                break
             rest = sequence.table.blocks_for(len(sequence.token_ids)) - sequence.table.blocks_for(
                 start + num_tokens
             )
@@ -176,6 +202,7 @@ class Scheduler:
             planned[sequence] = num_tokens
             budget -= num_tokens
             reserve += rest
+            may_cut = not is_limited
 
     def _should_wait(self, sequence: Sequence, prefix: list[int], coming: set[BlockHash]) -> bool:
         """Whether somebody else is computing much of this prompt right now.

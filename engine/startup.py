@@ -12,10 +12,11 @@ from quire.engine.engine import Engine, EngineConfig
 from quire.engine.errors import EngineError, UnsupportedModel
 from quire.engine.kernel_check import avoid_dropped, check_kernels
 from quire.engine.loader import LoadedModel, Progress, load_model
-from quire.engine.messages import GenerateRequest, Ready, SamplingParams, WorkerConfig
+from quire.engine.messages import Ready, WorkerConfig
 from quire.engine.paged_model import PagedModel, page_model
 from quire.engine.quantized import flatten_quantized_linears
 from quire.engine.self_check import check_against_plain_forward
+from quire.engine.warm_up import WarmedUp, warm_up
 
 # Seen to give other tokens from run to run; refused until the cause is found.
 _UNRELIABLE = {("cuda", "gpt_oss"): "its output on NVIDIA GPUs is not reproducible yet"}
@@ -25,9 +26,6 @@ _DEFAULT_CONTEXT = 4096  # tokens, for models whose config does not say
 # prompt is computed beside it.
 _BATCHED_TOKENS: dict[DeviceName, int] = {"cpu": 512, "metal": 512, "cuda": 2048}
 _MIN_POOL_TOKENS = 64
-_SHORT_PROMPTS = 64, 12  # tokens
-# Products of quantised weights differ with every 8 rows up to 32, others with powers of two.
-_DECODES = (4, 8, 16, 24, 32, 64, 128, 256)
 # Weights, pages and activations stay below this share of what the device recommends.
 _GPU_MEMORY_SHARE = 0.85
 # A Mac's memory is also its owner's: by default pages take half of what the rest leaves.
@@ -82,8 +80,8 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
         eviction_policy=config.eviction_policy,
     )
     wanted_len = _wanted_context(config, loaded)
-    activation_bytes = _warm_up(paged, engine_config, wanted_len, device)
-    num_blocks = _size_pool(config, loaded, paged, device, wanted_len, activation_bytes)
+    warmed = _warm_up(paged, engine_config, wanted_len, device)
+    num_blocks = _size_pool(config, loaded, paged, device, wanted_len, warmed.activation_bytes)
     max_model_len = min(wanted_len, (num_blocks - 1) * config.block_size)
     if max_model_len < wanted_len:
         if config.max_model_len is not None:
@@ -95,7 +93,8 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
             *notes,
             f"context limited to {max_model_len} of {wanted_len} tokens by --kv-cache-memory",
         ]
-    engine = Engine(paged, replace(engine_config, num_blocks=num_blocks))
+    mixed = warmed.mixed_prompt_tokens
+    engine = Engine(paged, replace(engine_config, num_blocks=num_blocks, mixed_prompt_tokens=mixed))
     mx.reset_peak_memory()
     progress("warming up", 1, 1)
     return Startup(
@@ -137,72 +136,16 @@ def _wanted_context(config: WorkerConfig, loaded: LoadedModel) -> int:
     return config.max_model_len
 
 
-def _warm_up(paged: PagedModel, config: EngineConfig, context: int, device: DeviceName) -> int:
-    """Run full-budget steps over a small pool, so that nothing is run for the first time later.
-
-    Returns the bytes that a step needs on top of weights and pages.
-    """
+def _warm_up(paged: PagedModel, config: EngineConfig, context: int, device: DeviceName) -> WarmedUp:
+    """Check the model and run steps over a small pool, which is gone afterwards."""
     # Learned position embeddings end with the context.
     prompt_length = max(2, min(config.max_num_batched_tokens, context - 4))
     num_blocks = max(_MIN_POOL_TOKENS, 2 * prompt_length) // config.block_size + 4
     engine = Engine(paged, replace(config, num_blocks=num_blocks))
     check_against_plain_forward(paged, num_blocks)
-    mx.synchronize()
-    mx.reset_peak_memory()
-    before = mx.get_active_memory()
-    run_full_steps(engine, prompt_length, paged.vocab_size)
-    if device == "cuda" and paged.context.in_place:
-        # Kernels differ with the number of rows, and there each takes seconds to compile.
-        run_every_kernel(engine, config.max_num_seqs, prompt_length, paged.vocab_size)
-    return max(0, mx.get_peak_memory() - before)
-
-
-def run_full_steps(engine: Engine, prompt_length: int, vocab_size: int) -> None:
-    """Run two prompts of about ``prompt_length`` tokens and a few decodes of each."""
-    for request_id, sampling in enumerate((SamplingParams(temperature=0), SamplingParams())):
-        prompt = [(request_id + i) % vocab_size for i in range(prompt_length - request_id)]
-        engine.submit(GenerateRequest(request_id, prompt, max_tokens=3, sampling=sampling))
-    while engine.has_work:
-        engine.step()
-
-
-def run_every_kernel(
-    engine: Engine, max_num_seqs: int, prompt_length: int, vocab_size: int
-) -> None:
-    """Run steps of few decodes to many, with prompts that are new and that go on with others."""
-    request_id = 0
-
-    def submit(prompt: list[int], max_tokens: int) -> None:
-        nonlocal request_id
-        engine.submit(
-            GenerateRequest(request_id, prompt, max_tokens, SamplingParams(temperature=0))
-        )
-        request_id += 1
-
-    def drain() -> None:
-        while engine.has_work:
-            engine.step()
-
-    def new_prompt(length: int) -> list[int]:
-        return [(request_id + 3 * i) % vocab_size for i in range(length)]
-
-    # Of an odd length, alone and beside a decode: long prompts that are not cached are put into
-    # an order of their own. The contexts of short ones are not cut, and their rows may be few.
-    length = max(2, prompt_length - 5)
-    for each in (length, *(min(length, short) for short in _SHORT_PROMPTS)):
-        submit(new_prompt(each), 1)
-        drain()
-    submit(new_prompt(1), 4)
-    engine.step()
-    submit(new_prompt(length - length // 3), 1)
-    submit(new_prompt(max(2, length // 3)), 1)
-    drain()
-    for count in [*(n for n in _DECODES if n < max_num_seqs), max_num_seqs]:
-        for _ in range(count - 1):
-            submit([1], 4)
-        engine.step()
-        submit([i % vocab_size for i in range(prompt_length)], 2)  # the first that warmed up
-        drain()
+    # On CUDA kernels differ with the number of rows, and each takes seconds to compile.
+    every_kernel = device == "cuda" and paged.context.in_place
+    return warm_up(engine, prompt_length, paged.vocab_size, every_kernel=every_kernel)
 
 
 def _size_pool(

@@ -16,7 +16,7 @@ from quire.engine.engine import Engine, EngineConfig
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.paged_model import PagedModel, page_model
 from quire.engine.quantized import flatten_quantized_linears
-from quire.engine.startup import run_every_kernel, run_full_steps
+from quire.engine.warm_up import warm_up
 from quire.kernels.choice import selection
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue
 
@@ -81,8 +81,7 @@ def test_a_load_meets_no_text_that_a_start_has_not(
 ) -> None:
     config = EngineConfig(num_blocks=4000, max_num_seqs=max_num_seqs, max_num_batched_tokens=BUDGET)
     engine = Engine(make_model(kind), config)
-    run_full_steps(engine, BUDGET, VOCAB)
-    run_every_kernel(engine, max_num_seqs, BUDGET, VOCAB)
+    warm_up(engine, BUDGET, VOCAB, every_kernel=True)
     at_start = set(texts)
     names = {str(text[0]) for text in at_start}
     assert {"paged_decode", "paged_merge", "paged_prompt", "take_rows", "join_rows"} <= names

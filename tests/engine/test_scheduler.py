@@ -78,14 +78,16 @@ class Device:
 class Simulation:
     """The engine's loop over the simulated device, with or without a step of look-ahead."""
 
-    def __init__(self, num_blocks: int, block_size: int, *, look_ahead: bool = True, **limits: int):
+    def __init__(
+        self, num_blocks: int, block_size: int, *, look_ahead: bool = True, **limits: int | None
+    ):
         self.pool = BlockPool(num_blocks, block_size, make_policy("lru"))
         self.scheduler = Scheduler(self.pool, **limits)  # type: ignore[arg-type]
         self.device = Device(self.pool)
         self.look_ahead = look_ahead
         self.in_flight: StepBatch | None = None
         self.outputs: dict[int, list[TokenOutput]] = {}
-        self.budget = limits["max_num_batched_tokens"]
+        self.budget = limits["max_num_batched_tokens"] or 0
 
     def step(self) -> None:
         running, self.in_flight = self.in_flight, None
@@ -156,6 +158,7 @@ def arrivals(draw: st.DrawFn) -> list[tuple[int, GenerateRequest, int | None]]:
     st.integers(0, 12),
     st.integers(1, 6),
     st.integers(1, 24),
+    st.one_of(st.none(), st.integers(1, 8)),
     st.booleans(),
 )
 def test_any_schedule_gives_each_request_its_own_tokens(
@@ -164,6 +167,7 @@ def test_any_schedule_gives_each_request_its_own_tokens(
     spare_blocks: int,
     max_num_seqs: int,
     extra_budget: int,
+    mixed_prompt_tokens: int | None,
     look_ahead: bool,
 ) -> None:
     longest = max(len(r.prompt_token_ids) + r.max_tokens for _, r, _ in jobs)
@@ -173,6 +177,7 @@ def test_any_schedule_gives_each_request_its_own_tokens(
         look_ahead=look_ahead,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_seqs + extra_budget,
+        mixed_prompt_tokens=mixed_prompt_tokens,
     )
     now = 0
     while now <= 30:
@@ -217,6 +222,38 @@ def test_a_long_prompt_does_not_stall_decodes() -> None:
         before = len(sim.outputs[0])
         sim.step()
         assert len(sim.outputs[0]) == before + 1, "a decode missed a step"
+
+
+def test_the_more_decodes_wait_the_fewer_prompt_tokens_a_step_has() -> None:
+    limits = {"max_num_seqs": 32, "max_num_batched_tokens": 256, "mixed_prompt_tokens": 24}
+    for num_decodes, expected in [(0, 256), (1, 255), (4, 64), (16, 24)]:
+        sim = Simulation(2000, 4, **limits)
+        for i in range(num_decodes):
+            sim.scheduler.submit(request(i, [i % VOCAB], 40))
+        for _ in range(3):
+            sim.step()
+        sim.scheduler.submit(request(100, [0, 1, 2, 2] * 100, 1))
+        sim.step()
+        assert sim.in_flight is not None
+        assert [c.num_tokens for c in sim.in_flight.chunks] == [1] * num_decodes + [expected]
+
+
+def test_short_prompts_beside_decodes_are_not_cut() -> None:
+    sim = Simulation(2000, 4, max_num_seqs=32, max_num_batched_tokens=256, mixed_prompt_tokens=24)
+    for i in range(16):
+        sim.scheduler.submit(request(i, [i % VOCAB], 80))
+    for _ in range(3):
+        sim.step()
+    for i, length in enumerate([10, 10, 10, 60, 5]):
+        sim.scheduler.submit(request(100 + i, list(range(50 * i, 50 * i + length)), 3))
+    seen = []
+    for _ in range(6):
+        sim.step()
+        assert sim.in_flight is not None
+        batch = sim.in_flight
+        seen.append([c.num_tokens for c in batch.chunks[batch.num_decodes :]])
+    # Two that fit whole, the third; then a long one in pieces, and what fits behind its last.
+    assert seen == [[10, 10], [10], [24], [24], [12, 5], []]
 
 
 def test_decodes_do_not_starve_a_prompt() -> None:

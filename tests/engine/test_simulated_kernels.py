@@ -18,7 +18,7 @@ from quire.engine.engine import Engine, EngineConfig
 from quire.engine.fused_blocks import FusedBlock
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.paged_model import page_model
-from quire.engine.startup import run_every_kernel
+from quire.engine.warm_up import run_every_kernel
 from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.manifest import load_manifest
 from quire.kernels.choice.selection import Selector
@@ -95,7 +95,7 @@ def test_prompts_over_pages_in_half_precision(monkeypatch: pytest.MonkeyPatch) -
             num_blocks=20, block_size=16, max_num_seqs=4, max_num_batched_tokens=24
         )
         engine = Engine(page_model(model, "qwen3"), config)
-        run_every_kernel(engine, config.max_num_seqs, 20, vocab_size=50)
+        run_every_kernel(engine, 20, vocab_size=50)
         assert not engine.has_work
         assert engine.stats().blocks_used == 0
         for index, prompt in enumerate(prompts):
