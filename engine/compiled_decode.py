@@ -17,8 +17,10 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from quire.engine.compiled_blocks import CompiledBlocks
 from quire.engine.layout import Layout
 from quire.engine.paged_model import PagedModel
+from quire.engine.recurring import Recurring
 from quire.kernels.buckets import bucket
 from quire.kernels.choice.selection import select
 from quire.kernels.choice.shapes import DecodeShape, SharedShape
@@ -31,6 +33,7 @@ from quire.kernels.upload import upload, upload_packed
 Int32Array = npt.NDArray[np.int32]
 
 _MIN_TABLE_WIDTH = 16  # blocks
+_DIRECT_RUNS = 6  # before a form is worth a graph of its own
 _LENGTHS = [2**n for n in range(4, 18)]  # tokens, one of each size that selection tells apart
 
 
@@ -40,8 +43,8 @@ class DecodeInputs(NamedTuple):
     num_rows: int
     size: int  # rows, with those that pad them
     table_width: int  # blocks
-    parts: list[Int32Array]  # in the order in which the trace takes them
-    plans: list[tuple[int, bool, int, int, int, int]]  # by window; see _trace
+    parts: list[Int32Array]  # in the order in which the step takes them
+    plans: list[tuple[int, bool, int, int, int, int]]  # by window; see _run
     some_pending: bool  # tokens of rows are not known yet
     all_pending: bool
 
@@ -49,7 +52,8 @@ class DecodeInputs(NamedTuple):
 class CompiledDecode:
     """Runs steps of one token per sequence over pages that kernels write in place."""
 
-    def __init__(self, model: PagedModel) -> None:
+    def __init__(self, model: PagedModel, blocks: CompiledBlocks | None) -> None:
+        """``blocks`` runs those of the model that are fused."""
         self._context = model.context
         self._windows = sorted(model.windows, key=lambda window: window or 0)
         self._shapes = {
@@ -59,7 +63,8 @@ class CompiledDecode:
             if layer.shape is not None
         }
         # Not a method: a cycle through the compiled function would keep the pages it has seen.
-        self._function = mx.compile(partial(_trace, model, self._windows))
+        run = partial(_run, model, blocks, self._windows)
+        self._run = Recurring(run, _DIRECT_RUNS if blocks is not None else 0)
         self._sharing: dict[int, bool] = {}  # by rows
         self._nothing_before = mx.zeros((1,), mx.int32)
         mx.eval(self._nothing_before)
@@ -100,7 +105,8 @@ class CompiledDecode:
                 sampled = mx.where(packed[2 * size : 3 * size], sampled, tokens)
             tokens = sampled
         after = self.order_after(previous_tokens)
-        logits = self._function(tokens, packed, after, inputs.table_width, inputs.plans)
+        form = size, inputs.table_width, tuple(inputs.plans)
+        logits = self._run(form, tokens, packed, after, inputs.table_width, inputs.plans)
         return logits if size == inputs.num_rows else logits[: inputs.num_rows]
 
     def rows(self, layout: Layout) -> DecodeRows | None:
@@ -184,8 +190,9 @@ class CompiledDecode:
         return settings._replace(**choice.settings)
 
 
-def _trace(
+def _run(
     model: PagedModel,
+    blocks: CompiledBlocks | None,
     windows: Sequence[int | None],
     tokens: mx.array,
     packed: mx.array,
@@ -217,6 +224,8 @@ def _trace(
             shapes.append((form.num_shared_items, 8))
         by_window[window] = form.plan(iter([take(*shape) for shape in shapes]))
     context.batch = RaggedBatch([], [], DecodeRows(block_tables, by_window))
+    # The first block is traced and the others repeat it, in a third of the time.
+    context.run_block = None if blocks is None else blocks.for_step(context.rows)
     return model(tokens)
 
 

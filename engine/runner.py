@@ -10,6 +10,7 @@ import numpy as np
 from quire.cache.pages import PageShape
 from quire.engine.compiled_blocks import CompiledBlocks
 from quire.engine.compiled_decode import CompiledDecode, DecodeInputs
+from quire.engine.compiled_mixed import CompiledMixed, pad_wanted
 from quire.engine.layout import Layout
 from quire.engine.paged_model import PagedModel
 from quire.engine.paging import AttentionUse
@@ -50,8 +51,9 @@ class ModelRunner:
         self._model = model
         self._context = model.context
         in_place = model.context.in_place
-        self._decode = CompiledDecode(model) if in_place else None
         self._blocks = CompiledBlocks() if in_place and model.num_fused else None
+        self._decode = CompiledDecode(model, self._blocks) if in_place else None
+        self._mixed = None if self._blocks is None else CompiledMixed(model, self._blocks)
         self._prompts = {
             use.window: _prompt_layer(layer.shape, use, model.context.block_size)
             for layer in model.layers
@@ -145,7 +147,7 @@ class ModelRunner:
                 layout.token_ids,
                 np.maximum(layout.source_rows, 0),
                 pending.astype(np.int32),
-                np.array(wanted, np.int32),
+                pad_wanted(wanted) if layout.padded else np.array(wanted, np.int32),
             ]
         )
         context.positions, slot_mapping, token_ids, source_rows, is_pending, wanted_rows = uploaded
@@ -156,18 +158,18 @@ class ModelRunner:
             context.batch.decodes = self._decode.rows(layout)
         context.slots = Slots(slot_mapping, context.block_size, after)
         context.wanted_rows = None if _samples_every_row(layout) else wanted_rows
-        if self._blocks is not None and layout.padded:
-            for window, (layer, dtype) in self._prompts.items():
-                plan = plan_batch(context.batch, window, layer, dtype)
-                context.batch.prompt_plans[window] = plan
-            plans = context.batch.prompt_plans.values()
-            context.batch.needs_new_rows = any(plan.needs_new_rows for plan in plans)
-            context.run_block = self._blocks.for_step(context.rows)
         if pending.any():
             assert tokens is not None, "a token is awaited from a step that does not exist"
             sampled = tokens[source_rows]
             token_ids = sampled if pending.all() else mx.where(is_pending, sampled, token_ids)
-        return self._model(token_ids)
+        if self._mixed is None or not layout.padded:
+            return self._model(token_ids)
+        for window, (layer, dtype) in self._prompts.items():
+            plan = plan_batch(context.batch, window, layer, dtype)
+            context.batch.prompt_plans[window] = plan
+        plans = context.batch.prompt_plans.values()
+        context.batch.needs_new_rows = any(plan.needs_new_rows for plan in plans)
+        return self._mixed(token_ids, context.rows, wanted_rows)[: len(wanted)]
 
 
 def _samples_every_row(layout: Layout) -> bool:

@@ -161,6 +161,6 @@ def test_nobody_looks_for_what_each_row_would_read_by_itself(
     for device in get_args(DeviceName):
         selector = Selector(device, load_manifest(), None)
         monkeypatch.setattr("quire.engine.compiled_decode.select", selector.select)
-        decode = CompiledDecode(paged)
+        decode = CompiledDecode(paged, None)
         found[device] = [rows for rows in (0, 8, 300) if decode.may_share(rows)]
     assert found == {"cuda": [300], "metal": [], "cpu": []}
