@@ -1,6 +1,6 @@
 """Steps with prompts whose sizes have come before, as one graph.
 
-Where decodes run, a step's prompt rows are few and their number is always the same, so that its
+Beside decodes a step has few prompt rows, and often as many as the step before, so that its
 blocks alone are not all that recurs.
 """
 
@@ -22,7 +22,7 @@ _DIRECT_RUNS = 6  # before a form is worth a graph of its own
 
 
 class CompiledMixed:
-    """Runs a model whose blocks are all fused."""
+    """Runs a model that has fused blocks."""
 
     def __init__(self, model: PagedModel, blocks: CompiledBlocks) -> None:
         self._run = Recurring(partial(_run, model, blocks), _DIRECT_RUNS)
