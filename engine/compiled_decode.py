@@ -65,7 +65,7 @@ class CompiledDecode:
         # Not a method: a cycle through the compiled function would keep the pages it has seen.
         run = partial(_run, model, blocks, self._windows)
         self._run = Recurring(run, _DIRECT_RUNS if blocks is not None else 0)
-        self._sharing: dict[int, bool] = {}  # by rows
+        self._sharing: dict[int, bool] = {}  # by key heads of all rows, as a power of two
         self._nothing_before = mx.zeros((1,), mx.int32)
         mx.eval(self._nothing_before)
 
@@ -131,14 +131,16 @@ class CompiledDecode:
 
     def may_share(self, num_rows: int) -> bool:
         """Whether there are contexts whose beginning so many rows would read together."""
-        if None not in self._shapes:
+        if None not in self._shapes or not num_rows:
             return False
-        if num_rows not in self._sharing:
-            self._sharing[num_rows] = any(
+        # What is chosen depends on this much of it only.
+        size = (num_rows * self._shapes[None][0].key_heads - 1).bit_length()
+        if size not in self._sharing:
+            self._sharing[size] = any(
                 self._reads_together(num_rows, context, own)
                 for context, own in product(_LENGTHS, repeat=2)
             )
-        return self._sharing[num_rows]
+        return self._sharing[size]
 
     def _plan(
         self, lengths: Int32Array, window: int | None, runs: Sequence[SharedRun]
