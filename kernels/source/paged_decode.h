@@ -45,20 +45,27 @@ const bool is_newest = ROTATE && end > begin && end == int(positions[row]) + 1;
 const int stop = is_newest ? end - 1 : end; // of what is read from pages
 if (ROTATE) {
   constexpr size_t ALL = HEADS + 2 * KV_HEADS;
-  for (int h = simdgroup; h < GROUP + 2; h += SIMDGROUPS) {
-    const bool is_query = h < GROUP;
-    const int head = is_query ? first_head + quire::min(h, num_heads - 1)
-                              : int(HEADS) + (h - GROUP) * KV_HEADS + kv_head;
-    quire::RotaryHead<T, DK, ROTARY, TRADITIONAL> x;
-    x.load(queries + (row * ALL + head) * DK, lane);
+  constexpr int ROUNDS = quire::ceil_div(GROUP + 2, SIMDGROUPS);
+  quire::RotaryHead<T, DK, ROTARY, TRADITIONAL> x[ROUNDS];
+  UNROLL
+  for (int r = 0; r < ROUNDS; ++r) {
+    const int h = quire::min(simdgroup + r * SIMDGROUPS, GROUP + 1);
+    const int head = h < GROUP ? first_head + quire::min(h, num_heads - 1)
+                               : int(HEADS) + (h - GROUP) * KV_HEADS + kv_head;
+    x[r].load(queries + (row * ALL + head) * DK, lane);
+  }
+  UNROLL
+  for (int r = 0; r < ROUNDS; ++r) {
+    const int h = simdgroup + r * SIMDGROUPS;
+    if (h >= GROUP + 2) continue;
     if (h <= GROUP) {
-      if (HAS_NORMS) x.norm(is_query ? query_norm : key_norm, quire::as_float(EPS), lane);
-      x.rotate(float(positions[row]), inverse_frequencies, lane);
+      if (HAS_NORMS) x[r].norm(h < GROUP ? query_norm : key_norm, quire::as_float(EPS), lane);
+      x[r].rotate(float(positions[row]), inverse_frequencies, lane);
     }
     UNROLL
-    for (int n = 0; n < x.count(); ++n) {
-      const int i = x.place(n, lane);
-      if (i < DK) ((SHARED_POINTER(T))fresh)[h * DK + i] = T(x.values[n]);
+    for (int n = 0; n < x[r].count(); ++n) {
+      const int i = x[r].place(n, lane);
+      if (i < DK) ((SHARED_POINTER(T))fresh)[h * DK + i] = T(x[r].values[n]);
     }
   }
   BARRIER();

@@ -119,7 +119,7 @@ MUTANTS = {
     "its place in the pages is read too": ("is_newest ? end - 1 : end", "end", DIRECT),
     "one more token is not read": ("is_newest ? end - 1", "is_newest ? end - 2", DIRECT),
     "the slot of row 0": ("slot_mapping[row]", "slot_mapping[0]", DIRECT),
-    "keys normed as queries": ("is_query ? query_norm : key_norm", "query_norm", DIRECT),
+    "keys normed as queries": ("h < GROUP ? query_norm : key_norm", "query_norm", DIRECT),
     "keys are not turned": ("if (h <= GROUP)", "if (h < GROUP)", DIRECT),
     "values are turned": ("if (h <= GROUP)", "if (true)", DIRECT),
     "the key of head 0": ("(h - GROUP) * KV_HEADS + kv_head", "(h - GROUP) * KV_HEADS", DIRECT),
