@@ -35,6 +35,8 @@ class Layout:
         groups: decodes that attention can treat alike, side by side; empty if not asked for
         shared_runs: otherwise, if asked for, the decodes whose contexts begin alike, side by side
         prompts: the prompt chunks as attention sees them
+        tiled: whether decodes are among ``prompts``, as chunks of one row, and only all rows are
+            rounded up
         sampled: the chunks that sample, in order of their rows
         sampled_rows: the row of each one's last token
     """
@@ -47,11 +49,18 @@ class Layout:
         group_decodes: bool = True,
         share_decodes: bool = True,
         padded: bool = False,
+        tiled: bool = False,
     ) -> None:
+        """``tiled`` decodes need no groups, and if some of them share they are not."""
+        decodes = _Decodes(batch.chunks[: batch.num_decodes], block_size)
+        if batch.num_decodes:
+            decodes.sort(by_length=group_decodes, share=share_decodes)
         self.padded = padded
+        self.tiled = tiled and not decodes.clusters.any()
         num_decodes, num_rows = batch.num_decodes, batch.num_tokens
+        if padded and num_decodes and not self.tiled:
+            num_decodes = bucket(num_decodes)
         if padded:
-            num_decodes = bucket(num_decodes) if num_decodes else 0
             num_rows = round_rows(num_rows + num_decodes - batch.num_decodes)
         self.positions = np.zeros(num_rows, np.int32)
         self.slot_mapping = np.zeros(num_rows, np.int32)
@@ -64,8 +73,7 @@ class Layout:
         self.sampled: list[Chunk] = []
         self.sampled_rows: list[int] = []
         if batch.num_decodes:
-            decodes = batch.chunks[: batch.num_decodes]
-            self._place_decodes(decodes, block_size, group_decodes, share_decodes)
+            self._place_decodes(decodes, block_size, group_decodes)
             if extra := num_decodes - batch.num_decodes:
                 self.decode_tables = np.pad(self.decode_tables, ((0, extra), (0, 0)))
         row = num_decodes
@@ -78,30 +86,21 @@ class Layout:
     def num_decodes(self) -> int:
         return len(self.decode_tables)
 
-    def _place_decodes(
-        self, decodes: list[Chunk], block_size: int, group: bool, share: bool
-    ) -> None:
-        count = len(decodes)
-        positions = np.array([chunk.start for chunk in decodes], np.int32)
-        num_blocks = positions // block_size + 1
-        width = int(num_blocks.max())
-        tables = np.zeros((count, width), np.int32)
-        # Copies between buffers take a third of the time of assignments to rows of the array.
-        flat = tables.reshape(-1).data
-        for row, n in enumerate(num_blocks.tolist()):
-            flat[row * width : row * width + n] = decodes[row].block_ids[:n]
-        clusters = _clusters(tables, num_blocks) if share else np.zeros(count, np.int32)
-        if group or (np.diff(clusters) < 0).any():
-            order = np.lexsort((num_blocks, clusters) if group else (clusters,))
-            tables, num_blocks, clusters = tables[order], num_blocks[order], clusters[order]
-            positions, decodes = positions[order], [decodes[i] for i in order]
-        self.decode_tables = tables
+    def _place_decodes(self, decodes: _Decodes, block_size: int, group: bool) -> None:
+        chunks, positions, clusters = decodes.chunks, decodes.positions, decodes.clusters
+        tables, num_blocks = decodes.tables, decodes.num_blocks
+        count = len(chunks)
+        if self.tiled:
+            for row, n in enumerate(num_blocks.tolist()):
+                self.prompts.append(PromptChunk(row, 1, int(positions[row]) + 1, tables[row, :n]))
+        else:
+            self.decode_tables = tables
         self.positions[:count] = positions
-        self.token_ids[:count] = [chunk.token_ids[0] if chunk.token_ids else 0 for chunk in decodes]
-        self.source_rows[:count] = [chunk.source_row for chunk in decodes]
+        self.token_ids[:count] = [chunk.token_ids[0] if chunk.token_ids else 0 for chunk in chunks]
+        self.source_rows[:count] = [chunk.source_row for chunk in chunks]
         last_blocks = tables[np.arange(count), num_blocks - 1]
         self.slot_mapping[:count] = last_blocks * block_size + positions % block_size
-        for row, chunk in enumerate(decodes):
+        for row, chunk in enumerate(chunks):
             if chunk.samples:
                 self.sampled.append(chunk)
                 self.sampled_rows.append(row)
@@ -129,6 +128,42 @@ class Layout:
         if chunk.samples:
             self.sampled.append(chunk)
             self.sampled_rows.append(end - 1)
+
+
+class _Decodes:
+    """Decodes and their block tables.
+
+    Attributes:
+        positions: (B,) int32, of the rows
+        num_blocks: (B,) int32, that hold a row's context
+        tables: (B, max_blocks) int32, padded with the scratch block
+        clusters: (B,) int32, a number for all rows that begin with the same blocks; 0: no others
+    """
+
+    def __init__(self, chunks: list[Chunk], block_size: int) -> None:
+        count = len(chunks)
+        self.chunks = chunks
+        self.positions = np.array([chunk.start for chunk in chunks], np.int32)
+        self.num_blocks = self.positions // block_size + 1
+        self.clusters = np.zeros(count, np.int32)
+        width = int(self.num_blocks.max(initial=1))
+        self.tables = np.zeros((count, width), np.int32)
+        # Copies between buffers take a third of the time of assignments to rows of the array.
+        flat = self.tables.reshape(-1).data
+        for row, n in enumerate(self.num_blocks.tolist()):
+            flat[row * width : row * width + n] = chunks[row].block_ids[:n]
+
+    def sort(self, *, by_length: bool, share: bool) -> None:
+        """Put rows that begin alike side by side if they are to share, and those of like lengths
+        ``by_length``."""
+        if share:
+            self.clusters = _clusters(self.tables, self.num_blocks)
+        if not by_length and not (np.diff(self.clusters) < 0).any():
+            return
+        order = np.lexsort((self.num_blocks, self.clusters) if by_length else (self.clusters,))
+        self.chunks = [self.chunks[i] for i in order]
+        self.positions, self.num_blocks = self.positions[order], self.num_blocks[order]
+        self.tables, self.clusters = self.tables[order], self.clusters[order]
 
 
 def round_rows(count: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import mlx.core as mx
 import numpy as np
@@ -17,11 +18,13 @@ from quire.engine.paging import AttentionUse
 from quire.engine.sampler import sample
 from quire.engine.step_batch import Chunk, StepBatch
 from quire.kernels.attention import plan_batch, prompt_variant
-from quire.kernels.choice.shapes import PromptShape
+from quire.kernels.choice.selection import select
+from quire.kernels.choice.shapes import MixedShape, PromptShape
 from quire.kernels.download import Download
 from quire.kernels.kv_write import Slots
+from quire.kernels.paged_prompt import HostTiles, plan_tiles
 from quire.kernels.prompt_attention import is_aligned
-from quire.kernels.ragged import RaggedBatch
+from quire.kernels.ragged import PromptPlan, RaggedBatch
 from quire.kernels.upload import begin_step, upload
 
 _MIN_TOKENS = 4
@@ -34,6 +37,7 @@ class HostStep:
     batch: StepBatch
     layout: Layout
     decodes: DecodeInputs | None  # if it is one of decodes alone that a compiled step can take
+    tiles: dict[int | None, HostTiles] | None  # by window, if one launch attends to all rows
 
 
 @dataclass(slots=True)
@@ -101,18 +105,27 @@ class ModelRunner:
 
     def lay_out(self, batch: StepBatch) -> HostStep:
         """Everything about a step that is decided without MLX, on any thread."""
+        can_compile = self._blocks is not None and self._can_compile(batch)
         # The decode kernel takes rows of any lengths together.
         layout = Layout(
             batch,
             self._context.block_size,
             group_decodes=self._decode is None,
             share_decodes=self._decode is None or self._decode.may_share(batch.num_decodes),
-            padded=self._blocks is not None and self._can_compile(batch),
+            padded=can_compile,
+            tiled=can_compile and self._is_tiled(batch),
         )
-        decodes = None
+        decodes, tiles = None, None
         if self._decode is not None and _samples_every_row(layout) and not layout.prompts:
             decodes = self._decode.prepare(layout)
-        return HostStep(batch, layout, decodes)
+        if layout.tiled:
+            tiles = {
+                window: plan_tiles(
+                    layout.prompts, window, layer.heads, layer.kv_heads, layout.num_after
+                )
+                for window, (layer, _) in self._prompts.items()
+            }
+        return HostStep(batch, layout, decodes, tiles)
 
     def _can_compile(self, batch: StepBatch) -> bool:
         """Whether prompts, if there are any, come in sizes that recur."""
@@ -129,6 +142,23 @@ class ModelRunner:
             return variant == "pages"
         return chunk.start == 0 or not is_aligned(chunk.start, chunk.num_tokens)
 
+    def _is_tiled(self, batch: StepBatch) -> bool:
+        """Whether all prompts, and decodes with them, are for the kernel of prompts."""
+        decodes = batch.chunks[: batch.num_decodes]
+        longest = max((chunk.context_length for chunk in decodes), default=0)
+        for window, (layer, dtype) in self._prompts.items():
+            for chunk in batch.chunks[batch.num_decodes :]:
+                context = chunk.context_length
+                if prompt_variant(chunk.num_tokens, context, layer, dtype) != "pages":
+                    return False
+            seen = longest if window is None else min(longest, window)
+            shape = MixedShape(
+                len(decodes), seen, *layer[2:7], window=layer.window, sinks=layer.sinks
+            )
+            if decodes and select("mixed_attention", shape, dtype).variant != "together":
+                return False
+        return True
+
     def _forward(self, host_step: HostStep, previous: Step | None) -> mx.array:
         layout = host_step.layout
         tokens = previous.tokens if previous is not None else None
@@ -140,17 +170,19 @@ class ModelRunner:
         # Something must be asked of a step that only stores keys and values, or MLX skips it.
         wanted = layout.sampled_rows or [len(layout.positions) - 1]
         pending = layout.source_rows >= 0
-        uploaded = upload(
-            [
-                layout.positions,
-                layout.slot_mapping,
-                layout.token_ids,
-                np.maximum(layout.source_rows, 0),
-                pending.astype(np.int32),
-                pad_wanted(wanted) if layout.padded else np.array(wanted, np.int32),
-            ]
-        )
-        context.positions, slot_mapping, token_ids, source_rows, is_pending, wanted_rows = uploaded
+        arrays = [
+            layout.positions,
+            layout.slot_mapping,
+            layout.token_ids,
+            np.maximum(layout.source_rows, 0),
+            pending.astype(np.int32),
+            pad_wanted(wanted) if layout.padded else np.array(wanted, np.int32),
+        ]
+        tiles = host_step.tiles or {}
+        uploaded = upload([*arrays, *chain(*(each.arrays for each in tiles.values()))])
+        context.positions, slot_mapping, token_ids, source_rows, is_pending, wanted_rows = uploaded[
+            : len(arrays)
+        ]
         context.batch = RaggedBatch(layout.groups, layout.prompts, num_after=layout.num_after)
         after = None
         if self._decode is not None:
@@ -164,8 +196,12 @@ class ModelRunner:
             token_ids = sampled if pending.all() else mx.where(is_pending, sampled, token_ids)
         if self._mixed is None or not layout.padded:
             return self._model(token_ids)
+        left = iter(uploaded[len(arrays) :])
         for window, (layer, dtype) in self._prompts.items():
-            plan = plan_batch(context.batch, window, layer, dtype)
+            if tiles:
+                plan = PromptPlan(tiles[window].on_device(left), [], [], None)
+            else:
+                plan = plan_batch(context.batch, window, layer, dtype)
             context.batch.prompt_plans[window] = plan
         plans = context.batch.prompt_plans.values()
         context.batch.needs_new_rows = any(plan.needs_new_rows for plan in plans)

@@ -110,6 +110,12 @@ def run_every_kernel(engine: Engine, prompt_length: int, vocab_size: int) -> Non
         first = [i % vocab_size for i in range(prompt_length)]  # that warmed up
         load.submit(first, 2)
         load.drain()
+        # Decodes that share all of it, and a prompt beside them.
+        for _ in range(min(count, max_num_seqs - 1)):
+            load.submit(first, 4)
+        engine.step()
+        load.submit(load.new_prompt(2), 1)
+        load.drain()
 
 
 def run_every_size(engine: Engine, prompt_length: int, vocab_size: int) -> None:

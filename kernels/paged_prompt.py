@@ -7,7 +7,8 @@ and the parts merged by a second kernel (flash decoding: Dao et al., 2023).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -39,32 +40,44 @@ _prompt = GpuKernel(
 )
 
 
-def tile_chunks(
+class HostTiles(NamedTuple):
+    """:class:`TiledChunks` on the host: ``arrays`` are items, block tables, and the items that rows
+    begin with if contexts are cut."""
+
+    num_rows: int
+    arrays: list[Int32Array]
+    num_results: int
+    window: int | None
+
+    def on_device(self, uploaded: Iterator[mx.array]) -> TiledChunks:
+        """With the next of ``uploaded`` for ``arrays``."""
+        items, tables = next(uploaded), next(uploaded)
+        first_items = next(uploaded) if len(self.arrays) > 2 else None
+        return TiledChunks(self.num_rows, items, tables, first_items, self.num_results, self.window)
+
+
+def plan_tiles(
     chunks: Sequence[PromptChunk],
     window: int | None,
     heads: int,
     kv_heads: int,
     num_after: int = 0,
-) -> TiledChunks:
+) -> HostTiles:
     """Cut ``chunks`` into work items.
 
     Args:
         num_after: rows behind the last chunk that mean nothing; their results are zeros.
     """
-    pieces = []
-    done = 0
+    rows, done = [], 0
     for index, chunk in enumerate(chunks):
-        tiles = tile_rows(
-            chunk.first_row, chunk.num_rows, chunk.start, index, heads // kv_heads, done
-        )
-        pieces.append(tiles)
+        rows.append((chunk.first_row, chunk.num_rows, chunk.start, index, done))
         done += chunk.num_rows
     if num_after:
         # Before any key: such rows see nothing.
         last = chunks[-1].first_row + chunks[-1].num_rows
-        pieces.append(tile_rows(last, num_after, -num_after, 0, heads // kv_heads, done))
+        rows.append((last, num_after, -num_after, 0, done))
         done += num_after
-    items = np.concatenate(pieces)
+    items = tile_rows(np.array(rows, np.int32), heads // kv_heads)
     if window is not None:
         items[:, 4] = np.maximum(items[:, 2] - window + 1, 0)
     items[:, 5] = items[:, 2] + items[:, 1]
@@ -73,18 +86,25 @@ def tile_chunks(
     padded = np.zeros((bucket(len(items)), _ITEM), np.int32)
     padded[: len(items)] = items
     width = bucket(max(len(chunk.block_ids) for chunk in chunks))
-    tables = np.zeros((bucket(len(chunks)), width), np.int32)
+    block_tables = np.zeros((bucket(len(chunks)), width), np.int32)
     for row, chunk in enumerate(chunks):
-        tables[row, : len(chunk.block_ids)] = chunk.block_ids
-    arrays = upload([padded, tables] if first_items is None else [padded, tables, first_items])
-    return TiledChunks(
-        done,
-        arrays[0],
-        arrays[1],
-        None if first_items is None else arrays[2],
-        num_results,
-        window,
-    )
+        block_tables[row, : len(chunk.block_ids)] = chunk.block_ids
+    arrays = [padded, block_tables]
+    if first_items is not None:
+        arrays.append(first_items)
+    return HostTiles(done, arrays, num_results, window)
+
+
+def tile_chunks(
+    chunks: Sequence[PromptChunk],
+    window: int | None,
+    heads: int,
+    kv_heads: int,
+    num_after: int = 0,
+) -> TiledChunks:
+    """What :func:`plan_tiles` says, uploaded."""
+    tiles = plan_tiles(chunks, window, heads, kv_heads, num_after)
+    return tiles.on_device(iter(upload(tiles.arrays)))
 
 
 def paged_prompt(
@@ -214,24 +234,24 @@ def _group(heads_per_kv: int) -> int:
     return -(-heads_per_kv // -(-heads_per_kv // _MAX_GROUP))
 
 
-def tile_rows(
-    first_row: int,
-    num_rows: int,
-    start: int,
-    table: int,
-    heads_per_kv: int,
-    first_result: int = 0,
-) -> Int32Array:
-    """Work items of rows at positions from ``start`` on, without their keys: (n, 8), see
-    :class:`TiledChunks`."""
+def tile_rows(chunks: Int32Array, heads_per_kv: int) -> Int32Array:
+    """Work items of chunks, without their keys: (N, 8), see :class:`TiledChunks`.
+
+    Args:
+        chunks: (n, 5) int32: first row in the step, rows, position of the first one, row of the
+            block tables, first result.
+    """
+    first_row, num_rows, start, table, first_result = chunks.T
     tokens = _ROWS // _group(heads_per_kv)
-    offsets = np.arange(0, num_rows, tokens, dtype=np.int32)
-    items = np.zeros((len(offsets), _ITEM), np.int32)
-    items[:, 0] = first_row + offsets
-    items[:, 1] = np.minimum(tokens, num_rows - offsets)
-    items[:, 2] = start + offsets
-    items[:, 3] = table
-    items[:, 6] = first_result + offsets
+    counts = -(-num_rows // tokens)
+    of = np.repeat(np.arange(len(chunks)), counts)
+    offsets = (np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)) * tokens
+    items = np.zeros((len(of), _ITEM), np.int32)
+    items[:, 0] = first_row[of] + offsets
+    items[:, 1] = np.minimum(tokens, num_rows[of] - offsets)
+    items[:, 2] = start[of] + offsets
+    items[:, 3] = table[of]
+    items[:, 6] = first_result[of] + offsets
     items[:, 7] = 1
     return items
 

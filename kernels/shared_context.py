@@ -25,8 +25,7 @@ _ALIGNMENT = 32  # tokens of which the kernel takes so many at a time
 def plan_shared(runs: Sequence[SharedRun], num_rows: int, heads: int, kv_heads: int) -> SharedPlan:
     """How the shared tokens of ``runs`` are cut into work items for ``num_rows`` rows."""
     tiles = [
-        tile_rows(run.first_row, run.num_rows, run.num_tokens, run.first_row, heads // kv_heads)
-        for run in runs
+        tile_rows(np.array([(*run, run.first_row, 0)], np.int32), heads // kv_heads) for run in runs
     ]
     room = _WANTED_THREADGROUPS // (kv_heads * sum(map(len, tiles)))
     # Powers of two, so that compiled steps recur.

@@ -100,6 +100,29 @@ class PromptShape(NamedTuple):
         )
 
 
+class MixedShape(NamedTuple):
+    """One query row per sequence, and prompt chunks beside them."""
+
+    rows: int  # of decodes
+    context: int  # tokens that the longest of them sees
+    heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    block_size: int
+    window: bool = False
+    sinks: bool = False
+    softcap: bool = False
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.heads // self.kv_heads
+
+    def bucket(self) -> MixedShape:
+        return MixedShape(_round_up(self.rows), _round_up(self.context), *self[2:])
+
+
 class WriteShape(NamedTuple):
     """New keys and values of all rows into their slots."""
 
@@ -235,6 +258,7 @@ AnyShape = (
     DecodeShape
     | SharedShape
     | PromptShape
+    | MixedShape
     | WriteShape
     | GatherShape
     | RowsShape
@@ -251,6 +275,7 @@ SHAPES: dict[str, type[AnyShape]] = {
     "paged_decode": DecodeShape,
     "shared_context": SharedShape,
     "prompt_attention": PromptShape,
+    "mixed_attention": MixedShape,
     "kv_write": WriteShape,
     "gather_pages": GatherShape,
     "take_rows": RowsShape,

@@ -18,6 +18,7 @@ from quire.kernels.choice.shapes import (
     GateShape,
     GatherShape,
     MatmulShape,
+    MixedShape,
     NormShape,
     PromptShape,
     RotateShape,
@@ -118,6 +119,7 @@ def _survey() -> Iterator[tuple[str, AnyShape, str]]:
         decode = DecodeShape(8, 1024, 32, 8, key_dim, value_dim, 16)
         yield "paged_decode", decode, dims
         yield "prompt_attention", PromptShape(256, 256, *decode[2:7]), dims
+        yield "mixed_attention", MixedShape(8, 512, *decode[2:7]), dims
         yield "kv_write", WriteShape(8, 8, key_dim, value_dim, 16), dims
         yield "gather_pages", GatherShape(1, 64, 8, key_dim, value_dim, 16), dims
         yield "take_rows", RowsShape(256, key_dim), dims
@@ -130,6 +132,8 @@ def _survey() -> Iterator[tuple[str, AnyShape, str]]:
         prompt = PromptShape(256, 256, 32, 8, 128, 128, 16)._replace(**{feature: True})
         yield "paged_decode", decode, feature
         yield "prompt_attention", prompt, feature
+        mixed = MixedShape(8, 512, 32, 8, 128, 128, 16)._replace(**{feature: True})
+        yield "mixed_attention", mixed, feature
     for norms in (False, True):
         rotation = RotateShape(8, 32, 8, 128, 128, 16, norms=norms)
         label = "with norms" if norms else "without norms"

@@ -11,6 +11,7 @@ from quire.kernels.choice.shapes import (
     DecodeShape,
     DenseShape,
     MatmulShape,
+    MixedShape,
     PromptShape,
     SampleShape,
     SharedShape,
@@ -108,6 +109,8 @@ def _attention(
         for rows, context in _CPU_CHUNKS if on_cpu else _GPU_CHUNKS:
             prompt = PromptShape(rows, context, *each, from_start=rows == context, window=window)
             yield Task("prompt_attention", prompt, sizes.dtype)
+    for rows, context in ((8, 512),) if on_cpu else ((16, 512), (64, 512), (64, 2048)):
+        yield Task("mixed_attention", MixedShape(rows, context, *each), sizes.dtype)
     for rows in (8, 64):
         yield Task("shared_context", SharedShape(rows, 1024, 256, *each), sizes.dtype)
 

@@ -23,6 +23,7 @@ from quire.kernels.choice.shapes import (
     GateShape,
     GatherShape,
     MatmulShape,
+    MixedShape,
     NormShape,
     PromptShape,
     RotateShape,
@@ -59,6 +60,11 @@ CHECKED: Mapping[str, Sequence[AnyShape]] = {
         PromptShape(9, 90, 14, 2, 96, 96, 32, from_start=False, window=True),
         PromptShape(20, 40, 4, 2, 192, 128, 16, from_start=False, sinks=True),
         PromptShape(5, 1100, 8, 2, 64, 64, 16, from_start=False),
+    ),
+    "mixed_attention": (
+        MixedShape(3, 70, 8, 2, 128, 128, 16),
+        MixedShape(5, 90, 4, 4, 64, 64, 8, window=True),
+        MixedShape(2, 1100, 4, 2, 192, 128, 16, sinks=True),
     ),
     "kv_write": (
         WriteShape(5, 2, 128, 128, 16, keep_rows=True),

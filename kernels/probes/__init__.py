@@ -11,6 +11,7 @@ from quire.kernels.choice.shapes import (
     GateShape,
     GatherShape,
     MatmulShape,
+    MixedShape,
     NormShape,
     PromptShape,
     RotateShape,
@@ -22,6 +23,7 @@ from quire.kernels.choice.shapes import (
 from quire.kernels.probes.attention import decode_probe, prompt_probe
 from quire.kernels.probes.block import gate_probe, norm_probe, rotate_probe
 from quire.kernels.probes.matmul import dense_probe, matmul_probe
+from quire.kernels.probes.mixed import mixed_probe
 from quire.kernels.probes.probe import Probe
 from quire.kernels.probes.rotating import rotating_decode_probe
 from quire.kernels.probes.rows import gather_probe, rows_probe, sample_probe, write_probe
@@ -37,6 +39,8 @@ def make_probe(shape: AnyShape, dtype: mx.Dtype, seed: int = 0, *, ragged: bool 
             return shared_probe(shape, dtype, seed, ragged=ragged)
         case PromptShape():
             return prompt_probe(shape, dtype, seed)
+        case MixedShape():
+            return mixed_probe(shape, dtype, seed, ragged=ragged)
         case WriteShape():
             return write_probe(shape, dtype, seed)
         case GatherShape():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import mlx.core as mx
 import numpy as np
 
-from quire.kernels.choice.shapes import DecodeShape, PromptShape
+from quire.kernels.choice.shapes import DecodeShape, MixedShape, PromptShape
 from quire.kernels.decode_plan import (
     DecodePlan,
     DecodeSettings,
@@ -32,11 +32,12 @@ class Pages:
 
     def __init__(
         self,
-        shape: DecodeShape | PromptShape,
+        shape: DecodeShape | PromptShape | MixedShape,
         lengths: list[int],
         dtype: mx.Dtype,
         seed: int,
         num_shared_blocks: int = 0,
+        num_rows: int | None = None,
     ) -> None:
         self.shape, self.lengths = shape, lengths
         rng = np.random.default_rng(seed)
@@ -46,7 +47,9 @@ class Pages:
         pages = num_blocks, shape.kv_heads, shape.block_size
         self.keys = normal((*pages, shape.key_dim), dtype, keys[0])
         self.values = normal((*pages, shape.value_dim), dtype, keys[1])
-        self.queries = normal((shape.rows, shape.heads, 1, shape.key_dim), dtype, keys[2])
+        self.queries = normal(
+            (num_rows or shape.rows, shape.heads, 1, shape.key_dim), dtype, keys[2]
+        )
         # Block 0 is nobody's.
         blocks = 1 + rng.permutation(num_blocks - 1)
         shared, own = blocks[:num_shared_blocks], blocks[num_shared_blocks:]

@@ -79,7 +79,7 @@ def make_model(kind: str) -> PagedModel:
 def test_a_load_meets_no_text_that_a_start_has_not(
     kind: str, max_num_seqs: int, texts: set[tuple[object, ...]]
 ) -> None:
-    config = EngineConfig(num_blocks=4000, max_num_seqs=max_num_seqs, max_num_batched_tokens=BUDGET)
+    config = EngineConfig(num_blocks=5000, max_num_seqs=max_num_seqs, max_num_batched_tokens=BUDGET)
     engine = Engine(make_model(kind), config)
     warm_up(engine, BUDGET, VOCAB, every_kernel=True)
     at_start = set(texts)
@@ -98,4 +98,17 @@ def test_a_load_meets_no_text_that_a_start_has_not(
             engine.step()
     while engine.has_work:
         engine.step()
+    # Long contexts of the same length, of the same tokens and of others, and a short prompt beside.
+    for is_same in (True, False):
+        for _ in range(max_num_seqs - 1):
+            request_id += 1
+            first = 1 if is_same else request_id
+            tokens = [first * i % VOCAB for i in range(1100)]
+            engine.submit(GenerateRequest(request_id, [*tokens, request_id % VOCAB], 30, FILTERED))
+        for _ in range(60):
+            engine.step()
+        request_id += 1
+        engine.submit(GenerateRequest(request_id, [2, 1], 4, FILTERED))
+        while engine.has_work:
+            engine.step()
     assert sorted(map(str, texts - at_start)) == []

@@ -41,17 +41,25 @@ def batches(draw: st.DrawFn) -> StepBatch:
 
 
 @settings(max_examples=200, deadline=None)
-@given(batches(), st.sampled_from(["grouped", "ungrouped", "padded"]))
+@given(batches(), st.sampled_from(["grouped", "ungrouped", "padded", "tiled"]))
 def test_every_token_has_its_row(batch: StepBatch, kind: str) -> None:
-    layout = Layout(batch, BLOCK, group_decodes=kind == "grouped", padded=kind == "padded")
+    layout = Layout(
+        batch,
+        BLOCK,
+        group_decodes=kind == "grouped",
+        padded=kind in ("padded", "tiled"),
+        tiled=kind == "tiled",
+    )
+    assert layout.tiled == (kind == "tiled" and not layout.shared_runs)
     rows = {
         divmod(int(slot), BLOCK): (int(p), int(t))
         for slot, p, t in zip(layout.slot_mapping, layout.positions, layout.token_ids, strict=True)
     }
-    if kind == "padded":
+    if layout.padded:
         padding = len(layout.positions) - batch.num_tokens
         assert rows.pop((0, 0), None) == ((0, 0) if padding else None)
-        assert padding - layout.num_after == layout.num_decodes - batch.num_decodes
+        num_decodes = 0 if layout.tiled else batch.num_decodes
+        assert padding - layout.num_after == layout.num_decodes - num_decodes
     expected = {
         (c.block_ids[p // BLOCK], p % BLOCK): (p, c.token_ids[p - c.start])
         for c in batch.chunks
@@ -62,6 +70,16 @@ def test_every_token_has_its_row(batch: StepBatch, kind: str) -> None:
     for sampled, row in zip(layout.sampled, layout.sampled_rows, strict=True):
         assert layout.positions[row] == sampled.context_length - 1
         assert layout.token_ids[row] == sampled.token_ids[-1]
+    ends = [0, *(c.first_row + c.num_rows for c in layout.prompts)]
+    if layout.tiled:
+        assert [c.first_row for c in layout.prompts] == ends[:-1]
+        assert ends[-1] == batch.num_tokens
+    for attended in layout.prompts:
+        first = attended.first_row
+        assert layout.positions[first] == attended.start
+        slot = layout.slot_mapping[first]
+        assert slot // BLOCK == attended.block_ids[attended.start // BLOCK]
+        assert len(attended.block_ids) == -(-attended.context_length // BLOCK)
 
 
 @settings(max_examples=200, deadline=None)

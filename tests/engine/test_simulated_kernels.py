@@ -24,6 +24,7 @@ from quire.kernels.choice.manifest import load_manifest
 from quire.kernels.choice.selection import Selector
 from quire.kernels.paged_decode import Partials
 from quire.kernels.paged_prompt import paged_prompt
+from quire.kernels.prompt_attention import prompt_attention
 from quire.kernels.shared_context import attend_shared
 
 
@@ -37,6 +38,18 @@ def gpu_paths() -> Iterator[None]:
         yield
 
 
+def choose_as(device: DeviceName, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choose variants as on ``device`` where nothing has been tuned."""
+    select = Selector(device, load_manifest(), None).select
+    for name in (
+        "kernels.attention",
+        "engine.compiled_decode",
+        "engine.fused_blocks",
+        "engine.runner",
+    ):
+        monkeypatch.setattr(f"quire.{name}.select", select)
+
+
 @pytest.mark.parametrize("pad", [False, True], ids=["alone", "padded"])
 @pytest.mark.parametrize("family", ["qwen3", "llama", "gemma3_text", "gpt_oss"])
 def test_tokens_equal_those_of_mlx_lm(
@@ -44,9 +57,7 @@ def test_tokens_equal_those_of_mlx_lm(
 ) -> None:
     # As a GPU would choose: its name says how prompt chunks are brought to attention.
     device: DeviceName = "cuda" if pad else "metal"
-    selector = Selector(device, load_manifest(), None)
-    monkeypatch.setattr("quire.kernels.attention.select", selector.select)
-    monkeypatch.setattr("quire.engine.compiled_decode.select", selector.select)
+    choose_as(device, monkeypatch)
     model = page_model(build(family, 0), family)
     engine = Engine(
         model,
@@ -75,20 +86,27 @@ def test_tokens_equal_those_of_mlx_lm(
 
 
 def test_prompts_over_pages_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel for prompts, which takes no float32, after everything a start runs."""
+    """The kernel for prompts, which takes no float32, after everything a start runs.
+
+    As on CUDA decodes beside prompts go with them, as on Metal by themselves.
+    """
     launched: list[int] = []
+    beside: list[bool] = []  # whether there are decodes by themselves
 
     def counted(queries: mx.array, *args: Any, **options: Any) -> mx.array:
         launched.append(queries.shape[0])
         return paged_prompt(queries, *args, **options)
 
+    def noted(*args: Any, before: mx.array | None, **options: Any) -> mx.array:
+        beside.append(before is not None)
+        return prompt_attention(*args, before=before, **options)
+
     monkeypatch.setattr("quire.kernels.prompt_attention.paged_prompt", counted)
+    monkeypatch.setattr("quire.kernels.attention.prompt_attention", noted)
     prompts = [[5 + i for i in range(37)], [3, 4, 5], [5 + i for i in range(20)] + [9, 9]]
     tokens: dict[DeviceName, dict[int, list[int]]] = {"cuda": {}, "metal": {}}
     for device, generated in tokens.items():
-        selector = Selector(device, load_manifest(), None)
-        monkeypatch.setattr("quire.kernels.attention.select", selector.select)
-        monkeypatch.setattr("quire.engine.compiled_decode.select", selector.select)
+        choose_as(device, monkeypatch)
         model = build("qwen3", 0)
         model.apply(lambda array: array.astype(mx.bfloat16))
         config = EngineConfig(
@@ -98,12 +116,15 @@ def test_prompts_over_pages_in_half_precision(monkeypatch: pytest.MonkeyPatch) -
         run_every_kernel(engine, 20, vocab_size=50)
         assert not engine.has_work
         assert engine.stats().blocks_used == 0
+        beside.clear()
         for index, prompt in enumerate(prompts):
             engine.submit(GenerateRequest(index, prompt, 5, SamplingParams(temperature=0)))
         while engine.has_work:
             for output in engine.step():
                 generated.setdefault(output.request_id, []).extend(output.token_ids)
         assert bool(launched) == (device == "cuda")
+        assert beside
+        assert any(beside) == (device == "metal")
         launched.clear()
     assert tokens["cuda"] == tokens["metal"]
 
@@ -120,9 +141,7 @@ def test_decodes_that_share_a_prefix_read_it_together(monkeypatch: pytest.Monkey
         return partials
 
     monkeypatch.setattr("quire.kernels.attention.attend_shared", counted)
-    selector = Selector("cuda", load_manifest(), None)
-    monkeypatch.setattr("quire.kernels.attention.select", selector.select)
-    monkeypatch.setattr("quire.engine.compiled_decode.select", selector.select)
+    choose_as("cuda", monkeypatch)
     generated: list[dict[int, list[int]]] = []
     for together in (False, True):
         monkeypatch.setattr(CompiledDecode, "_reads_together", lambda *_, chosen=together: chosen)
@@ -159,8 +178,7 @@ def test_nobody_looks_for_what_each_row_would_read_by_itself(
     paged.allocate(8, 16)
     found = {}
     for device in get_args(DeviceName):
-        selector = Selector(device, load_manifest(), None)
-        monkeypatch.setattr("quire.engine.compiled_decode.select", selector.select)
+        choose_as(device, monkeypatch)
         decode = CompiledDecode(paged, None)
         found[device] = [rows for rows in (0, 8, 300) if decode.may_share(rows)]
     assert found == {"cuda": [300], "metal": [], "cpu": []}

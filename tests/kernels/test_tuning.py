@@ -262,7 +262,7 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     for name in ("paged_encode", "swiglu"):
         unknown = quire("tune", "--device", "cpu", "--op", name)
         assert unknown.returncode == 2
-        listed = "paged_decode, shared_context, prompt_attention, matmul, "
+        listed = "paged_decode, shared_context, prompt_attention, mixed_attention, "
         assert f"--op must be one of {listed}" in unknown.stderr
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "file").touch()
