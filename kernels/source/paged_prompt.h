@@ -153,8 +153,9 @@ for (int base = first_base - (STAGES - 1) * KEYS; base < end; base += KEYS) {
       highest = quire::max(highest, quire::shuffle_xor(highest, quire::ROW_MASKS[i]));
     }
     grew = grew || highest > peak[h];
-    // While a row has seen no key, hidden ones weigh 1; the first that it sees makes that 0.
-    const float shift = highest * scale;
+    // While a row has seen no key its hidden ones weigh 0. The difference of two like products of
+    // HIDDEN would not be 0, as one of them is not rounded where product and sum are fused.
+    const float shift = highest > quire::HIDDEN ? highest * scale : 0.0f;
     rescale[h] = quire::exp2(peak[h] * scale - shift);
     peak[h] = highest;
     total[h] *= rescale[h];

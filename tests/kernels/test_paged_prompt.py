@@ -48,6 +48,12 @@ MUTANTS = {
         "* HEADS + first_head) * DK",
         CASES[1],
     ),
+    # Fused, the difference of two products that are alike is what rounding takes from one.
+    "hidden keys weigh before others": (
+        "highest > quire::HIDDEN ? highest * scale : 0.0f",
+        "highest * scale",
+        replace(CASES[-2], group=1, window=20, chunks=((0, 64),)),
+    ),
     "sums are not rescaled": ("if (quire::any(grew))", "if (false)", CASES[1]),
     "no barrier before keys are read": (
         "BARRIER();\n}\nif (base < first_base)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -52,7 +53,9 @@ def build(text: MetalText, name: str, *, ucontext: bool = False) -> Path:
     """
     flags = [*_RUNTIME_FLAGS, "-DMETAL_SIM_UCONTEXT"] if ucontext else _RUNTIME_FLAGS
     runtime = _compiled((_HERE / "runtime.cpp").read_text(), [*flags, "-c"], [])
-    return _compiled(cpp_text(text, name), _KERNEL_FLAGS, ["-x", "none", str(runtime)])
+    return _compiled(
+        cpp_text(text, name), [*_KERNEL_FLAGS, *_fusing_flags()], ["-x", "none", str(runtime)]
+    )
 
 
 def build_all(texts: Iterable[tuple[MetalText, str]]) -> None:
@@ -100,6 +103,25 @@ def find_compiler() -> tuple[str, str]:
         "Metal kernels are tested as C++, which needs a compiler: install g++ "
         "(apt-get install g++) or clang++ (xcode-select --install), or name one in CXX."
     )
+
+
+@cache
+def _fusing_flags() -> tuple[str, ...]:
+    """For sums of products that are rounded once, as GPUs do it, if this processor can."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return ("-ffp-contract=fast",)
+    compiler, _ = _compiler()
+    shown = subprocess.run(
+        [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    if "__FMA__" not in shown.stdout:
+        return ()
+    # Not by clang++, which has no such option and needs none.
+    expensive = () if "__clang__" in shown.stdout else ("-fexpensive-optimizations",)
+    return ("-ffp-contract=fast", "-mfma", *expensive)
 
 
 @cache
