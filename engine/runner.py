@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 import mlx.core as mx
 import numpy as np
@@ -179,10 +179,10 @@ class ModelRunner:
             pad_wanted(wanted) if layout.padded else np.array(wanted, np.int32),
         ]
         tiles = host_step.tiles or {}
-        uploaded = upload([*arrays, *chain(*(each.arrays for each in tiles.values()))])
-        context.positions, slot_mapping, token_ids, source_rows, is_pending, wanted_rows = uploaded[
-            : len(arrays)
-        ]
+        uploaded = iter(upload([*arrays, *chain(*(each.arrays for each in tiles.values()))]))
+        context.positions, slot_mapping, token_ids, source_rows, is_pending, wanted_rows = islice(
+            uploaded, len(arrays)
+        )
         context.batch = RaggedBatch(layout.groups, layout.prompts, num_after=layout.num_after)
         after = None
         if self._decode is not None:
@@ -196,10 +196,9 @@ class ModelRunner:
             token_ids = sampled if pending.all() else mx.where(is_pending, sampled, token_ids)
         if self._mixed is None or not layout.padded:
             return self._model(token_ids)
-        left = iter(uploaded[len(arrays) :])
         for window, (layer, dtype) in self._prompts.items():
             if tiles:
-                plan = PromptPlan(tiles[window].on_device(left), [], [], None)
+                plan = PromptPlan(tiles[window].on_device(uploaded), [], [], None)
             else:
                 plan = plan_batch(context.batch, window, layer, dtype)
             context.batch.prompt_plans[window] = plan
