@@ -20,7 +20,7 @@ import numpy.typing as npt
 from quire.engine.compiled_blocks import CompiledBlocks
 from quire.engine.layout import Layout
 from quire.engine.paged_model import PagedModel
-from quire.engine.recurring import Recurring
+from quire.engine.recurring import DIRECT_RUNS, Recurring
 from quire.kernels.buckets import bucket
 from quire.kernels.choice.selection import select
 from quire.kernels.choice.shapes import DecodeShape, SharedShape
@@ -33,7 +33,6 @@ from quire.kernels.upload import upload, upload_packed
 Int32Array = npt.NDArray[np.int32]
 
 _MIN_TABLE_WIDTH = 16  # blocks
-_DIRECT_RUNS = 6  # before a form is worth a graph of its own
 _LENGTHS = [2**n for n in range(4, 18)]  # tokens, one of each size that selection tells apart
 
 
@@ -64,7 +63,7 @@ class CompiledDecode:
         }
         # Not a method: a cycle through the compiled function would keep the pages it has seen.
         run = partial(_run, model, blocks, self._windows)
-        self._run = Recurring(run, _DIRECT_RUNS if blocks is not None else 0)
+        self._run = Recurring(run, DIRECT_RUNS if blocks is not None else 0)
         self._sharing: dict[int, bool] = {}  # by key heads of all rows, as a power of two
         self._nothing_before = mx.zeros((1,), mx.int32)
         mx.eval(self._nothing_before)

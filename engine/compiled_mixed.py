@@ -18,14 +18,12 @@ from quire.engine.paging import StepRows
 from quire.engine.recurring import Recurring
 from quire.kernels.buckets import bucket
 
-_DIRECT_RUNS = 6  # before a form is worth a graph of its own
-
 
 class CompiledMixed:
     """Runs a model that has fused blocks."""
 
     def __init__(self, model: PagedModel, blocks: CompiledBlocks) -> None:
-        self._run = Recurring(partial(_run, model, blocks), _DIRECT_RUNS)
+        self._run = Recurring(partial(_run, model, blocks))
 
     def __call__(self, token_ids: mx.array, rows: StepRows, wanted_rows: mx.array) -> mx.array:
         """(R, vocab) logits of the wanted rows.

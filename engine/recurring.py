@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
+DIRECT_RUNS = 6  # of a step before its form is worth a graph of its own
 _MAX_FORMS = 256  # before all graphs are dropped
 
 
@@ -18,7 +19,7 @@ class Recurring:
     When requests come and go, many forms never come again.
     """
 
-    def __init__(self, function: Callable[..., mx.array], direct_runs: int) -> None:
+    def __init__(self, function: Callable[..., mx.array], direct_runs: int = DIRECT_RUNS) -> None:
         """``direct_runs``: how often a form is run without a graph of its own."""
         self._function = function
         self._compiled: Callable[..., Any] = mx.compile(function)

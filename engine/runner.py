@@ -105,15 +105,15 @@ class ModelRunner:
 
     def lay_out(self, batch: StepBatch) -> HostStep:
         """Everything about a step that is decided without MLX, on any thread."""
-        can_compile = self._blocks is not None and self._can_compile(batch)
+        tiled = self._blocks is not None and self._is_tiled(batch)
         # The decode kernel takes rows of any lengths together.
         layout = Layout(
             batch,
             self._context.block_size,
             group_decodes=self._decode is None,
             share_decodes=self._decode is None or self._decode.may_share(batch.num_decodes),
-            padded=can_compile,
-            tiled=can_compile and self._is_tiled(batch),
+            padded=tiled or (self._blocks is not None and self._can_compile(batch)),
+            tiled=tiled,
         )
         decodes, tiles = None, None
         if self._decode is not None and _samples_every_row(layout) and not layout.prompts:
@@ -143,11 +143,16 @@ class ModelRunner:
         return chunk.start == 0 or not is_aligned(chunk.start, chunk.num_tokens)
 
     def _is_tiled(self, batch: StepBatch) -> bool:
-        """Whether all prompts, and decodes with them, are for the kernel of prompts."""
-        decodes = batch.chunks[: batch.num_decodes]
+        """Whether there are prompts, all of them for the kernel, and decodes go with them.
+
+        The sizes of such steps recur.
+        """
+        decodes, prompts = batch.chunks[: batch.num_decodes], batch.chunks[batch.num_decodes :]
+        if not prompts:
+            return False
         longest = max((chunk.context_length for chunk in decodes), default=0)
         for window, (layer, dtype) in self._prompts.items():
-            for chunk in batch.chunks[batch.num_decodes :]:
+            for chunk in prompts:
                 context = chunk.context_length
                 if prompt_variant(chunk.num_tokens, context, layer, dtype) != "pages":
                     return False

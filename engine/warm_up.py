@@ -51,31 +51,36 @@ def warm_up(engine: Engine, prompt_length: int, vocab_size: int, *, every_kernel
     run_full_steps(engine, prompt_length, vocab_size)
     tokens = None
     if every_kernel:
-        run_every_kernel(engine, prompt_length, vocab_size)
-        run_every_size(engine, prompt_length, vocab_size)
-        tokens = measure_mixed_tokens(engine, prompt_length, vocab_size)
+        load = Load(engine, vocab_size)
+        run_every_kernel(load, prompt_length)
+        run_every_size(load, prompt_length)
+        tokens = measure_mixed_tokens(load, prompt_length)
     return WarmedUp(max(0, mx.get_peak_memory() - before), tokens)
 
 
-class _Load:
+class Load:
     """Greedy requests for an engine that serves nobody yet."""
 
     def __init__(self, engine: Engine, vocab_size: int) -> None:
-        self._engine = engine
+        self.engine = engine
         self._vocab_size = vocab_size
         self._request_id = 0
 
     def submit(self, prompt: list[int], max_tokens: int) -> None:
         sampling = SamplingParams(temperature=0)
-        self._engine.submit(GenerateRequest(self._request_id, prompt, max_tokens, sampling))
+        self.engine.submit(GenerateRequest(self._request_id, prompt, max_tokens, sampling))
         self._request_id += 1
 
     def drain(self) -> None:
-        while self._engine.has_work:
-            self._engine.step()
+        while self.engine.has_work:
+            self.engine.step()
+
+    def first_prompt(self, length: int) -> list[int]:
+        """What :func:`run_full_steps` leaves in the cache."""
+        return [i % self._vocab_size for i in range(length)]
 
     def new_prompt(self, length: int) -> list[int]:
-        """One that is not cached."""
+        """One that is not cached: each begins with another token."""
         return [(self._request_id + 3 * i) % self._vocab_size for i in range(length)]
 
 
@@ -88,9 +93,8 @@ def run_full_steps(engine: Engine, prompt_length: int, vocab_size: int) -> None:
         engine.step()
 
 
-def run_every_kernel(engine: Engine, prompt_length: int, vocab_size: int) -> None:
+def run_every_kernel(load: Load, prompt_length: int) -> None:
     """Run steps of few decodes to many, with prompts that are new and that go on with others."""
-    load = _Load(engine, vocab_size)
     # Of an odd length, alone and beside a decode: long prompts that are not cached are put into
     # an order of their own. The contexts of short ones are not cut, and their rows may be few.
     length = max(2, prompt_length - 5)
@@ -98,31 +102,31 @@ def run_every_kernel(engine: Engine, prompt_length: int, vocab_size: int) -> Non
         load.submit(load.new_prompt(each), 1)
         load.drain()
     load.submit(load.new_prompt(1), 4)
-    engine.step()
+    load.engine.step()
     load.submit(load.new_prompt(length - length // 3), 1)
     load.submit(load.new_prompt(max(2, length // 3)), 1)
     load.drain()
-    max_num_seqs = engine.config.max_num_seqs
+    max_num_seqs = load.engine.config.max_num_seqs
+    first = load.first_prompt(prompt_length)
     for count in [*(n for n in _DECODES if n < max_num_seqs), max_num_seqs]:
         for _ in range(count - 1):
             load.submit([1], 4)
-        engine.step()
-        first = [i % vocab_size for i in range(prompt_length)]  # that warmed up
+        load.engine.step()
         load.submit(first, 2)
         load.drain()
         # Decodes that share all of it, and a prompt beside them.
         for _ in range(min(count, max_num_seqs - 1)):
             load.submit(first, 4)
-        engine.step()
+        load.engine.step()
         load.submit(load.new_prompt(2), 1)
         load.drain()
 
 
-def run_every_size(engine: Engine, prompt_length: int, vocab_size: int) -> None:
+def run_every_size(load: Load, prompt_length: int) -> None:
     """Run a step of every number of rows that steps are padded to, but the largest."""
-    load = _Load(engine, vocab_size)
-    for rows in sorted({bucket(n + 1) for n in range(engine.config.max_num_seqs)}):
-        for _ in range(min(rows, engine.config.max_num_seqs)):
+    max_num_seqs = load.engine.config.max_num_seqs
+    for rows in sorted({bucket(n + 1) for n in range(max_num_seqs)}):
+        for _ in range(min(rows, max_num_seqs)):
             load.submit([1], 2)
         load.drain()
     longest = min(prompt_length, _MAX_SIZED_ROWS)
@@ -131,25 +135,24 @@ def run_every_size(engine: Engine, prompt_length: int, vocab_size: int) -> None:
         load.drain()
 
 
-def measure_mixed_tokens(engine: Engine, prompt_length: int, vocab_size: int) -> int:
+def measure_mixed_tokens(load: Load, prompt_length: int) -> int:
     """The prompt tokens that take about as long as a step of decodes.
 
     Beside decodes these hardly cost anything: such a step reads the weights, or waits for the host,
     while the device could compute. More of them make every stream wait.
     """
-    load = _Load(engine, vocab_size)
     prompts = []
     for _ in range(_TIMED_PROMPTS):
         load.submit(load.new_prompt(prompt_length), 1)
         start = time.perf_counter()
         load.drain()
         prompts.append(time.perf_counter() - start)
-    for _ in range(min(engine.config.max_num_seqs, _TIMED_DECODES)):
+    for _ in range(min(load.engine.config.max_num_seqs, _TIMED_DECODES)):
         load.submit([1], 2 * _TIMED_STEPS)
     decodes = []
-    while engine.has_work:
+    while load.engine.has_work:
         start = time.perf_counter()
-        engine.step()
+        load.engine.step()
         decodes.append(time.perf_counter() - start)
     # The first ones are not compiled yet, and in the last the rows run out.
     decode = statistics.median(decodes[_TIMED_STEPS // 2 : 3 * _TIMED_STEPS // 2])

@@ -27,7 +27,8 @@ _SOFTCAP = 30.0
 class Pages:
     """Random keys and values of several sequences, blocks in random order.
 
-    The first ``num_shared_blocks`` are the same for all sequences.
+    The first ``num_shared_blocks`` are the same for all sequences. There are ``num_rows`` queries,
+    or as many as the shape has rows.
     """
 
     def __init__(

@@ -114,6 +114,21 @@ def test_rows_with_a_long_common_prefix_share_it() -> None:
     assert together.num_rows == 4
 
 
+def test_decodes_that_share_are_not_chunks_of_their_own() -> None:
+    common = list(range(1, 21))
+    decodes = [chunk(4 * 20 + i, 1, [*common, 100 + i, 200 + i]) for i in range(3)]
+    batch = StepBatch(0, [*decodes, chunk(0, 6, [300, 301])], 3)
+    options = {"group_decodes": False, "padded": True, "tiled": True}
+    shared = Layout(batch, BLOCK, **options)
+    assert not shared.tiled
+    assert [(run.first_row, run.num_rows) for run in shared.shared_runs] == [(0, 3)]
+    assert [c.num_rows for c in shared.prompts] == [6]
+    alone = Layout(batch, BLOCK, share_decodes=False, **options)
+    assert alone.tiled
+    assert alone.num_decodes == 0
+    assert [c.num_rows for c in alone.prompts] == [1, 1, 1, 6]
+
+
 def test_rows_of_very_different_length_are_not_padded_to_one() -> None:
     decodes = [
         chunk(n, 1, [1000 * i + b for b in range(n // BLOCK + 1)])

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from quire.engine import recurring
@@ -71,43 +72,58 @@ class Model:
         self.count += 1
         context = self.context
         decodes, plan = context.batch.decodes, context.batch.prompt_plans[None]
-        assert decodes is not None
         assert plan.tiled is not None
-        assert plan.order is not None
+        assert (decodes is None) == (plan.order is None)
         assert context.wanted_rows is not None
         assert context.run_block is not None
-        arrays = [decodes.block_tables, *decodes.plans[None].arrays(), plan.tiled.items]
-        arrays += [plan.tiled.block_tables, plan.order]
+        arrays = [plan.tiled.items, plan.tiled.block_tables]
+        if decodes is not None and plan.order is not None:
+            arrays += [decodes.block_tables, *decodes.plans[None].arrays(), plan.order]
         mixed = token_ids + 3 * context.positions + 7 * context.slots.mapping
         for factor, array in enumerate(arrays, start=11):
             mixed = mixed + factor * array.sum()
         return mixed[context.wanted_rows]
 
 
-def step(seed: int) -> tuple[mx.array, StepRows, list[int]]:
-    """Three decodes and a prompt of 20 tokens, of other numbers for every ``seed``."""
+def step(seed: int, *, together: bool) -> tuple[mx.array, StepRows, list[int]]:
+    """Three decodes and a prompt of 20 tokens, of other numbers for every ``seed``.
+
+    With ``together`` the decodes are chunks too.
+    """
     rng = np.random.default_rng(seed)
 
     def draw(*shape: int) -> mx.array:
         return mx.array(rng.integers(0, 1000, shape).astype(np.int32))
 
+    def blocks(count: int) -> npt.NDArray[np.int32]:
+        return rng.integers(1, 90, count).astype(np.int32)
+
     decodes = DecodeRows(draw(3, 16), {None: DecodePlan(draw(3, 4), None, DecodeSettings(4, 8))})
-    blocks = rng.integers(1, 90, 4).astype(np.int32)
-    chunk = PromptChunk(3, 20, 20 + BLOCK, blocks)
-    batch = RaggedBatch([], [chunk], decodes, num_after=9)
+    chunks = [PromptChunk(3, 20, 20 + BLOCK, blocks(4))]
+    if together:
+        lengths = rng.integers(2 * BLOCK + 1, 3 * BLOCK, 3)
+        chunks[:0] = [PromptChunk(i, 1, int(n), blocks(3)) for i, n in enumerate(lengths)]
+    batch = RaggedBatch([], chunks, None if together else decodes, num_after=9)
     layer = PromptShape(1, 1, 4, 2, 64, 64, BLOCK)
     batch.prompt_plans[None] = plan_prompts(
-        [chunk], None, layer, lambda _: "pages", dtype=mx.bfloat16, num_before=3, num_after=9
+        chunks,
+        None,
+        layer,
+        lambda _: "pages",
+        dtype=mx.bfloat16,
+        num_before=batch.num_decodes,
+        num_after=9,
     )
     wanted = sorted(rng.choice(23, 4, replace=False).tolist())
     return draw(32), StepRows(draw(32), Slots(draw(32), BLOCK, mx.zeros((1,))), batch), wanted
 
 
-def test_compiled_steps_take_all_their_arrays_from_the_step() -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_compiled_steps_take_all_their_arrays_from_the_step(together: bool) -> None:
     model = Model()
     run = CompiledMixed(cast(PagedModel, model), CompiledBlocks())
     for seed in range(12):
-        token_ids, rows, wanted = step(seed)
+        token_ids, rows, wanted = step(seed, together=together)
         expected = Model()
         expected.context.positions, expected.context.slots, expected.context.batch = rows
         expected.context.wanted_rows = mx.array(wanted)

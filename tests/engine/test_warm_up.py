@@ -7,7 +7,7 @@ from model_zoo import build, reference_generate
 
 from quire.engine.engine import Engine, EngineConfig
 from quire.engine.messages import GenerateRequest, SamplingParams
-from quire.engine.warm_up import measure_mixed_tokens, run_every_size, warm_up
+from quire.engine.warm_up import Load, measure_mixed_tokens, run_every_size, warm_up
 
 
 def make_engine(**options: int) -> Engine:
@@ -44,7 +44,7 @@ def test_steps_of_all_sizes_are_run() -> None:
         return batch
 
     engine.scheduler.schedule = noted  # type: ignore[method-assign, assignment]
-    run_every_size(engine, 1000, vocab_size=50)
+    run_every_size(Load(engine, vocab_size=50), 1000)
     assert {n for n, prompt in seen if not prompt} == set(range(1, 9))
     prompts = {prompt for _, prompt in seen}
     assert prompts >= {16, 32, 48, 128, 160, 480, 512}
@@ -71,5 +71,5 @@ def test_prompt_tokens_that_take_as_long_as_decodes_are_measured(
     monkeypatch.setattr("quire.engine.warm_up.time.perf_counter", lambda: now)
     # A prompt of 1,000 takes 2,000 and four decodes 1,004, as 502 of its tokens do; or 1,100 and
     # 104, as 94 do.
-    assert measure_mixed_tokens(engine, 1000, vocab_size=50) == expected
+    assert measure_mixed_tokens(Load(engine, vocab_size=50), 1000) == expected
     assert not engine.has_work

@@ -52,7 +52,7 @@ MUTANTS = {
     "hidden keys weigh before others": (
         "highest > quire::HIDDEN ? highest * scale : 0.0f",
         "highest * scale",
-        replace(CASES[-2], group=1, window=20, chunks=((0, 64),)),
+        PromptCase(BF16, (64, 64), 1, 8, window=20, chunks=((0, 64),)),
     ),
     "sums are not rescaled": ("if (quire::any(grew))", "if (false)", CASES[1]),
     "no barrier before keys are read": (

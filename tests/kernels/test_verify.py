@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import mlx.core as mx
 import pytest
@@ -115,6 +116,24 @@ def test_a_broken_sum_of_what_rows_share_is_seen(
     assert ("its result is off by" in together.reason) == is_broken
     assert each is not None
     assert not each.reason
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_hidden_keys_that_weigh_are_seen_beside_decodes(is_broken: bool) -> None:
+    def broken(text: str) -> str:
+        return text.replace("highest > quire::HIDDEN ? highest * scale : 0.0f", "highest * scale")
+
+    with (
+        simulated_kernels({"paged_prompt": broken} if is_broken else None, orders=1),
+        mock.patch("quire.kernels.paged_prompt._num_stages", return_value=1),
+    ):
+        together = check_variant("mixed_attention", "together", "bfloat16", "metal")
+    assert together is not None
+    assert bool(together.reason) == is_broken
+    assert not is_broken or "its result is off by" in together.reason
+    apart = check_variant("mixed_attention", "apart", "float32", "cpu")
+    assert apart is not None
+    assert not apart.reason
 
 
 @pytest.mark.usefixtures("writes_only")
