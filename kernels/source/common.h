@@ -3,8 +3,8 @@
 namespace quire {
 
 // Finite, so that a row that sees nothing gives zeros instead of NaN.
-constexpr float HIDDEN = -1e30f;
-constexpr float LOG2_E = 1.4426950408889634f;
+CONSTANT float HIDDEN = -1e30f;
+CONSTANT float LOG2_E = 1.4426950408889634f;
 
 // 16 bytes: the widest load of one thread on either device.
 struct alignas(16) Pack {

@@ -7,6 +7,7 @@
 #define SHARED __shared__
 #define THREAD
 #define SHARED_POINTER(T) T*
+#define CONSTANT constexpr
 #define FUNC __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
 #define BARRIER() __syncthreads()
@@ -19,7 +20,7 @@
 
 namespace quire {
 
-constexpr unsigned ALL_LANES = 0xffffffffu;
+CONSTANT unsigned ALL_LANES = 0xffffffffu;
 
 FUNC float as_float(int bits) { return __int_as_float(bits); }
 FUNC float exp2(float x) {

@@ -7,7 +7,7 @@
 namespace quire {
 
 // Lanes of one row differ in these bits.
-constexpr int ROW_MASKS[2] = {1, 2};
+CONSTANT int ROW_MASKS[2] = {1, 2};
 
 // Begins to copy a pack into threadgroup memory, or zeros if it is not real.
 FUNC void copy_pack(Pack* to, const Pack* from, bool is_real) {

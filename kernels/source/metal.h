@@ -1,9 +1,14 @@
 // What kernel bodies share, in Metal's words. cuda.h says the same in CUDA's.
 
+// Apple's headers come before the macros: their words may be Apple's too.
+#include <metal_simdgroup_matrix>
+
 #define DEVICE device
 #define SHARED threadgroup
 #define THREAD thread
 #define SHARED_POINTER(T) threadgroup T*
+// Metal has no other address space for variables outside of functions.
+#define CONSTANT constant constexpr
 #define FUNC inline
 #define UNROLL _Pragma("clang loop unroll(full)")
 #define BARRIER() metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup)

@@ -4,7 +4,7 @@
 namespace quire {
 
 // Lanes of one row differ in these bits.
-constant constexpr int ROW_MASKS[2] = {1, 8};
+CONSTANT int ROW_MASKS[2] = {1, 8};
 
 // Copies a pack into threadgroup memory, or zeros if it is not real.
 FUNC void copy_pack(SHARED Pack* to, const DEVICE Pack* from, bool is_real) {

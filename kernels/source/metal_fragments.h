@@ -1,8 +1,6 @@
 // Products of small matrices by matrix units, in Metal's words (8 x 8, float). cuda_fragments.h says
 // the same in CUDA's, and what a fragment is.
 
-#include <metal_simdgroup_matrix>
-
 namespace quire {
 
 FUNC int fragment_row(int lane) { return lane / 16 * 4 + lane / 2 % 4; }

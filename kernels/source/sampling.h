@@ -19,7 +19,7 @@ FUNC Wide inclusive_sum(Wide x, int lane) {
   return x;
 }
 
-constexpr float LOWEST = -3.4e38f;
+CONSTANT float LOWEST = -3.4e38f;
 
 FUNC float highest_of_lanes(float x) {
   UNROLL
@@ -49,7 +49,7 @@ FUNC Best best_of_lanes(Best best, int lane) {
 
 // How sampling weighs tokens: kernels/sampling_reference.py does the same. A token of 2**-y times
 // the likeliest one's probability has the key y * 2**24, and from y = 64 on the key NEVER.
-constexpr unsigned NEVER = 1u << 30;
+CONSTANT unsigned NEVER = 1u << 30;
 
 FUNC unsigned sampling_key(float y) { return y < 64.0f ? unsigned(y * 16777216.0f) : NEVER; }
 

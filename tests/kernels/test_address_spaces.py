@@ -58,6 +58,36 @@ def test_every_kernel_keeps_address_spaces_apart(texts: dict[str, list[MetalText
     assert errors == {name: [[]] * len(texts[name]) for name in names}
 
 
+def test_apples_headers_come_before_the_macros(texts: dict[str, list[MetalText]]) -> None:
+    for text in (text for group in texts.values() for text in group):
+        before = text.text[: text.text.rindex("#include")]
+        assert "#define" not in before
+
+
+@pytest.mark.parametrize(
+    ("header", "is_refused"),
+    [
+        ("constexpr float LIMIT = 2.0f;", True),
+        ("static constexpr float LIMIT = 2.0f;", True),
+        ("constexpr int LIMITS[2] = {1, 2};", True),
+        ("constant constexpr float LIMIT = 2.0f;", False),
+        ("constant constexpr int LIMITS[2] = {1, 2};", False),
+        ("struct Limits { static constexpr constant float LIMIT = 2.0f; };", False),
+    ],
+)
+def test_program_scope_variables_reside_in_constant(header: str, is_refused: bool) -> None:
+    kernel = MetalKernel("y[0] = x[0];", ["x"], ["y"], header + "\n")
+    text = metal_text(kernel, [mx.zeros((8,))], template={}, output_dtypes=[mx.float32])
+    errors = address_space_errors(text)
+    if is_refused:
+        message = "program scope variable must reside in constant address space"
+        assert len(errors) == 1
+        assert message in errors[0]
+        assert header in errors[0]
+    else:
+        assert errors == []
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

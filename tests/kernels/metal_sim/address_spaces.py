@@ -16,6 +16,11 @@ from metal_sim.build import SHIM
 from metal_sim.text import MetalText, share_threadgroup_variables, without_attributes
 
 _ARGUMENTS = ["-x", "cl", "-cl-std=CLC++2021", "-cl-no-stdinc", "-Wno-everything"]
+# OpenCL C++ puts program-scope variables into global memory where Metal wants `constant`. Without
+# that feature clang refuses them with the message of Apple's compiler. Device-side enqueue needs
+# the feature, so both go.
+_WITHOUT_GLOBALS = "-cl-ext=-__opencl_c_program_scope_global_variables,-__opencl_c_device_enqueue"
+_ARGUMENTS += ["-Xclang", _WITHOUT_GLOBALS]
 
 
 def address_space_errors(text: MetalText) -> list[str]:
