@@ -14,9 +14,9 @@ from quire.cache.block_pool import BlockPool
 from quire.cache.eviction import PolicyName, make_policy
 from quire.engine.device_thread import DeviceThread, Submit, do_now
 from quire.engine.messages import GenerateRequest, TokenOutput, WorkerStats
-from quire.engine.paged_model import PagedModel, page_model
-from quire.engine.runner import HostStep, ModelRunner, Step
+from quire.engine.model.paged_model import PagedModel, page_model
 from quire.engine.scheduler import Scheduler
+from quire.engine.step.runner import HostStep, ModelRunner, Step
 
 
 @dataclass(frozen=True)

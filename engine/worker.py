@@ -32,10 +32,10 @@ from quire.engine.messages import (
     TokenOutput,
     WorkerConfig,
 )
-from quire.engine.mlx_settings import apply_mlx_settings
+from quire.engine.startup.boot import prepare_mlx
 
 if TYPE_CHECKING:
-    from quire.engine.runner import Step
+    from quire.engine.step.runner import Step
 
 logger = logging.getLogger("quire.worker")
 
@@ -64,7 +64,7 @@ class Worker:
     def run(self, notes: list[str]) -> int:
         """Load the model and serve until told to stop; returns the exit code."""
         # Imported late: BLAS must be in place before mlx is.
-        from quire.engine.startup import start_engine
+        from quire.engine.startup.start import start_engine
 
         try:
             startup = start_engine(self._config, notes, self._progress)
@@ -169,15 +169,10 @@ def main() -> int:
         stream=sys.stderr,
     )
     threading.Thread(target=_leave_with_parent, name="life-line", daemon=True).start()
-    apply_mlx_settings()
-    notes = []
-    if sys.platform == "linux" and config.device in ("auto", "cpu"):
-        from quire.engine.openblas import load_openblas
-
-        notes.append(load_openblas())
+    note = prepare_mlx(config.device)
     worker = Worker(config)
     try:
-        return worker.run(notes)
+        return worker.run([] if note is None else [note])
     finally:
         worker.close()
 

@@ -15,8 +15,8 @@ from quire.serve.settings import SettingsError
 COMMANDS = {
     "serve": ("quire.serve.serve_command", "serve a model over HTTP"),
     "service": ("quire.deploy.command", "run the server in the background: launchd or systemd"),
-    "tune": ("quire.engine.tune", "measure this machine's fastest kernels, once"),
-    "doctor": ("quire.engine.doctor", "show the machine, and check its kernels"),
+    "tune": ("quire.loadtest.tune", "measure this machine's fastest kernels, once"),
+    "doctor": ("quire.loadtest.doctor", "show the machine, and check its kernels"),
     "bench": ("quire.loadtest.command", "measure a running server, or the kernels"),
 }
 

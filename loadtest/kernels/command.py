@@ -6,15 +6,13 @@ Nothing here imports MLX before a benchmark runs: other sub-commands must not ta
 from __future__ import annotations
 
 import argparse
-import ctypes
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-_OPENBLAS = "libopenblas.so.0"
+from quire.engine.startup.boot import prepare_mlx
 
 OPERATIONS = (
     "paged_decode",
@@ -64,7 +62,8 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
 
 def _kernels(args: argparse.Namespace) -> int:
     """Returns 1 if a variant failed."""
-    blas = _load_openblas()
+    # Whoever has imported MLX already keeps the BLAS it came with.
+    blas = None if "mlx.core" in sys.modules else prepare_mlx(args.device)
     from quire.loadtest.kernels.bench import run_cases
     from quire.loadtest.kernels.case import Profile
     from quire.loadtest.kernels.device import use_device
@@ -95,21 +94,6 @@ def _console() -> Console:
     """As wide as the tables need where nothing limits it, such as in a file."""
     console = Console()
     return console if console.is_terminal else Console(width=140)
-
-
-def _load_openblas() -> str | None:
-    """Take OpenBLAS for products on the CPU, where Linux has it: MLX's own BLAS there is no match.
-
-    Returns its name; None if it is not there, or MLX was loaded before.
-    """
-    if not sys.platform.startswith("linux") or "mlx.core" in sys.modules:
-        return None
-    try:
-        ctypes.CDLL(_OPENBLAS, mode=ctypes.RTLD_GLOBAL)
-    except OSError:
-        return None
-    core = os.environ.get("OPENBLAS_CORETYPE")
-    return f"{_OPENBLAS} ({core})" if core else _OPENBLAS
 
 
 def _add_diff(parser: argparse.ArgumentParser) -> None:

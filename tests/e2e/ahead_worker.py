@@ -8,9 +8,9 @@ from quire.engine import worker
 
 class AheadWorker(worker.Worker):
     def run(self, notes: list[str]) -> int:
-        from quire.engine import startup  # imports mlx, which BLAS must be in place for
+        from quire.engine.startup import start  # imports mlx, which BLAS must be in place for
 
-        startup.EngineConfig = partial(startup.EngineConfig, encode_ahead=True)
+        start.EngineConfig = partial(start.EngineConfig, encode_ahead=True)
         return super().run(notes)
 
 

@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from quire.engine.demo.corpus import Conversation, conversations
-from quire.engine.demo.corpus_draw import Draw
-from quire.engine.demo.corpus_exchange import Exchange
-from quire.engine.demo.encode import Encoder
-from quire.engine.demo.evaluate import (
+from quire.engine.demo.training.corpus import Conversation, conversations
+from quire.engine.demo.training.corpus_draw import Draw
+from quire.engine.demo.training.corpus_exchange import Exchange
+from quire.engine.demo.training.encode import Encoder
+from quire.engine.demo.training.evaluate import (
     DEMO,
     conversation_score,
     evaluate,
     is_right,
     parse_tool_calls,
 )
-from quire.engine.demo.tokenizer import CHAT_TEMPLATE
+from quire.engine.demo.training.tokenizer import CHAT_TEMPLATE
 
 FILES = {
     "chat_template.jinja",

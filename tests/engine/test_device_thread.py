@@ -14,7 +14,7 @@ from model_zoo import build
 from quire.engine.device_thread import DeviceThread
 from quire.engine.engine import Engine, EngineConfig
 from quire.engine.messages import GenerateRequest, SamplingParams, TokenOutput
-from quire.engine.runner import ModelRunner, Step
+from quire.engine.step.runner import ModelRunner, Step
 
 T = TypeVar("T")
 

@@ -13,14 +13,14 @@ from mlx_lm.models import qwen3
 from model_zoo import build
 from model_zoo_traffic import reference_generate
 
-from quire.engine.compiled_decode import CompiledDecode
 from quire.engine.engine import Engine, EngineConfig
-from quire.engine.fused_blocks import FusedBlock
 from quire.engine.messages import GenerateRequest, SamplingParams
-from quire.engine.paged_model import page_model
-from quire.engine.sampler import sample
+from quire.engine.model.fused_blocks import FusedBlock
+from quire.engine.model.paged_model import page_model
+from quire.engine.startup.warm_up import Load, run_every_kernel
+from quire.engine.step.compiled_decode import CompiledDecode
+from quire.engine.step.sampler import sample
 from quire.engine.step_batch import Chunk
-from quire.engine.warm_up import Load, run_every_kernel
 from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.manifest import load_manifest
 from quire.kernels.choice.selection import Selector
@@ -34,7 +34,7 @@ from quire.kernels.shared_context import attend_shared
 def gpu_paths() -> Iterator[None]:
     """Take the GPU's paths on the CPU."""
     with (
-        mock.patch("quire.engine.paged_model.on_gpu", return_value=True),
+        mock.patch("quire.engine.model.paged_model.on_gpu", return_value=True),
         simulated_kernels(orders=1),
     ):
         yield
@@ -45,9 +45,9 @@ def choose_as(device: DeviceName, monkeypatch: pytest.MonkeyPatch) -> None:
     select = Selector(device, load_manifest(), None).select
     for name in (
         "kernels.attention",
-        "engine.compiled_decode",
-        "engine.fused_blocks",
-        "engine.runner",
+        "engine.step.compiled_decode",
+        "engine.model.fused_blocks",
+        "engine.step.runner",
     ):
         monkeypatch.setattr(f"quire.{name}.select", select)
 
@@ -112,7 +112,7 @@ def test_prompts_over_pages_in_half_precision(monkeypatch: pytest.MonkeyPatch) -
             logits[place] = row.astype(mx.float32)
         return sample(rows, chunks)
 
-    monkeypatch.setattr("quire.engine.runner.sample", sampled)
+    monkeypatch.setattr("quire.engine.step.runner.sample", sampled)
     monkeypatch.setattr("quire.kernels.prompt_attention.paged_prompt", counted)
     monkeypatch.setattr("quire.kernels.attention.prompt_attention", noted)
     prompts = [[5 + i for i in range(37)], [3, 4, 5], [5 + i for i in range(20)] + [9, 9]]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from metal_sim import KernelFault, compiled_ahead, simulated_kernels
 
-from quire.engine import fused_blocks
+from quire.engine.model import fused_blocks
 from quire.kernels import matmul as module
 from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.manifest import load_manifest

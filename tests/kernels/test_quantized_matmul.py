@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from metal_sim import KernelFault, compiled_ahead, simulated_kernels
 
-from quire.engine.quantized import FlatQuantizedLinear, flatten_quantized_linears
+from quire.engine.model.flat_linear import FlatQuantizedLinear, flatten_quantized_linears
 from quire.kernels import quantized_matmul as module
 from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.manifest import load_manifest

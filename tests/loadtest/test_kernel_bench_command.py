@@ -60,8 +60,9 @@ def test_the_module_runs_without_the_rest_of_the_load_test(tmp_path: Path) -> No
     """A GPU machine may have MLX, numpy, msgspec and rich only."""
     code = "import sys, quire.loadtest.kernels.command as c; print(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = {name for name in shown.stdout.split() if name.startswith("quire.")}
-    assert loaded == {"quire.loadtest", "quire.loadtest.kernels", "quire.loadtest.kernels.command"}
+    loaded = {name for name in shown.stdout.split() if name.startswith("quire.loadtest.")}
+    assert loaded == {"quire.loadtest.kernels", "quire.loadtest.kernels.command"}
+    assert "mlx.core" not in shown.stdout.split()
     broken = tmp_path / "x.json"
     broken.write_text("{}")
     module = [sys.executable, "-m", "quire.loadtest.kernels", "kernels-diff"]

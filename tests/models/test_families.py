@@ -8,7 +8,7 @@ from model_zoo_traffic import compare_with_reference
 
 from quire.engine.engine import Engine, EngineConfig
 from quire.engine.errors import UnsupportedModel
-from quire.engine.paging import PagedLayer, WindowMask
+from quire.engine.model.seam import PagedLayer, WindowMask
 
 # One of each kind of attention and feed-forward layer; the others run with the `models` marker.
 REPRESENTATIVE = [

@@ -1,0 +1,62 @@
+"""What happens before MLX is imported, in one place; importing this module does not import MLX."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from quire.engine.startup.openblas import load_openblas
+
+if TYPE_CHECKING:
+    from quire.engine.device import DeviceName
+
+_CHOICES = ("auto", "metal", "cuda", "cpu")
+
+# MLX closes a command buffer (a graph on CUDA) when its inputs add up to some size, and counts a
+# layer's whole pages each time a kernel is given them: a step would fall into hundreds of pieces.
+_SETTINGS = {"MLX_MAX_MB_PER_BUFFER": str(1 << 30)}
+
+
+def prepare_mlx(wanted: str = "auto", *, settings: bool = True) -> str | None:
+    """Give MLX its environment and, on Linux, OpenBLAS, which decides how fast a CPU is.
+
+    Args:
+        wanted: the device that will compute; no BLAS is loaded for a GPU.
+        settings: whether MLX runs with a worker's settings; what the user has set stays.
+
+    Returns:
+        A line that says which BLAS the CPU uses; None where that is not known or not used.
+
+    Raises:
+        RuntimeError: MLX has been imported already.
+    """
+    if settings:
+        for name, value in _SETTINGS.items():
+            os.environ.setdefault(name, value)
+    if sys.platform == "linux" and wanted in ("auto", "cpu"):
+        return load_openblas()
+    return None
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        choices=_CHOICES,
+        default="auto",
+        help="where to compute (default: the GPU if there is one)",
+    )
+
+
+def start_device(wanted: str) -> tuple[DeviceName, str | None]:
+    """Make ``wanted`` MLX's default device, as a worker does; returns it and a line about BLAS.
+
+    Raises:
+        EngineError: this machine does not have the device.
+    """
+    note = prepare_mlx(wanted)
+    from quire.engine.device import select_device
+
+    device = select_device(wanted)
+    return device, note if device == "cpu" else None

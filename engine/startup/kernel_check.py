@@ -1,0 +1,60 @@
+"""Keeps a model from kernels that compute something wrong on this machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from quire.engine.device import DeviceName
+from quire.engine.model.paged_model import PagedModel
+from quire.kernels.choice.manifest import DTYPES
+from quire.kernels.choice.selection import dtype_name
+from quire.kernels.choice.verify import checked_variants
+
+# Without one of the first, pages are written and read by MLX's operations; without one of the
+# second, blocks run as mlx-lm wrote them. Where a call has another variant, selection takes that.
+_PAGES = {
+    ("paged_decode", "pages"),
+    ("kv_write", "in_place"),
+    ("gather_pages", "copy"),
+    ("take_rows", "copy"),
+}
+_BLOCKS = {("rotate_and_write", "fused"), ("add_rms_norm", "fused"), ("swiglu", "fused")}
+
+_REASON_LENGTH = 200
+
+
+def check_kernels(device: DeviceName, model: Any) -> None:
+    """Check the kernels of a GPU for what a loaded model computes in, before it computes anything.
+
+    A machine is checked once; later starts read what was found.
+    """
+    if device == "cpu":
+        return
+    floating = [a for _, a in tree_flatten(model.parameters()) if dtype_name(a.dtype) in DTYPES]
+    checked_variants(device, [dtype_name(max(floating, key=lambda array: array.size).dtype)])
+    mx.clear_cache()
+
+
+def avoid_dropped(device: DeviceName, paged: PagedModel) -> list[str]:
+    """Tell ``paged``, before it allocates pages, what it must not use.
+
+    Returns:
+        One line for each kernel that is not used, with the reason.
+    """
+    if device == "cpu":
+        return []
+    shapes = [layer.shape for layer in paged.layers if layer.shape is not None]
+    dtypes = {dtype_name(dtype) for s in shapes for dtype in (s.key_dtype, s.value_dtype)}
+    record = checked_variants(device, sorted(dtypes & set(DTYPES)))
+    wrong = [v for v in record.verdicts if v.reason and v.dtype in dtypes]
+    names = {(verdict.operation, verdict.variant) for verdict in wrong}
+    paged.context.allow_kernels = not names & _PAGES
+    paged.context.allow_fused = not names & _BLOCKS
+    return [
+        f"{verdict.operation}.{verdict.variant} is not used for {verdict.dtype}: "
+        + " ".join(verdict.reason.split())[:_REASON_LENGTH]
+        for verdict in wrong
+    ]

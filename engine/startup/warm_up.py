@@ -1,0 +1,160 @@
+"""Steps run before serving, so that nothing is run for the first time later."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from quire.engine.engine import Engine
+from quire.engine.messages import GenerateRequest, SamplingParams
+from quire.engine.step.layout import round_rows
+from quire.kernels.buckets import bucket
+
+_SHORT_PROMPTS = 64, 12  # tokens
+# Products of quantised weights differ with every 8 rows up to 32, others with powers of two.
+_DECODES = (4, 8, 16, 24, 32, 64, 128, 256)
+# In longer steps it hardly shows that a library chooses and loads a product for their size.
+_MAX_SIZED_ROWS = 512
+_TIMED_STEPS = 20
+_TIMED_DECODES = 32  # rows
+_TIMED_PROMPTS = 3
+_MIN_MIXED_TOKENS = 128
+_MIXED_STEP = 64  # tokens
+
+
+class WarmedUp(NamedTuple):
+    """What was learned.
+
+    Attributes:
+        activation_bytes: what a step needs on top of weights and pages.
+        mixed_prompt_tokens: as in :class:`EngineConfig`.
+    """
+
+    activation_bytes: int
+    mixed_prompt_tokens: int | None
+
+
+def warm_up(engine: Engine, prompt_length: int, vocab_size: int, *, every_kernel: bool) -> WarmedUp:
+    """Run steps over a small pool.
+
+    Args:
+        prompt_length: tokens of the longest step.
+        every_kernel: whether kernels differ with the rows of a step, and running one for the first
+            time takes long.
+    """
+    mx.synchronize()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    run_full_steps(engine, prompt_length, vocab_size)
+    tokens = None
+    if every_kernel:
+        load = Load(engine, vocab_size)
+        run_every_kernel(load, prompt_length)
+        run_every_size(load, prompt_length)
+        tokens = measure_mixed_tokens(load, prompt_length)
+    return WarmedUp(max(0, mx.get_peak_memory() - before), tokens)
+
+
+class Load:
+    """Greedy requests for an engine that serves nobody yet."""
+
+    def __init__(self, engine: Engine, vocab_size: int) -> None:
+        self.engine = engine
+        self._vocab_size = vocab_size
+        self._request_id = 0
+
+    def submit(self, prompt: list[int], max_tokens: int) -> None:
+        sampling = SamplingParams(temperature=0)
+        self.engine.submit(GenerateRequest(self._request_id, prompt, max_tokens, sampling))
+        self._request_id += 1
+
+    def drain(self) -> None:
+        while self.engine.has_work:
+            self.engine.step()
+
+    def first_prompt(self, length: int) -> list[int]:
+        """What :func:`run_full_steps` leaves in the cache."""
+        return [i % self._vocab_size for i in range(length)]
+
+    def new_prompt(self, length: int) -> list[int]:
+        """One that is not cached: each begins with another token."""
+        return [(self._request_id + 3 * i) % self._vocab_size for i in range(length)]
+
+
+def run_full_steps(engine: Engine, prompt_length: int, vocab_size: int) -> None:
+    """Run two prompts of about ``prompt_length`` tokens and a few decodes of each."""
+    for request_id, sampling in enumerate((SamplingParams(temperature=0), SamplingParams())):
+        prompt = [(request_id + i) % vocab_size for i in range(prompt_length - request_id)]
+        engine.submit(GenerateRequest(request_id, prompt, max_tokens=3, sampling=sampling))
+    while engine.has_work:
+        engine.step()
+
+
+def run_every_kernel(load: Load, prompt_length: int) -> None:
+    """Run steps of few decodes to many, with prompts that are new and that go on with others."""
+    # Of an odd length, alone and beside a decode: long prompts that are not cached are put into
+    # an order of their own. The contexts of short ones are not cut, and their rows may be few.
+    length = max(2, prompt_length - 5)
+    for each in (length, *(min(length, short) for short in _SHORT_PROMPTS)):
+        load.submit(load.new_prompt(each), 1)
+        load.drain()
+    load.submit(load.new_prompt(1), 4)
+    load.engine.step()
+    load.submit(load.new_prompt(length - length // 3), 1)
+    load.submit(load.new_prompt(max(2, length // 3)), 1)
+    load.drain()
+    max_num_seqs = load.engine.config.max_num_seqs
+    first = load.first_prompt(prompt_length)
+    for count in [*(n for n in _DECODES if n < max_num_seqs), max_num_seqs]:
+        for _ in range(count - 1):
+            load.submit([1], 4)
+        load.engine.step()
+        load.submit(first, 2)
+        load.drain()
+        # Decodes that share all of it, and a prompt beside them.
+        for _ in range(min(count, max_num_seqs - 1)):
+            load.submit(first, 4)
+        load.engine.step()
+        load.submit(load.new_prompt(2), 1)
+        load.drain()
+
+
+def run_every_size(load: Load, prompt_length: int) -> None:
+    """Run a step of every number of rows that steps are padded to, but the largest."""
+    max_num_seqs = load.engine.config.max_num_seqs
+    for rows in sorted({bucket(n + 1) for n in range(max_num_seqs)}):
+        for _ in range(min(rows, max_num_seqs)):
+            load.submit([1], 2)
+        load.drain()
+    longest = min(prompt_length, _MAX_SIZED_ROWS)
+    for rows in sorted({round_rows(n + 1) for n in range(longest)}):
+        load.submit(load.new_prompt(min(rows, longest)), 1)
+        load.drain()
+
+
+def measure_mixed_tokens(load: Load, prompt_length: int) -> int:
+    """The prompt tokens that take about as long as a step of decodes.
+
+    Beside decodes these hardly cost anything: such a step reads the weights, or waits for the host,
+    while the device could compute. More of them make every stream wait.
+    """
+    prompts = []
+    for _ in range(_TIMED_PROMPTS):
+        load.submit(load.new_prompt(prompt_length), 1)
+        start = time.perf_counter()
+        load.drain()
+        prompts.append(time.perf_counter() - start)
+    for _ in range(min(load.engine.config.max_num_seqs, _TIMED_DECODES)):
+        load.submit([1], 2 * _TIMED_STEPS)
+    decodes = []
+    while load.engine.has_work:
+        start = time.perf_counter()
+        load.engine.step()
+        decodes.append(time.perf_counter() - start)
+    # The first ones are not compiled yet, and in the last the rows run out.
+    decode = statistics.median(decodes[_TIMED_STEPS // 2 : 3 * _TIMED_STEPS // 2])
+    tokens = int(prompt_length * decode / statistics.median(prompts))
+    return max(_MIN_MIXED_TOKENS, tokens // _MIXED_STEP * _MIXED_STEP)

@@ -1,0 +1,119 @@
+"""``quire doctor`` through the real command, and what it says when a variant is wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from quire.kernels.choice import selection
+from quire.kernels.choice.manifest import load_manifest
+from quire.kernels.choice.record import Record, Timing, Verdict, current_key, save_record
+from quire.kernels.choice.shapes import PromptShape
+from quire.kernels.probes import attention as attention_probes
+from quire.loadtest import doctor
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(selection, "_selectors", {})
+    monkeypatch.setattr(doctor, "start_device", lambda wanted: (wanted, None))
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
+
+
+def quire_doctor(*argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "quire.serve.cli", "doctor", "--device", "cpu", *argv]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ)
+
+
+def test_the_machine() -> None:
+    result = quire_doctor()
+    assert result.returncode == 0, result.stderr
+    fields = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert fields["device"] == "cpu"
+    assert fields["mlx"].startswith("0.")
+    assert "mlx-lm" in fields["mlx"]
+    assert fields["memory"].endswith(" GiB usable")
+    assert fields["tuning"].startswith("nothing measured yet (`quire tune`)")
+    if sys.platform == "linux":
+        assert "OpenBLAS" in fields["blas"]
+
+
+def test_the_kernels() -> None:
+    result = quire_doctor("--kernels")
+    assert result.returncode == 0, result.stdout + result.stderr
+    for operation in load_manifest():
+        assert operation in result.stdout
+        # A check that takes minutes shows where it is, whoever reads it.
+        assert f"checking what is in use: {operation}, " in result.stderr
+    assert "All variants" not in result.stdout
+    for word in ("default for this device", "only one that supports this shape", "e-0", "ok"):
+        assert word in result.stdout
+    assert "paged_decode softcap: nothing supports it" in result.stdout
+
+
+def test_all_variants_are_checked_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.run(Namespace(device="cpu", kernels="all", dtype=None)) == 0
+    printed = capsys.readouterr()
+    _, every = printed.out.split("All variants")
+    for operation, entry in load_manifest().items():
+        assert f"checking all variants: {operation}, " in printed.err
+        for variant in entry.variants.values():
+            assert "cpu" not in variant.devices or f" {variant.name} " in every
+
+
+def test_the_state_of_the_tuning(capsys: pytest.CaptureFixture[str]) -> None:
+    shape = PromptShape(64, 64, 2, 1, 64, 64, 16)
+    save_record(
+        Record(
+            current_key("cpu"),
+            (Verdict("kv_write", "in_place", "float16", None, "RuntimeError: no"),),
+            (Timing("prompt_attention", shape, "float32", "gather_sdpa", {}, 1.0, 2.0),),
+        )
+    )
+    assert doctor.run(Namespace(device="cpu", kernels=None)) == 0
+    output = capsys.readouterr().out
+    assert "1 shapes measured, 1 kernels checked, not used: kv_write.in_place float16" in output
+
+
+def test_a_wrong_variant_in_use_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = attention_probes.prompt_tiles
+    monkeypatch.setattr(
+        attention_probes, "prompt_tiles", lambda *args: [part * 1.001 for part in right(*args)]
+    )
+    assert doctor.run(Namespace(device="cpu", kernels="used", dtype=None)) == 1
+    output = capsys.readouterr().out
+    assert "disagrees" in output
+    assert "variants in use disagree with the reference" in output
+
+
+def test_a_variant_that_fails_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object) -> list[mx.array]:
+        raise RuntimeError("out of registers")
+
+    monkeypatch.setattr(attention_probes, "prompt_tiles", fail)
+    assert doctor.run(Namespace(device="cpu", kernels="used", dtype=None)) == 1
+    assert "RuntimeError: out of registers" in capsys.readouterr().out
+
+
+def test_a_device_that_is_not_there() -> None:
+    if mx.cuda.is_available():
+        pytest.skip("this machine has it")
+    command = [sys.executable, "-m", "quire.serve.cli", "doctor", "--device", "cuda"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("quire: error: device cuda is not available")
