@@ -1,4 +1,4 @@
-"""The ASGI application: routes over one backend and one model, both handed in."""
+"""The ASGI application: routes over the models and metrics that are handed in."""
 
 from __future__ import annotations
 
@@ -11,19 +11,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from quire.serve.backend import Backend
-from quire.serve.chat import ChatCompletions
-from quire.serve.completions import Completions
 from quire.serve.errors import exception_handlers
-from quire.serve.limits import BODY_IDLE_TIMEOUT, MAX_BODY_BYTES, AllowedHosts, BodyLimits
-from quire.serve.models_routes import Models
+from quire.serve.metrics import HTTPMetricsMiddleware, Metrics
+from quire.serve.middleware import BODY_IDLE_TIMEOUT, MAX_BODY_BYTES, AllowedHosts, BodyLimits
+from quire.serve.registry import Registry
 from quire.serve.responses import json_response
-from quire.serve.tokenizer import ServedModel
-
-
-class Status(msgspec.Struct, frozen=True):
-    status: str
-    worker: str  # "ready", "starting" or "down"
+from quire.serve.routes.chat import ChatCompletions
+from quire.serve.routes.completions import Completions
+from quire.serve.routes.health import Health
+from quire.serve.routes.models import Models
 
 
 class Index(msgspec.Struct, frozen=True):
@@ -32,33 +28,9 @@ class Index(msgspec.Struct, frozen=True):
     endpoints: list[str]
 
 
-class Probes:
-    """What monitors ask; all of it answers while the worker is busy, loading or gone."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-
-    async def health(self, request: Request) -> Response:
-        """200 while this process and its worker exist, ready or not."""
-        if not self._backend.alive:
-            return json_response(Status("unhealthy", "down"), 503)
-        worker = "starting" if self._backend.info is None else "ready"
-        return json_response(Status("ok", worker))
-
-    async def ready(self, request: Request) -> Response:
-        """200 while requests are taken."""
-        if (reason := self._backend.why_unavailable()) is not None:
-            raise reason
-        return json_response(Status("ok", "ready"))
-
-    async def metrics(self, request: Request) -> Response:
-        body, content_type = self._backend.render_metrics(request.headers.get("accept", ""))
-        return Response(body, headers={"Content-Type": content_type})
-
-
 def create_app(
-    backend: Backend,
-    model: ServedModel,
+    registry: Registry,
+    metrics: Metrics,
     *,
     allowed_hosts: Sequence[str] | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
@@ -68,10 +40,10 @@ def create_app(
 
     ``body_idle_timeout`` is in seconds.
     """
-    chat = ChatCompletions(backend, model)
-    completions = Completions(backend, model)
-    models = Models(backend, model)
-    probes = Probes(backend)
+    chat = ChatCompletions(registry)
+    completions = Completions(registry)
+    models = Models(registry)
+    health = Health(registry, metrics)
     routes = [
         Route("/v1/chat/completions", chat.create, methods=["POST"]),
         Route("/v1/completions", completions.create, methods=["POST"]),
@@ -79,18 +51,22 @@ def create_app(
         Route("/v1/models/{id:path}", models.retrieve, methods=["GET"]),
         Route("/tokenize", models.tokenize, methods=["POST"]),
         Route("/detokenize", models.detokenize, methods=["POST"]),
-        Route("/health", probes.health, methods=["GET"]),
-        Route("/ready", probes.ready, methods=["GET"]),
-        Route("/metrics", probes.metrics, methods=["GET"]),
+        Route("/health", health.health, methods=["GET"]),
+        Route("/ready", health.ready, methods=["GET"]),
+        Route("/metrics", health.metrics, methods=["GET"]),
     ]
-    index = Index("quire", model.id, [route.path for route in routes])
+    first = next(iter(registry)).model
+    index = Index("quire", first.id, [route.path for route in routes])
 
     async def show_index(request: Request) -> Response:
         return json_response(index)
 
-    middleware = [Middleware(BodyLimits, max_bytes=max_body_bytes, idle_timeout=body_idle_timeout)]
+    middleware = [Middleware(HTTPMetricsMiddleware, metrics)]
     if allowed_hosts is not None:
-        middleware.insert(0, Middleware(AllowedHosts, hosts=allowed_hosts))
+        middleware.append(Middleware(AllowedHosts, hosts=allowed_hosts))
+    middleware.append(
+        Middleware(BodyLimits, max_bytes=max_body_bytes, idle_timeout=body_idle_timeout)
+    )
     app = Starlette(
         routes=[Route("/", show_index, methods=["GET"]), *routes],
         middleware=middleware,

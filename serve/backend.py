@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from quire.engine.messages import GenerateRequest, Ready, TokenOutput
 
@@ -37,6 +37,9 @@ class QueueFull(BackendError):
 
 class GenerationFailed(BackendError):
     """The worker died or reported an error while this request was in flight."""
+
+
+UNNUMBERED: Final = 0  # the id of a request until :meth:`Backend.submit` gives it one
 
 
 class TokenStream(Protocol):
@@ -76,12 +79,9 @@ class Backend(Protocol):
         """What the worker said of itself. Raises :class:`Unavailable` if it takes no requests."""
         ...
 
-    def next_request_id(self) -> int: ...
-
     def submit(self, request: GenerateRequest) -> TokenStream:
-        """Queue ``request``. Raises :class:`Unavailable` or :class:`QueueFull`."""
-        ...
+        """Give ``request`` a number and queue it.
 
-    def render_metrics(self, accept: str) -> tuple[bytes, str]:
-        """The exposition body and its content type for an Accept header."""
+        Raises :class:`Unavailable` or :class:`QueueFull`.
+        """
         ...

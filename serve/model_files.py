@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from quire.serve.tokenizer import ModelFilesError
+from quire.serve.served_model import ModelFilesError
 
 DEMO_NAME = "quire-demo"
 MAX_HEADER = 100 * 10**6  # bytes; the limit of the safetensors format itself

@@ -25,12 +25,13 @@ from quire.serve.console import (
     print_ready,
     server_url,
 )
-from quire.serve.limits import LOOPBACK_HOSTS
-from quire.serve.metrics import HTTPMetricsMiddleware, Metrics
+from quire.serve.metrics import Metrics
+from quire.serve.middleware import LOOPBACK_HOSTS
 from quire.serve.model_files import resolve_model
+from quire.serve.registry import Registry, Served
+from quire.serve.served_model import ModelFilesError, ServedModel, load_served_model
 from quire.serve.settings import ServeSettings
 from quire.serve.supervisor import StartupFailed, Supervisor
-from quire.serve.tokenizer import ModelFilesError, ServedModel, load_served_model
 from quire.serve.worker_client import WorkerClient
 
 logger = logging.getLogger("quire.serve")
@@ -138,14 +139,14 @@ class ModelServer:
         metrics = Metrics()
         client = WorkerClient(metrics, settings.max_num_seqs + settings.max_queue)
         app = create_app(
-            client,
-            model,
+            Registry([Served(model, client)]),
+            metrics,
             allowed_hosts=accepted_hosts(settings, listener.getsockname()[0]),
             max_body_bytes=settings.max_body_size,
         )
         self.http = _HTTPServer(
             uvicorn.Config(
-                HTTPMetricsMiddleware(app, metrics),
+                app,
                 lifespan="off",
                 log_config=None,
                 access_log=settings.log_level == "debug",

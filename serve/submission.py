@@ -5,27 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quire.engine.messages import GenerateRequest, Ready, SamplingParams
-from quire.serve.backend import Backend
+from quire.serve.backend import UNNUMBERED
 from quire.serve.detokenizer import Detokenizer
-from quire.serve.errors import ApiError, invalid
+from quire.serve.errors import invalid
 from quire.serve.generation import Generation, GenerationGroup
 from quire.serve.protocol import GenerationRequest
-from quire.serve.tokenizer import ServedModel
-
-
-def check_model(requested: str, model: ServedModel) -> None:
-    if requested != model.id:
-        raise ApiError(
-            404,
-            f"The model {requested[:200]!r} is not served here; use {model.id!r}.",
-            param="model",
-            code="model_not_found",
-        )
+from quire.serve.registry import Served
+from quire.serve.served_model import ServedModel
 
 
 def start(
-    backend: Backend,
-    model: ServedModel,
+    served: Served,
     info: Ready,
     body: GenerationRequest,
     prompts: Sequence[Sequence[int]],
@@ -36,16 +26,16 @@ def start(
     ``prompt_field`` is what errors about the prompts are blamed on. Raises :class:`ApiError` and
     what :meth:`Backend.submit` raises.
     """
-    requests = [_build(backend, model, body, prompt, prompt_field, info) for prompt in prompts]
+    requests = [_build(served.model, body, prompt, prompt_field, info) for prompt in prompts]
     generations: list[Generation] = []
     try:
         for index, request in enumerate(requests):
             generations.append(
                 Generation(
                     index,
-                    backend.submit(request),
+                    served.backend.submit(request),
                     len(request.prompt_token_ids),
-                    Detokenizer(model.token_bytes, request.prompt_token_ids),
+                    Detokenizer(served.model.token_bytes, request.prompt_token_ids),
                     body.stop_strings,
                     request.min_tokens,
                 )
@@ -58,7 +48,6 @@ def start(
 
 
 def _build(
-    backend: Backend,
     model: ServedModel,
     body: GenerationRequest,
     prompt: Sequence[int],
@@ -87,7 +76,7 @@ def _build(
     if not body.ignore_eos:
         stop_token_ids.update(model.eos_token_ids)
     return GenerateRequest(
-        request_id=backend.next_request_id(),
+        request_id=UNNUMBERED,
         prompt_token_ids=list(prompt),
         max_tokens=max_tokens,
         sampling=_sampling(body, model.default_sampling),

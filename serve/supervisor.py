@@ -23,7 +23,7 @@ from quire.engine.messages import (
     WorkerConfig,
 )
 from quire.serve.channel import Channel
-from quire.serve.worker_client import WorkerClient
+from quire.serve.worker_client import WorkerClient, WorkerState
 
 logger = logging.getLogger("quire.supervisor")
 
@@ -63,7 +63,6 @@ class Supervisor:
         self._on_ready = on_ready
         self._first_backoff = first_backoff
         self._stopping = asyncio.Event()
-        self._draining = False
         self._process: Process | None = None
         self._load_error: str | None = None
         self._spawned_at = 0.0
@@ -79,7 +78,7 @@ class Supervisor:
         while True:
             failure = await self._run_worker()
             # A worker that dies while draining has no successor: its requests have failed.
-            if self._stopping.is_set() or self._draining:
+            if self._stopping.is_set() or self._client.state is WorkerState.DRAINING:
                 return
             if self._load_seconds is None:
                 raise StartupFailed(failure)
@@ -95,7 +94,6 @@ class Supervisor:
 
     async def drain(self, grace: float) -> None:
         """Refuse new requests and give the running ones ``grace`` seconds to finish."""
-        self._draining = True
         self._client.start_draining()
         try:
             await asyncio.wait_for(self._client.wait_idle(), grace)

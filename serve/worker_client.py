@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import itertools
 import logging
 import math
 import time
 from collections import deque
 from typing import Literal
+
+import msgspec
 
 from quire.engine.messages import (
     Abort,
@@ -28,6 +31,15 @@ logger = logging.getLogger("quire.requests")
 LOADING_RETRY_AFTER = 5
 DRAINING_RETRY_AFTER = 5
 QUEUE_RETRY_AFTER = 1
+
+
+class WorkerState(enum.Enum):
+    """Where in its life the worker is. The values are the reasons in the metrics."""
+
+    LOADING = "loading"  # none has been ready yet
+    READY = "ready"
+    RESTARTING = "restarting"  # one was ready; its successor loads or is about to
+    DRAINING = "draining"  # for good
 
 
 class RequestStream:
@@ -154,8 +166,7 @@ class WorkerClient:
         self._request_ids = itertools.count(1)
         self._channel: Channel | None = None
         self._info: Ready | None = None
-        self._was_ready = False
-        self._draining = False
+        self._state = WorkerState.LOADING
         self._ready_by: float | None = None  # expected, on the monotonic clock
         self._idle = asyncio.Event()
         self._idle.set()
@@ -170,25 +181,25 @@ class WorkerClient:
     def info(self) -> Ready | None:
         return self._info
 
-    def next_request_id(self) -> int:
-        return next(self._request_ids)
+    @property
+    def state(self) -> WorkerState:
+        return self._state
 
     def why_unavailable(self) -> Unavailable | None:
-        match self._state():
-            case "draining":
-                return Unavailable("The server is shutting down.", DRAINING_RETRY_AFTER)
-            case "loading":
-                message = "The model is still loading. Try again in a moment."
-                return Unavailable(message, self._retry_after())
-            case "restarting":
-                message = "The model worker is restarting. Try again in a moment."
-                return Unavailable(message, self._retry_after())
-            case _:
+        match self._state:
+            case WorkerState.READY:
                 return None
+            case WorkerState.DRAINING:
+                return Unavailable("The server is shutting down.", DRAINING_RETRY_AFTER)
+            case WorkerState.LOADING:
+                message = "The model is still loading. Try again in a moment."
+            case WorkerState.RESTARTING:
+                message = "The model worker is restarting. Try again in a moment."
+        return Unavailable(message, self._retry_after())
 
     def admit(self) -> Ready:
         if (refusal := self.why_unavailable()) is not None:
-            self.metrics.admission_rejections[self._state()].inc()
+            self.metrics.admission_rejections[self._state.value].inc()
             raise refusal
         assert self._info is not None
         return self._info
@@ -202,6 +213,7 @@ class WorkerClient:
                 f"{self._max_in_flight} requests are already running or waiting. Try again later.",
                 QUEUE_RETRY_AFTER,
             )
+        request = msgspec.structs.replace(request, request_id=next(self._request_ids))
         if not self._channel.send(request):
             # The worker has gone and the supervisor is about to notice.
             self.metrics.admission_rejections["restarting"].inc()
@@ -212,9 +224,6 @@ class WorkerClient:
             self.metrics.worker.mark_step(time.monotonic())
         self._streams[request.request_id] = stream
         return stream
-
-    def render_metrics(self, accept: str) -> tuple[bytes, str]:
-        return self.metrics.render(accept)
 
     # ---- for the supervisor
 
@@ -228,7 +237,8 @@ class WorkerClient:
 
     def ready(self, info: Ready) -> None:
         self._info = info
-        self._was_ready = True
+        if self._state is not WorkerState.DRAINING:
+            self._state = WorkerState.READY
         self._ready_by = None
         self.metrics.worker.ready(info)
 
@@ -252,6 +262,8 @@ class WorkerClient:
         """The worker is gone: every open stream fails with ``message``."""
         self._channel = None
         self._info = None
+        if self._state is WorkerState.READY:
+            self._state = WorkerState.RESTARTING
         self.metrics.worker.lost()
         self.fail_all(message)
 
@@ -260,7 +272,7 @@ class WorkerClient:
         self._ready_by = when
 
     def start_draining(self) -> None:
-        self._draining = True
+        self._state = WorkerState.DRAINING
 
     async def wait_idle(self) -> None:
         await self._idle.wait()
@@ -269,13 +281,6 @@ class WorkerClient:
         for stream in list(self._streams.values()):
             self._forget(stream)
             stream.fail(message)
-
-    def _state(self) -> Literal["draining", "loading", "restarting", "ready"]:
-        if self._draining:
-            return "draining"
-        if self._info is None or self._channel is None:
-            return "restarting" if self._was_ready else "loading"
-        return "ready"
 
     def _abort(self, stream: RequestStream) -> None:
         if self._channel is not None:

@@ -14,15 +14,19 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
 import uvicorn
 from starlette.applications import Starlette
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from quire.engine.messages import GenerateRequest, Ready, TokenOutput
+from quire.serve.app import create_app
 from quire.serve.backend import BackendError, Unavailable
 from quire.serve.detokenizer import TokenBytes
+from quire.serve.metrics import Metrics
 from quire.serve.prompt import ChatTemplate
-from quire.serve.tokenizer import ServedModel
+from quire.serve.registry import Registry, Served
+from quire.serve.served_model import ServedModel
 
 MODEL = "test/model"
 EOS = "<|end|>"
@@ -161,7 +165,7 @@ class FakeBackend:
     refusal: BackendError | None = None  # raised by submit, after ``accept`` submissions
     accept: int = 0
     streams: list[FakeStream] = field(default_factory=list)
-    _ids: Iterator[int] = field(default_factory=itertools.count)
+    _ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def why_unavailable(self) -> Unavailable | None:
         return Unavailable("Still loading.", 3) if self.info is None else None
@@ -172,19 +176,14 @@ class FakeBackend:
         assert self.info is not None
         return self.info
 
-    def next_request_id(self) -> int:
-        return next(self._ids)
-
     def submit(self, request: GenerateRequest) -> FakeStream:
         if self.refusal is not None and len(self.streams) >= self.accept:
             raise self.refusal
+        request = msgspec.structs.replace(request, request_id=next(self._ids))
         script = self.scripts[min(len(self.streams), len(self.scripts) - 1)]
         stream = FakeStream(request, script)
         self.streams.append(stream)
         return stream
-
-    def render_metrics(self, accept: str) -> tuple[bytes, str]:
-        return b"fake_total 1\n", "text/plain; version=0.0.4; charset=utf-8"
 
     @property
     def active(self) -> int:
@@ -196,6 +195,11 @@ class FakeBackend:
         while self.active:
             assert time.monotonic() < deadline, "a request is still running"
             time.sleep(0.005)
+
+
+def one_model_app(backend: FakeBackend, model: ServedModel, **options: Any) -> Starlette:
+    """The application over one model, with metrics of its own."""
+    return create_app(Registry([Served(model, backend)]), Metrics(), **options)
 
 
 @dataclass(frozen=True)

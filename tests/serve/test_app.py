@@ -1,13 +1,16 @@
 """Routes, probes, the error envelope everywhere, and a server that is told to stop."""
 
+import dataclasses
 import signal
 import time
 
 import openai
 import pytest
-from fake_backend import MODEL, FakeBackend, Script, post, served_model, serving
+from fake_backend import MODEL, FakeBackend, Script, one_model_app, post, served_model, serving
 
 from quire.serve.app import create_app
+from quire.serve.metrics import Metrics
+from quire.serve.registry import Registry, Served
 
 SERVED = served_model()
 CHAT = "/v1/chat/completions"
@@ -21,7 +24,7 @@ def backend():
 
 @pytest.fixture(scope="module")
 def server(backend):
-    with serving(create_app(backend, SERVED)) as server:
+    with serving(one_model_app(backend, SERVED)) as server:
         yield server
 
 
@@ -94,10 +97,43 @@ def test_probes_follow_the_worker(server, backend, alive, info, health, readines
         backend.alive, backend.info = True, before
 
 
-def test_metrics_come_from_the_backend(server):
-    reply = server.request("GET", "/metrics")
-    assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-    assert reply.body == b"fake_total 1\n"
+def test_metrics_are_those_the_app_was_given():
+    metrics = Metrics()
+    metrics.worker_restarts.inc(7)
+    with serving(create_app(Registry([Served(SERVED, FakeBackend())]), metrics)) as server:
+        reply = server.request("GET", "/metrics")
+        assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert b"quire_worker_restarts_total 7.0\n" in reply.body
+        again = server.request("GET", "/metrics").body
+    assert b'quire_http_requests_total{code="200",method="GET",route="/metrics"} 1.0' in again
+
+
+def test_a_second_model_is_a_second_entry():
+    other = dataclasses.replace(SERVED, id="test/other", chat_template=None)
+    backends = [FakeBackend(), FakeBackend()]
+    registry = Registry([Served(SERVED, backends[0]), Served(other, backends[1])])
+    with serving(create_app(registry, Metrics())) as server:
+        names = [card["id"] for card in server.request("GET", "/v1/models").json["data"]]
+        assert names == [MODEL, "test/other"]
+        body = {"model": "test/other", "prompt": "a"}
+        assert server.request("POST", "/v1/completions", body).json["model"] == "test/other"
+        assert [len(backend.streams) for backend in backends] == [0, 1]
+        reply = server.request("POST", "/v1/completions", {**body, "model": "third"})
+        assert reply.status == 404
+        assert MODEL in reply.error["message"]
+        assert "test/other" in reply.error["message"]
+        # With more than one, a request for tokens must say whose.
+        assert server.request("POST", "/tokenize", {"prompt": "a"}).error["param"] == "model"
+        backends[1].info = None
+        assert server.request("POST", CHAT, BODY).status == 200
+        assert server.request("POST", "/v1/completions", body).status == 503
+        assert server.request("GET", "/ready").status == 503
+        assert server.request("GET", "/health").json["worker"] == "starting"
+
+
+def test_model_names_are_unique():
+    with pytest.raises(ValueError, match="test/model"):
+        Registry([Served(SERVED, FakeBackend()), Served(SERVED, FakeBackend())])
 
 
 @pytest.mark.parametrize("path", ["/nope", "/v1", "/v1/chat/completions/", "//", "/v1/embeddings"])
@@ -177,7 +213,7 @@ def test_a_stopping_server_lets_running_streams_finish():
     script = Script([[0], "hold", [0]])
     backend = FakeBackend([script])
     with (
-        serving(create_app(backend, SERVED)) as server,
+        serving(one_model_app(backend, SERVED)) as server,
         server.connect(post(CHAT, {**BODY, "stream": True})) as connection,
     ):
         received = connection.recv(1 << 16)

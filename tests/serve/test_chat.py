@@ -5,9 +5,18 @@ import time
 
 import openai
 import pytest
-from fake_backend import EOS, MODEL, FakeBackend, Script, post, ready, served_model, serving
+from fake_backend import (
+    EOS,
+    MODEL,
+    FakeBackend,
+    Script,
+    one_model_app,
+    post,
+    ready,
+    served_model,
+    serving,
+)
 
-from quire.serve.app import create_app
 from quire.serve.backend import GenerationFailed, QueueFull, Unavailable
 
 PATH = "/v1/chat/completions"
@@ -32,7 +41,7 @@ def body(**fields: object) -> dict[str, object]:
 @contextlib.contextmanager
 def chat(*scripts: Script, **options):
     backend = FakeBackend(list(scripts) or [Script(steps("Hello world!"))], **options)
-    with serving(create_app(backend, SERVED)) as server:
+    with serving(one_model_app(backend, SERVED)) as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         with contextlib.closing(client):
             yield server, client, backend
@@ -319,7 +328,7 @@ def test_messages_reach_the_template():
 
 
 def test_a_model_without_a_template_refuses_chats():
-    app = create_app(FakeBackend(), served_model(template=None))
+    app = one_model_app(FakeBackend(), served_model(template=None))
     with serving(app) as server:
         reply = server.request("POST", PATH, body())
     assert reply.status == 400

@@ -5,9 +5,8 @@ import time
 
 import openai
 import pytest
-from fake_backend import EOS, MODEL, FakeBackend, Script, post, served_model, serving
+from fake_backend import EOS, MODEL, FakeBackend, Script, one_model_app, post, served_model, serving
 
-from quire.serve.app import create_app
 from quire.serve.backend import GenerationFailed, QueueFull
 
 PATH = "/v1/completions"
@@ -25,7 +24,7 @@ def body(prompt: object = "Once", **fields: object) -> dict[str, object]:
 @contextlib.contextmanager
 def completions(*scripts: Script, **options):
     backend = FakeBackend(list(scripts) or [Script([ids("Hello")])], **options)
-    with serving(create_app(backend, SERVED)) as server:
+    with serving(one_model_app(backend, SERVED)) as server:
         yield server, backend
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire.serve.model_files import ModelFiles, check_folder, check_safetensors, resolve_model
-from quire.serve.tokenizer import ModelFilesError
+from quire.serve.served_model import ModelFilesError
 
 
 def safetensors(header: object, data: bytes = b"") -> bytes:

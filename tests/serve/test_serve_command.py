@@ -21,7 +21,7 @@ import pytest
 from fake_worker import STALL
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from quire.serve.limits import LOOPBACK_HOSTS
+from quire.serve.middleware import LOOPBACK_HOSTS
 from quire.serve.serve_command import accepted_hosts, worker_config
 from quire.serve.settings import ServeSettings
 

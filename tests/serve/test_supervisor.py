@@ -20,7 +20,7 @@ from quire.serve import supervisor as supervisor_module
 from quire.serve.backend import GenerationFailed, Unavailable
 from quire.serve.metrics import Metrics
 from quire.serve.supervisor import StartupFailed, Supervisor
-from quire.serve.worker_client import WorkerClient
+from quire.serve.worker_client import WorkerClient, WorkerState
 
 
 def exists(pid: int) -> bool:
@@ -171,7 +171,7 @@ def test_drain_lets_running_requests_finish_and_refuses_new_ones():
             stream = r.submit([5], 200)
             await anext(stream)
             draining = asyncio.create_task(r.supervisor.drain(LIMIT))
-            await until(lambda: r.client._draining)
+            await until(lambda: r.client.state is WorkerState.DRAINING)
             with pytest.raises(Unavailable, match="shutting down"):
                 r.submit([1])
             rest = await collect(stream)
@@ -202,7 +202,7 @@ def test_a_worker_that_dies_while_draining_is_not_replaced():
             stream = r.submit([STALL])
             await anext(stream)
             draining = asyncio.create_task(r.supervisor.drain(LIMIT))
-            await until(lambda: r.client._draining)
+            await until(lambda: r.client.state is WorkerState.DRAINING)
             pid = r.pid
             os.kill(pid, signal.SIGKILL)
             await draining

@@ -44,9 +44,14 @@ def test_concurrent_requests_get_their_own_tokens_in_order():
     asyncio.run(scenario())
 
 
-def test_request_ids_are_unique():
-    client = WorkerClient(Metrics(), 1)
-    assert len({client.next_request_id() for _ in range(100)}) == 100
+def test_requests_are_numbered_by_the_client():
+    async def scenario():
+        async with rig() as r:
+            streams = [r.submit([1], 1) for _ in range(20)]
+            assert len({stream.request_id for stream in streams}) == 20
+            await asyncio.gather(*map(collect, streams))
+
+    asyncio.run(scenario())
 
 
 def test_close_aborts_in_the_worker_and_is_idempotent():
@@ -188,7 +193,7 @@ def test_nothing_is_accepted_before_a_worker_is_there():
     assert client.info is None
     with pytest.raises(Unavailable, match="loading"):
         client.submit(GenerateRequest(1, [1], 1, SamplingParams()))
-    body, _ = client.render_metrics("")
+    body, _ = client.metrics.render("")
     assert b'quire_admission_rejections_total{reason="loading"} 1.0' in body
 
 

@@ -17,6 +17,7 @@ from quire.engine.messages import (
     TokenOutput,
     WorkerConfig,
 )
+from quire.serve.backend import UNNUMBERED
 from quire.serve.metrics import Metrics
 from quire.serve.supervisor import Supervisor
 from quire.serve.worker_client import RequestStream, WorkerClient
@@ -49,9 +50,8 @@ class Rig:
     running: asyncio.Task[None] | None = None
 
     def submit(self, prompt: list[int], max_tokens: int = 5) -> RequestStream:
-        request_id = self.client.next_request_id()
         return self.client.submit(
-            GenerateRequest(request_id, prompt, max_tokens, SamplingParams(temperature=0))
+            GenerateRequest(UNNUMBERED, prompt, max_tokens, SamplingParams(temperature=0))
         )
 
     def value(self, name: str, **labels: str) -> float:

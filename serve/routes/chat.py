@@ -9,11 +9,11 @@ from starlette.responses import Response
 
 from quire.serve import submission
 from quire.serve.answer import Answer, UsageField
-from quire.serve.backend import Backend
 from quire.serve.generation import TextDelta
-from quire.serve.limits import read_json
+from quire.serve.middleware import read_json
 from quire.serve.prompt import encode_chat
 from quire.serve.protocol import ChatCompletionRequest, RequestDecoder
+from quire.serve.registry import Registry
 from quire.serve.responses import (
     AssistantReply,
     ChatChoice,
@@ -23,22 +23,21 @@ from quire.serve.responses import (
     Delta,
     FinishReason,
 )
-from quire.serve.tokenizer import ServedModel
 
 
 class ChatCompletions:
-    def __init__(self, backend: Backend, model: ServedModel) -> None:
-        self._backend = backend
-        self._model = model
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
         self._decoder = RequestDecoder(ChatCompletionRequest)
 
     async def create(self, request: Request) -> Response:
         body = self._decoder.decode(await read_json(request))
-        submission.check_model(body.model, self._model)
-        info = self._backend.admit()
-        prompt = await encode_chat(self._model.tokenizer, self._model.chat_template, body.messages)
-        group = submission.start(self._backend, self._model, info, body, [prompt], "messages")
-        return await ChatAnswer(self._model.id, group).respond(request, body)
+        served = self._registry.find(body.model)
+        info = served.backend.admit()
+        model = served.model
+        prompt = await encode_chat(model.tokenizer, model.chat_template, body.messages)
+        group = submission.start(served, info, body, [prompt], "messages")
+        return await ChatAnswer(model.id, group).respond(request, body)
 
 
 class ChatAnswer(Answer[ChatChunkChoice]):

@@ -1,10 +1,9 @@
 """Which hosts are answered, and how large and how slow a body may be."""
 
 import pytest
-from fake_backend import MODEL, FakeBackend, post, served_model, serving
+from fake_backend import MODEL, FakeBackend, one_model_app, post, served_model, serving
 
-from quire.serve.app import create_app
-from quire.serve.limits import LOOPBACK_HOSTS
+from quire.serve.middleware import LOOPBACK_HOSTS
 
 PATH = "/v1/completions"
 LIMIT = 2000
@@ -13,7 +12,7 @@ BODY = {"model": MODEL, "prompt": "hi"}
 
 @pytest.fixture(scope="module")
 def server():
-    app = create_app(
+    app = one_model_app(
         FakeBackend(),
         served_model(),
         allowed_hosts=[*LOOPBACK_HOSTS, "Mac.Example"],
@@ -64,7 +63,7 @@ def test_a_second_host_header_does_not_help(server):
 
 
 def test_any_host_is_answered_without_a_list():
-    with serving(create_app(FakeBackend(), served_model())) as server:
+    with serving(one_model_app(FakeBackend(), served_model())) as server:
         assert server.request("GET", "/health", headers={"Host": "evil.example"}).status == 200
 
 
@@ -106,7 +105,7 @@ def test_a_complete_body_may_be_answered_slowly():
     from fake_backend import Script
 
     script = Script(["hold", [0]])
-    app = create_app(FakeBackend([script]), served_model(), body_idle_timeout=0.05)
+    app = one_model_app(FakeBackend([script]), served_model(), body_idle_timeout=0.05)
     with serving(app) as server, server.connect(post(PATH, BODY)) as connection:
         connection.settimeout(0.2)
         with pytest.raises(TimeoutError):

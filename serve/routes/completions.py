@@ -9,33 +9,33 @@ from starlette.responses import Response
 
 from quire.serve import submission
 from quire.serve.answer import Answer, UsageField
-from quire.serve.backend import Backend
 from quire.serve.generation import TextDelta
-from quire.serve.limits import read_json
+from quire.serve.middleware import read_json
 from quire.serve.prompt import encode_texts
 from quire.serve.protocol import CompletionRequest, RequestDecoder
+from quire.serve.registry import Registry
 from quire.serve.responses import Completion, CompletionChoice, FinishReason
-from quire.serve.tokenizer import ServedModel
+from quire.serve.served_model import ServedModel
 
 
 class Completions:
-    def __init__(self, backend: Backend, model: ServedModel) -> None:
-        self._backend = backend
-        self._model = model
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
         self._decoder = RequestDecoder(CompletionRequest)
 
     async def create(self, request: Request) -> Response:
         body = self._decoder.decode(await read_json(request))
-        submission.check_model(body.model, self._model)
-        info = self._backend.admit()
-        prompts = await self._encode(body.prompts)
-        group = submission.start(self._backend, self._model, info, body, prompts, "prompt")
-        return await CompletionAnswer(self._model.id, group).respond(request, body)
+        served = self._registry.find(body.model)
+        info = served.backend.admit()
+        prompts = await _encode(served.model, body.prompts)
+        group = submission.start(served, info, body, prompts, "prompt")
+        return await CompletionAnswer(served.model.id, group).respond(request, body)
 
-    async def _encode(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        encoded = iter(await encode_texts(self._model.tokenizer, texts))
-        return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+async def _encode(model: ServedModel, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    encoded = iter(await encode_texts(model.tokenizer, texts))
+    return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
 class CompletionAnswer(Answer[CompletionChoice]):
