@@ -22,3 +22,7 @@ class UnsupportedModel(EngineError):
 
 class RequestTooLong(EngineError):
     """A request needs more KV blocks than the pool has."""
+
+
+class GrammarError(EngineError):
+    """A request's grammar is wrong, or needs more time or memory than one request may take."""

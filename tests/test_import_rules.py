@@ -15,7 +15,7 @@ QUIRE_IMPORTS = {
     "kernels": set(),
     "cache": set(),
     "engine": {"quire.cache", "quire.kernels"},
-    "serve": {"quire.engine.messages"},
+    "serve": {"quire.engine.messages", "quire.engine.grammar_tokens"},
     "deploy": {"quire.serve.settings"},
     "loadtest": set(),
     # The kernel benchmarks, unlike the rest of the load test, do not go through a server.
@@ -35,7 +35,13 @@ MLX_EXCEPTIONS = {"cache/pages.py", "loadtest/steps.py", "loadtest/tune.py"}
 MAY_USE_MLX_LM = {"engine"}
 MLX_LM_EXCEPTIONS = {"loadtest/steps.py"}
 # These decide who computes what; they are tested, and must run, without MLX.
-WITHOUT_MLX = ("engine/scheduler.py", "engine/sequence.py", "engine/step_batch.py")
+WITHOUT_MLX = (
+    "engine/scheduler.py",
+    "engine/sequence.py",
+    "engine/step_batch.py",
+    "engine/grammar.py",
+    "engine/grammar_tokens.py",
+)
 
 
 def sources() -> list[Path]:
