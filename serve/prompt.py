@@ -6,12 +6,11 @@ sandbox, since downloading a model should not be enough to run its code.
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, NoReturn, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, NoReturn
 
 import jinja2
 import msgspec
@@ -19,15 +18,10 @@ from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
 
 from quire.serve.errors import invalid
 from quire.serve.protocol import AssistantMessage, Content, DeveloperMessage, Message
-
-# Characters from which rendering and encoding are moved off the event loop: about a millisecond.
-LONG_TEXT: Final = 4096
-
-T = TypeVar("T")
+from quire.serve.text_encoder import TextEncoder
 
 
 class _GenerationBlock(Extension):
@@ -161,34 +155,52 @@ def _parse_arguments(text: str, param: str) -> dict[str, Any]:
         raise invalid(param, f"{param} must be a JSON object, as text.") from None
 
 
-async def _run_sized(characters: int, work: Callable[[], T]) -> T:
-    """Long texts are worked on in a thread, so that running streams are not held up."""
-    return await asyncio.to_thread(work) if characters > LONG_TEXT else work()
+def check_length(
+    encoder: TextEncoder, text: str, max_model_len: int | None, prompt_field: str
+) -> None:
+    """Raise :class:`ApiError` (400) if ``text`` cannot fit the context, without reading it.
+
+    ``max_model_len`` None lets every text pass.
+    """
+    if max_model_len is not None and (fewest := encoder.fewest_tokens(text)) >= max_model_len:
+        raise invalid(
+            prompt_field,
+            f"This model holds {max_model_len} tokens of prompt and answer together; "
+            f"{prompt_field} has at least {fewest} by its length alone. Shorten it.",
+            code="context_length_exceeded",
+        )
 
 
 async def encode_chat(
-    tokenizer: Tokenizer, template: ChatTemplate | None, messages: Sequence[Message]
+    encoder: TextEncoder,
+    template: ChatTemplate | None,
+    messages: Sequence[Message],
+    max_model_len: int | None = None,
 ) -> list[int]:
     """Token ids of a rendered chat. Raises :class:`ApiError` (400)."""
     if template is None:
         raise invalid(
             "messages", "This model has no chat template; send a prompt to /v1/completions."
         )
+
+    def render_and_encode() -> list[int]:
+        text = template.render(messages)
+        check_length(encoder, text, max_model_len, "messages")
+        # The template writes the special tokens itself.
+        return encoder.encode_here([text], add_special_tokens=False)[0]
+
     characters = sum(len(_text_of(message.content) or "") for message in messages)
-    # The template writes the special tokens itself.
-    return await _run_sized(
-        characters,
-        lambda: tokenizer.encode(template.render(messages), add_special_tokens=False).ids,
-    )
+    return await encoder.run(characters, render_and_encode)
 
 
 async def encode_texts(
-    tokenizer: Tokenizer, texts: Sequence[str], *, add_special_tokens: bool = True
+    encoder: TextEncoder,
+    texts: Sequence[str],
+    max_model_len: int | None = None,
+    *,
+    add_special_tokens: bool = True,
 ) -> list[list[int]]:
-    """Token ids of each text, with the special tokens the tokenizer adds unless told not to."""
-    return await _run_sized(
-        sum(map(len, texts)),
-        lambda: [
-            tokenizer.encode(text, add_special_tokens=add_special_tokens).ids for text in texts
-        ],
-    )
+    """Token ids of each text. Raises :class:`ApiError` (400)."""
+    for text in texts:
+        check_length(encoder, text, max_model_len, "prompt")
+    return await encoder.encode(texts, add_special_tokens=add_special_tokens)

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from quire.engine.messages import SamplingParams
 from quire.serve.detokenizer import TokenBytes
 from quire.serve.prompt import ChatTemplate
+from quire.serve.text_encoder import TextEncoder
 
 _SPECIAL_TOKENS: Final = (
     "bos_token",
@@ -36,7 +37,7 @@ class ServedModel:
     """What the HTTP layer knows of the model. ``created`` is in seconds since the epoch."""
 
     id: str
-    tokenizer: Tokenizer
+    encoder: TextEncoder
     chat_template: ChatTemplate | None
     eos_token_ids: tuple[int, ...]
     created: int
@@ -52,7 +53,7 @@ def load_served_model(path: Path, served_model_name: str) -> ServedModel:
     config = _read_json(path / "tokenizer_config.json")
     return ServedModel(
         id=served_model_name,
-        tokenizer=tokenizer,
+        encoder=TextEncoder(tokenizer),
         chat_template=_load_chat_template(path, config),
         eos_token_ids=_eos_token_ids(path, config, tokenizer),
         created=int(time.time()),

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from quire.serve import submission
 from quire.serve.answer import Answer, UsageField
+from quire.serve.disconnect import unless_disconnected
 from quire.serve.generation import TextDelta
 from quire.serve.middleware import read_json
 from quire.serve.prompt import encode_chat
@@ -35,7 +36,10 @@ class ChatCompletions:
         served = self._registry.find(body.model)
         info = served.backend.admit()
         model = served.model
-        prompt = await encode_chat(model.tokenizer, model.chat_template, body.messages)
+        prompt = await unless_disconnected(
+            request,
+            encode_chat(model.encoder, model.chat_template, body.messages, info.max_model_len),
+        )
         group = submission.start(served, info, body, [prompt], "messages")
         return await ChatAnswer(model.id, group).respond(request, body)
 

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from quire.serve import submission
 from quire.serve.answer import Answer, UsageField
+from quire.serve.disconnect import unless_disconnected
 from quire.serve.generation import TextDelta
 from quire.serve.middleware import read_json
 from quire.serve.prompt import encode_texts
@@ -27,14 +28,18 @@ class Completions:
         body = self._decoder.decode(await read_json(request))
         served = self._registry.find(body.model)
         info = served.backend.admit()
-        prompts = await _encode(served.model, body.prompts)
+        prompts = await unless_disconnected(
+            request, _encode(served.model, body.prompts, info.max_model_len)
+        )
         group = submission.start(served, info, body, prompts, "prompt")
         return await CompletionAnswer(served.model.id, group).respond(request, body)
 
 
-async def _encode(model: ServedModel, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+async def _encode(
+    model: ServedModel, prompts: Sequence[str | list[int]], max_model_len: int
+) -> list[list[int]]:
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    encoded = iter(await encode_texts(model.tokenizer, texts))
+    encoded = iter(await encode_texts(model.encoder, texts, max_model_len))
     return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
 

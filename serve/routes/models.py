@@ -31,12 +31,12 @@ class Models:
     async def tokenize(self, request: Request) -> Response:
         body = self._tokenize.decode(await read_json(request))
         served = self._registry.find_or_only(body.model)
-        tokenizer = served.model.tokenizer
+        encoder = served.model.encoder
         if body.messages is not None:
-            tokens = await encode_chat(tokenizer, served.model.chat_template, body.messages)
+            tokens = await encode_chat(encoder, served.model.chat_template, body.messages)
         else:
             add = body.add_special_tokens is not False
-            [tokens] = await encode_texts(tokenizer, [body.prompt or ""], add_special_tokens=add)
+            [tokens] = await encode_texts(encoder, [body.prompt or ""], add_special_tokens=add)
         info = served.backend.info
         return json_response(
             Tokenized(tokens, len(tokens), None if info is None else info.max_model_len)
@@ -45,5 +45,5 @@ class Models:
     async def detokenize(self, request: Request) -> Response:
         body = self._detokenize.decode(await read_json(request))
         served = self._registry.find_or_only(body.model)
-        text = served.model.tokenizer.decode(body.tokens, skip_special_tokens=False)
+        text = await served.model.encoder.decode(body.tokens)
         return json_response(Detokenized(text))

@@ -27,6 +27,7 @@ from quire.serve.metrics import Metrics
 from quire.serve.prompt import ChatTemplate
 from quire.serve.registry import Registry, Served
 from quire.serve.served_model import ServedModel
+from quire.serve.text_encoder import TextEncoder
 
 MODEL = "test/model"
 EOS = "<|end|>"
@@ -54,7 +55,7 @@ def served_model(words: Sequence[str] = (), template: str | None = TEMPLATE) -> 
     tokenizer = byte_level_tokenizer(words)
     return ServedModel(
         id=MODEL,
-        tokenizer=tokenizer,
+        encoder=TextEncoder(tokenizer),
         chat_template=None if template is None else ChatTemplate(template, {"eos_token": EOS}),
         eos_token_ids=(tokenizer.token_to_id(EOS),),
         created=1_700_000_000,

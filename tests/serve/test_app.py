@@ -48,11 +48,15 @@ def test_an_unknown_model_is_not_found(server, name):
 
 def test_text_to_tokens_and_back(server):
     tokens = server.request("POST", "/tokenize", {"model": MODEL, "prompt": "aé"}).json
-    assert tokens == {"tokens": SERVED.tokenizer.encode("aé").ids, "count": 3, "max_model_len": 256}
+    assert tokens == {
+        "tokens": SERVED.encoder.tokenizer.encode("aé").ids,
+        "count": 3,
+        "max_model_len": 256,
+    }
     text = server.request("POST", "/detokenize", {"tokens": tokens["tokens"]}).json
     assert text == {"prompt": "aé"}
     chat = server.request("POST", "/tokenize", {"messages": BODY["messages"]}).json
-    assert SERVED.tokenizer.decode(chat["tokens"]) == "<user>hi\n<assistant>"
+    assert SERVED.encoder.tokenizer.decode(chat["tokens"]) == "<user>hi\n<assistant>"
 
 
 @pytest.mark.parametrize(

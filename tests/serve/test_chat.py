@@ -23,11 +23,11 @@ PATH = "/v1/chat/completions"
 WORDS = ["Hello", " wor", "ld!"]
 SERVED = served_model(WORDS)
 USER = [{"role": "user", "content": "hi"}]
-PROMPT_TOKENS = len(SERVED.tokenizer.encode("<user>hi\n<assistant>").ids)
+PROMPT_TOKENS = len(SERVED.encoder.tokenizer.encode("<user>hi\n<assistant>").ids)
 
 
 def ids(text: str) -> list[int]:
-    return SERVED.tokenizer.encode(text, add_special_tokens=False).ids
+    return SERVED.encoder.tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def steps(text: str) -> list[list[int]]:
@@ -179,7 +179,7 @@ def test_the_request_reaches_the_engine():
     assert (sampling.min_p, sampling.seed) == (0.125, -5)
     assert (request.max_tokens, request.min_tokens) == (9, 3)
     assert request.stop_token_ids == [5, *SERVED.eos_token_ids]
-    assert SERVED.tokenizer.decode(request.prompt_token_ids) == "<user>hi\n<assistant>"
+    assert SERVED.encoder.tokenizer.decode(request.prompt_token_ids) == "<user>hi\n<assistant>"
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_messages_reach_the_template():
     ]
     with chat() as (server, _, backend):
         server.request("POST", PATH, body(messages=turns))
-    prompt = SERVED.tokenizer.decode(backend.streams[0].request.prompt_token_ids)
+    prompt = SERVED.encoder.tokenizer.decode(backend.streams[0].request.prompt_token_ids)
     assert prompt == "<system>be brief\n<user>ab\n<assistant>c\n<tool>d\n<assistant>"
 
 

@@ -14,7 +14,7 @@ SERVED = served_model(["Hello", " wor"])
 
 
 def ids(text: str) -> list[int]:
-    return SERVED.tokenizer.encode(text).ids
+    return SERVED.encoder.tokenizer.encode(text).ids
 
 
 def body(prompt: object = "Once", **fields: object) -> dict[str, object]:

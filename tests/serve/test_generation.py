@@ -18,7 +18,7 @@ MODEL = served_model(WORDS)
 
 def ids(*pieces: str) -> list[int]:
     """One token for each of WORDS, one a byte for anything else."""
-    tokenizer = MODEL.tokenizer
+    tokenizer = MODEL.encoder.tokenizer
     return [
         token_id
         for piece in pieces

@@ -3,14 +3,14 @@
 import asyncio
 import datetime
 import json
-import threading
 
 import pytest
 from fake_backend import TEMPLATE, byte_level_tokenizer
 
 from quire.serve.errors import ApiError
-from quire.serve.prompt import LONG_TEXT, ChatTemplate, encode_chat, encode_texts
+from quire.serve.prompt import ChatTemplate, encode_chat, encode_texts
 from quire.serve.protocol import ChatCompletionRequest, RequestDecoder
+from quire.serve.text_encoder import TextEncoder
 
 DECODER = RequestDecoder(ChatCompletionRequest)
 
@@ -137,7 +137,7 @@ def test_the_templates_own_message_is_passed_on():
 
 def test_a_model_without_a_template_points_to_completions():
     with pytest.raises(ApiError, match="/v1/completions"):
-        asyncio.run(encode_chat(byte_level_tokenizer(), None, messages(USER)))
+        asyncio.run(encode_chat(TextEncoder(byte_level_tokenizer()), None, messages(USER)))
 
 
 def test_special_tokens_are_added_to_completions_only():
@@ -149,19 +149,18 @@ def test_special_tokens_are_added_to_completions_only():
         single="<|end|> $A", special_tokens=[("<|end|>", end)]
     )
     template = ChatTemplate("{{ messages[0].content }}", {})
-    chat = asyncio.run(encode_chat(tokenizer, template, messages(USER)))
-    [completion] = asyncio.run(encode_texts(tokenizer, ["hi"]))
+    chat = asyncio.run(encode_chat(TextEncoder(tokenizer), template, messages(USER)))
+    [completion] = asyncio.run(encode_texts(TextEncoder(tokenizer), ["hi"]))
     assert completion == [end, *chat]
 
 
-@pytest.mark.parametrize("size", [1, LONG_TEXT + 1])
-def test_long_texts_leave_the_event_loop(size):
-    seen = []
-
-    class Recorder:
-        def encode(self, text: str, add_special_tokens: bool):
-            seen.append(threading.current_thread() is threading.main_thread())
-            return type("Encoding", (), {"ids": [1]})
-
-    asyncio.run(encode_texts(Recorder(), ["x" * size]))
-    assert seen == [size <= LONG_TEXT]
+def test_a_prompt_that_cannot_fit_is_refused_by_its_length(monkeypatch):
+    encoder = TextEncoder(byte_level_tokenizer())
+    monkeypatch.setattr(encoder, "encode_here", None)  # which would show if it were read
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(encode_texts(encoder, ["fits", "x" * 5000], 10))
+    assert (caught.value.param, caught.value.code) == ("prompt", "context_length_exceeded")
+    template = ChatTemplate("{{ messages[0].content * 1000 }}", {})
+    with pytest.raises(ApiError, match="at least 286 by its length alone") as caught:
+        asyncio.run(encode_chat(encoder, template, messages(USER), 100))
+    assert (caught.value.param, caught.value.code) == ("messages", "context_length_exceeded")

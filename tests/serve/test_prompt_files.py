@@ -31,7 +31,7 @@ def test_a_bare_tokenizer_is_enough(folder):
     assert model.id == "owner/name"
     assert model.chat_template is None
     assert model.eos_token_ids == ()
-    assert model.tokenizer.encode("hi").ids
+    assert model.encoder.tokenizer.encode("hi").ids
 
 
 def test_truncation_and_padding_of_the_file_are_dropped(folder):
@@ -39,7 +39,7 @@ def test_truncation_and_padding_of_the_file_are_dropped(folder):
     tokenizer.enable_truncation(2)
     tokenizer.enable_padding(length=8)
     tokenizer.save(str(folder / "tokenizer.json"))
-    assert len(load_served_model(folder, "m").tokenizer.encode("abcd").ids) == 4
+    assert len(load_served_model(folder, "m").encoder.tokenizer.encode("abcd").ids) == 4
 
 
 @pytest.mark.parametrize(
