@@ -7,6 +7,7 @@ has already begun. The mapping from causes to statuses is in this file only.
     403 invalid_request_error   the Host header is not one this server answers to
     404 invalid_request_error   unknown path or model (code ``model_not_found``)
     408, 413, 415               the body is too slow, too large or not JSON
+    408, 414, 431               so is the URL or the head: serve/http_protocol.py
     429 rate_limit_error        the queue is full; Retry-After
     500 server_error            the generation failed
     503 server_error            the model is loading, restarting or draining; Retry-After

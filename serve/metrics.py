@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quire.engine.messages import FinishReason, Ready, WorkerStats
+from quire.serve.errors import ApiError
 
 # The _created series only double the exposition; promtool takes them for gauges without a unit.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -198,6 +199,10 @@ class Metrics:
             body = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]
             return body, openmetrics.CONTENT_TYPE_LATEST
         return generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4
+
+    def refused_unread(self, error: ApiError, client: str) -> None:
+        """Count an answer that was given before there was a request; ``client`` is no label."""
+        self.http_requests.labels("unmatched", "OTHER", str(error.status)).inc()
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         return Counter(f"quire_{name}", help, labels, registry=self.registry)

@@ -8,6 +8,8 @@ forged Host header can bend.
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -19,6 +21,7 @@ from quire.serve.errors import ApiError
 
 MAX_BODY_BYTES: Final = 2 * 1024 * 1024
 BODY_IDLE_TIMEOUT: Final = 10.0  # seconds
+MIN_BODY_RATE: Final = 1024  # bytes a second
 
 LOOPBACK_HOSTS: Final = ("localhost", "*.localhost", "127.0.0.1", "[::1]")
 
@@ -42,7 +45,7 @@ class AllowedHosts:
 
     This is the guard against DNS rebinding, by which a web page reaches a server on the loopback
     interface under the page's own name. ``*.example`` stands for every name below example.
-    Requests without a Host header pass: browsers always send one.
+    Requests without a Host header, which only HTTP/1.0 allows, pass: browsers always send one.
     """
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
@@ -62,19 +65,21 @@ class AllowedHosts:
         await self._app(scope, receive, send)
 
 
+_HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/@?#\[\]]+)(:[0-9]*)?")
+
+
 def _host_name(header: str) -> str:
-    """The Host header without port and trailing dot, in lower case."""
-    name = header.strip().lower()
-    if name.startswith("["):
-        return name[: name.find("]") + 1]
-    return name.partition(":")[0].removesuffix(".")
+    """The Host header without port and trailing dot, in lower case; empty if it is no host."""
+    match = _HOST.fullmatch(header.strip().lower())
+    return match[1].removesuffix(".") if match else ""
 
 
 class BodyLimits:
-    """Answers 413 to a body over ``max_bytes`` and 408 to one that stops arriving.
+    """Answers 413 to a body over ``max_bytes`` and 408 to one that stops arriving or drips.
 
-    ``idle_timeout`` is in seconds, from one piece of the body to the next. The errors are raised
-    from ``receive``, so the application inside must turn :class:`ApiError` into a response.
+    ``idle_timeout`` is in seconds, from one piece of the body to the next, and also what a body may
+    take beyond the time that ``min_rate``, in bytes a second, allows it. The errors are raised from
+    ``receive``, so the application inside must turn :class:`ApiError` into a response.
     """
 
     def __init__(
@@ -82,10 +87,12 @@ class BodyLimits:
         app: ASGIApp,
         max_bytes: int = MAX_BODY_BYTES,
         idle_timeout: float = BODY_IDLE_TIMEOUT,
+        min_rate: float = MIN_BODY_RATE,
     ) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._idle_timeout = idle_timeout
+        self._min_rate = min_rate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -97,17 +104,18 @@ class BodyLimits:
             return
         received = 0
         complete = False
+        began = time.monotonic()
 
         async def limited_receive() -> Message:
             nonlocal received, complete
             if complete:
                 return await receive()
+            late = began + self._idle_timeout + received / self._min_rate - time.monotonic()
             try:
-                async with asyncio.timeout(self._idle_timeout):
+                async with asyncio.timeout(min(self._idle_timeout, late)):
                     message = await receive()
             except TimeoutError:
-                message_text = f"No data for {self._idle_timeout:g} s; the body is not complete."
-                raise ApiError(408, message_text, headers=_CLOSE) from None
+                raise self._too_slow() from None
             received += len(message.get("body", b""))
             if received > self._max_bytes:
                 raise self._too_large()
@@ -115,6 +123,14 @@ class BodyLimits:
             return message
 
         await self._app(scope, limited_receive, send)
+
+    def _too_slow(self) -> ApiError:
+        return ApiError(
+            408,
+            f"The body is not complete: no data for {self._idle_timeout:g} s, "
+            f"or less than {self._min_rate:g} bytes a second.",
+            headers=_CLOSE,
+        )
 
     def _too_large(self) -> ApiError:
         return ApiError(

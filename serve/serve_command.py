@@ -25,6 +25,12 @@ from quire.serve.console import (
     print_ready,
     server_url,
 )
+from quire.serve.http_protocol import (
+    ConnectionGuard,
+    HttpLimits,
+    connections_within,
+    raise_descriptor_limit,
+)
 from quire.serve.metrics import Metrics
 from quire.serve.middleware import LOOPBACK_HOSTS
 from quire.serve.model_files import resolve_model
@@ -37,8 +43,6 @@ from quire.serve.worker_client import WorkerClient
 logger = logging.getLogger("quire.serve")
 
 WORKER_COMMAND = (sys.executable, "-m", "quire.engine.worker")
-# Clients pool connections; one that we close first fails the request that just reuses it.
-KEEP_ALIVE = 75  # seconds
 # After the drain only the last bytes of finished answers are left to send.
 FLUSH_TIMEOUT = 5  # seconds
 
@@ -144,15 +148,20 @@ class ModelServer:
             allowed_hosts=accepted_hosts(settings, listener.getsockname()[0]),
             max_body_bytes=settings.max_body_size,
         )
+        guard = ConnectionGuard(
+            HttpLimits(max_connections=connections_within(raise_descriptor_limit())),
+            metrics.refused_unread,
+        )
         self.http = _HTTPServer(
             uvicorn.Config(
                 app,
                 lifespan="off",
                 log_config=None,
+                http=guard.protocol(),
+                ws="none",
                 access_log=settings.log_level == "debug",
                 proxy_headers=False,
                 server_header=False,
-                timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=FLUSH_TIMEOUT,
             )
         )

@@ -23,6 +23,7 @@ from quire.engine.messages import GenerateRequest, Ready, TokenOutput
 from quire.serve.app import create_app
 from quire.serve.backend import BackendError, Unavailable
 from quire.serve.detokenizer import TokenBytes
+from quire.serve.http_protocol import ConnectionGuard, HttpLimits
 from quire.serve.metrics import Metrics
 from quire.serve.prompt import ChatTemplate
 from quire.serve.registry import Registry, Served
@@ -280,12 +281,19 @@ def post(path: str, body: object) -> bytes:
 
 
 @contextlib.contextmanager
-def serving(app: Starlette) -> Iterator[Server]:
+def serving(app: Starlette, guard: ConnectionGuard | None = None) -> Iterator[Server]:
     """The app behind uvicorn on a free port of the loopback interface."""
+    guard = guard or ConnectionGuard(HttpLimits())
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(
-            uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                timeout_graceful_shutdown=2,
+                http=guard.protocol(),
+                ws="none",
+            )
         )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

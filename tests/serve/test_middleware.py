@@ -1,5 +1,8 @@
 """Which hosts are answered, and how large and how slow a body may be."""
 
+import contextlib
+import select
+
 import pytest
 from fake_backend import MODEL, FakeBackend, one_model_app, post, served_model, serving
 
@@ -40,6 +43,9 @@ HOSTS = [
     ("127.0.0.1.evil.example", False),
     ("[::2]", False),
     ("[::1", False),
+    ("[::1].evil.example", False),
+    ("localhost:80@evil.example", False),
+    ("localhost:evil", False),
     ("", False),
     ("a/health?x=localhost", False),
 ]
@@ -99,6 +105,20 @@ def test_a_body_that_stops_arriving_is_given_up(server):
         reply = b"".join(iter(lambda: connection.recv(1 << 16), b""))
     assert reply.startswith(b"HTTP/1.1 408")
     assert b'"invalid_request_error"' in reply
+
+
+def test_a_body_that_drips_is_given_up():
+    """Each byte is in time for the idle limit, so only the rate can end it."""
+    app = one_model_app(FakeBackend(), served_model(), body_idle_timeout=0.3)
+    request = post(PATH, {**BODY, "prompt": "x" * 5000})
+    with serving(app) as server, server.connect(request[:200]) as connection:
+        with contextlib.suppress(ConnectionError):
+            for byte in request[200:]:
+                connection.sendall(bytes([byte]))
+                if select.select([connection], [], [], 0.02)[0]:
+                    break
+        reply = connection.recv(1 << 16)
+    assert reply.startswith(b"HTTP/1.1 408")
 
 
 def test_a_complete_body_may_be_answered_slowly():
