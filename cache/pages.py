@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from quire.kernels.choice.spec import dtype_name
 from quire.kernels.kv_write import Slots, scatter, write_in_place
 from quire.kernels.page_arrays import PageArrays
-from quire.kernels.paged_decode import supports
+from quire.kernels.paged_decode_spec import PAGED_DECODE, DecodeShape, DecodeVariant
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class PageShape:
 
     def fits_kernels(self, block_size: int) -> bool:
         """Whether the GPU kernels can read and write pages of this shape."""
-        return self.key_dtype == self.value_dtype and supports(
-            (self.key_heads, self.value_heads),
-            (self.key_dim, self.value_dim),
-            self.key_dtype,
-            block_size,
+        if self.key_dtype != self.value_dtype or self.key_heads != self.value_heads:
+            return False
+        dims = self.key_dim, self.value_dim
+        shape = DecodeShape(1, 1, self.key_heads, self.key_heads, *dims, block_size)
+        kernel = PAGED_DECODE.variants[DecodeVariant.PAGED_KERNEL]
+        return any(
+            kernel.supports(shape, dtype_name(self.key_dtype), device) for device in kernel.devices
         )
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import mlx.core as mx
 
 from quire.kernels.choice.selection import select
-from quire.kernels.choice.shapes import PromptShape
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import ExtraScores, paged_attention
 from quire.kernels.paged_decode import paged_decode
-from quire.kernels.prompt_attention import plan_prompts, prompt_attention
+from quire.kernels.prompt_attention import PromptVariant, plan_prompts, prompt_attention
+from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION, PromptShape
 from quire.kernels.ragged import PromptPlan, RaggedBatch
 from quire.kernels.shared_context import attend_shared
 
@@ -92,10 +92,12 @@ def prompt_shape(
     )
 
 
-def prompt_variant(num_rows: int, context: int, layer: PromptShape, dtype: mx.Dtype) -> str:
+def prompt_variant(
+    num_rows: int, context: int, layer: PromptShape, dtype: mx.Dtype
+) -> PromptVariant:
     """How the attention of a chunk is computed."""
     shape = layer._replace(rows=num_rows, context=context, from_start=num_rows == context)
-    return select("prompt_attention", shape, dtype).variant
+    return select(PROMPT_ATTENTION, shape, dtype).variant
 
 
 def plan_batch(

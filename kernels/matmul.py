@@ -6,16 +6,11 @@ rows, or 64 with narrow tiles, and its launch costs the host less than that of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import mlx.core as mx
 
-from quire.kernels.choice.selection import select
-from quire.kernels.choice.shapes import DenseShape
 from quire.kernels.gpu_kernel import GpuKernel
-
-VARIANTS = ("skinny", "mlx")
 
 _kernel = GpuKernel(
     "skinny_matmul", ("x", "w"), ("output",), headers=("fragments", "dense_fragments")
@@ -26,47 +21,11 @@ _MAX_SUMS = 16  # tiles of 16 x 8 sums, in one simdgroup: more would not find re
 
 
 class SkinnySettings(NamedTuple):
-    """What may be tuned in the "skinny" variant; results differ by rounding only."""
+    """What may be tuned; results differ by rounding only."""
 
     tiles: int = 1  # of 16 columns of the result, in one simdgroup
     simdgroups: int = 8  # of a threadgroup, which share K
     depth: int = 4  # slices of K under way in a lane, times tiles; at least one slice is
-
-
-def matmul(
-    x: mx.array, weight: mx.array, transposed: mx.array, bias: mx.array | None = None
-) -> mx.array:
-    """x @ W^T + bias by the variant for this shape, with sums in float32.
-
-    Args:
-        x: (M, K) float32, float16 or bfloat16
-        weight: (N, K), row-contiguous
-        transposed: (K, N) view of ``weight``, kept so that nobody makes one for each call
-        bias: (N,)
-
-    Returns:
-        (M, N) in the dtype of ``x``; if that is not the weights', in MLX's common type.
-    """
-    if x.dtype != weight.dtype:
-        return run_variant("mlx", {}, x, weight, transposed, bias)
-    shape = DenseShape(x.shape[0], weight.shape[0], x.shape[1])
-    choice = select("matmul", shape, x.dtype)
-    return run_variant(choice.variant, choice.settings, x, weight, transposed, bias)
-
-
-def run_variant(
-    name: str,
-    settings: Mapping[str, int],
-    x: mx.array,
-    weight: mx.array,
-    transposed: mx.array,
-    bias: mx.array | None = None,
-) -> mx.array:
-    """:func:`matmul` by one of ``VARIANTS``; without settings it takes its own."""
-    if name == "mlx":
-        return x @ transposed if bias is None else mx.addmm(bias, x, transposed)
-    product = skinny_matmul(x, weight, SkinnySettings(**settings) if settings else None)
-    return product if bias is None else product + bias
 
 
 def skinny_matmul(

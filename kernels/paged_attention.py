@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from quire.kernels.choice.selection import select
-from quire.kernels.choice.shapes import PromptShape
 from quire.kernels.exponential import LOG2_E, exp2_difference
 from quire.kernels.ragged import HIDDEN, PromptChunk, RaggedBatch
 
@@ -64,6 +62,11 @@ def paged_attention(
         scale = 1.0
     key_parts = [key_pages] if extra is None else [key_pages, extra.key_pages]
     block_size = key_pages.shape[2]
+    # The specification tries out functions of this module.
+    from quire.kernels.choice.selection import select
+    from quire.kernels.prompt_attention import PromptVariant
+    from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION, PromptShape
+
     parts = []
     for group in batch.groups:
         tables, bias = group.view(window, block_size)
@@ -87,8 +90,8 @@ def paged_attention(
             window=window is not None,
             sinks=sinks is not None,
         )
-        choice = select("prompt_attention", shape, key_pages.dtype)
-        prompt = prompt_tiles if choice.variant == "tiles" else prompt_sdpa
+        choice = select(PROMPT_ATTENTION, shape, key_pages.dtype)
+        prompt = prompt_tiles if choice.variant is PromptVariant.SDPA_TILED else prompt_sdpa
         first = chunk.first_block(chunk.start, window, block_size)
         blocks = chunk.blocks_from(first)
         keys = _join(_gather(key_parts, blocks))

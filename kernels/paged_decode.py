@@ -17,9 +17,6 @@ from quire.kernels.gpu_kernel import GpuKernel, TemplateValue, float_bits
 from quire.kernels.kv_write import Slots
 from quire.kernels.rotate import HeadNorms, Rotary
 
-_DTYPES = (mx.float32, mx.float16, mx.bfloat16)
-_BLOCK_SIZES = (8, 16, 32)
-_MAX_HEAD_DIM = 256
 # Query heads that share each load of a key; more than these take another threadgroup.
 _MAX_GROUP = 8
 _MERGE_SIMDGROUPS = 8
@@ -78,15 +75,9 @@ def _no_partials() -> Partials:
     return Partials(nothing, nothing)
 
 
-def supports(
-    kv_heads: tuple[int, int], head_dims: tuple[int, int], dtype: mx.Dtype, block_size: int
-) -> bool:
-    """Whether the kernels can attend to pages of these shapes; each pair is for keys and values."""
-    if dtype not in _DTYPES or block_size not in _BLOCK_SIZES or kv_heads[0] != kv_heads[1]:
-        return False
-    vector = 16 // dtype.size
-    fitting = all(dim % vector == 0 and dim <= _MAX_HEAD_DIM for dim in head_dims)
-    return fitting and 32 // _lanes(head_dims, dtype) <= block_size
+def fits_lanes(head_dims: tuple[int, int], dtype: mx.Dtype, block_size: int) -> bool:
+    """Whether the keys that a simdgroup loads at a time lie in one block."""
+    return 32 // _lanes(head_dims, dtype) <= block_size
 
 
 def paged_decode(

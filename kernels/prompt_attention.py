@@ -9,12 +9,13 @@ are many small launches: there chunks of similar lengths are padded to a few siz
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from quire.kernels.choice.shapes import PromptShape
 from quire.kernels.kv_write import gather_context
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import prompt_sdpa
@@ -22,6 +23,9 @@ from quire.kernels.paged_prompt import paged_prompt, tile_chunks
 from quire.kernels.ragged import PaddedChunks, PromptChunk, PromptPlan
 from quire.kernels.rows import join_rows, take_rows
 from quire.kernels.upload import upload
+
+if TYPE_CHECKING:
+    from quire.kernels.prompt_attention_spec import PromptShape
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -38,11 +42,21 @@ _SMALL = 1 << 18
 _Groups = dict[tuple[int, int], list[PromptChunk]]  # by rows and keys, both padded
 
 
+class PromptVariant(Enum):
+    """How a chunk is computed."""
+
+    PAGED_KERNEL = "paged_kernel"
+    SDPA_PADDED = "sdpa_padded"  # MLX's fused attention, chunks of similar lengths together
+    SDPA_PER_CHUNK = "sdpa_per_chunk"  # the same once for each chunk, unpadded
+    GATHER_SDPA = "gather_sdpa"  # the same over pages that MLX writes
+    SDPA_TILED = "sdpa_tiled"  # by tiles of rows, in MLX's operations
+
+
 def plan_prompts(
     chunks: Sequence[PromptChunk],
     window: int | None,
     layer: PromptShape,
-    variant_of: Callable[[PromptChunk], str],
+    variant_of: Callable[[PromptChunk], PromptVariant],
     *,
     dtype: mx.Dtype,
     num_before: int = 0,
@@ -52,8 +66,8 @@ def plan_prompts(
 
     Args:
         layer: what the chunks have in common; its rows and context do not matter.
-        variant_of: how a chunk is to be computed: by the kernel ("pages"), with others ("padded")
-            or on its own. Long ones whose lengths recur anyway are not padded all the same.
+        variant_of: how a chunk is to be computed: by the kernel, padded with others, or else on
+            its own. Long ones whose lengths recur anyway are not padded all the same.
         dtype: of queries, keys and values.
         num_before: rows of the step in front of the chunks, whose attention is computed elsewhere.
         num_after: rows behind them that mean nothing.
@@ -67,9 +81,11 @@ def plan_prompts(
         rows = _bucket(chunk.num_rows, _MIN_ROWS)
         is_fresh = chunk.start == 0 and (window is None or window >= rows)
         fills = is_fresh and chunk.num_rows == rows  # so that nothing is padded
-        if variant == "pages":
+        if variant is PromptVariant.PAGED_KERNEL:
             tiled.append(chunk)
-        elif variant != "padded" or (is_aligned(chunk.start, chunk.num_rows) and not fills):
+        elif variant is not PromptVariant.SDPA_PADDED or (
+            is_aligned(chunk.start, chunk.num_rows) and not fills
+        ):
             alone.append(chunk)
         elif is_fresh:
             fresh.setdefault((rows, rows), []).append(chunk)

@@ -6,13 +6,10 @@ rows. The kernels here read each weight once for up to 32 rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import mlx.core as mx
 
-from quire.kernels.choice.selection import select
-from quire.kernels.choice.shapes import MatmulShape
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue
 
 _INPUTS = ("x", "w", "scales", "biases")
@@ -26,16 +23,12 @@ _matrix_kernel = GpuKernel(
     headers=("fragments", "quantized_fragments"),
 )
 
-_DTYPES = (mx.float32, mx.float16, mx.bfloat16)
-_BITS = (4, 8)
-_GROUP_SIZES = (32, 64, 128)
-_MIN_WORDS = 8  # MLX puts smaller arrays where a pointer cannot reach them on Metal
 _CPU_PIECE = 1 << 19  # weights
 _MAX_ROW_TILE = 16  # of the rows kernel: each row has a sum per column in every lane
 
 
 class RowsSettings(NamedTuple):
-    """What may be tuned in the "rows" variant; results differ by rounding only."""
+    """What may be tuned in :func:`rows_matmul`; results differ by rounding only."""
 
     columns: int = 4  # of the result, in one simdgroup; a power of two
     simdgroups: int = 4  # of a threadgroup, which share K
@@ -43,66 +36,11 @@ class RowsSettings(NamedTuple):
 
 
 class MatrixSettings(NamedTuple):
-    """What may be tuned in the "matrix" variant; results differ by rounding only."""
+    """What may be tuned in :func:`matrix_matmul`; results differ by rounding only."""
 
     tiles: int = 2  # of 16 columns of the result, in one simdgroup
     simdgroups: int = 8  # of a threadgroup, which share K; more would not find registers
     depth: int = 2  # quantisation groups of each column under way in a lane
-
-
-def quantized_matmul(
-    x: mx.array, w: mx.array, scales: mx.array, biases: mx.array, *, group_size: int, bits: int
-) -> mx.array:
-    """x @ W^T, where W is quantised in MLX's affine mode, by the variant for this shape.
-
-    Args:
-        x: (M, K) float32, float16 or bfloat16
-        w: (N, K * bits / 32) uint32
-        scales: (N, K / group_size) in the dtype of ``x``
-        biases: like ``scales``
-
-    Returns:
-        (M, N) in the dtype of ``x``.
-    """
-    if x.dtype != scales.dtype or w.size < _MIN_WORDS:
-        return mlx_matmul(x, w, scales, biases, group_size, bits)
-    shape = MatmulShape(x.shape[0], w.shape[0], x.shape[1], bits, group_size)
-    choice = select("quantized_matmul", shape, x.dtype)
-    return run_variant(choice.variant, choice.settings, x, w, scales, biases, group_size, bits)
-
-
-def run_variant(
-    name: str,
-    settings: Mapping[str, int],
-    x: mx.array,
-    w: mx.array,
-    scales: mx.array,
-    biases: mx.array,
-    group_size: int,
-    bits: int,
-) -> mx.array:
-    """:func:`quantized_matmul` by one variant; without settings it takes its own."""
-    function = VARIANTS[name]
-    if not settings:
-        return function(x, w, scales, biases, group_size, bits)
-    return function(x, w, scales, biases, group_size, bits, _SETTINGS[name](**settings))
-
-
-def supports(
-    columns: int, inputs: int, bits: int, group_size: int, dtypes: tuple[mx.Dtype, mx.Dtype]
-) -> bool:
-    """Whether the kernels can multiply by such a (columns, inputs) matrix.
-
-    The "matrix" variant does not take float32 on CUDA.
-    """
-    return (
-        bits in _BITS
-        and group_size in _GROUP_SIZES
-        and inputs % group_size == 0
-        and dtypes[0] in _DTYPES
-        and dtypes[0] == dtypes[1]
-        and columns * inputs * bits // 32 >= _MIN_WORDS
-    )
 
 
 def rows_matmul(
@@ -114,7 +52,7 @@ def rows_matmul(
     bits: int,
     settings: RowsSettings | None = None,
 ) -> mx.array:
-    """:func:`quantized_matmul` by plain multiply-adds in float32."""
+    """:func:`quire.kernels.linear.quantized_matmul` by plain multiply-adds in float32."""
     rows, columns = x.shape[0], w.shape[0]
     row_tile = min(_MAX_ROW_TILE, 1 << (rows - 1).bit_length())
     settings = settings or RowsSettings()
@@ -144,7 +82,7 @@ def matrix_matmul(
     bits: int,
     settings: MatrixSettings | None = None,
 ) -> mx.array:
-    """:func:`quantized_matmul` by matrix units, with products exact and sums in float32."""
+    """The same product by matrix units, with products exact and sums in float32."""
     rows, columns = x.shape[0], w.shape[0]
     input_tiles = min(4, -(-rows // 8))
     settings = settings or _matrix_settings(columns, input_tiles)
@@ -177,14 +115,14 @@ def _matrix_settings(columns: int, input_tiles: int) -> MatrixSettings:
 def mlx_matmul(
     x: mx.array, w: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int
 ) -> mx.array:
-    """:func:`quantized_matmul` by MLX's own."""
+    """The same product by MLX's own."""
     return mx.quantized_matmul(x, w, scales, biases, group_size=group_size, bits=bits)
 
 
 def dequantize_matmul(
     x: mx.array, w: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int
 ) -> mx.array:
-    """:func:`quantized_matmul` after unpacking W: the same cost for any number of rows."""
+    """The same product after unpacking W: the same cost for any number of rows."""
     columns, inputs = w.shape[0], x.shape[1]
     # What the CPU unpacks is used while its cache has it, and takes no new memory each time.
     step = columns if mx.default_device() != mx.cpu else max(1, _CPU_PIECE // inputs)
@@ -198,18 +136,6 @@ def dequantize_matmul(
         )
         products.append(x @ dense.T)
     return products[0] if len(products) == 1 else mx.concatenate(products, axis=1)
-
-
-VARIANTS: dict[str, Callable[..., mx.array]] = {
-    "matrix": matrix_matmul,
-    "rows": rows_matmul,
-    "mlx": mlx_matmul,
-    "dequantize": dequantize_matmul,
-}
-_SETTINGS: dict[str, Callable[..., RowsSettings | MatrixSettings]] = {
-    "matrix": MatrixSettings,
-    "rows": RowsSettings,
-}
 
 
 def _run(

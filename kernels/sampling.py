@@ -13,11 +13,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from quire.kernels.choice.selection import select
-from quire.kernels.choice.shapes import SampleShape
-from quire.kernels.draws import MAX_VOCAB, Draws
+from quire.kernels.draws import Draws
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue
-from quire.kernels.sampling_reference import sample_reference
 from quire.kernels.upload import upload_packed
 
 _THREADS = 512
@@ -47,51 +44,15 @@ _DRAW = GpuKernel(
 )
 
 
-def sample_tokens(logits: mx.array, draws: Draws) -> mx.array:
-    """Draw one token per row.
-
-    Args:
-        logits: (R, vocab) float32, float16 or bfloat16; -inf is never drawn beside a finite logit.
-        draws: the parameters of the R rows.
-
-    Returns:
-        (R,) int32 token ids.
-
-    Raises:
-        ValueError: the vocabulary has a million tokens or more.
-    """
-    rows, vocab = logits.shape
-    if vocab >= MAX_VOCAB:
-        raise ValueError(f"cannot sample from {vocab} tokens, {MAX_VOCAB} is too many")
-    filtered = bool(((draws.top_k > 0) | (draws.top_p < 1) | (draws.min_p > 0)).any())
-    choice = select("sample", SampleShape(rows, vocab, filtered), logits.dtype)
-    # Metal passes arrays of fewer than 8 elements in another address space.
-    if choice.variant == "kernel" and logits.size >= 8:
-        return sample_on_gpu(logits, draws)
-    return sample_reference(logits, draws)
-
-
-def take_likeliest(logits: mx.array) -> mx.array:
-    """The likeliest token of each row, the first of equals, as (R,) int32.
-
-    Args:
-        logits: (R, vocab) float32, float16 or bfloat16
-    """
-    rows, vocab = logits.shape
-    shape = SampleShape(rows, vocab, filtered=False, greedy=True)
-    choice = select("sample", shape, logits.dtype)
-    if choice.variant == "kernel" and logits.size >= 8:
-        return take_likeliest_on_gpu(logits)
-    return mx.argmax(logits, axis=-1).astype(mx.int32)
-
-
 def take_likeliest_on_gpu(logits: mx.array) -> mx.array:
-    """:func:`take_likeliest` as two launches; ``logits`` has at least 8 elements."""
+    """:func:`quire.kernels.sample_tokens.take_likeliest` as two launches; ``logits`` has
+    at least 8 elements."""
     return _compiled_likeliest(logits.shape[0], logits.shape[1], logits.dtype)(logits)
 
 
 def sample_on_gpu(logits: mx.array, draws: Draws) -> mx.array:
-    """:func:`sample_tokens` as three to nine launches; ``logits`` has at least 8 elements."""
+    """:func:`quire.kernels.sample_tokens.sample_tokens` as three to nine launches; ``logits`` has
+    at least 8 elements."""
     rows, vocab = logits.shape
     table = np.zeros((rows, 8), np.float32)
     table[:, :5] = draws.table()

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from quire.engine.device import DeviceName
+    from quire.kernels.choice.check import Use
     from quire.kernels.choice.record import Verdict
-    from quire.kernels.choice.survey import Use
 
     Checked = TypeVar("Checked", Use, Verdict)
 
@@ -113,7 +113,8 @@ def _show_used(console: Console, device: DeviceName, dtypes: Sequence[str]) -> i
     """Print what is in use and what is missing; returns how many in use disagree."""
     from rich.table import Table
 
-    from quire.kernels.choice.survey import in_use, survey_gaps
+    from quire.kernels.choice.check import in_use, list_gaps
+    from quire.kernels.choice.spec import describe_settings
 
     table = Table(title=f"In use on {device}", title_justify="left")
     for column in ("operation", "shape", "dtype", "variant", "settings", "why", "error", ""):
@@ -121,19 +122,18 @@ def _show_used(console: Console, device: DeviceName, dtypes: Sequence[str]) -> i
     wrong = 0
     for use in _with_progress("what is in use", in_use(device, dtypes)):
         wrong += not use.agrees
-        settings = ", ".join(f"{name} {value}" for name, value in use.settings.items())
         table.add_row(
             use.operation,
             use.shape,
             use.dtype,
             use.variant,
-            settings,
+            describe_settings(use.settings),
             use.why,
             _error(use.error),
             "ok" if use.agrees else use.problem or "disagrees",
         )
     console.print(table)
-    gaps = survey_gaps(device, dtypes)
+    gaps = list_gaps(device, dtypes)
     console.print(f"Gaps: {len(gaps) or 'none'}", markup=False)
     for gap in gaps:
         console.print(f"  {gap}", markup=False, soft_wrap=True)
@@ -145,7 +145,7 @@ def _show_used(console: Console, device: DeviceName, dtypes: Sequence[str]) -> i
 def _show_all(console: Console, device: DeviceName, dtypes: Sequence[str]) -> None:
     from rich.table import Table
 
-    from quire.kernels.choice.verify import check_all
+    from quire.kernels.choice.check import check_all
 
     table = Table(title="All variants", title_justify="left")
     for column in ("operation", "variant", "dtype", "largest error", ""):

@@ -15,7 +15,7 @@ from quire.engine.startup.boot import add_device_argument, start_device
 if TYPE_CHECKING:
     from quire.engine.device import DeviceName
     from quire.kernels.choice.record import Timing
-    from quire.kernels.choice.tuning_tasks import ModelSizes
+    from quire.kernels.choice.sizes import ModelSizes
 
 _DTYPES = ("float32", "float16", "bfloat16")
 
@@ -54,10 +54,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tune(args: argparse.Namespace, device: DeviceName) -> int:
+    from quire.kernels.choice.check import checked_variants
     from quire.kernels.choice.record import record_path
-    from quire.kernels.choice.tuning import tune
-    from quire.kernels.choice.tuning_tasks import tasks_for, tuned_operations, typical_sizes
-    from quire.kernels.choice.verify import checked_variants
+    from quire.kernels.choice.sizes import typical_sizes
+    from quire.kernels.choice.tuning import tasks_for, tune, tuned_operations
 
     known_operations = tuned_operations()
     operations = args.op or known_operations
@@ -67,7 +67,7 @@ def _tune(args: argparse.Namespace, device: DeviceName) -> int:
             print(f"quire: error: --op must be one of {known}, not {name}", file=sys.stderr)
             return 2
     sizes = typical_sizes(device) if args.model is None else _read_sizes(args.model, device)
-    tasks = [t for t in tasks_for(sizes, device, args.block_size) if t.operation in operations]
+    tasks = list(tasks_for(sizes, device, args.block_size, operations))
     record = checked_variants(device, [sizes.dtype])
     measured: list[Timing] = []
 
@@ -88,11 +88,13 @@ def _tune(args: argparse.Namespace, device: DeviceName) -> int:
 
 
 def _describe(timing: Timing) -> str:
-    from quire.kernels.choice.shapes import describe
+    from quire.kernels.choice.spec import describe, describe_settings
+    from quire.kernels.specs import find_spec
 
-    settings = ", ".join(f"{name} {value}" for name, value in timing.settings.items())
+    settings = describe_settings(timing.settings)
     chosen = f"{timing.variant} ({settings})" if settings else timing.variant
-    text = f"{timing.operation} [{describe(timing.shape)}] {timing.dtype}: "
+    shape = describe(find_spec(timing.operation).shape(*timing.shape))
+    text = f"{timing.operation} [{shape}] {timing.dtype}: "
     if timing.time == timing.default_time:
         return text + f"{chosen} stays, {timing.time:.1f} us"
     return text + f"{chosen}, {timing.time:.1f} us (default: {timing.default_time:.1f} us)"
@@ -104,7 +106,7 @@ def _read_sizes(folder: Path, device: DeviceName) -> ModelSizes:
     Raises:
         EngineError: the file is missing, or lacks what every model has.
     """
-    from quire.kernels.choice.tuning_tasks import AttentionSizes, ModelSizes
+    from quire.kernels.choice.sizes import AttentionSizes, ModelSizes
 
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from quire.kernels.quantized_matmul import quantized_matmul
+from quire.kernels.linear import quantized_matmul
 
 
 class FlatQuantizedLinear(nn.QuantizedLinear):

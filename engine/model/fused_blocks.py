@@ -23,12 +23,16 @@ from quire.engine.model.seam import PagedLayer, PendingSum, StepContext, StepRow
 from quire.kernels.attention import attend
 from quire.kernels.block_ops import add_rms_norm, fits_packs, swiglu_joined
 from quire.kernels.choice.selection import select
-from quire.kernels.choice.shapes import RotatingDecodeShape
-from quire.kernels.matmul import matmul
+from quire.kernels.linear import matmul
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_decode import rotate_and_decode
 from quire.kernels.ragged import RaggedBatch
 from quire.kernels.rotate import HeadNorms, Rotary, rotate_and_write
+from quire.kernels.rotate_and_decode_spec import (
+    ROTATE_AND_DECODE,
+    RotatingDecodeShape,
+    RotatingDecodeVariant,
+)
 
 # Blocks whose code is the one above, read and compared; the load-time check compares their logits.
 _STANDARD = {f"mlx_lm.models.{name}.TransformerBlock" for name in ("llama", "qwen2", "qwen3")}
@@ -159,7 +163,8 @@ def _is_joined(
         traditional=kind.traditional,
         window=window is not None,
     )
-    return select("rotate_and_decode", shape, qkv.dtype).variant == "joined"
+    choice = select(ROTATE_AND_DECODE, shape, qkv.dtype)
+    return choice.variant is RotatingDecodeVariant.FUSED
 
 
 class FusedBlock(nn.Module):

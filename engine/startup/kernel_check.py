@@ -9,19 +9,9 @@ from mlx.utils import tree_flatten
 
 from quire.engine.device import DeviceName
 from quire.engine.model.paged_model import PagedModel
-from quire.kernels.choice.manifest import DTYPES
-from quire.kernels.choice.selection import dtype_name
-from quire.kernels.choice.verify import checked_variants
-
-# Without one of the first, pages are written and read by MLX's operations; without one of the
-# second, blocks run as mlx-lm wrote them. Where a call has another variant, selection takes that.
-_PAGES = {
-    ("paged_decode", "pages"),
-    ("kv_write", "in_place"),
-    ("gather_pages", "copy"),
-    ("take_rows", "copy"),
-}
-_BLOCKS = {("rotate_and_write", "fused"), ("add_rms_norm", "fused"), ("swiglu", "fused")}
+from quire.kernels.choice.check import checked_variants
+from quire.kernels.choice.selection import selector_for
+from quire.kernels.choice.spec import DTYPES, Group, dtype_name
 
 _REASON_LENGTH = 200
 
@@ -50,9 +40,9 @@ def avoid_dropped(device: DeviceName, paged: PagedModel) -> list[str]:
     dtypes = {dtype_name(dtype) for s in shapes for dtype in (s.key_dtype, s.value_dtype)}
     record = checked_variants(device, sorted(dtypes & set(DTYPES)))
     wrong = [v for v in record.verdicts if v.reason and v.dtype in dtypes]
-    names = {(verdict.operation, verdict.variant) for verdict in wrong}
-    paged.context.allow_kernels = not names & _PAGES
-    paged.context.allow_fused = not names & _BLOCKS
+    selector = selector_for(device)
+    paged.context.allow_kernels = all(selector.runs(Group.PAGES, dtype) for dtype in dtypes)
+    paged.context.allow_fused = all(selector.runs(Group.BLOCKS, dtype) for dtype in dtypes)
     return [
         f"{verdict.operation}.{verdict.variant} is not used for {verdict.dtype}: "
         + " ".join(verdict.reason.split())[:_REASON_LENGTH]

@@ -23,11 +23,12 @@ from quire.engine.step.layout import Layout
 from quire.engine.step.recurring import DIRECT_RUNS, Recurring
 from quire.kernels.buckets import bucket
 from quire.kernels.choice.selection import select
-from quire.kernels.choice.shapes import DecodeShape, SharedShape
 from quire.kernels.decode_plan import DecodeSettings, PlanForm, default_settings, plan_rows
 from quire.kernels.kv_write import Slots
+from quire.kernels.paged_decode_spec import PAGED_DECODE, DecodeShape
 from quire.kernels.ragged import DecodeRows, RaggedBatch, SharedRun
 from quire.kernels.shared_context import plan_shared
+from quire.kernels.shared_context_spec import SHARED_CONTEXT, SharedShape, SharedVariant
 from quire.kernels.upload import upload, upload_packed
 
 Int32Array = npt.NDArray[np.int32]
@@ -169,7 +170,8 @@ class CompiledDecode:
             shape.value_dim,
             self._context.block_size,
         )
-        return select("shared_context", shared_shape, shape.key_dtype).variant == "together"
+        choice = select(SHARED_CONTEXT, shared_shape, shape.key_dtype)
+        return choice.variant is SharedVariant.CASCADE
 
     def _settings(self, lengths: Int32Array, window: int | None) -> DecodeSettings:
         """The defaults for these contexts, or what was tuned for contexts like them."""
@@ -185,7 +187,7 @@ class CompiledDecode:
             block_size=self._context.block_size,
             window=window is not None,
         )
-        choice = select("paged_decode", decode_shape, shape.key_dtype)
+        choice = select(PAGED_DECODE, decode_shape, shape.key_dtype)
         group = heads // shape.key_heads
         settings = default_settings(lengths, window, shape.key_heads, group)
         return settings._replace(**choice.settings)

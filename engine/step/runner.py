@@ -19,11 +19,12 @@ from quire.engine.step.sampler import sample
 from quire.engine.step_batch import Chunk, StepBatch
 from quire.kernels.attention import plan_batch, prompt_variant
 from quire.kernels.choice.selection import select
-from quire.kernels.choice.shapes import MixedShape, PromptShape
 from quire.kernels.download import Download
 from quire.kernels.kv_write import Slots
+from quire.kernels.mixed_attention_spec import MIXED_ATTENTION, MixedShape, MixedVariant
 from quire.kernels.paged_prompt import HostTiles, plan_tiles
-from quire.kernels.prompt_attention import is_aligned
+from quire.kernels.prompt_attention import PromptVariant, is_aligned
+from quire.kernels.prompt_attention_spec import PromptShape
 from quire.kernels.ragged import PromptPlan, RaggedBatch
 from quire.kernels.upload import begin_step, upload
 
@@ -138,8 +139,8 @@ class ModelRunner:
 
     def _recurs(self, chunk: Chunk, layer: PromptShape, dtype: mx.Dtype) -> bool:
         variant = prompt_variant(chunk.num_tokens, chunk.context_length, layer, dtype)
-        if variant != "padded":
-            return variant == "pages"
+        if variant is not PromptVariant.SDPA_PADDED:
+            return variant is PromptVariant.PAGED_KERNEL
         return chunk.start == 0 or not is_aligned(chunk.start, chunk.num_tokens)
 
     def _is_tiled(self, batch: StepBatch) -> bool:
@@ -154,13 +155,16 @@ class ModelRunner:
         for window, (layer, dtype) in self._prompts.items():
             for chunk in prompts:
                 context = chunk.context_length
-                if prompt_variant(chunk.num_tokens, context, layer, dtype) != "pages":
+                variant = prompt_variant(chunk.num_tokens, context, layer, dtype)
+                if variant is not PromptVariant.PAGED_KERNEL:
                     return False
             seen = longest if window is None else min(longest, window)
             shape = MixedShape(
                 len(decodes), seen, *layer[2:7], window=layer.window, sinks=layer.sinks
             )
-            if decodes and select("mixed_attention", shape, dtype).variant != "together":
+            if not decodes:
+                continue
+            if select(MIXED_ATTENTION, shape, dtype).variant is not MixedVariant.FUSED:
                 return False
         return True
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from quire.engine.step_batch import Chunk
 from quire.kernels.draws import MIN_TEMPERATURE, Draws
-from quire.kernels.sampling import sample_tokens, take_likeliest
+from quire.kernels.sample_tokens import sample_tokens, take_likeliest
 from quire.kernels.upload import upload
 
 

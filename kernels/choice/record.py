@@ -1,4 +1,4 @@
-"""What this machine has been found to do: which variants agree with the reference, which are fast.
+"""What this machine has been found to do: which variants agree with float64, which are fast.
 
 One JSON file per chip and device in the user's cache folder. It holds for one version of MLX and
 one text of the kernels; in any other case it is as if it were not there.
@@ -7,32 +7,32 @@ one text of the kernels; in any other case it is as if it were not there.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import mlx.core as mx
+import msgspec
 
 from quire.kernels.choice.chips import DeviceName, current_chip
-from quire.kernels.choice.manifest import DTYPES, load_manifest
-from quire.kernels.choice.shapes import SHAPES, AnyShape
+from quire.kernels.choice.spec import DTYPES, AnySpec
+from quire.kernels.specs import find_spec
 
 logger = logging.getLogger("quire.kernels")
 
-_FORMAT = 1
+_FORMAT = 2
+
+Size = Annotated[float, msgspec.Meta(ge=0)]
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(msgspec.Struct, frozen=True):
     """What a record holds for."""
 
     chip: str
@@ -41,9 +41,8 @@ class Key:
     kernels: str  # hash of the package's text
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a variant agrees with the reference; ``reason`` says why not, and is "" if it does.
+class Verdict(msgspec.Struct, frozen=True):
+    """Whether a variant agrees with float64; ``reason`` says why not, and is "" if it does.
 
     ``error`` is the largest error seen, relative to the largest value of the result.
     """
@@ -51,47 +50,45 @@ class Verdict:
     operation: str
     variant: str
     dtype: str
-    error: float | None
+    error: Size | None
     reason: str
 
 
-@dataclass(frozen=True)
-class Timing:
+class Timing(msgspec.Struct, frozen=True):
     """The fastest variant and settings measured for a bucket, in microseconds per call."""
 
     operation: str
-    shape: AnyShape
+    shape: tuple[int | bool, ...]  # in the order of the operation's shape
     dtype: str
     variant: str
-    settings: Mapping[str, int]
-    time: float
-    default_time: float
+    settings: dict[str, int]
+    time: Size
+    default_time: Size
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     key: Key
     verdicts: tuple[Verdict, ...] = ()
     timings: tuple[Timing, ...] = ()
+    format: int = _FORMAT
 
     def dropped(self) -> set[tuple[str, str, str]]:
         """(operation, variant, dtype) of the variants that disagreed."""
         return {(v.operation, v.variant, v.dtype) for v in self.verdicts if v.reason}
 
-    def timings_by_bucket(self) -> dict[tuple[str, AnyShape, str], Timing]:
-        return {(t.operation, t.shape, t.dtype): t for t in self.timings}
+    def timings_by_bucket(self) -> dict[tuple[str, tuple[int | bool, ...], str], Timing]:
+        return {(t.operation, tuple(t.shape), t.dtype): t for t in self.timings}
 
     def with_verdicts(self, verdicts: Iterable[Verdict]) -> Record:
         """This record with ``verdicts`` in place of any others on the same variants."""
-        known = {(v.operation, v.variant, v.dtype): v for v in self.verdicts}
-        known |= {(v.operation, v.variant, v.dtype): v for v in verdicts}
-        return replace(self, verdicts=tuple(known.values()))
+        known = {(v.operation, v.variant, v.dtype): v for v in (*self.verdicts, *verdicts)}
+        return msgspec.structs.replace(self, verdicts=tuple(known.values()))
 
     def with_timing(self, timing: Timing) -> Record:
         """This record with ``timing`` in place of any other for the same bucket."""
         timings = self.timings_by_bucket()
-        timings[timing.operation, timing.shape, timing.dtype] = timing
-        return replace(self, timings=tuple(timings.values()))
+        timings[timing.operation, tuple(timing.shape), timing.dtype] = timing
+        return msgspec.structs.replace(self, timings=tuple(timings.values()))
 
 
 def current_key(device: DeviceName) -> Key:
@@ -118,14 +115,17 @@ def load_record(device: DeviceName) -> Record:
     key = current_key(device)
     path = record_path(key)
     try:
-        return _decode(path.read_text(encoding="utf-8"), key)
+        record = _decode(path.read_bytes())
     except FileNotFoundError:
-        pass
-    except _OtherMachine as error:
-        logger.warning("ignoring %s: it is for %s; run `quire tune`", path, error)
-    except (OSError, ValueError) as error:
+        return Record(key)
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
         logger.warning("ignoring %s, which cannot be used: %s", path, error)
-    return Record(key)
+        return Record(key)
+    if record.key != key:
+        found = f"{record.key.chip}, MLX {record.key.mlx}, kernels {record.key.kernels}"
+        logger.warning("ignoring %s: it is for %s; run `quire tune`", path, found)
+        return Record(key)
+    return record
 
 
 def save_record(record: Record) -> Path:
@@ -136,14 +136,10 @@ def save_record(record: Record) -> Path:
     """
     path = record_path(record.key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = asdict(replace(record, timings=())) | {
-        "format": _FORMAT,
-        "timings": [asdict(t) | {"shape": t.shape._asdict()} for t in record.timings],
-    }
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
+        with os.fdopen(handle, "wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(record), indent=1))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -153,77 +149,41 @@ def save_record(record: Record) -> Path:
     return path
 
 
-class _OtherMachine(Exception):
-    """The file is in order, but for another chip, MLX or text."""
-
-
-def _decode(text: str, key: Key) -> Record:
-    """Read a record and check every entry against the manifest.
+def _decode(data: bytes) -> Record:
+    """Read a record, whose entries must be of operations, variants and settings that exist.
 
     Raises:
-        ValueError: the text is not a record; _OtherMachine: it is not this machine's.
+        ValueError, msgspec.MsgspecError: the text is not a record.
     """
-    content = json.loads(text)
-    try:
-        if content["format"] != _FORMAT:
-            raise ValueError(f"its format is {content['format']}, not {_FORMAT}")
-        found = Key(**content["key"])
-        if found != key:
-            raise _OtherMachine(f"{found.chip}, MLX {found.mlx}, kernels {found.kernels}")
-        return Record(
-            key,
-            tuple(_verdict(entry) for entry in content["verdicts"]),
-            tuple(_timing(entry) for entry in content["timings"]),
-        )
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from error
+    record = msgspec.json.decode(data, type=Record)
+    if record.format != _FORMAT:
+        raise ValueError(f"its format is {record.format}, not {_FORMAT}")
+    for verdict in record.verdicts:
+        _check_names(verdict)
+    for timing in record.timings:
+        spec = _check_names(timing)
+        msgspec.convert(list(timing.shape), spec.shape)
+        if not spec.variants[spec.variant(timing.variant)].has_settings(timing.settings):
+            name = f"{timing.operation}.{timing.variant}"
+            raise ValueError(f"{name} does not have {timing.settings}")
+    return record
 
 
-def _verdict(entry: dict[str, Any]) -> Verdict:
-    verdict = Verdict(**entry)
-    _check_names(verdict.operation, verdict.variant, verdict.dtype)
-    if verdict.error is not None:
-        _number(verdict.error)
-    if not isinstance(verdict.reason, str):
-        raise ValueError("a verdict's reason must be text")
-    return verdict
-
-
-def _timing(entry: dict[str, Any]) -> Timing:
-    timing = Timing(**entry)
-    _check_names(timing.operation, timing.variant, timing.dtype)
-    shape = SHAPES[timing.operation](**entry["shape"])
-    if not all(isinstance(value, int) for value in shape):
-        raise ValueError(f"{timing.operation}: {shape} is not a shape")
-    if not load_manifest()[timing.operation].variants[timing.variant].has_settings(timing.settings):
-        raise ValueError(f"{timing.operation}.{timing.variant} does not have {timing.settings}")
-    _number(timing.time)
-    _number(timing.default_time)
-    return replace(timing, shape=shape)
-
-
-def _check_names(operation: str, variant: str, dtype: str) -> None:
-    if variant not in load_manifest()[operation].variants or dtype not in DTYPES:
-        raise ValueError(f"there is no {operation}.{variant} for {dtype}")
-
-
-def _number(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
-        raise ValueError(f"{value!r} is not a size")
-    return float(value)
+def _check_names(entry: Verdict | Timing) -> AnySpec:
+    if entry.dtype not in DTYPES:
+        raise ValueError(f"there is no type {entry.dtype}")
+    spec = find_spec(entry.operation)
+    spec.variant(entry.variant)
+    return spec
 
 
 @cache
 def _text_hash() -> str:
-    """Of the manifest, the kernels' source and the Python that launches them."""
+    """Of the kernels' source, the Python that launches them and their specifications."""
     digest = hashlib.blake2b(digest_size=8)
     folder = resources.files("quire.kernels")
-    for place in (folder, folder.joinpath("choice"), folder.joinpath("source")):
+    for place, suffix in ((folder, ".py"), (folder.joinpath("source"), ".h")):
         for file in sorted(place.iterdir(), key=lambda file: file.name):
-            if not file.name.endswith((".py", ".toml", ".h")):
-                continue
-            content = file.read_bytes()
-            launches = b"class GpuKernel" in content or b"gpu_kernel import GpuKernel" in content
-            if launches or not file.name.endswith(".py"):
-                digest.update(file.name.encode() + b"\0" + content)
+            if file.name.endswith(suffix):
+                digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()

@@ -1,23 +1,39 @@
-"""Which variant computes an operation: by what the manifest says, and what this machine has shown.
+"""Which variant computes an operation: by its specification, and what this machine has shown.
 
-The order is: what `quire tune` measured for the shape on this chip, then the manifest's defaults,
-then whatever supports the shape. A variant that disagreed with the reference here is never chosen.
+The order is: what `quire tune` measured for the shape on this chip, then the defaults, then the
+reference. A variant that disagreed with the exact result here is never chosen, nor what needs it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
-from types import MappingProxyType
-from typing import NamedTuple
+from enum import Enum, StrEnum
+from typing import Any, Generic, NamedTuple
 
 import mlx.core as mx
 
 from quire.kernels.choice.chips import DeviceName, current_device
-from quire.kernels.choice.manifest import Manifest, Variant, load_manifest
 from quire.kernels.choice.record import Record, load_record
-from quire.kernels.choice.shapes import AnyShape, describe, timing_bucket
+from quire.kernels.choice.spec import (
+    AnySpec,
+    Group,
+    Kind,
+    P,
+    S,
+    Settings,
+    Shape,
+    Spec,
+    V,
+    Variant,
+    describe,
+    dtype_name,
+)
+from quire.kernels.specs import SPECS
+
+# The kernels of the first write the pages that those of the second are about.
+_REQUIRED = {Group.PAGES: (Group.PAGES,), Group.BLOCKS: (Group.PAGES, Group.BLOCKS)}
 
 
 class Why(StrEnum):
@@ -26,25 +42,25 @@ class Why(StrEnum):
     TUNED = "tuned on this chip"
     DEFAULT = "default for this device"
     ONLY = "only one that supports this shape"
-    GAP = "gap: no kernel supports this shape"
+    GAP = "gap: no kernel can be used"
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Generic[V]):
     """A variant and the numbers it runs with."""
 
-    variant: str
-    settings: Mapping[str, int]
+    variant: V
+    settings: Settings
     why: Why
 
 
 class Gap(NamedTuple):
-    """A shape for which the manifest would have a kernel, but no kernel can be used."""
+    """A shape that a kernel is meant for, but none can be used."""
 
     operation: str
-    shape: AnyShape  # its bucket
+    shape: Shape  # its bucket
     dtype: str
-    device: str
+    device: DeviceName
     variant: str | None  # what runs instead; None: nothing can
 
 
@@ -53,91 +69,122 @@ class UnsupportedShape(ValueError):
 
 
 class Selector:
-    """Chooses for one device, from one manifest and one record of this machine."""
+    """Chooses for one device, by one record of this machine.
 
-    def __init__(self, device: DeviceName, manifest: Manifest, record: Record | None) -> None:
-        self._device = device
-        self._manifest = manifest
+    Args:
+        specs: of all operations, of which some belong to one group.
+    """
+
+    def __init__(
+        self, device: DeviceName, record: Record | None, specs: Sequence[AnySpec] = SPECS
+    ) -> None:
+        self.device = device
+        self._specs = specs
         self._timings = {} if record is None else record.timings_by_bucket()
         self._dropped = set() if record is None else record.dropped()
-        self._choices: dict[tuple[str, AnyShape, mx.Dtype], Choice] = {}
+        self._choices: dict[tuple[AnySpec, Shape, mx.Dtype], Choice[Any]] = {}
         self._gaps: dict[Gap, None] = {}
 
-    def select(self, operation: str, shape: AnyShape, dtype: mx.Dtype) -> Choice:
+    def select(self, spec: Spec[S, V, P], shape: S, dtype: mx.Dtype) -> Choice[V]:
         """What computes ``shape``; the same for all shapes of its bucket.
+
+        Args:
+            dtype: float32, float16 or bfloat16
 
         Raises:
             UnsupportedShape: nothing does.
         """
-        key = operation, shape.bucket(), dtype
+        key = spec, shape.bucket(), dtype
         choice = self._choices.get(key)
         if choice is None:
-            choice = self._choices[key] = self._choose(operation, key[1], dtype_name(dtype))
+            choice = self._choices[key] = self._choose(spec, key[1], dtype_name(dtype))
         return choice
 
     def gaps(self) -> list[Gap]:
         """Every gap met so far, in the order they were met."""
         return list(self._gaps)
 
-    def usable(self, operation: str, shape: AnyShape, dtype: str) -> dict[str, Variant]:
-        """The variants that support ``shape`` and have not been dropped, by name."""
-        entry = self._manifest[operation]
+    def runs(self, group: Group, dtype: str) -> bool:
+        """Whether a model of ``dtype`` takes the kernels of ``group``: none has been dropped."""
+        return not any(
+            (spec.name, variant.value, dtype) in self._dropped
+            for spec in self._specs
+            if spec.group in _REQUIRED[group]
+            for variant in spec.variants
+            if variant is not spec.reference
+        )
+
+    def usable(self, spec: Spec[S, V, P], shape: S, dtype: str) -> Mapping[V, Variant[S, P]]:
+        """The variants that support ``shape``, and that nothing was found wrong with."""
         return {
             name: variant
-            for name, variant in entry.variants.items()
-            if variant.supports(shape.bucket(), dtype, self._device)
-            and (name == entry.reference or (operation, name, dtype) not in self._dropped)
+            for name, variant in spec.variants.items()
+            if variant.supports(shape.bucket(), dtype, self.device)
+            and (name is spec.reference or self._is_trusted(spec, name, variant, dtype))
         }
 
-    def default(self, operation: str, shape: AnyShape, dtype: str) -> Choice:
+    def _is_trusted(
+        self, spec: AnySpec, name: Enum, variant: Variant[Any, Any], dtype: str
+    ) -> bool:
+        if (spec.name, name.value, dtype) in self._dropped:
+            return False
+        return all(
+            group is None or self.runs(group, dtype) for group in (spec.group, variant.needs)
+        )
+
+    def default(self, spec: Spec[S, V, P], shape: S, dtype: str) -> Choice[V]:
         """What is chosen where nothing has been measured.
 
         Raises:
             UnsupportedShape: nothing supports ``shape``.
         """
         bucket = shape.bucket()
-        usable = self.usable(operation, bucket, dtype)
-        wanted = [d for d in self._manifest[operation].defaults if d.matches(bucket, self._device)]
+        usable = self.usable(spec, bucket, dtype)
+        if not usable:
+            self._gaps[Gap(spec.name, bucket, dtype, self.device, None)] = None
+            raise UnsupportedShape(f"{spec.name}: nothing supports {describe(shape)} in {dtype}")
+        wanted = [d.variant for d in spec.defaults if d.matches(bucket, self.device)]
+        kernels = [name for name, variant in usable.items() if variant.kind is Kind.KERNEL]
         why = Why.ONLY if len(usable) == 1 else Why.DEFAULT
-        kinds = {variant.kind for variant in usable.values()}
-        if wanted and "kernel" not in kinds:
-            first = self._manifest[operation].variants[wanted[0].variant]
-            why = Why.GAP if first.kind == "kernel" else why
-        for default in wanted:
-            if default.variant in usable:
-                return Choice(default.variant, default.settings, why)
-        for name, variant in usable.items():
-            return Choice(name, variant.default_settings, why)
-        self._gaps[Gap(operation, bucket, dtype, self._device, None)] = None
-        raise UnsupportedShape(f"{operation}: nothing supports {describe(shape)} in {dtype}")
+        if wanted and not kernels and spec.variants[wanted[0]].kind is Kind.KERNEL:
+            why = Why.GAP
+        preferred = next((name for name in (*wanted, spec.reference) if name in usable), None)
+        chosen = next(iter(usable)) if preferred is None else preferred
+        return Choice(chosen, usable[chosen].default_settings, why)
 
-    def _choose(self, operation: str, bucket: AnyShape, dtype: str) -> Choice:
-        choice = self.default(operation, bucket, dtype)
-        timing = self._timings.get((operation, timing_bucket(bucket), dtype))
+    def _choose(self, spec: Spec[S, V, P], bucket: S, dtype: str) -> Choice[V]:
+        choice = self.default(spec, bucket, dtype)
         if choice.why is Why.GAP:
-            self._gaps[Gap(operation, bucket, dtype, self._device, choice.variant)] = None
-        if timing is None or timing.variant not in self.usable(operation, bucket, dtype):
+            gap = Gap(spec.name, bucket, dtype, self.device, choice.variant.value)
+            self._gaps[gap] = None
+        timing = self._timings.get((spec.name, tuple(spec.timing_bucket(bucket)), dtype))
+        if timing is None:
+            return choice
+        variant = spec.variant(timing.variant)
+        if variant not in self.usable(spec, bucket, dtype):
             return choice
         why = choice.why if choice.why is Why.GAP else Why.TUNED
-        return Choice(timing.variant, MappingProxyType(dict(timing.settings)), why)
+        return Choice(variant, dict(timing.settings), why)
 
 
 _selectors: dict[DeviceName, Selector] = {}
+_only: list[Selector] = []  # of :func:`selecting`, the innermost last
 
 
-def select(
-    operation: str, shape: AnyShape, dtype: mx.Dtype, device: DeviceName | None = None
-) -> Choice:
-    """What computes ``shape`` on this machine; reads the record of ``quire tune`` at first use.
+def selector_for(device: DeviceName | None = None) -> Selector:
+    """The process's selector of ``device``, by default MLX's own; at first use it reads the record
+    of this machine."""
+    if _only:
+        return _only[-1]
+    device = device or current_device()
+    if device not in _selectors:
+        _selectors[device] = Selector(device, load_record(device))
+    return _selectors[device]
 
-    Args:
-        dtype: float32, float16 or bfloat16
-        device: MLX's default device if not given.
 
-    Raises:
-        UnsupportedShape: nothing does.
-    """
-    return selector_for(device or current_device()).select(operation, shape, dtype)
+def select(spec: Spec[S, V, P], shape: S, dtype: mx.Dtype) -> Choice[V]:
+    """What computes ``shape`` on this machine, as :meth:`Selector.select` says."""
+    return selector_for().select(spec, shape, dtype)
 
 
 def gaps() -> list[Gap]:
@@ -145,20 +192,16 @@ def gaps() -> list[Gap]:
     return [gap for selector in _selectors.values() for gap in selector.gaps()]
 
 
-def selector_for(device: DeviceName) -> Selector:
-    """The process-wide selector of ``device``."""
-    selector = _selectors.get(device)
-    if selector is None:
-        selector = Selector(device, load_manifest(), load_record(device))
-        _selectors[device] = selector
-    return selector
-
-
 def use_record(device: DeviceName, record: Record) -> None:
     """Choose by ``record`` from now on; choices already handed out stay as they are."""
-    _selectors[device] = Selector(device, load_manifest(), record)
+    _selectors[device] = Selector(device, record)
 
 
-def dtype_name(dtype: mx.Dtype) -> str:
-    """The name without its package: "bfloat16"."""
-    return str(dtype).rpartition(".")[2]
+@contextmanager
+def selecting(selector: Selector) -> Iterator[Selector]:
+    """Within it ``selector`` chooses, whatever the device: the one way to choose otherwise."""
+    _only.append(selector)
+    try:
+        yield selector
+    finally:
+        _only.remove(selector)

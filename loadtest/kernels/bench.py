@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import mlx.core as mx
 
 from quire.kernels.choice.chips import DeviceName, current_chip
+from quire.kernels.choice.problem import relative_difference, to_float64
+from quire.kernels.choice.timing import RUNS, Function, chained, check_evaluated, measure
 from quire.loadtest.environment import command_line, describe
 from quire.loadtest.kernels.case import Case, Profile
 from quire.loadtest.kernels.device import (
@@ -16,12 +18,6 @@ from quire.loadtest.kernels.device import (
     memory_size,
 )
 from quire.loadtest.kernels.results import CaseResult, KernelsResult, VariantResult
-from quire.loadtest.kernels.timing import (
-    RUNS,
-    Function,
-    check_evaluated,
-    measure,
-)
 
 # Sets of inputs together hold this much, or a small problem would stay in the device's cache.
 _ROTATED_BYTES = 1 << 28
@@ -118,7 +114,7 @@ def run_case(case: Case, sets: int, runs: int, limit: float) -> CaseResult:
         moved = case.variant_bytes.get(name, case.bytes_moved)
         result = results[name] = VariantResult(name, name in case.baselines, moved)
         try:
-            found = check_evaluated(function, inputs, case.chain)
+            found = check_evaluated(function, inputs, chained)
         except Exception as error:
             # Whatever it is, it belongs to this variant and is shown and counted as its failure.
             result.failure = f"{type(error).__name__}: {error}"
@@ -127,11 +123,11 @@ def run_case(case: Case, sets: int, runs: int, limit: float) -> CaseResult:
         if name == case.baselines[0]:
             expected = found
         elif expected is not None and case.tolerance is not None:
-            result.difference = relative_difference(found, expected)
+            result.difference = relative_difference(to_float64(found), to_float64(expected))
             if not result.difference <= case.tolerance:
                 other = case.baselines[0]
                 result.failure = f"differs from {other} by {result.difference:.1e} of its peak"
-    for name, timing in measure(functions, inputs, runs, case.chain).items():
+    for name, timing in measure(functions, inputs, runs, chained).items():
         result = results[name]
         result.latency_us = _rounded(timing.latency_us)
         result.throughput_us = _rounded(timing.throughput_us)
@@ -158,32 +154,6 @@ def is_too_fast(result: VariantResult, limit: float) -> bool:
     This finds work that a result does not depend on, which evaluating the result leaves undone.
     """
     return result.bytes_moved >= _UNCACHED_BYTES and result.gb_per_s * 1e9 > limit
-
-
-def relative_difference(found: Sequence[mx.array], expected: Sequence[mx.array]) -> float:
-    """Largest difference between the numbers of two results, relative to the largest expected.
-
-    Their order must be the same, but not the shapes of the arrays. Arrays found beyond the expected
-    numbers, such as the token of a write in place, do not count. Infinite if the numbers are fewer
-    or do not end with an array.
-    """
-    wanted = sum(array.size for array in expected)
-    compared: list[mx.array] = []
-    for array in found:
-        if sum(one.size for one in compared) < wanted:
-            compared.append(array)
-    if sum(array.size for array in compared) != wanted:
-        return float("inf")
-    a, b = _flat(compared), _flat(expected)
-    peak = mx.abs(b).max().item()
-    difference = mx.abs(a - b).max().item()
-    assert isinstance(peak, float)
-    assert isinstance(difference, float)
-    return difference / peak if peak else difference
-
-
-def _flat(arrays: Sequence[mx.array]) -> mx.array:
-    return mx.concatenate([array.astype(mx.float32).reshape(-1) for array in arrays])
 
 
 def _rounded(samples: list[float]) -> list[float]:

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from quire.kernels.choice.chips import DeviceName
+from quire.kernels.choice.selection import Why, selector_for
+from quire.kernels.choice.spec import Kind, P, S, Spec, V, describe_settings, dtype_name
+from quire.kernels.choice.timing import Function
 
 
 class Profile(NamedTuple):
@@ -33,14 +36,10 @@ class Case:
 
     Args:
         name: unique among the cases of the operation; results of different runs meet by it.
-        inputs: makes one set of inputs from a seed. Several sets are used in turn, so that a
-            problem smaller than the device's cache is read from memory, as in a model.
+        inputs: makes one set of inputs from a seed, with a method ``chained`` as
+            :class:`Problem` has. Several sets are used in turn, so that a problem smaller than the
+            device's cache is read from memory, as in a model.
         variants: what is compared: each takes one set of inputs and returns arrays.
-        chain: ``chain(next_inputs, previous_result)`` makes inputs of which every variant's next
-            result depends on the previous one, through real data: on a GPU, kernels that are only
-            said to depend (:func:`mx.depends`) may overlap. It changes neither, and costs little
-            and the same for all variants. Throughput is measured in one graph of calls that follow
-            one another, as the layers of a model do.
         baselines: variants to compare with: not Quire's own, or its way before this one. The first
             also gives the values that the others' results must agree with.
         bytes_moved: what the operation must at least read and write.
@@ -55,8 +54,7 @@ class Case:
     name: str
     labels: Mapping[str, int | str]
     inputs: Callable[[int], Any]
-    variants: Mapping[str, Callable[[Any], object]]
-    chain: Callable[[Any, Any], Any]
+    variants: Mapping[str, Function]
     baselines: tuple[str, ...]
     bytes_moved: int
     variant_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -68,3 +66,23 @@ class Case:
         missing = set(self.baselines) - set(self.variants)
         if missing or not self.baselines:
             raise ValueError(f"{self.operation} {self.name}: baselines {missing} are no variants")
+
+
+def specified_variants(
+    profile: Profile, spec: Spec[S, V, P], shape: S
+) -> tuple[dict[str, Function], dict[str, int | str]]:
+    """What the engine would run, under the name "quire", and every kernel it could run instead;
+    and a label that says what "quire" is."""
+    selector = selector_for(profile.device)
+    dtype = dtype_name(profile.dtype)
+    choice = selector.select(spec, shape, profile.dtype)
+    usable = selector.usable(spec, shape, dtype)
+    found: dict[str, Function] = {"quire": usable[choice.variant].with_settings(choice.settings)}
+    if choice.why is Why.TUNED:
+        default = selector.default(spec, shape, dtype)
+        found["default"] = usable[default.variant].with_settings(default.settings)
+    for name, variant in usable.items():
+        if name is not choice.variant and variant.kind is Kind.KERNEL:
+            found[str(name.value)] = variant.with_settings(variant.default_settings)
+    what = " ".join((str(choice.variant.value), describe_settings(choice.settings)))
+    return found, {"quire": what.strip()}

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from quire.kernels.choice.chips import DeviceName, current_device
-from quire.loadtest.kernels.timing import measure
+from quire.kernels.choice.timing import measure
 
 # Larger than caches (a CPU's are shared by its cores, and one of them copies), and no more than a
 # small machine has.

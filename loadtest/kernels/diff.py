@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 from typing import Literal, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
+from quire.kernels.choice.timing import Samples, is_faster
 from quire.loadtest.kernels.results import KernelsResult, VariantResult
 from quire.loadtest.kernels.table import number
-from quire.loadtest.kernels.welch import welch_test
 
-# A change counts if the means are this far apart and chance alone would rarely do that.
+# A change counts if the medians are this far apart, and more than noise explains.
 THRESHOLD = 1.10
-SIGNIFICANCE = 0.05
 
 Verdict = Literal["slower", "faster", "unclear", "same"]
 
@@ -23,9 +22,9 @@ class Change(NamedTuple):
     """One variant of one case, before and after."""
 
     name: str
-    old_us: float  # mean of the throughput samples
+    old_us: float  # median of the throughput samples
     new_us: float
-    p: float  # of Welch's t-test
+    noise_us: float  # standard error of the difference
     verdict: Verdict
 
     @property
@@ -76,7 +75,7 @@ def print_comparison(
     )
     shown = [change for change in comparison.changes if change.verdict != "same"]
     if shown:
-        table = Table("us per call", "old", "new", "ratio", "p", "", box=None)
+        table = Table("us per call", "old", "new", "ratio", "noise", "", box=None)
         for column in table.columns[1:5]:
             column.justify = "right"
         for change in shown:
@@ -85,7 +84,7 @@ def print_comparison(
                 number(change.old_us),
                 number(change.new_us),
                 f"{change.ratio:.2f}",
-                f"{change.p:.3f}",
+                number(change.noise_us),
                 change.verdict,
                 style="red" if change.verdict == "slower" else "",
             )
@@ -97,7 +96,9 @@ def print_comparison(
             _line(console, f"{title}: {name}")
     count = len(comparison.regressions)
     _line(
-        console, f"{count} slower by more than 10 % (Welch's t-test, 95 %)", "red" if count else ""
+        console,
+        f"{count} slower by more than 10 % (and by more than three standard errors)",
+        "red" if count else "",
     )
 
 
@@ -106,13 +107,17 @@ def _line(console: Console, text: str, style: str = "") -> None:
 
 
 def _change(name: str, old: list[float], new: list[float]) -> Change:
-    p = welch_test(old, new).p
-    old_mean, new_mean = statistics.fmean(old), statistics.fmean(new)
-    ratio = new_mean / old_mean
+    before, after = Samples(tuple(old)), Samples(tuple(new))
+    ratio = after.median / before.median
+    noise = math.hypot(before.noise, after.noise)
     verdict: Verdict = "same"
-    if ratio > THRESHOLD or ratio < 1 / THRESHOLD:
-        verdict = "unclear" if p >= SIGNIFICANCE else "slower" if ratio > 1 else "faster"
-    return Change(name, old_mean, new_mean, p, verdict)
+    if is_faster(after, before, 1 - 1 / THRESHOLD):
+        verdict = "faster"
+    elif is_faster(before, after, 1 - 1 / THRESHOLD):
+        verdict = "slower"
+    elif not 1 / THRESHOLD <= ratio <= THRESHOLD:
+        verdict = "unclear"
+    return Change(name, before.median, after.median, noise, verdict)
 
 
 def _variants(result: KernelsResult) -> dict[str, VariantResult]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from quire.loadtest.kernels.attention_cases import attention_cases
 from quire.loadtest.kernels.case import Case, Profile
-from quire.loadtest.kernels.decode_cases import decode_cases
-from quire.loadtest.kernels.linear_cases import matmul_cases, quantized_cases
-from quire.loadtest.kernels.prompt_cases import prompt_cases
-from quire.loadtest.kernels.sample_cases import sample_cases
-from quire.loadtest.kernels.shared_cases import shared_cases
-from quire.loadtest.kernels.write_cases import write_cases
+from quire.loadtest.kernels.paged_cases import decode_cases, prompt_cases, shared_cases
+from quire.loadtest.kernels.row_cases import (
+    matmul_cases,
+    quantized_cases,
+    sample_cases,
+    write_cases,
+)
+from quire.loadtest.kernels.table_cases import attention_cases
 
 # The names are those of command.OPERATIONS, which can be listed without MLX.
 _CASES: dict[str, Callable[[Profile], Iterator[Case]]] = {

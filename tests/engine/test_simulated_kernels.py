@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any, get_args
 from unittest import mock
 
@@ -22,12 +23,13 @@ from quire.engine.step.compiled_decode import CompiledDecode
 from quire.engine.step.sampler import sample
 from quire.engine.step_batch import Chunk
 from quire.kernels.choice.chips import DeviceName
-from quire.kernels.choice.manifest import load_manifest
-from quire.kernels.choice.selection import Selector
+from quire.kernels.choice.selection import Selector, selecting
 from quire.kernels.paged_decode import Partials
 from quire.kernels.paged_prompt import paged_prompt
 from quire.kernels.prompt_attention import prompt_attention
 from quire.kernels.shared_context import attend_shared
+
+ChooseAs = Callable[[DeviceName], Selector]
 
 
 @pytest.fixture(autouse=True)
@@ -40,26 +42,19 @@ def gpu_paths() -> Iterator[None]:
         yield
 
 
-def choose_as(device: DeviceName, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Choose variants as on ``device`` where nothing has been tuned."""
-    select = Selector(device, load_manifest(), None).select
-    for name in (
-        "kernels.attention",
-        "engine.step.compiled_decode",
-        "engine.model.fused_blocks",
-        "engine.step.runner",
-    ):
-        monkeypatch.setattr(f"quire.{name}.select", select)
+@pytest.fixture
+def choose_as() -> Iterator[ChooseAs]:
+    """Choose variants as on a device where nothing has been tuned."""
+    with ExitStack() as stack:
+        yield lambda device: stack.enter_context(selecting(Selector(device, None)))
 
 
 @pytest.mark.parametrize("pad", [False, True], ids=["alone", "padded"])
 @pytest.mark.parametrize("family", ["qwen3", "llama", "gemma3_text", "gpt_oss"])
-def test_tokens_equal_those_of_mlx_lm(
-    family: str, pad: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_equal_those_of_mlx_lm(family: str, pad: bool, choose_as: ChooseAs) -> None:
     # As a GPU would choose: its name says how prompt chunks are brought to attention.
     device: DeviceName = "cuda" if pad else "metal"
-    choose_as(device, monkeypatch)
+    choose_as(device)
     model = page_model(build(family, 0), family)
     engine = Engine(
         model,
@@ -87,7 +82,9 @@ def test_tokens_equal_those_of_mlx_lm(
         assert tokens[index] == reference_generate(reference, prompt, 5)[0]
 
 
-def test_prompts_over_pages_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_over_pages_in_half_precision(
+    monkeypatch: pytest.MonkeyPatch, choose_as: ChooseAs
+) -> None:
     """The kernel for prompts, which takes no float32, after everything a start runs.
 
     As on CUDA decodes beside prompts go with them, as on Metal by themselves. The tokens of so
@@ -119,7 +116,7 @@ def test_prompts_over_pages_in_half_precision(monkeypatch: pytest.MonkeyPatch) -
     found: dict[DeviceName, dict[tuple[int, int], mx.array]] = {}
     devices: tuple[DeviceName, ...] = ("cuda", "metal")
     for device in devices:
-        choose_as(device, monkeypatch)
+        choose_as(device)
         model = build("qwen3", 0)
         model.apply(lambda array: array.astype(mx.bfloat16))
         config = EngineConfig(
@@ -146,7 +143,9 @@ def test_prompts_over_pages_in_half_precision(monkeypatch: pytest.MonkeyPatch) -
         assert error.item() < 0.03
 
 
-def test_decodes_that_share_a_prefix_read_it_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decodes_that_share_a_prefix_read_it_together(
+    monkeypatch: pytest.MonkeyPatch, choose_as: ChooseAs
+) -> None:
     prefixes = [[3 + i % 40 for i in range(200)], [45 - i % 30 for i in range(260)]]
     prompts = [prefixes[i % 2] + [4 + i, 9 + i, *range(5, 5 + 3 * i)] for i in range(5)]
     prompts.append([7, 8, 9])
@@ -158,7 +157,7 @@ def test_decodes_that_share_a_prefix_read_it_together(monkeypatch: pytest.Monkey
         return partials
 
     monkeypatch.setattr("quire.kernels.attention.attend_shared", counted)
-    choose_as("cuda", monkeypatch)
+    choose_as("cuda")
     generated: list[dict[int, list[int]]] = []
     for together in (False, True):
         monkeypatch.setattr(CompiledDecode, "_reads_together", lambda *_, chosen=together: chosen)
@@ -182,7 +181,7 @@ def test_decodes_that_share_a_prefix_read_it_together(monkeypatch: pytest.Monkey
 
 
 def test_nobody_looks_for_what_each_row_would_read_by_itself(
-    monkeypatch: pytest.MonkeyPatch,
+    choose_as: ChooseAs,
 ) -> None:
     args = qwen3.ModelArgs(
         "qwen3", hidden_size=64, num_hidden_layers=1, intermediate_size=64, num_attention_heads=4,
@@ -195,7 +194,7 @@ def test_nobody_looks_for_what_each_row_would_read_by_itself(
     paged.allocate(8, 16)
     found = {}
     for device in get_args(DeviceName):
-        choose_as(device, monkeypatch)
+        choose_as(device)
         decode = CompiledDecode(paged, None)
         found[device] = [rows for rows in (0, 8, 300) if decode.may_share(rows)]
     assert found == {"cuda": [300], "metal": [], "cpu": []}

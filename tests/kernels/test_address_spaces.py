@@ -13,23 +13,23 @@ from metal_sim.address_spaces import address_space_errors
 from metal_sim.source import MetalKernel
 from write_case import WriteCase
 
-from quire.kernels.choice.manifest import load_manifest
-from quire.kernels.choice.verify import CHECKED
+from quire.kernels.choice.problem import to_float64
+from quire.kernels.choice.spec import Kind
 from quire.kernels.download import copy_to_host
-from quire.kernels.probes import make_probe
+from quire.kernels.specs import SPECS
 
 HEADERS = {"common", "reduce_scatter", "rotary", "sampling", "tile"}
 
 
 def launch_all() -> None:
     """Launch every kernel in several ways, with small arrays, which are `constant`, and large."""
-    for operation, entry in load_manifest().items():
-        kernels = [variant for variant in entry.variants.values() if variant.kind == "kernel"]
-        for kernel, shape in product(kernels, CHECKED[operation]):
+    for spec in SPECS:
+        kernels = [variant for variant in spec.variants.values() if variant.kind is Kind.KERNEL]
+        for kernel, shape in product(kernels, spec.checked):
             for dtype in kernel.dtypes:
                 if kernel.supports(shape.bucket(), dtype, "metal"):
-                    probe = make_probe(shape, getattr(mx, dtype), ragged=True)
-                    probe.result(kernel.name, kernel.default_settings)
+                    problem = spec.problem(shape, getattr(mx, dtype), 0, True)
+                    to_float64(kernel.run(problem, kernel.default_settings))
     for sinks in (False, True):
         for heads in (1, 4):
             DecodeCase(F16, direct=False, sinks=sinks, softcap=2.0, kv_heads=heads).run()

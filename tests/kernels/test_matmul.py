@@ -13,12 +13,12 @@ import pytest
 from metal_sim import KernelFault, compiled_ahead, simulated_kernels
 
 from quire.engine.model import fused_blocks
-from quire.kernels import matmul as module
+from quire.kernels import matmul_spec as module
 from quire.kernels.choice.chips import DeviceName
-from quire.kernels.choice.manifest import load_manifest
-from quire.kernels.choice.selection import Selector
-from quire.kernels.choice.shapes import DenseShape
-from quire.kernels.matmul import SkinnySettings, matmul, skinny_matmul
+from quire.kernels.choice.selection import Selector, selecting
+from quire.kernels.linear import matmul
+from quire.kernels.matmul import SkinnySettings, skinny_matmul
+from quire.kernels.matmul_spec import MATMUL, DenseShape, MatmulVariant
 
 F32, F16, BF16 = mx.float32, mx.float16, mx.bfloat16
 # Of the largest value of a row.
@@ -127,8 +127,8 @@ def test_defaults() -> None:
         device: DeviceName = "cuda",
         dtype: str = "bfloat16",
     ) -> str:
-        selector = Selector(device, load_manifest(), None)
-        return selector.default("matmul", DenseShape(rows, outputs, dim), dtype).variant
+        selector = Selector(device, None)
+        return selector.default(MATMUL, DenseShape(rows, outputs, dim), dtype).variant.value
 
     # Small matrices, of up to 64 rows; larger ones of up to 16; neither of one row.
     assert {chosen(rows, 6144, 1024) for rows in (2, 9, 64)} == {"skinny"}
@@ -143,7 +143,7 @@ def test_defaults() -> None:
 
 
 def test_default_settings_can_be_tuned() -> None:
-    allowed = load_manifest()["matmul"].variants["skinny"]
+    allowed = MATMUL.variants[MatmulVariant.SKINNY]
     assert allowed.has_settings(SkinnySettings()._asdict())
 
 
@@ -163,10 +163,9 @@ def test_a_block_multiplies_by_the_selected_variant(
         return skinny_matmul(x, *rest)
 
     monkeypatch.setattr(module, "skinny_matmul", recorded)
-    monkeypatch.setattr(module, "select", Selector("cuda", load_manifest(), None).select)
     for rows in (9, 65):
         x = mx.random.normal((rows, 64)).astype(BF16)
-        with simulated_kernels(orders=1):
+        with simulated_kernels(orders=1), selecting(Selector("cuda", None)):
             got = fused_blocks._multiply(x, kind, arrays)
         expected = reference(x, linear.weight) + (double(linear.bias) if bias else 0.0)
         assert error(got, expected) < LIMITS[BF16]

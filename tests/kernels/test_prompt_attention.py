@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from quire.kernels import paged_prompt as tiles
 from quire.kernels import prompt_attention as prompts
-from quire.kernels.choice.shapes import PromptShape
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import paged_attention
+from quire.kernels.prompt_attention_spec import PromptShape, PromptVariant
 from quire.kernels.ragged import PromptChunk, RaggedBatch, TiledChunks
 
 BLOCK, HEADS, KV_HEADS, DIM = 8, 4, 2, 16
@@ -98,7 +98,13 @@ lengths = st.lists(st.tuples(starts, st.integers(1, 300)), min_size=1, max_size=
 @given(
     lengths,
     st.sampled_from([None, 1, 40, 400]),
-    st.lists(st.sampled_from(["pages", "padded", "alone"]), min_size=1, max_size=3),
+    st.lists(
+        st.sampled_from(
+            [PromptVariant.PAGED_KERNEL, PromptVariant.SDPA_PADDED, PromptVariant.SDPA_PER_CHUNK]
+        ),
+        min_size=1,
+        max_size=3,
+    ),
     st.integers(0, 5),
     st.sampled_from([0, 7]),
     st.booleans(),
@@ -107,7 +113,7 @@ lengths = st.lists(st.tuples(starts, st.integers(1, 300)), min_size=1, max_size=
 def test_every_row_sees_its_own_context(
     sizes: list[tuple[int, int]],
     window: int | None,
-    variants: list[str],
+    variants: list[PromptVariant],
     num_before: int,
     num_after: int,
     rows_at_hand: bool,
@@ -161,14 +167,18 @@ def test_short_chunks_of_many_lengths_are_one_batch() -> None:
         PromptChunk(int(first), n, n, np.zeros(-(-n // BLOCK), np.int32))
         for first, n in zip(starts[:-1], counts, strict=True)
     ]
-    plan = prompts.plan_prompts(chunks, None, LAYER, lambda _: "padded", dtype=mx.float16)
+    plan = prompts.plan_prompts(
+        chunks, None, LAYER, lambda _: PromptVariant.SDPA_PADDED, dtype=mx.float16
+    )
     assert len(plan.padded) == 1
     assert not plan.alone
 
 
 def test_a_long_aligned_chunk_goes_alone() -> None:
     chunk = PromptChunk(0, 2048, 4096, np.zeros(512, np.int32))
-    plan = prompts.plan_prompts([chunk], None, LAYER, lambda _: "padded", dtype=mx.float16)
+    plan = prompts.plan_prompts(
+        [chunk], None, LAYER, lambda _: PromptVariant.SDPA_PADDED, dtype=mx.float16
+    )
     assert plan.alone == [chunk]
     assert plan.order is None
 

@@ -14,17 +14,21 @@ from metal_sim import KernelFault, compiled_ahead, simulated_kernels
 from quire.engine.model.flat_linear import FlatQuantizedLinear, flatten_quantized_linears
 from quire.kernels import quantized_matmul as module
 from quire.kernels.choice.chips import DeviceName
-from quire.kernels.choice.manifest import load_manifest
-from quire.kernels.choice.selection import Choice, Selector, Why
-from quire.kernels.choice.shapes import MatmulShape
+from quire.kernels.choice.record import Key, Record, Timing
+from quire.kernels.choice.selection import Selector, selecting
 from quire.kernels.gpu_kernel import GpuKernel
+from quire.kernels.linear import quantized_matmul
 from quire.kernels.quantized_matmul import (
-    VARIANTS,
     MatrixSettings,
     RowsSettings,
     matrix_matmul,
-    quantized_matmul,
     rows_matmul,
+)
+from quire.kernels.quantized_matmul_spec import (
+    QUANTIZED_MATMUL,
+    MatmulShape,
+    QuantizedVariant,
+    run_quantized,
 )
 
 F32, F16, BF16 = mx.float32, mx.float16, mx.bfloat16
@@ -54,6 +58,7 @@ ROWS_CASES = [
     (17, 37, 320, 4, 64, F32, None),
     (32, 37, 128, 4, 64, F32, None),
 ]
+KERNELS = {"matrix": matrix_matmul, "rows": rows_matmul}
 CASES = [("matrix", *case) for case in MATRIX_CASES] + [("rows", *case) for case in ROWS_CASES]
 
 
@@ -63,7 +68,7 @@ def _compiled() -> None:
         for variant, *case in CASES:
             *shape, settings = case
             x, *weights = operands(*shape)
-            VARIANTS[variant](x, *weights, shape[4], shape[3], settings)
+            KERNELS[variant](x, *weights, shape[4], shape[3], settings)
 
 
 def operands(
@@ -114,7 +119,7 @@ def test_agrees_with_float64(
 ) -> None:
     given = operands(rows, columns, inputs, bits, group_size, dtype)
     with simulated_kernels():
-        result = VARIANTS[variant](*given, group_size, bits, settings)
+        result = KERNELS[variant](*given, group_size, bits, settings)
     assert result.dtype == dtype
     assert error(result, reference(*given, group_size, bits)) < LIMITS[dtype]
 
@@ -160,9 +165,8 @@ def test_defaults() -> None:
     def chosen(
         rows: int, device: DeviceName = "cuda", dtype: str = "bfloat16", bits: int = 4
     ) -> str:
-        selector = Selector(device, load_manifest(), None)
         shape = MatmulShape(rows, 4096, 4096, bits, 64)
-        return selector.default("quantized_matmul", shape, dtype).variant
+        return Selector(device, None).default(QUANTIZED_MATMUL, shape, dtype).variant.value
 
     assert chosen(1) == chosen(2) == chosen(16) == chosen(128) == "matrix"
     assert chosen(1, dtype="float32") == "mlx"
@@ -178,22 +182,19 @@ def test_the_selected_variant_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless the scales are of another type: then it is MLX's own, which promotes them."""
     given = operands(5, 37, 320, 4, 64, F32)
     expected = reference(*given, 64, 4)
-    asked: list[tuple[MatmulShape, mx.Dtype]] = []
     launched: list[str] = []
-
-    def choice(operation: str, shape: MatmulShape, dtype: mx.Dtype) -> Choice:
-        assert operation == "quantized_matmul"
-        asked.append((shape, dtype))
-        return Choice("rows", {"columns": 8, "simdgroups": 4, "depth": 1}, Why.TUNED)
+    bucket = tuple(MatmulShape(5, 37, 320, 4, 64).bucket())
+    settings = {"columns": 8, "simdgroups": 4, "depth": 1}
+    tuned = Timing("quantized_matmul", bucket, "float32", "rows", settings, 1.0, 2.0)
+    record = Record(Key("", "", "", ""), timings=(tuned,))
 
     def run(kernel: GpuKernel, inputs: Any, template: dict[str, int], **kwargs: Any) -> mx.array:
         launched.append(f"{kernel.name} {template['COLUMNS']} {template['DEPTH']}")
         return mx.zeros((5, 37))
 
-    monkeypatch.setattr(module, "select", choice)
     monkeypatch.setattr(module, "_run", run)
-    quantized_matmul(*given, group_size=64, bits=4)
-    assert asked == [(MatmulShape(5, 37, 320, 4, 64), F32)]
+    with selecting(Selector("cuda", record)):
+        quantized_matmul(*given, group_size=64, bits=4)
     assert launched == ["quantized_matmul 8 1"]
     x, w, scales, biases = given
     mixed = x, w, scales.astype(BF16), biases.astype(BF16)
@@ -212,10 +213,12 @@ def test_unpacking_piece_by_piece(columns: int, monkeypatch: pytest.MonkeyPatch)
     assert error(result, reference(*given, 64, 8)) < LIMITS[F32]
 
 
-@pytest.mark.parametrize("variant", ["mlx", "dequantize"])
-def test_what_mlx_computes_agrees_too(variant: str) -> None:
+@pytest.mark.parametrize("variant", [QuantizedVariant.MLX, QuantizedVariant.DEQUANTIZE])
+def test_what_mlx_computes_agrees_too(variant: QuantizedVariant) -> None:
     given = operands(5, 37, 128, 4, 64, F32)
-    assert error(VARIANTS[variant](*given, 64, 4), reference(*given, 64, 4)) < LIMITS[F32]
+    x, *matrix = given
+    found = run_quantized(variant, {}, x, (matrix[0], matrix[1], matrix[2]), 64, 4)
+    assert error(found, reference(*given, 64, 4)) < LIMITS[F32]
 
 
 def test_layers_use_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,9 +239,7 @@ def test_layers_use_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         return run(kernel, *args, **kwargs)
 
     monkeypatch.setattr(module, "_run", recorded)
-    cuda = Selector("cuda", load_manifest(), None)
-    monkeypatch.setattr(module, "select", cuda.select)
-    with simulated_kernels():
+    with simulated_kernels(), selecting(Selector("cuda", None)):
         got = linear(rows), head.as_linear(rows), other(rows), head(mx.array([3]))
     assert launched == ["quantized_matmul"] * 2
     for one, two in zip(got, expected, strict=True):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from quire.kernels.choice import record as records
 from quire.kernels.choice.record import (
@@ -21,7 +21,8 @@ from quire.kernels.choice.record import (
     record_path,
     save_record,
 )
-from quire.kernels.choice.shapes import DecodeShape, PromptShape
+from quire.kernels.paged_decode_spec import DecodeShape
+from quire.kernels.prompt_attention_spec import PromptShape
 
 PROMPT = PromptShape(64, 64, 2, 1, 64, 64, 16)
 DECODE = DecodeShape(8, 1024, 4, 1, 128, 128, 16)
@@ -38,12 +39,12 @@ def full_record() -> Record:
     return Record(
         current_key("cpu"),
         (
-            Verdict("paged_decode", "pages", "float16", 1e-4, ""),
+            Verdict("paged_decode", "paged_kernel", "float16", 1e-4, ""),
             Verdict("kv_write", "in_place", "bfloat16", None, "RuntimeError: does not compile"),
         ),
         (
-            Timing("prompt_attention", PROMPT, "float32", "tiles", {}, 10.5, 12.0),
-            Timing("paged_decode", DECODE, "float16", "pages", settings, 3.0, 4.0),
+            Timing("prompt_attention", PROMPT, "float32", "sdpa_tiled", {}, 10.5, 12.0),
+            Timing("paged_decode", DECODE, "float16", "paged_kernel", settings, 3.0, 4.0),
         ),
     )
 
@@ -80,14 +81,16 @@ def edited(path: Path, *keys: str | int, value: object) -> None:
         lambda path: path.write_text(path.read_text()[:-40]),
         lambda path: path.write_text("[]"),
         lambda path: path.write_text("null"),
-        lambda path: edited(path, "format", value=2),
+        lambda path: edited(path, "format", value=1),
         lambda path: edited(path, "key", value="Apple M1"),
         lambda path: edited(path, "timings", value={"0": 1}),
         lambda path: edited(path, "timings", 0, "operation", value="paged_encode"),
         lambda path: edited(path, "timings", 0, "variant", value="in_place"),
         lambda path: edited(path, "timings", 0, "time", value="fast"),
-        lambda path: edited(path, "timings", 0, "shape", "rows", value="many"),
-        lambda path: edited(path, "timings", 0, "shape", "columns", value=3),
+        lambda path: edited(path, "timings", 0, "shape", 0, value="many"),
+        lambda path: edited(path, "timings", 0, "shape", value=[1] * 12),
+        lambda path: edited(path, "timings", 0, "shape", 0, value=True),
+        lambda path: edited(path, "timings", 0, "time", value=-1.0),
         lambda path: edited(path, "timings", 1, "settings", "split", value=99),
         lambda path: edited(path, "timings", 1, "settings", value=None),
         lambda path: edited(path, "verdicts", 0, "dtype", value="int8"),

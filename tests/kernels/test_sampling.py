@@ -13,12 +13,8 @@ from metal_sim import KernelFault, simulated_kernels
 from quire.kernels import sampling
 from quire.kernels.draws import Draws
 from quire.kernels.gpu_kernel import GpuKernel
-from quire.kernels.sampling import (
-    _compiled,
-    sample_on_gpu,
-    sample_tokens,
-    take_likeliest_on_gpu,
-)
+from quire.kernels.sample_tokens import sample_tokens
+from quire.kernels.sampling import _compiled, sample_on_gpu, take_likeliest_on_gpu
 from quire.kernels.sampling_reference import sample_reference
 
 Sampler = Callable[[mx.array, Draws], mx.array]

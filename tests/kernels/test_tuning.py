@@ -6,39 +6,40 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from quire.kernels.choice import record as records
-from quire.kernels.choice import tuning
-from quire.kernels.choice.manifest import load_manifest
+from quire.kernels.choice import timing, tuning
+from quire.kernels.choice.problem import Problem
 from quire.kernels.choice.record import Record, Timing, current_key, load_record, save_record
 from quire.kernels.choice.selection import Selector, Why
-from quire.kernels.choice.shapes import (
-    DecodeShape,
-    MatmulShape,
-    PromptShape,
-    WriteShape,
-    timing_bucket,
-)
+from quire.kernels.choice.sizes import typical_sizes
+from quire.kernels.choice.timing import Samples, is_faster
 from quire.kernels.choice.tuning import (
     Candidate,
-    Samples,
     Task,
     candidates,
-    is_faster,
-    measure,
+    find_fastest,
+    tasks_for,
     tune,
+    tuned_operations,
 )
-from quire.kernels.choice.tuning_tasks import tasks_for, tuned_operations, typical_sizes
-from quire.kernels.probes.probe import Probe
+from quire.kernels.kv_write_spec import KV_WRITE, WriteShape
+from quire.kernels.paged_decode_spec import PAGED_DECODE, DecodeShape, DecodeVariant
+from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION, PromptShape, PromptVariant
+from quire.kernels.quantized_matmul_spec import QUANTIZED_MATMUL, MatmulShape, QuantizedVariant
 
-PROMPT = Task("prompt_attention", PromptShape(8, 8, 2, 1, 32, 32, 16), "float32")
-TILES, SDPA = Candidate("tiles", {}), Candidate("gather_sdpa", {})
+PROMPT = Task(PROMPT_ATTENTION, PromptShape(8, 8, 2, 1, 32, 32, 16), "float32")
+TILES = Candidate(PromptVariant.SDPA_TILED, {})
+SDPA = Candidate(PromptVariant.GATHER_SDPA, {})
 
 
 @pytest.fixture(autouse=True)
@@ -67,119 +68,158 @@ def samples(center: float, spread: float) -> Samples:
 def test_a_challenger_must_beat_the_noise(
     challenger: Samples, champion: Samples, wins: bool
 ) -> None:
-    assert is_faster(challenger, champion) is wins
+    assert is_faster(challenger, champion, 0.02) is wins
 
 
 def test_one_slow_run_does_not_decide() -> None:
     steady, disturbed = samples(1.0, 0.01).values, (*samples(0.9, 0.01).values[:-1], 50.0)
-    assert is_faster(Samples(disturbed), Samples(steady))
+    assert is_faster(Samples(disturbed), Samples(steady), 0.02)
+
+
+Run = Callable[[Any, Any], Sequence[mx.array]]
 
 
 class Clock:
     """Time that passes only where a variant says so."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now = 0
 
-    def perf_counter(self) -> float:
-        self.now += 1e-9
+    def perf_counter_ns(self) -> int:
+        self.now += 1
         return self.now
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(tuning, "time", clock)
+    monkeypatch.setattr(timing, "time", clock)
+    # What a call takes passes as its graph is built, which is no part of a chain's time.
+    monkeypatch.setattr(tuning, "chained", None)
     return clock
 
 
-def fake_probe(clock: Clock, work: Mapping[str, int], value: Mapping[str, float]) -> Probe:
+class One(Problem):
+    num_bytes = 1
+
+    def expected(self) -> list[npt.NDArray[np.float64]]:
+        return [np.ones(1)]
+
+    def chained(self, result: Sequence[mx.array]) -> One:
+        return self
+
+
+def with_variants(task: Task, runs: Mapping[Any, Run]) -> Task:
+    """Variants computed by ``runs``."""
+    variants = {name: replace(task.spec.variants[name], run=run) for name, run in runs.items()}
+    spec = replace(task.spec, variants=variants, problem=lambda *args: One())
+    return task._replace(spec=spec)
+
+
+def fake_task(clock: Clock, work: Mapping[Any, int], value: Mapping[Any, float]) -> Task:
     """Variants that take the given microseconds and return the given numbers."""
 
-    def run(name: str) -> list[mx.array]:
-        clock.now += work[name] * 1e-6
+    def run(name: Any) -> list[mx.array]:
+        clock.now += work[name] * 1000
         return [mx.array([value[name]]) * 1.0]
 
-    runs = {name: lambda settings, name=name: run(name) for name in work}
-    return Probe(runs, lambda: [np.ones(1)], 1)
+    runs = {name: lambda problem, settings, name=name: run(name) for name in work}
+    return with_variants(PROMPT, runs)
 
 
-def measured(monkeypatch: pytest.MonkeyPatch, probe: Probe, found: list[Candidate]) -> Timing:
-    monkeypatch.setattr(tuning, "make_probe", lambda *args, **options: probe)
-    return measure("cpu", PROMPT, found)
-
-
-def test_less_work_wins(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    probe = fake_probe(clock, {"tiles": 160, "gather_sdpa": 8}, {"tiles": 1.0, "gather_sdpa": 1.0})
-    timing = measured(monkeypatch, probe, [TILES, SDPA])
+def test_less_work_wins(clock: Clock) -> None:
+    task = fake_task(
+        clock, {TILES.variant: 160, SDPA.variant: 8}, {TILES.variant: 1.0, SDPA.variant: 1.0}
+    )
+    timing = find_fastest("cpu", task, [TILES, SDPA])
     assert timing.variant == "gather_sdpa"
     assert 0 < timing.time < timing.default_time
-    timing = measured(monkeypatch, probe, [SDPA, TILES])
+    timing = find_fastest("cpu", task, [SDPA, TILES])
     assert timing.variant == "gather_sdpa"
     assert timing.time == timing.default_time
 
 
-def test_what_disagrees_cannot_win(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, clock: Clock
-) -> None:
-    probe = fake_probe(
-        clock, {"tiles": 160, "gather_sdpa": 8}, {"tiles": 1.0, "gather_sdpa": 1.001}
-    )
-    timing = measured(monkeypatch, probe, [TILES, SDPA])
-    assert timing.variant == "tiles"
+def test_what_disagrees_cannot_win(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
+    work, value = {TILES.variant: 160, SDPA.variant: 8}, {TILES.variant: 1.0, SDPA.variant: 1.001}
+    timing = find_fastest("cpu", fake_task(clock, work, value), [TILES, SDPA])
+    assert timing.variant == "sdpa_tiled"
     (message,) = caplog.messages
     assert message.startswith("prompt_attention: gather_sdpa is off by 1.0e-03")
 
 
-def test_the_winner_is_among_many(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_what_does_not_run_cannot_win(
+    error: type[Exception], caplog: pytest.LogCaptureFixture, clock: Clock
+) -> None:
+    """A pipeline that refuses so many threads is a ValueError to Python."""
+
+    def refuse(problem: Problem, settings: object) -> list[mx.array]:
+        raise error("too many threads for its registers")
+
+    def run(problem: Problem, settings: object) -> list[mx.array]:
+        clock.now += 8000
+        return [mx.ones((1,)) * 1.0]
+
+    task = with_variants(PROMPT, {TILES.variant: run, SDPA.variant: refuse})
+    assert find_fastest("cpu", task, [TILES, SDPA]).variant == "sdpa_tiled"
+    (message,) = caplog.messages
+    assert message.startswith("prompt_attention: gather_sdpa does not run: too many threads")
+
+
+def test_the_winner_is_among_many(clock: Clock) -> None:
     """More candidates than finalists: screening must not lose the best."""
     work = {128 << i: 168 - 32 * i for i in range(6)}
 
-    def run(settings: Mapping[str, int]) -> list[mx.array]:
-        clock.now += work[settings["split"]] * 1e-6
+    def run(problem: Problem, settings: Mapping[str, int]) -> list[mx.array]:
+        clock.now += work[settings["split"]] * 1000
         return [mx.ones((1,)) * 1.0]
 
-    probe = Probe({"pages": run}, lambda: [np.ones(1)], 1)
-    monkeypatch.setattr(tuning, "make_probe", lambda *args, **options: probe)
     found = [
-        Candidate("pages", {"simdgroups": s, "unroll_keys": 4, "split": split})
+        Candidate(DecodeVariant.PAGED_KERNEL, {"simdgroups": s, "unroll_keys": 4, "split": split})
         for split in work
         for s in (2, 4)
     ]
-    task = Task("paged_decode", DecodeShape(1, 64, 1, 1, 64, 64, 16), "float32")
-    assert measure("cpu", task, found).settings["split"] == 4096
+    task = Task(PAGED_DECODE, DecodeShape(1, 64, 1, 1, 64, 64, 16), "float32")
+    task = with_variants(task, {DecodeVariant.PAGED_KERNEL: run})
+    assert find_fastest("cpu", task, found).settings["split"] == 4096
+
+
+def test_a_real_problem_is_measured_in_chains() -> None:
+    timing = find_fastest("cpu", PROMPT, [TILES, SDPA])
+    assert timing.variant in ("sdpa_tiled", "gather_sdpa")
+    assert 0 < timing.time <= timing.default_time
 
 
 def test_the_default_comes_first_and_nothing_twice() -> None:
-    chosen = Selector("cuda", load_manifest(), None)
+    chosen = Selector("cuda", None)
     shape = DecodeShape(4, 1000, 32, 8, 128, 128, 16)
-    found = candidates(chosen, Task("paged_decode", shape, "bfloat16"))
-    assert found[0] == Candidate("pages", {})
+    found = candidates(chosen, Task(PAGED_DECODE, shape, "bfloat16"))
+    assert found[0] == Candidate(DecodeVariant.PAGED_KERNEL, {})
     assert len(found) == len({str(each) for each in found}) == 1 + 3 * 3 * 6
     # Whether pages are read in place is decided when a model is loaded.
-    assert {each.variant for each in found} == {"pages"}
-    matmul = Task("quantized_matmul", MatmulShape(8, 4096, 4096, 4, 64), "float32")
+    assert {each.variant for each in found} == {DecodeVariant.PAGED_KERNEL}
+    matmul = Task(QUANTIZED_MATMUL, MatmulShape(8, 4096, 4096, 4, 64), "float32")
     assert (
         found[0]
         != candidates(chosen, matmul)[0]
-        == Candidate("rows", {"columns": 4, "simdgroups": 4, "depth": 2})
+        == Candidate(QuantizedVariant.ROWS, {"columns": 4, "simdgroups": 4, "depth": 2})
     )
 
 
 def test_only_what_is_unknown_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     known = PROMPT._replace(shape=PromptShape(500, 500, 2, 1, 32, 32, 16))
-    alone = Task("kv_write", WriteShape(4, 1, 8, 8, 8), "float32")
-    bucket = timing_bucket(known.shape)
+    alone = Task(KV_WRITE, WriteShape(4, 1, 8, 8, 8), "float32")
+    bucket = known.bucket
     old = Timing("prompt_attention", bucket, "float32", "gather_sdpa", {}, 1.0, 2.0)
     record = Record(current_key("cpu"), timings=(old,))
     asked: list[Task] = []
 
     def fake_measure(device: str, task: Task, found: list[Candidate]) -> Timing:
         asked.append(task)
-        shape = timing_bucket(task.shape)
-        return Timing(task.operation, shape, task.dtype, found[0].variant, {}, 3.0, 3.0)
+        name = found[0].variant.value
+        return Timing(task.spec.name, task.bucket, task.dtype, name, {}, 3.0, 3.0)
 
-    monkeypatch.setattr(tuning, "measure", fake_measure)
+    monkeypatch.setattr(tuning, "find_fastest", fake_measure)
     # The second has one variant only; the last is of the same bucket as the first.
     same = PROMPT._replace(shape=PROMPT.shape._replace(rows=7, context=7))
     after = tune("cpu", record, [PROMPT, alone, known, same])
@@ -190,14 +230,14 @@ def test_only_what_is_unknown_is_measured(monkeypatch: pytest.MonkeyPatch) -> No
     # What was tuned before is no default when it is measured again.
     forced = tune("cpu", after, [known], force=True)
     assert asked == [PROMPT, known]
-    assert forced.timings_by_bucket()["prompt_attention", bucket, "float32"].variant == "tiles"
+    assert forced.timings_by_bucket()["prompt_attention", bucket, "float32"].variant == "sdpa_tiled"
 
 
 @pytest.mark.parametrize("device", ["metal", "cuda", "cpu"])
 def test_tasks_name_shapes_that_something_supports(device) -> None:
-    chosen = Selector(device, load_manifest(), None)
-    tasks = tasks_for(typical_sizes(device), device, 16)
-    assert {task.operation for task in tasks} == set(tuned_operations())
+    chosen = Selector(device, None)
+    tasks = list(tasks_for(typical_sizes(device), device, 16))
+    assert {task.spec.name for task in tasks} == set(tuned_operations())
     for task in tasks:
         assert candidates(chosen, task)
 
@@ -244,7 +284,7 @@ def test_the_command_measures_once(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
     shape = PromptShape(64, 64, 2, 1, 32, 32, 16)
-    choice = Selector("cpu", load_manifest(), record).select("prompt_attention", shape, mx.float32)
+    choice = Selector("cpu", record).select(PROMPT_ATTENTION, shape, mx.float32)
     assert choice.why is Why.TUNED
 
     path.write_text("spoiled")
@@ -284,11 +324,11 @@ def test_save_before_the_next_is_measured(monkeypatch: pytest.MonkeyPatch) -> No
     def fake_measure(device: str, task: Task, found: list[Candidate]) -> Timing:
         if saved:
             raise KeyboardInterrupt
-        shape = timing_bucket(task.shape)
-        return Timing(task.operation, shape, task.dtype, found[0].variant, {}, 3.0, 3.0)
+        name = found[0].variant.value
+        return Timing(task.spec.name, task.bucket, task.dtype, name, {}, 3.0, 3.0)
 
     monkeypatch.setattr(tuning, "save_record", save)
-    monkeypatch.setattr(tuning, "measure", fake_measure)
+    monkeypatch.setattr(tuning, "find_fastest", fake_measure)
     other = PROMPT._replace(shape=PromptShape(500, 500, 2, 1, 32, 32, 16))
     with pytest.raises(KeyboardInterrupt):
         tune("cpu", Record(current_key("cpu")), [PROMPT, other])

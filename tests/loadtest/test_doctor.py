@@ -6,17 +6,21 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
+from metal_sim import simulated_kernels
 
-from quire.kernels.choice import selection
-from quire.kernels.choice.manifest import load_manifest
+from quire.kernels.choice import check, selection
 from quire.kernels.choice.record import Record, Timing, Verdict, current_key, save_record
-from quire.kernels.choice.shapes import PromptShape
-from quire.kernels.probes import attention as attention_probes
+from quire.kernels.choice.selection import Selector, selecting
+from quire.kernels.paged_decode_spec import PAGED_DECODE, DecodeVariant
+from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION, PromptShape, PromptVariant
+from quire.kernels.specs import SPECS
 from quire.loadtest import doctor
 
 
@@ -52,7 +56,7 @@ def test_the_machine() -> None:
 def test_the_kernels() -> None:
     result = quire_doctor("--kernels")
     assert result.returncode == 0, result.stdout + result.stderr
-    for operation in load_manifest():
+    for operation in (spec.name for spec in SPECS):
         assert operation in result.stdout
         # A check that takes minutes shows where it is, whoever reads it.
         assert f"checking what is in use: {operation}, " in result.stderr
@@ -66,10 +70,10 @@ def test_all_variants_are_checked_when_asked_for(capsys: pytest.CaptureFixture[s
     assert doctor.run(Namespace(device="cpu", kernels="all", dtype=None)) == 0
     printed = capsys.readouterr()
     _, every = printed.out.split("All variants")
-    for operation, entry in load_manifest().items():
-        assert f"checking all variants: {operation}, " in printed.err
-        for variant in entry.variants.values():
-            assert "cpu" not in variant.devices or f" {variant.name} " in every
+    for spec in SPECS:
+        assert f"checking all variants: {spec.name}, " in printed.err
+        for name, variant in spec.variants.items():
+            assert "cpu" not in variant.devices or f" {name.value} " in every
 
 
 def test_the_state_of_the_tuning(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,13 +90,24 @@ def test_the_state_of_the_tuning(capsys: pytest.CaptureFixture[str]) -> None:
     assert "1 shapes measured, 1 kernels checked, not used: kv_write.in_place float16" in output
 
 
+Run = Callable[[Any, Any], Sequence[mx.array]]
+
+
+def replace_tiles(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    """Compute prompts by ``run``, which the CPU has tiles for."""
+    tiled = replace(PROMPT_ATTENTION.variants[PromptVariant.SDPA_TILED], run=run)
+    spec = replace(
+        PROMPT_ATTENTION,
+        variants={**PROMPT_ATTENTION.variants, PromptVariant.SDPA_TILED: tiled},
+    )
+    monkeypatch.setattr(check, "SPECS", (spec,))
+
+
 def test_a_wrong_variant_in_use_is_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = attention_probes.prompt_tiles
-    monkeypatch.setattr(
-        attention_probes, "prompt_tiles", lambda *args: [part * 1.001 for part in right(*args)]
-    )
+    right = PROMPT_ATTENTION.variants[PromptVariant.SDPA_TILED].run
+    replace_tiles(monkeypatch, lambda *args: [part * 1.001 for part in right(*args)])
     assert doctor.run(Namespace(device="cpu", kernels="used", dtype=None)) == 1
     output = capsys.readouterr().out
     assert "disagrees" in output
@@ -105,9 +120,22 @@ def test_a_variant_that_fails_is_an_error(
     def fail(*args: object) -> list[mx.array]:
         raise RuntimeError("out of registers")
 
-    monkeypatch.setattr(attention_probes, "prompt_tiles", fail)
+    replace_tiles(monkeypatch, fail)
     assert doctor.run(Namespace(device="cpu", kernels="used", dtype=None)) == 1
     assert "RuntimeError: out of registers" in capsys.readouterr().out
+
+
+def test_what_the_engines_selector_chooses_is_what_is_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one kernel over pages dropped, a model takes none of them."""
+    monkeypatch.setattr(check, "SPECS", (replace(PAGED_DECODE, checked=PAGED_DECODE.checked[:1]),))
+    dropped = Verdict("take_rows", "copy", "float32", None, "RuntimeError: no")
+    record = Record(current_key("cpu"), (dropped,))
+    for found, shown in ((None, DecodeVariant.PAGED_KERNEL), (record, DecodeVariant.REFERENCE)):
+        with selecting(Selector("cuda", found)), simulated_kernels(orders=1):
+            doctor.run(Namespace(device="cpu", kernels="used", dtype=["float32"]))
+        assert f" {shown.value} " in capsys.readouterr().out
 
 
 def test_a_device_that_is_not_there() -> None:

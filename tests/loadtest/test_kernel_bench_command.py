@@ -12,9 +12,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from quire.kernels.attention_problem import Pages
+from quire.kernels.block_ops_spec import ADD_RMS_NORM
+from quire.kernels.choice.problem import to_float64
+from quire.kernels.choice.spec import AnySpec
+from quire.kernels.kv_write_spec import KV_WRITE, WriteShape
+from quire.kernels.specs import SPECS
 from quire.loadtest import command
 from quire.loadtest.kernels.bench import run_case
-from quire.loadtest.kernels.case import Case, Profile
+from quire.loadtest.kernels.case import Profile
 from quire.loadtest.kernels.command import OPERATIONS
 from quire.loadtest.kernels.device import use_device
 from quire.loadtest.kernels.operations import cases_of
@@ -101,60 +107,62 @@ def test_decode_calls_are_chained_by_their_queries() -> None:
     assert use_device("cpu") == "cpu"
     (case,) = cases_of(["paged_decode"], ON_CPU)
     first, second = case.inputs(0), case.inputs(1)
-    queries = second.queries
+    queries = second.pages.queries
     found = {}
     for name, function in case.variants.items():
-        chained = case.chain(second, function(first))
-        assert chained.pages is second.pages
-        assert chained.queries.shape == queries.shape
-        assert chained.queries.dtype == queries.dtype
-        found[name] = function(chained)
-    assert second.queries is queries
+        chained = second.chained(function(first))
+        assert chained.pages.keys is second.pages.keys
+        assert chained.pages.queries.shape == queries.shape
+        assert chained.pages.queries.dtype == queries.dtype
+        (found[name],) = function(chained)
+    assert second.pages.queries is queries
     expected = found.pop(case.baselines[0])
-    assert not mx.allclose(expected, case.variants[case.baselines[0]](second), atol=1e-3)
+    assert not mx.allclose(expected, case.variants[case.baselines[0]](second)[0], atol=1e-3)
     for name, result in found.items():
         assert mx.allclose(result, expected, atol=1e-5), name
 
 
-def _named(operation: str, name: str) -> Case:
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_calls_of_a_chain_have_the_values_of_single_ones(spec: AnySpec) -> None:
+    """But for attention, whose queries are the results before."""
     assert use_device("cpu") == "cpu"
-    cases = cases_of([operation], Profile("cpu", quick=False))
-    return next(case for case in cases if case.name == name)
+    variant = spec.variants[spec.reference]
+    first, second, same = (
+        spec.problem(spec.checked[0], mx.float32, seed, False) for seed in (0, 1, 1)
+    )
+    results = variant.run(first, {})
+    chained = second.chained(results)
+    assert chained is not second
+    found = to_float64(variant.run(chained, {}))
+    if isinstance(getattr(second, "pages", None), Pages) or spec in (KV_WRITE, ADD_RMS_NORM):
+        assert len(found) == len(results)
+        return
+    assert second.difference(found, to_float64(variant.run(same, {}))) == 0
 
 
-@pytest.mark.parametrize("name", ["8 x 512 x 1536", "8 x 512 x 1536 4-bit"])
-def test_products_of_a_chain_have_the_values_of_single_ones(name: str) -> None:
-    case = _named("quantized_matmul" if "bit" in name else "matmul", name)
-    first, second = case.inputs(0), case.inputs(1)
-    for function in case.variants.values():
-        chained = case.chain(second, function(first))
-        assert chained.x is not second.x
-        assert mx.array_equal(chained.x, second.x)
-
-
-def test_sampling_of_a_chain_reads_the_same_logits() -> None:
-    case = _named("sample", "8 x 32000")
-    first, second = case.inputs(0), case.inputs(1)
-    for function in case.variants.values():
-        chained = case.chain(second, function(first))
-        assert chained.logits is not second.logits
-        assert mx.array_equal(chained.logits, second.logits)
+def test_a_write_in_a_chain_waits_for_the_token_before() -> None:
+    problem = KV_WRITE.problem(WriteShape(5, 2, 64, 64, 16), mx.float32, 0, False)
+    token = mx.array([1], mx.int32)
+    chained = problem.chained([*problem.in_place, token])
+    assert chained.slots.after is token
+    assert problem.slots.after is not token
 
 
 def test_writes_of_a_chain_are_all_made_in_one_pool() -> None:
-    case = _named("kv_write", "64 rows")
-    (scatter,) = case.variants.values()
+    assert use_device("cpu") == "cpu"
+    cases = cases_of(["kv_write"], Profile("cpu", quick=False))
+    case = next(case for case in cases if case.name == "64 rows")
+    (write,) = case.variants.values()
     first, second = case.inputs(0), case.inputs(1)
-    pages = scatter(case.chain(second, scatter(first)))
-    assert isinstance(pages, tuple)
+    pages = write(second.chained(write(first)))
     for index, array in enumerate(pages):
-        expected = np.zeros(array.swapaxes(1, 2).reshape(-1, *array.shape[1::2]).shape)
+        before = first.fresh_pages()[index].swapaxes(1, 2)
+        expected = np.ascontiguousarray(to_float64([before])[0])
+        flat = expected.reshape(-1, *expected.shape[2:])
         for x in (first, second):
-            rows = (x.keys, x.values)[index]
-            expected[np.array(x.slots.mapping)] = rows[:, :, 0]
-        found = np.array(array.swapaxes(1, 2)).reshape(expected.shape)
-        assert np.array_equal(found, expected)
-    assert not any(array.any() for array in second.scattered)
+            flat[x.mapping] = np.array(x.rows[index])[:, :, 0]
+        assert np.array_equal(np.array(array.swapaxes(1, 2)), expected)
+        assert mx.array_equal(second.scattered[index], second.fresh_pages()[index])
 
 
 @pytest.mark.parametrize("device", ["cuda", "metal"])
@@ -163,10 +171,10 @@ def test_cases_on_gpus(device: str) -> None:
     cases = list(cases_of(OPERATIONS, Profile("cuda" if device == "cuda" else "metal", False)))
     names = Counter((case.operation, case.name) for case in cases)
     assert max(names.values()) == 1
+    for case in cases:
+        assert "quire" in case.variants, case.name
     found = {name for operation, name in names if operation == "paged_decode"}
     assert {"64 x 4096", "64 x 1024", "16 x 4096", "8 x 1024", "1 x 32768", "1 x 4096"} < found
-    for case in cases:
-        assert set(case.variants) > set(case.baselines), case.name  # something of Quire's own
     # Keys and values of 64 x 4,096 tokens, 8 heads of 128 in bfloat16, and queries and outputs.
     largest = next(case for case in cases if case.name == "64 x 4096")
     assert largest.bytes_moved == 2 * 64 * 4096 * 8 * 128 * 2 + 2 * 64 * 32 * 128 * 2

@@ -1,16 +1,13 @@
-"""Welch's t-test, and what counts as a regression between two kernel benchmarks."""
+"""What counts as a regression between two kernel benchmarks."""
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from quire.loadtest import command
 from quire.loadtest.environment import Environment
@@ -22,69 +19,18 @@ from quire.loadtest.kernels.results import (
     load_kernels,
     save_kernels,
 )
-from quire.loadtest.kernels.welch import incomplete_beta, t_tails, welch_test
-
-# Two-sided 95 % and 99 % quantiles of Student's t, as printed in tables.
-TABLE = [
-    (1, 0.05, 12.7062),
-    (2, 0.05, 4.3027),
-    (5, 0.05, 2.5706),
-    (10, 0.05, 2.2281),
-    (38, 0.05, 2.0244),
-    (120, 0.05, 1.9799),
-    (1e6, 0.05, 1.9600),
-    (3, 0.01, 5.8409),
-    (10, 0.01, 3.1693),
-    (30, 0.01, 2.7500),
-]
 
 
-@pytest.mark.parametrize(("degrees", "p", "t"), TABLE)
-def test_tails_are_those_of_the_tables(degrees: float, p: float, t: float) -> None:
-    assert t_tails(t, degrees) == pytest.approx(p, rel=1e-4)
-    assert t_tails(-t, degrees) == t_tails(t, degrees)
-
-
-@given(st.floats(0, 50))
-def test_tails_in_closed_form(t: float) -> None:
-    assert t_tails(t, 1) == pytest.approx(1 - 2 / math.pi * math.atan(t), abs=1e-12)
-    assert t_tails(t, 2) == pytest.approx(1 - t / math.sqrt(2 + t * t), abs=1e-12)
-
-
-@given(st.floats(0.1, 60), st.floats(0, 1))
-def test_incomplete_beta_in_closed_form(a: float, x: float) -> None:
-    assert incomplete_beta(a, 1, x) == pytest.approx(x**a, abs=1e-12)
-    assert incomplete_beta(1, a, x) == pytest.approx(1 - (1 - x) ** a, abs=1e-12)
-
-
-def test_welch_against_worked_examples() -> None:
-    a = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9, 16.9, 20.1, 21.9, 22.6, 23.1, 19.6, 19.0, 21.7, 21.4]
-    b = [27.1, 22.0, 20.8, 23.4, 23.4, 23.5, 25.8, 22.0, 24.8, 20.2, 21.9, 22.1, 22.9, 20.5, 24.4]
-    found = welch_test(a, b)
-    assert found.t == pytest.approx(-2.46, abs=0.005)
-    assert found.degrees == pytest.approx(25.0, abs=0.05)
-    assert found.p == pytest.approx(0.021, abs=0.0005)
-    a = [17.2, 20.9, 22.6, 18.1, 21.7, 21.4, 23.5, 24.2, 14.7, 21.8]
-    b = [21.5, 22.8, 21.0, 23.0, 21.6, 23.6, 22.5, 20.7, 23.4, 21.8]
-    b += [20.7, 21.7, 21.5, 22.5, 23.6, 21.5, 22.5, 23.5, 21.5, 21.8]
-    found = welch_test(a, b)
-    assert found.t == pytest.approx(-1.57, abs=0.005)
-    assert found.degrees == pytest.approx(9.9, abs=0.05)
-    assert found.p == pytest.approx(0.149, abs=0.0005)
-
-
-def test_welch_of_constant_samples() -> None:
-    assert welch_test([2.0, 2.0], [2.0, 2.0]).p == 1
-    assert welch_test([2.0, 2.0], [3.0, 3.0]) == (-math.inf, 2.0, 0.0)
-    with pytest.raises(ValueError, match="two values"):
-        welch_test([1.0], [1.0, 2.0])
-
-
-def test_welch_rejects_equal_means_as_often_as_it_says() -> None:
+@pytest.mark.parametrize("change", [1.0, 1.05, 1.3])
+def test_noise_alone_is_seldom_a_regression(change: float) -> None:
+    """Medians of 20 samples that scatter by 3 %; above 10 % a change is nearly always seen."""
     rng = np.random.default_rng(1)
-    a, b = rng.normal(0, 1, (2000, 8)), rng.normal(0, 3, (2000, 20))
-    rejected = sum(welch_test(x.tolist(), y.tolist()).p < 0.05 for x, y in zip(a, b, strict=True))
-    assert 0.035 < rejected / 2000 < 0.065
+    old, new = rng.normal(100, 3, (500, 20)), rng.normal(100 * change, 3, (500, 20))
+    slower = 0
+    for a, b in zip(old, new, strict=True):
+        (found,) = compare_kernels(_result({"a": a.tolist()}), _result({"a": b.tolist()})).changes
+        slower += found.verdict == "slower"
+    assert slower > 490 if change == 1.3 else slower < 5
 
 
 def _around(mean: float, spread: float) -> list[float]:
@@ -113,7 +59,7 @@ def test_only_changes_that_are_large_and_significant_count() -> None:
         {
             "slow": _around(112, 0.02),
             "near": _around(109, 0.001),
-            "noisy": [*_around(100, 0.02)[:-1], 600.0],
+            "noisy": _around(115, 0.5),
             "fast": _around(80, 0.02),
             "new": _around(1, 0.02),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from unittest import mock
 
@@ -16,10 +17,11 @@ from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.model.fused_blocks import FusedBlock
 from quire.engine.model.paged_model import PagedModel, page_model
 from quire.engine.startup.kernel_check import avoid_dropped, check_kernels
-from quire.kernels.choice import selection, verify
-from quire.kernels.choice.manifest import load_manifest
+from quire.kernels.choice import check, selection
 from quire.kernels.choice.record import Record, Verdict, current_key, load_record, save_record
+from quire.kernels.choice.spec import AnySpec, Kind
 from quire.kernels.gpu_kernel import GpuKernel
+from quire.kernels.specs import SPECS
 
 FUSED = ("rotate_and_write", "add_rms_norm", "swiglu")
 
@@ -34,16 +36,16 @@ def checked(*wrong: tuple[str, str]) -> None:
     """Leave a record as of a first start that found ``wrong`` (operation, variant)."""
     verdicts = [
         Verdict(
-            operation,
-            variant.name,
+            spec.name,
+            name.value,
             dtype,
             None,
-            "RuntimeError: no\nregisters" if (operation, variant.name) in wrong else "",
+            "RuntimeError: no\nregisters" if (spec.name, name.value) in wrong else "",
         )
-        for operation, entry in load_manifest().items()
-        for variant in entry.variants.values()
+        for spec in SPECS
+        for name, variant in spec.variants.items()
         for dtype in variant.dtypes
-        if variant.kind == "kernel"
+        if variant.kind is Kind.KERNEL
     ]
     save_record(Record(current_key("metal"), tuple(verdicts)))
 
@@ -69,7 +71,7 @@ def tokens_of(model: PagedModel, prompt: list[int]) -> list[int]:
         ((("add_rms_norm", "fused"),), True, False),
         ((("swiglu", "fused"),), True, False),
         ((("rotate_and_write", "fused"),), True, False),
-        ((("paged_decode", "pages"),), False, False),
+        ((("paged_decode", "paged_kernel"),), False, False),
         ((("kv_write", "in_place"),), False, False),
         ((("take_rows", "copy"),), False, False),
         ((("gather_pages", "copy"), ("swiglu", "fused")), False, False),
@@ -84,7 +86,7 @@ def test_a_model_does_without(
     assert notes == [
         f"{operation}.{variant} is not used for float32: RuntimeError: no registers"
         for operation, variant in sorted(
-            wrong, key=lambda each: list(load_manifest()).index(each[0])
+            wrong, key=lambda each: [spec.name for spec in SPECS].index(each[0])
         )
     ]
     prompt = list(range(3, 22))
@@ -111,11 +113,11 @@ def test_a_model_does_without(
 def test_checks_what_the_model_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
     checks: list[tuple[str, str, str]] = []
 
-    def check(operation: str, variant: str, dtype: str, device: str, *, briefly: bool) -> Verdict:
-        checks.append((operation, variant, dtype))
-        return Verdict(operation, variant, dtype, 0.0, "")
+    def checked(spec: AnySpec, name: Enum, dtype: str, device: str, *, briefly: bool) -> Verdict:
+        checks.append((spec.name, name.value, dtype))
+        return Verdict(spec.name, name.value, dtype, 0.0, "")
 
-    monkeypatch.setattr(verify, "check_variant", check)
+    monkeypatch.setattr(check, "check_variant", checked)
     model = build("qwen3", 0)
     model.apply(lambda array: array.astype(mx.bfloat16))
     check_kernels("cpu", model)

@@ -17,7 +17,7 @@ from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.model.flat_linear import flatten_quantized_linears
 from quire.engine.model.paged_model import PagedModel, page_model
 from quire.engine.startup.warm_up import warm_up
-from quire.kernels.choice import selection
+from quire.kernels.choice.selection import Selector, selecting
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue
 
 VOCAB = 256
@@ -46,7 +46,7 @@ def texts() -> Iterator[set[tuple[object, ...]]]:
 
     mx.disable_compile()
     with (
-        mock.patch.object(selection, "current_device", return_value="cuda"),
+        selecting(Selector("cuda", None)),
         mock.patch("quire.engine.model.paged_model.on_gpu", return_value=True),
         mock.patch.object(GpuKernel, "__call__", call),
     ):

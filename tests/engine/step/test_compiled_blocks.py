@@ -8,10 +8,10 @@ import pytest
 
 from quire.engine.model.seam import StepRows
 from quire.engine.step.compiled_blocks import flatten, unflatten
-from quire.kernels.choice.shapes import PromptShape
 from quire.kernels.decode_plan import DecodePlan, DecodeSettings
 from quire.kernels.kv_write import Slots
 from quire.kernels.prompt_attention import plan_prompts
+from quire.kernels.prompt_attention_spec import PromptShape, PromptVariant
 from quire.kernels.ragged import DecodeRows, PromptChunk, RaggedBatch
 
 BLOCK = 8
@@ -25,13 +25,13 @@ LAYER = PromptShape(1, 1, 4, 2, 64, 64, BLOCK)
 
 
 @pytest.mark.parametrize("num_decodes", [0, 3])
-@pytest.mark.parametrize("variant", ["pages", "padded"])
+@pytest.mark.parametrize("variant", [PromptVariant.PAGED_KERNEL, PromptVariant.SDPA_PADDED])
 @pytest.mark.parametrize("windows", [[None], [None, 20]])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
 @pytest.mark.parametrize("lengths", [[(0, 30), (16, 9)], [(0, 1024)], [(0, 1024), (0, 5)]], ids=str)
 def test_rows_survive_being_taken_apart(
     num_decodes: int,
-    variant: str,
+    variant: PromptVariant,
     dtype: mx.Dtype,
     windows: list[int | None],
     lengths: list[tuple[int, int]],

@@ -16,10 +16,10 @@ from quire.engine.step import recurring
 from quire.engine.step.compiled_blocks import CompiledBlocks
 from quire.engine.step.compiled_mixed import CompiledMixed, pad_wanted
 from quire.engine.step.recurring import Recurring
-from quire.kernels.choice.shapes import PromptShape
 from quire.kernels.decode_plan import DecodePlan, DecodeSettings
 from quire.kernels.kv_write import Slots
 from quire.kernels.prompt_attention import plan_prompts
+from quire.kernels.prompt_attention_spec import PromptShape, PromptVariant
 from quire.kernels.ragged import DecodeRows, PromptChunk, RaggedBatch
 
 BLOCK = 8
@@ -109,7 +109,7 @@ def step(seed: int, *, together: bool) -> tuple[mx.array, StepRows, list[int]]:
         chunks,
         None,
         layer,
-        lambda _: "pages",
+        lambda _: PromptVariant.PAGED_KERNEL,
         dtype=mx.bfloat16,
         num_before=batch.num_decodes,
         num_after=9,

@@ -10,7 +10,7 @@ from quire.engine.messages import SamplingParams
 from quire.engine.step.sampler import sample, uniforms
 from quire.engine.step_batch import Chunk
 from quire.kernels.draws import Draws
-from quire.kernels.sampling import sample_tokens
+from quire.kernels.sample_tokens import sample_tokens
 
 
 def row(params: SamplingParams, seed: int = 0, index: int = 0, banned: tuple[int, ...] = ()):

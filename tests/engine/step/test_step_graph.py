@@ -18,8 +18,7 @@ from quire.engine.model.paged_model import page_model
 from quire.engine.step.runner import ModelRunner
 from quire.engine.step_batch import Chunk, StepBatch
 from quire.kernels.choice.chips import DeviceName
-from quire.kernels.choice.manifest import load_manifest
-from quire.kernels.choice.selection import Selector
+from quire.kernels.choice.selection import Selector, selecting
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue
 
 _BAD = -(1 << 31)  # what an int32 output holds instead of NaN
@@ -97,25 +96,21 @@ STEPS = {
 
 @pytest.mark.parametrize("device", ["metal", "cuda"])
 @pytest.mark.parametrize("family", ["qwen3", "mixtral", "gemma3_text", "gpt_oss"])
-def test_no_launch_is_left_out(
-    family: str, device: DeviceName, launches: Launches, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    selector = Selector(device, load_manifest(), None)
-    monkeypatch.setattr("quire.kernels.attention.select", selector.select)
-    monkeypatch.setattr("quire.engine.step.compiled_decode.select", selector.select)
-    model = page_model(build(family, 0), family)
-    model.allocate(10, 8)
-    runner = ModelRunner(model)
+def test_no_launch_is_left_out(family: str, device: DeviceName, launches: Launches) -> None:
+    with selecting(Selector(device, None)):
+        model = page_model(build(family, 0), family)
+        model.allocate(10, 8)
+        runner = ModelRunner(model)
 
-    def is_finite(batch: StepBatch) -> bool:
-        launches.names.clear()
-        return bool(mx.isfinite(runner.forward(batch, None)).all())
+        def is_finite(batch: StepBatch) -> bool:
+            launches.names.clear()
+            return bool(mx.isfinite(runner.forward(batch, None)).all())
 
-    for name, batch in STEPS.items():
-        launches.marked = None
-        assert is_finite(batch), name
-        names = list(launches.names)
-        assert len(names) >= len(model.layers)
-        for index, launched in enumerate(names):
-            launches.marked = index
-            assert not is_finite(batch), f"{launched} is not part of a step of {name}"
+        for name, batch in STEPS.items():
+            launches.marked = None
+            assert is_finite(batch), name
+            names = list(launches.names)
+            assert len(names) >= len(model.layers)
+            for index, launched in enumerate(names):
+                launches.marked = index
+                assert not is_finite(batch), f"{launched} is not part of a step of {name}"

@@ -18,11 +18,11 @@ from quire.kernels.attention import attend
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.ragged import PromptChunk, RaggedBatch
 from quire.loadtest.kernels.case import Case, Profile
-from quire.loadtest.kernels.paged_inputs import BLOCK_SIZE
 
 _sdpa = mx.fast.scaled_dot_product_attention
 
 _HEADS, _DIM = 8, 64
+_BLOCK_SIZE = 16
 _SCALE = _DIM**-0.5
 _SIZES = {
     "gpu": [(batch, length) for batch in (1, 2, 4) for length in (128, 512, 1024, 2048)],
@@ -52,9 +52,9 @@ class _Inputs:
         hidden = np.triu(np.full((length, length), -1e30, np.float32), 1)
         self.bias = mx.array(hidden)
         mx.eval(self.arrays, self.bias)
-        blocks = length // BLOCK_SIZE
+        blocks = length // _BLOCK_SIZE
         keys, values = (
-            mx.contiguous(array.reshape(-1, BLOCK_SIZE, _HEADS, _DIM).swapaxes(1, 2))
+            mx.contiguous(array.reshape(-1, _BLOCK_SIZE, _HEADS, _DIM).swapaxes(1, 2))
             for array in by_token[1:]
         )
         mx.eval(keys, values)
@@ -70,12 +70,11 @@ class _Inputs:
         # The layers of a step share it, and the plans it keeps.
         self.batch = RaggedBatch([], chunks)
 
-
-def _chain(inputs: _Inputs, result: mx.array) -> _Inputs:
-    """The same keys and values with the result of another call as queries."""
-    chained = copy.copy(inputs)
-    chained.arrays = [result, *inputs.arrays[1:]]
-    return chained
+    def chained(self, result: mx.array) -> _Inputs:
+        """The same keys and values with the result of another call as queries."""
+        other = copy.copy(self)
+        other.arrays = [result, *self.arrays[1:]]
+        return other
 
 
 def _quire(layout: Layout, x: _Inputs) -> mx.array:
@@ -128,7 +127,6 @@ def _case(layout: Layout, batch: int, length: int, gpu: bool) -> Case:
             "naive": partial(_naive, layout),
             "quire": partial(_quire, layout),
         },
-        chain=_chain,
         baselines=("sdpa", "naive"),
         bytes_moved=moved,
         flops=4 * batch * _HEADS * _DIM * length * (length + 1) // 2,

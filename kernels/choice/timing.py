@@ -37,7 +37,7 @@ class NotEvaluatedError(TypeError):
     """A measured function did not leave its arrays to be computed, or they were not computed."""
 
 
-class Timing(NamedTuple):
+class CallTimes(NamedTuple):
     """Samples in microseconds per call."""
 
     latency_us: list[float]  # each call evaluated alone, until its result is there
@@ -46,9 +46,39 @@ class Timing(NamedTuple):
     calls: int  # of one throughput sample
 
 
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Microseconds per call, one value per round."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def noise(self) -> float:
+        """Standard error of the median, from the median deviation, which outliers do not move."""
+        deviation = statistics.median(abs(value - self.median) for value in self.values)
+        return 1.25 * 1.48 * deviation / math.sqrt(len(self.values))
+
+
+def is_faster(challenger: Samples, champion: Samples, min_gain: float) -> bool:
+    """Whether the difference is more than noise (three standard errors), and more than a share
+    ``min_gain`` of the champion's time."""
+    gain = champion.median - challenger.median
+    noise = math.hypot(champion.noise, challenger.noise)
+    return gain > max(3 * noise, min_gain * champion.median)
+
+
 Function = Callable[[Any], object]
 # From the next set of inputs and the result before, the inputs of the next call.
 Chain = Callable[[Any, Any], Any]
+
+
+def chained(inputs: Any, result: Any) -> Any:
+    """The chain of inputs that know how to wait, as every :class:`Problem` does."""
+    return inputs.chained(result)
 
 
 def flatten(result: object) -> list[mx.array]:
@@ -106,7 +136,7 @@ def measure(
     inputs: Sequence[Any],
     runs: int = RUNS,
     chain: Chain | None = None,
-) -> dict[str, Timing]:
+) -> dict[str, CallTimes]:
     """Time checked functions, in turns, so that whatever drifts does so for all of them.
 
     Without ``chain`` each call of a throughput sample is built and handed over on its own: the
@@ -127,7 +157,7 @@ def measure(
     for function in functions.values():
         for call in range(_WARMUP):
             mx.eval(flatten(function(inputs[call % len(inputs)])))
-    timings: dict[str, Timing] = {name: Timing([], [], [], 0) for name in functions}
+    timings: dict[str, CallTimes] = {name: CallTimes([], [], [], 0) for name in functions}
     with _no_collection():
         for run in range(runs):
             for name, function in functions.items():
@@ -144,6 +174,11 @@ def measure(
                 timing.throughput_us.append(sample(functions[name], inputs, timing.calls))
                 timing.host_us.append(_host(functions[name], inputs, timing.calls))
     return timings
+
+
+def shortest_call(function: Function, inputs: Sequence[Any]) -> float:
+    """Microseconds that one call takes by itself, the shortest of a few."""
+    return min(_latency(function, inputs[run % len(inputs)]) for run in range(_WARMUP))
 
 
 def _latency(function: Function, inputs: Any) -> float:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import mlx.core as mx
 import pytest
 from metal_sim import simulated_kernels
 
-from quire.kernels.choice import selection, verify
-from quire.kernels.choice.manifest import load_manifest
+from quire.kernels.choice import check, selection
+from quire.kernels.choice.check import check_all, check_variant, checked_variants
+from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.record import load_record, record_path
-from quire.kernels.choice.selection import Why
-from quire.kernels.choice.shapes import WriteShape
-from quire.kernels.choice.verify import CHECKED, check_all, check_variant, checked_variants
+from quire.kernels.choice.selection import Choice, Why
 from quire.kernels.gpu_kernel import GpuKernel
-from quire.kernels.probes import attention as attention_probes
+from quire.kernels.kv_write_spec import KV_WRITE, WriteShape, WriteVariant
+from quire.kernels.mixed_attention_spec import MIXED_ATTENTION, MixedVariant
+from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION, PromptVariant
+from quire.kernels.shared_context_spec import SHARED_CONTEXT, SharedVariant
+from quire.kernels.specs import SPECS, find_spec
 
 WRITE = WriteShape(5, 2, 64, 64, 16)
 
@@ -33,42 +38,37 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     mx.set_default_device(before)
 
 
+def chosen(dtype: mx.Dtype, device: DeviceName) -> Choice[WriteVariant]:
+    return selection.selector_for(device).select(KV_WRITE, WRITE, dtype)
+
+
 @pytest.fixture
 def writes_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    checked = {name: (WRITE,) if name == "kv_write" else () for name in CHECKED}
-    monkeypatch.setattr(verify, "CHECKED", checked)
+    monkeypatch.setattr(check, "SPECS", (replace(KV_WRITE, checked=(WRITE,)),))
 
 
 def test_everything_agrees_on_the_cpu() -> None:
     verdicts = list(check_all("cpu", ["float32"]))
-    assert {v.operation for v in verdicts} == load_manifest().keys()
+    assert {v.operation for v in verdicts} == {spec.name for spec in SPECS}
     for verdict in verdicts:
         assert not verdict.reason, verdict
         assert verdict.error is not None
         assert verdict.error <= 1e-5
 
 
-def test_every_kernel_is_checked_in_every_type() -> None:
-    for operation, entry in load_manifest().items():
-        for variant in entry.variants.values():
-            for device in variant.devices:
-                for dtype in variant.dtypes:
-                    assert any(
-                        variant.supports(shape.bucket(), dtype, device)
-                        for shape in CHECKED[operation]
-                    ), (operation, variant.name, device, dtype)
-
-
 @pytest.mark.parametrize("factor", [1.001, float("nan")])
-def test_a_wrong_result_is_seen(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = attention_probes.prompt_sdpa
-    monkeypatch.setattr(
-        attention_probes, "prompt_sdpa", lambda *args: [part * factor for part in right(*args)]
-    )
-    verdict = check_variant("prompt_attention", "gather_sdpa", "float32", "cpu")
+def test_a_wrong_result_is_seen(factor: float) -> None:
+    right = PROMPT_ATTENTION.variants[PromptVariant.GATHER_SDPA]
+
+    def run(problem: Any, settings: Any) -> list[mx.array]:
+        return [part * factor for part in right.run(problem, settings)]
+
+    variants = {**PROMPT_ATTENTION.variants, PromptVariant.GATHER_SDPA: replace(right, run=run)}
+    spec = replace(PROMPT_ATTENTION, variants=variants)
+    verdict = check_variant(spec, PromptVariant.GATHER_SDPA, "float32", "cpu")
     assert verdict is not None
     assert verdict.reason.startswith("its result is off by ")
-    correct = check_variant("prompt_attention", "tiles", "float32", "cpu")
+    correct = check_variant(spec, PromptVariant.SDPA_TILED, "float32", "cpu")
     assert correct is not None
     assert not correct.reason
 
@@ -88,15 +88,15 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("operation", BROKEN)
-def test_a_broken_kernel_of_a_block_is_seen(
-    operation: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verify, "CHECKED", {operation: CHECKED[operation][:1]})
-    variant, old, new = BROKEN[operation]
+def test_a_broken_kernel_of_a_block_is_seen(operation: str) -> None:
+    name, old, new = BROKEN[operation]
+    spec = find_spec(operation)
+    variant = spec.variant(name)
+    spec = replace(spec, checked=spec.checked[:1])
     with simulated_kernels(orders=1):
-        right = check_variant(operation, variant, "float32", "metal")
+        right = check_variant(spec, variant, "float32", "metal")
     with simulated_kernels({operation: lambda text: text.replace(old, new)}, orders=1):
-        wrong = check_variant(operation, variant, "float32", "metal")
+        wrong = check_variant(spec, variant, "float32", "metal")
     assert right is not None
     assert not right.reason
     assert wrong is not None
@@ -104,14 +104,12 @@ def test_a_broken_kernel_of_a_block_is_seen(
 
 
 @pytest.mark.parametrize("is_broken", [False, True])
-def test_a_broken_sum_of_what_rows_share_is_seen(
-    is_broken: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verify, "CHECKED", {"shared_context": CHECKED["shared_context"][1:2]})
+def test_a_broken_sum_of_what_rows_share_is_seen(is_broken: bool) -> None:
+    spec = replace(SHARED_CONTEXT, checked=SHARED_CONTEXT.checked[1:2])
     broken = {"paged_decode": lambda text: text.replace("* keep + values", "+ values")}
     with simulated_kernels(broken if is_broken else None, orders=1):
-        together = check_variant("shared_context", "together", "float16", "metal")
-        each = check_variant("shared_context", "each", "float16", "metal")
+        together = check_variant(spec, SharedVariant.CASCADE, "float16", "metal")
+        each = check_variant(spec, SharedVariant.PER_ROW, "float16", "metal")
     assert together is not None
     assert ("its result is off by" in together.reason) == is_broken
     assert each is not None
@@ -127,11 +125,11 @@ def test_hidden_keys_that_weigh_are_seen_beside_decodes(is_broken: bool) -> None
         simulated_kernels({"paged_prompt": broken} if is_broken else None, orders=1),
         mock.patch("quire.kernels.paged_prompt._num_stages", return_value=1),
     ):
-        together = check_variant("mixed_attention", "together", "bfloat16", "metal")
+        together = check_variant(MIXED_ATTENTION, MixedVariant.FUSED, "bfloat16", "metal")
     assert together is not None
     assert bool(together.reason) == is_broken
     assert not is_broken or "its result is off by" in together.reason
-    apart = check_variant("mixed_attention", "apart", "float32", "cpu")
+    apart = check_variant(MIXED_ATTENTION, MixedVariant.SEPARATE, "float32", "cpu")
     assert apart is not None
     assert not apart.reason
 
@@ -142,7 +140,7 @@ def test_a_kernel_is_checked_once(caplog: pytest.LogCaptureFixture) -> None:
         record = checked_variants("metal", ["float32"])
     (verdict,) = record.verdicts
     assert (verdict.variant, verdict.error, verdict.reason) == ("in_place", 0.0, "")
-    assert selection.select("kv_write", WRITE, mx.float32, "metal").variant == "in_place"
+    assert chosen(mx.float32, "metal").variant is WriteVariant.IN_PLACE
     # The kernel cannot run here, so a second check would fail; the first one is remembered.
     assert checked_variants("metal", ["float32"]) == record == load_record("metal")
     assert not caplog.messages
@@ -158,14 +156,14 @@ def test_a_kernel_that_disagrees_is_dropped(caplog: pytest.LogCaptureFixture) ->
     assert record.dropped() == {("kv_write", "in_place", "float32")}
     (message,) = caplog.messages
     assert message.startswith("not using kv_write.in_place for float32: its result is off by")
-    choice = selection.select("kv_write", WRITE, mx.float32, "metal")
-    assert (choice.variant, choice.why) == ("scatter", Why.GAP)
+    choice = chosen(mx.float32, "metal")
+    assert (choice.variant, choice.why) == (WriteVariant.SCATTER, Why.GAP)
     assert [gap.operation for gap in selection.gaps()] == ["kv_write"]
     # Half precision has not been checked yet; what is known is not checked again.
     with simulated_kernels(orders=1):
         record = checked_variants("metal", ["float32", "float16"])
     assert record.dropped() == {("kv_write", "in_place", "float32")}
-    assert selection.select("kv_write", WRITE, mx.float16, "metal").variant == "in_place"
+    assert chosen(mx.float16, "metal").variant is WriteVariant.IN_PLACE
 
 
 @pytest.mark.usefixtures("writes_only")
@@ -180,8 +178,8 @@ def test_a_kernel_that_does_not_compile_is_dropped(
     (verdict,) = record.verdicts
     assert verdict.reason == "RuntimeError: unable to build the library"
     assert "unable to build the library" in caplog.text
-    choice = selection.select("kv_write", WRITE, mx.bfloat16, "cuda")
-    assert choice.variant == "scatter"
+    choice = chosen(mx.bfloat16, "cuda")
+    assert choice.variant is WriteVariant.SCATTER
 
 
 @pytest.mark.usefixtures("writes_only")
@@ -193,4 +191,4 @@ def test_a_record_that_cannot_be_written_holds_for_the_process(
     checked_variants("metal", ["float32"])
     assert "the kernels will be checked again at the next start" in caplog.text
     assert not record_path(load_record("metal").key).exists()
-    assert selection.select("kv_write", WRITE, mx.float32, "metal").variant == "scatter"
+    assert chosen(mx.float32, "metal").variant is WriteVariant.SCATTER

@@ -1,0 +1,132 @@
+"""New keys and values of all rows of a step into their slots."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from enum import Enum
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from quire.kernels.attention_problem import for_head_dims
+from quire.kernels.choice.problem import Float64Array, Problem, ints, normal, to_float64
+from quire.kernels.choice.spec import (
+    ANYWHERE,
+    GPUS,
+    Default,
+    Group,
+    Kind,
+    Limit,
+    Settings,
+    Spec,
+    Variant,
+    round_up,
+)
+from quire.kernels.kv_write import Slots, scatter, write_in_place
+
+
+class WriteVariant(Enum):
+    IN_PLACE = "in_place"
+    SCATTER = "scatter"
+
+
+class WriteShape(NamedTuple):
+    rows: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    block_size: int
+    keep_rows: bool = False  # the rows are returned too
+
+    def bucket(self) -> WriteShape:
+        return WriteShape(round_up(self.rows), *self[1:])
+
+
+class WriteProblem(Problem):
+    """The result is both page arrays, and the rows if they are kept."""
+
+    def __init__(
+        self,
+        shape: WriteShape,
+        dtype: mx.Dtype,
+        seed: int,
+        ragged: bool = False,
+        num_blocks: int | None = None,
+    ) -> None:
+        """``num_blocks``: of a pool that is larger than a cache."""
+        self.shape = shape
+        num_blocks = num_blocks or 2 + -(-2 * shape.rows // shape.block_size)
+        random = mx.random.split(mx.random.key(seed), 4)
+        dims, size = (shape.key_dim, shape.value_dim), (shape.rows, shape.kv_heads, 1)
+        self.rows = [normal((*size, d), dtype, k) for d, k in zip(dims, random[:2], strict=True)]
+        pages = num_blocks, shape.kv_heads, shape.block_size
+
+        def fresh_pages() -> list[mx.array]:
+            return [normal((*pages, d), dtype, k) for d, k in zip(dims, random[2:], strict=True)]
+
+        # Each variant writes to pages of its own, whose results stay for the next call.
+        self.fresh_pages = fresh_pages
+        self.in_place, self.scattered = fresh_pages(), fresh_pages()
+        # Block 0 is nobody's.
+        free = np.arange(shape.block_size, num_blocks * shape.block_size)
+        self.mapping = np.random.default_rng(seed).permutation(free)[: shape.rows].astype(np.int32)
+        nothing_before = mx.zeros((1,), mx.int32)
+        self.slots = Slots(ints(self.mapping), shape.block_size, nothing_before)
+        mx.eval(nothing_before, self.slots.mapping, self.slots.indices(shape.kv_heads))
+        self.num_bytes = 2 * sum(new.nbytes for new in self.rows)
+
+    def expected(self) -> list[Float64Array]:
+        results, rows = to_float64(self.fresh_pages()), to_float64(self.rows)
+        blocks, offsets = np.divmod(self.mapping, self.shape.block_size)
+        for pages, new in zip(results, rows, strict=True):
+            pages[blocks, :, offsets] = new[:, :, 0]
+        return results + (rows if self.shape.keep_rows else [])
+
+    def chained(self, result: Sequence[mx.array]) -> WriteProblem:
+        """A write in place waits for the token of the one before. The scatter goes on with the very
+        arrays it replaced: had the result arrays of its own, MLX would copy the pool each time."""
+        other = copy.copy(self)
+        *_, last = result
+        if last.size == 1:
+            other.slots = copy.copy(self.slots)
+            other.slots.after = last
+        else:
+            other.scattered = list(result[:2])
+        return other
+
+
+def _in_place(problem: WriteProblem, settings: Settings) -> list[mx.array]:
+    pages, rows, keep = problem.in_place, problem.rows, problem.shape.keep_rows
+    written = write_in_place(pages[0], pages[1], rows[0], rows[1], problem.slots, keep_rows=keep)
+    kept = [] if written.keys is None or written.values is None else written[1:]
+    return [*mx.depends(pages, [written.token]), *kept, written.token]
+
+
+def _scatter(problem: WriteProblem, settings: Settings) -> list[mx.array]:
+    for pages, new in zip(problem.scattered, problem.rows, strict=True):
+        scatter(pages, new, problem.slots)
+    return [*problem.scattered, *(problem.rows if problem.shape.keep_rows else [])]
+
+
+_COMMON = WriteShape(8, 8, 128, 128, 16)
+_PACKS = Limit(multiple_of=8)
+
+KV_WRITE = Spec(
+    name="kv_write",
+    shape=WriteShape,
+    variants={
+        WriteVariant.IN_PLACE: Variant(_in_place, limits={"key_dim": _PACKS, "value_dim": _PACKS}),
+        WriteVariant.SCATTER: Variant(_scatter, Kind.STEPS, ANYWHERE),
+    },
+    reference=WriteVariant.SCATTER,
+    defaults=(Default(WriteVariant.IN_PLACE, GPUS),),
+    problem=WriteProblem,
+    checked=(WriteShape(5, 2, 128, 128, 16, keep_rows=True), WriteShape(37, 3, 192, 128, 8)),
+    surveyed={
+        **for_head_dims(lambda key, value: _COMMON._replace(key_dim=key, value_dim=value)),
+        **{f"block_size {n}": _COMMON._replace(block_size=n) for n in (4, 8, 16, 32, 64)},
+    },
+    group=Group.PAGES,
+)

@@ -1,0 +1,203 @@
+"""Consecutive rows of one sequence over its pages."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from quire.kernels.attention_problem import (
+    NO_SOFTCAP,
+    PAGED_LIMITS,
+    Pages,
+    for_head_dims,
+    head_numbers,
+    windows,
+)
+from quire.kernels.choice.chips import DeviceName
+from quire.kernels.choice.problem import Float64Array, Problem
+from quire.kernels.choice.sizes import ModelSizes
+from quire.kernels.choice.spec import (
+    ANYWHERE,
+    HALF,
+    Default,
+    Group,
+    Kind,
+    Limit,
+    Settings,
+    Spec,
+    Variant,
+    round_up,
+)
+from quire.kernels.page_arrays import PageArrays
+from quire.kernels.paged_attention import prompt_sdpa, prompt_tiles
+from quire.kernels.prompt_attention import PromptVariant, plan_prompts, prompt_attention
+from quire.kernels.ragged import PromptChunk, PromptPlan
+
+
+class PromptShape(NamedTuple):
+    rows: int
+    context: int  # tokens, the rows included
+    heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    block_size: int
+    from_start: bool = True  # nothing of the context precedes the rows
+    window: bool = False
+    sinks: bool = False
+    softcap: bool = False
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.heads // self.kv_heads
+
+    def bucket(self) -> PromptShape:
+        """Heads count by their groups: every key head does the same work."""
+        rows, context = round_up(self.rows), round_up(self.context)
+        return PromptShape(rows, context, self.group, 1, *self[4:])
+
+
+class PromptProblem(Problem):
+    def __init__(self, shape: PromptShape, dtype: mx.Dtype, seed: int, ragged: bool) -> None:
+        start = shape.context - shape.rows
+        if shape.from_start != (start == 0):
+            raise ValueError(f"{shape.rows} rows of {shape.context} tokens: from_start is wrong")
+        self.shape, self.dtype = shape, dtype
+        self.pages = Pages(shape, [shape.context], dtype, seed, shape.rows)
+        self.num_bytes = self.pages.num_bytes
+        self.chunk = PromptChunk(0, shape.rows, shape.context, self.pages.tables[0])
+        # Of whole prompts a step has keys and values at hand as it has just computed them.
+        new = [mx.contiguous(x.transpose(2, 1, 0, 3)) for x in self.pages.contiguous()]
+        mx.eval(new)
+        at_hand = new if shape.from_start else (None, None)
+        pages = self.pages
+        self.in_place = PageArrays(pages.keys, pages.values, pages.written, *at_hand)
+        self._plans: dict[PromptVariant, PromptPlan] = {}
+
+    def plan(self, variant: PromptVariant) -> PromptPlan:
+        """One for all layers of a step."""
+        if variant not in self._plans:
+            self._plans[variant] = plan_prompts(
+                [self.chunk], self.pages.window, self.shape, lambda _: variant, dtype=self.dtype
+            )
+        return self._plans[variant]
+
+    def expected(self) -> list[Float64Array]:
+        rows = range(self.shape.rows)
+        positions = range(self.chunk.start, self.shape.context)
+        return [self.pages.attention(0, rows, positions)]
+
+    def chained(self, result: Sequence[mx.array]) -> PromptProblem:
+        other = copy.copy(self)
+        other.pages = self.pages.asked(result[0])
+        return other
+
+
+def _planned(variant: PromptVariant, problem: PromptProblem, settings: Settings) -> list[mx.array]:
+    pages = problem.pages
+    output = prompt_attention(
+        pages.queries,
+        problem.in_place,
+        problem.plan(variant),
+        scale=pages.scale,
+        window=pages.window,
+        sinks=pages.sinks,
+    )
+    return [output]
+
+
+def _gathered(
+    attention: Callable[..., list[mx.array]], problem: PromptProblem, settings: Settings
+) -> list[mx.array]:
+    pages, chunk, block_size = problem.pages, problem.chunk, problem.shape.block_size
+    first = chunk.first_block(chunk.start, pages.window, block_size)
+    blocks = chunk.blocks_from(first)
+    keys, values = (
+        array[blocks].swapaxes(0, 1).flatten(1, 2)[None] for array in (pages.keys, pages.values)
+    )
+    at, sinks = first * block_size, pages.sinks
+    parts = attention(pages.queries, keys, values, chunk, at, pages.scale, pages.window, sinks)
+    return [mx.concatenate(parts)]
+
+
+def _from_pages(variant: PromptVariant, device: DeviceName) -> Variant[PromptShape, PromptProblem]:
+    """By MLX's fused attention, of pages that kernels write."""
+    run = partial(_planned, variant)
+    return Variant(run, Kind.STEPS, (device,), limits=NO_SOFTCAP, needs=Group.PAGES)
+
+
+# Rows of a prompt chunk, and the context they end.
+_CPU_CHUNKS = (64, 64), (256, 256), (64, 512), (256, 1024)
+_GPU_CHUNKS = (128, 128), (512, 512), (2048, 2048), (128, 4096), (512, 4096)
+
+
+def _tuned(sizes: ModelSizes, device: DeviceName, block_size: int) -> Iterator[PromptShape]:
+    if sizes.attention is None:
+        return
+    numbers = head_numbers(sizes.attention, block_size)
+    for window in windows(sizes.attention):
+        for rows, context in _CPU_CHUNKS if device == "cpu" else _GPU_CHUNKS:
+            is_whole = rows == context
+            yield PromptShape(rows, context, *numbers, from_start=is_whole, window=window)
+
+
+_COMMON = PromptShape(256, 256, 32, 8, 128, 128, 16)
+
+PROMPT_ATTENTION = Spec(
+    name="prompt_attention",
+    shape=PromptShape,
+    variants={
+        PromptVariant.PAGED_KERNEL: Variant(
+            partial(_planned, PromptVariant.PAGED_KERNEL),
+            dtypes=HALF,
+            limits={**PAGED_LIMITS, **NO_SOFTCAP},
+            needs=Group.PAGES,
+        ),
+        # MLX prepares a plan of some 60 ms for every new pair of lengths on CUDA, which no timing
+        # of single calls would show: so chunks go padded there, and one by one elsewhere.
+        PromptVariant.SDPA_PADDED: _from_pages(PromptVariant.SDPA_PADDED, "cuda"),
+        PromptVariant.SDPA_PER_CHUNK: _from_pages(PromptVariant.SDPA_PER_CHUNK, "metal"),
+        PromptVariant.GATHER_SDPA: Variant(
+            partial(_gathered, prompt_sdpa), Kind.STEPS, ("cpu",), limits=NO_SOFTCAP
+        ),
+        PromptVariant.SDPA_TILED: Variant(
+            partial(_gathered, prompt_tiles), Kind.STEPS, ANYWHERE, limits=NO_SOFTCAP
+        ),
+    },
+    reference=PromptVariant.SDPA_TILED,
+    # On an H200, 32 and 8 heads of 128, bfloat16, us by CUPTI, paged_kernel and sdpa_padded:
+    # 1 x 2,048 191 and 83, 8 chunks of 37 to 475 rows 57 and 87, 24 x 85 40 and 62, 8 x 256 49 and
+    # 23; after 4,096 tokens, where MLX's attention takes a mask and is not fused, 4 x 512 587 and
+    # 2,961, 8 x 64 162 and 1,071.
+    defaults=(
+        Default(
+            PromptVariant.SDPA_PADDED,
+            ("cuda",),
+            {"from_start": Limit(values=(True,)), "rows": Limit(min=1024)},
+        ),
+        Default(PromptVariant.PAGED_KERNEL, ("cuda",)),
+        Default(PromptVariant.SDPA_PADDED, ("cuda",)),
+        Default(PromptVariant.SDPA_PER_CHUNK, ("metal",)),
+    ),
+    problem=PromptProblem,
+    checked=(
+        PromptShape(33, 33, 8, 2, 128, 128, 16),
+        PromptShape(17, 70, 4, 4, 64, 64, 8, from_start=False),
+        PromptShape(9, 90, 14, 2, 96, 96, 32, from_start=False, window=True),
+        PromptShape(20, 40, 4, 2, 192, 128, 16, from_start=False, sinks=True),
+        PromptShape(5, 1100, 8, 2, 64, 64, 16, from_start=False),
+    ),
+    surveyed={
+        **for_head_dims(lambda key, value: _COMMON._replace(key_dim=key, value_dim=value)),
+        "window": _COMMON._replace(window=True),
+        "sinks": _COMMON._replace(sinks=True),
+        "softcap": _COMMON._replace(softcap=True),
+    },
+    tuned=_tuned,
+    untimed=("sinks", "softcap"),
+)

@@ -1,0 +1,49 @@
+"""One token per row of logits, by the variant for their shape."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from quire.kernels.choice.selection import select
+from quire.kernels.draws import MAX_VOCAB, Draws
+from quire.kernels.sampling import sample_on_gpu, take_likeliest_on_gpu
+from quire.kernels.sampling_reference import sample_reference
+from quire.kernels.sampling_spec import SAMPLE, SampleShape, SampleVariant
+
+
+def sample_tokens(logits: mx.array, draws: Draws) -> mx.array:
+    """Draw one token per row.
+
+    Args:
+        logits: (R, vocab) float32, float16 or bfloat16; -inf is never drawn beside a finite logit.
+        draws: the parameters of the R rows.
+
+    Returns:
+        (R,) int32 token ids.
+
+    Raises:
+        ValueError: the vocabulary has a million tokens or more.
+    """
+    rows, vocab = logits.shape
+    if vocab >= MAX_VOCAB:
+        raise ValueError(f"cannot sample from {vocab} tokens, {MAX_VOCAB} is too many")
+    filtered = bool(((draws.top_k > 0) | (draws.top_p < 1) | (draws.min_p > 0)).any())
+    choice = select(SAMPLE, SampleShape(rows, vocab, filtered), logits.dtype)
+    # Metal passes arrays of fewer than 8 elements in another address space.
+    if choice.variant is SampleVariant.KERNEL and logits.size >= 8:
+        return sample_on_gpu(logits, draws)
+    return sample_reference(logits, draws)
+
+
+def take_likeliest(logits: mx.array) -> mx.array:
+    """The likeliest token of each row, the first of equals, as (R,) int32.
+
+    Args:
+        logits: (R, vocab) float32, float16 or bfloat16
+    """
+    rows, vocab = logits.shape
+    shape = SampleShape(rows, vocab, filtered=False, greedy=True)
+    choice = select(SAMPLE, shape, logits.dtype)
+    if choice.variant is SampleVariant.KERNEL and logits.size >= 8:
+        return take_likeliest_on_gpu(logits)
+    return mx.argmax(logits, axis=-1).astype(mx.int32)
