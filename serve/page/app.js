@@ -1,0 +1,297 @@
+// The page: a conversation with the served model, and what runs meanwhile.
+
+import { onKeyWanted, request } from "./api.js";
+import { byId, el } from "./dom.js";
+import { FiguresView } from "./figures.js";
+import { count } from "./format.js";
+import { generate, requestBody } from "./generation.js";
+import { setUpLayout } from "./layout.js";
+import { MetricsPoll } from "./metrics.js";
+import { invalidField, setUpSettings, settings, showUse } from "./settings.js";
+import * as store from "./store.js";
+import { TurnView } from "./turns.js";
+
+const prompt = byId("prompt");
+const thread = byId("thread");
+const modelSelect = byId("model");
+
+let conversation = store.newConversation();
+let running = null; // the AbortController of the answer that comes
+let editing = null; // the turn that the next message replaces
+let state = "";
+
+// ---- the conversation
+
+function showConversation() {
+  byId("turns").replaceChildren(...conversation.turns.map((turn) => viewOf(turn).node));
+  byId("welcome").hidden = conversation.turns.length > 0;
+  thread.scrollTop = thread.scrollHeight;
+  showHistory();
+}
+
+function viewOf(turn) {
+  return new TurnView(turn, { retry, edit, answerCalls });
+}
+
+function showHistory() {
+  const items = store.conversations().map((kept) => {
+    const open = el("button", { type: "button", class: "open" }, store.title(kept));
+    if (kept.id === conversation.id) open.setAttribute("aria-current", "true");
+    open.addEventListener("click", () => openConversation(kept));
+    const remove = el("button", { type: "button", class: "quiet remove" }, "✕");
+    remove.setAttribute("aria-label", `Delete: ${store.title(kept)}`);
+    remove.addEventListener("click", () => removeConversation(kept));
+    return el("li", {}, open, remove);
+  });
+  byId("conversations").replaceChildren(...items);
+}
+
+function openConversation(kept) {
+  running?.abort();
+  stopEditing();
+  conversation = kept;
+  showConversation();
+  layout.close();
+  prompt.focus();
+}
+
+function removeConversation(kept) {
+  if (!confirm(`Delete “${store.title(kept)}”?`)) return;
+  store.forget(kept.id);
+  if (kept.id === conversation.id) openConversation(store.newConversation());
+  else showHistory();
+}
+
+// ---- sending
+
+function send() {
+  const content = prompt.value;
+  if (running || !content.trim()) return;
+  if (editing) conversation.turns.length = conversation.turns.indexOf(editing);
+  stopEditing();
+  prompt.value = "";
+  fitPrompt();
+  conversation.turns.push({ role: "user", content });
+  answer();
+}
+
+function retry(turn) {
+  if (running) return;
+  conversation.turns.length = conversation.turns.indexOf(turn);
+  answer();
+}
+
+function answerCalls(turn) {
+  if (running) return;
+  conversation.turns.length = conversation.turns.indexOf(turn) + 1;
+  answer();
+}
+
+function edit(turn) {
+  if (running) return;
+  editing = turn;
+  prompt.value = turn.content;
+  fitPrompt();
+  prompt.focus();
+  notice("Sending replaces this message and what follows. Esc leaves it as it is.");
+}
+
+function stopEditing() {
+  if (editing) prompt.value = "";
+  editing = null;
+  notice("");
+  fitPrompt();
+}
+
+/** Asks for the next turn, and shows and keeps what comes, whatever ends it. */
+async function answer() {
+  const mine = conversation;
+  const before = [...mine.turns];
+  const turn = { role: "assistant", content: "", model: modelSelect.value };
+  const abort = new AbortController();
+  mine.turns.push(turn);
+  store.keep(mine);
+  showConversation();
+  const view = viewOf(turn);
+  byId("turns").lastElementChild.replaceWith(view.node);
+  view.update(true);
+  setRunning(abort);
+  try {
+    await generate(checkedBody(before), turn, abort.signal, frames(() => follow(view)));
+  } catch (error) {
+    if (abort.signal.aborted) turn.finish = "stopped";
+    else turn.error = explain(error);
+  }
+  setRunning(null);
+  follow(view, false);
+  if (!store.keep(mine)) notice("This browser has no room left; the conversation is not kept.");
+  showHistory();
+  byId("announcer").textContent = turn.error ?? turn.content;
+}
+
+function checkedBody(turns) {
+  const wrong = invalidField();
+  if (wrong) throw new Error(`The setting ${wrong.name} has no valid value.`);
+  try {
+    return requestBody(modelSelect.value, turns, settings());
+  } catch {
+    throw new Error("The setting Tools is no JSON list.");
+  }
+}
+
+function explain(error) {
+  return error instanceof TypeError ? "The server cannot be reached." : error.message;
+}
+
+/** Updates the view, and keeps the end in sight for those who were looking at it. */
+function follow(view, live = true) {
+  const atEnd = thread.scrollHeight - thread.scrollTop - thread.clientHeight < 60;
+  view.update(live);
+  if (atEnd) thread.scrollTop = thread.scrollHeight;
+}
+
+/** Calls `draw` at most once a frame, and not after the answer has ended. */
+function frames(draw) {
+  let wanted = false;
+  const mine = () => running;
+  return () => {
+    if (wanted) return;
+    wanted = true;
+    const at = mine();
+    requestAnimationFrame(() => {
+      wanted = false;
+      if (running === at) draw();
+    });
+  };
+}
+
+function setRunning(abort) {
+  running = abort;
+  byId("send").hidden = Boolean(abort);
+  byId("stop").hidden = !abort;
+}
+
+// ---- the model and the server's state
+
+async function loadModels() {
+  try {
+    const { data } = await (await request("v1/models")).json();
+    const chosen = modelSelect.value || localStorage.getItem("quire.model");
+    modelSelect.replaceChildren(...data.map(({ id }) => el("option", { value: id }, id)));
+    if (data.some(({ id }) => id === chosen)) modelSelect.value = chosen;
+    modelChosen();
+  } catch (error) {
+    notice(explain(error));
+  }
+}
+
+function modelChosen() {
+  localStorage.setItem("quire.model", modelSelect.value);
+  prompt.placeholder = `Message ${modelSelect.value}`;
+  byId("welcome-model").textContent = `${modelSelect.value}, on your own machine.`;
+  showUse(modelSelect.value);
+}
+
+function showFigures(figures, view) {
+  if (figures.state === "ready" && !modelSelect.options.length) loadModels();
+  state = figures.state;
+  byId("state").textContent = state === "ready" ? "" : state;
+  byId("state").dataset.state = state;
+  byId("speed").textContent =
+    figures.tokensPerSecond >= 1 ? `${count(figures.tokensPerSecond)} tokens/s` : "";
+  view.show(figures);
+}
+
+// ---- the rest of the page
+
+function notice(text) {
+  byId("notice").textContent = text;
+  byId("notice").hidden = !text;
+}
+
+function fitPrompt() {
+  prompt.style.height = "auto";
+  prompt.style.height = `${prompt.scrollHeight}px`;
+}
+
+function exportAll() {
+  const text = JSON.stringify(store.conversations(), null, 1);
+  const address = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  el("a", { href: address, download: "quire-conversations.json" }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 10_000);
+}
+
+async function importFile(event) {
+  const [file] = event.target.files;
+  event.target.value = "";
+  try {
+    notice(`${store.importAll(await file.text())} conversations imported.`);
+  } catch {
+    notice(`${file.name} holds no conversations of this page.`);
+  }
+  showHistory();
+}
+
+function askForKey() {
+  const dialog = byId("key-dialog");
+  byId("key").value = "";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener(
+      "close",
+      () => resolve(dialog.returnValue === "ok" ? byId("key").value.trim() : null),
+      { once: true },
+    );
+  });
+}
+
+function onKey(event) {
+  const typing = event.target.matches("input, textarea, select");
+  if (event.key === "Escape" && !layout.close()) {
+    if (running) running.abort();
+    else stopEditing();
+  } else if (event.key === "/" && !typing) {
+    event.preventDefault();
+    prompt.focus();
+  } else if (event.altKey && event.code === "KeyN") {
+    event.preventDefault();
+    openConversation(store.newConversation());
+  }
+}
+
+function setUp() {
+  byId("composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    send();
+  });
+  prompt.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    send();
+  });
+  prompt.addEventListener("input", fitPrompt);
+  byId("stop").addEventListener("click", () => running?.abort());
+  byId("new-chat").addEventListener("click", () => openConversation(store.newConversation()));
+  byId("export").addEventListener("click", exportAll);
+  byId("import").addEventListener("click", () => byId("import-file").click());
+  byId("import-file").addEventListener("change", importFile);
+  modelSelect.addEventListener("change", modelChosen);
+  document.addEventListener("keydown", onKey);
+  window.addEventListener("storage", showHistory);
+  for (const chip of document.querySelectorAll(".chip")) {
+    chip.addEventListener("click", () => {
+      prompt.value = chip.textContent;
+      send();
+    });
+  }
+  setUpSettings();
+  showConversation();
+  const view = new FiguresView(byId("figures"));
+  new MetricsPoll((figures) => showFigures(figures, view));
+  loadModels();
+  prompt.focus();
+}
+
+const layout = setUpLayout();
+onKeyWanted(askForKey);
+setUp();

@@ -1,0 +1,55 @@
+// The form beside the conversation, kept in this browser.
+
+import { byId, copyButton, el } from "./dom.js";
+import { keepSettings, settings as kept } from "./store.js";
+
+const form = byId("settings");
+
+/** What the form says, by field name; "" stands for the server's default. */
+export function settings() {
+  return Object.fromEntries(new FormData(form));
+}
+
+/** The first field that holds no valid value, or null. */
+export function invalidField() {
+  return form.querySelector(":invalid");
+}
+
+export function setUpSettings() {
+  fill(kept());
+  form.addEventListener("input", () => {
+    keepSettings(settings());
+    showTheme();
+  });
+  form.addEventListener("submit", (event) => event.preventDefault());
+  byId("reset").addEventListener("click", () => {
+    fill({});
+    keepSettings({});
+  });
+}
+
+function fill(values) {
+  for (const field of form.elements) {
+    if (field.type === "radio") field.checked = field.value === (values[field.name] ?? "");
+    else if (field.name) field.value = values[field.name] ?? "";
+  }
+  showTheme();
+}
+
+function showTheme() {
+  document.documentElement.dataset.theme = settings().theme;
+}
+
+/** How to reach this server from elsewhere, with the chosen model. */
+export function showUse(model) {
+  const base = new URL("v1", document.baseURI).href;
+  const message = { role: "user", content: "Hello!" };
+  const body = JSON.stringify({ model, messages: [message] }).replaceAll("'", "'\\''");
+  const curl = `curl ${base}/chat/completions \\\n  -H 'Content-Type: application/json' \\\n  -d '${body}'`;
+  for (const [id, text] of Object.entries({ "base-url": base, curl })) {
+    const pre = byId(id);
+    pre.textContent = text;
+    const head = el("div", { class: "code-head" }, el("span"), copyButton(() => text));
+    pre.parentElement.replaceChildren(head, pre);
+  }
+}
