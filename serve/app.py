@@ -16,6 +16,7 @@ from quire.serve.metrics import HTTPMetricsMiddleware, Metrics
 from quire.serve.middleware import BODY_IDLE_TIMEOUT, MAX_BODY_BYTES, AllowedHosts, BodyLimits
 from quire.serve.registry import Registry
 from quire.serve.responses import json_response
+from quire.serve.routes import page
 from quire.serve.routes.chat import ChatCompletions
 from quire.serve.routes.completions import Completions
 from quire.serve.routes.health import Health
@@ -68,7 +69,7 @@ def create_app(
         Middleware(BodyLimits, max_bytes=max_body_bytes, idle_timeout=body_idle_timeout)
     )
     app = Starlette(
-        routes=[Route("/", show_index, methods=["GET"]), *routes],
+        routes=[*page.routes(show_index), *routes],
         middleware=middleware,
         exception_handlers=exception_handlers,
     )

@@ -1,1 +1,1 @@
-"""The page at /: a chat with the served model beside the figures of what runs."""
+"""Static files of the page at /; :mod:`quire.serve.routes.page` serves them."""

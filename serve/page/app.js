@@ -18,7 +18,7 @@ const modelSelect = byId("model");
 let conversation = store.newConversation();
 let running = null; // the AbortController of the answer that comes
 let editing = null; // the turn that the next message replaces
-let state = "";
+const views = new WeakMap(); // of turns
 
 // ---- the conversation
 
@@ -30,7 +30,8 @@ function showConversation() {
 }
 
 function viewOf(turn) {
-  return new TurnView(turn, { retry, edit, answerCalls });
+  if (!views.has(turn)) views.set(turn, new TurnView(turn, { retry, edit, answerCalls }));
+  return views.get(turn);
 }
 
 function showHistory() {
@@ -111,10 +112,9 @@ async function answer() {
   const abort = new AbortController();
   mine.turns.push(turn);
   store.keep(mine);
-  showConversation();
   const view = viewOf(turn);
-  byId("turns").lastElementChild.replaceWith(view.node);
   view.update(true);
+  showConversation();
   setRunning(abort);
   try {
     await generate(checkedBody(before), turn, abort.signal, frames(() => follow(view)));
@@ -152,15 +152,14 @@ function follow(view, live = true) {
 
 /** Calls `draw` at most once a frame, and not after the answer has ended. */
 function frames(draw) {
+  const mine = running;
   let wanted = false;
-  const mine = () => running;
   return () => {
     if (wanted) return;
     wanted = true;
-    const at = mine();
     requestAnimationFrame(() => {
       wanted = false;
-      if (running === at) draw();
+      if (running === mine) draw();
     });
   };
 }
@@ -188,15 +187,14 @@ async function loadModels() {
 function modelChosen() {
   localStorage.setItem("quire.model", modelSelect.value);
   prompt.placeholder = `Message ${modelSelect.value}`;
-  byId("welcome-model").textContent = `${modelSelect.value}, on your own machine.`;
+  byId("welcome-model").textContent = `You are talking to ${modelSelect.value}.`;
   showUse(modelSelect.value);
 }
 
 function showFigures(figures, view) {
   if (figures.state === "ready" && !modelSelect.options.length) loadModels();
-  state = figures.state;
-  byId("state").textContent = state === "ready" ? "" : state;
-  byId("state").dataset.state = state;
+  byId("state").textContent = figures.state === "ready" ? "" : figures.state;
+  byId("state").dataset.state = figures.state;
   byId("speed").textContent =
     figures.tokensPerSecond >= 1 ? `${count(figures.tokensPerSecond)} tokens/s` : "";
   view.show(figures);
@@ -235,6 +233,7 @@ async function importFile(event) {
 function askForKey() {
   const dialog = byId("key-dialog");
   byId("key").value = "";
+  dialog.returnValue = ""; // Escape leaves the value of the last time.
   dialog.showModal();
   return new Promise((resolve) => {
     dialog.addEventListener(
@@ -274,6 +273,7 @@ function setUp() {
   byId("new-chat").addEventListener("click", () => openConversation(store.newConversation()));
   byId("export").addEventListener("click", exportAll);
   byId("import").addEventListener("click", () => byId("import-file").click());
+  byId("key-cancel").addEventListener("click", () => byId("key-dialog").close("cancel"));
   byId("import-file").addEventListener("change", importFile);
   modelSelect.addEventListener("change", modelChosen);
   document.addEventListener("keydown", onKey);

@@ -140,20 +140,21 @@ function renderTable([header, , ...rows]) {
 
 // Code first: nothing inside it is emphasis. Each alternative is linear in the text's length.
 const SPAN =
-  /(`{1,3})([^`]+)\1|\*\*([^*\n]+)\*\*|\*([^*\s][^*\n]*)\*|~~([^~\n]+)~~|\[([^\][\n]+)\]\(([^()\s]+)\)|(https?:\/\/[^\s<>"'`)\]]+)/g;
+  /(`{1,3})([^`]+)\1|\*\*([^*\n]+)\*\*|\*([^*\s][^*\n]*)\*|~~([^~\n]+)~~|(!?\[([^\][\n]+)\]\(([^()\s]+)\))|(https?:\/\/[^\s<>"'`)\]]+)/g;
 
 /** Nodes for a text with emphasis, code and links to http(s) addresses. */
 function inline(text) {
   const nodes = [];
   let end = 0;
   for (const match of text.matchAll(SPAN)) {
-    const [whole, , code, strong, emphasis, struck, label, target, address] = match;
+    const [whole, , code, strong, emphasis, struck, reference, label, target, address] = match;
     let node = null;
     if (code !== undefined) node = el("code", {}, code);
     else if (strong !== undefined) node = el("strong", {}, ...inlineCode(strong));
     else if (emphasis !== undefined) node = el("em", {}, ...inlineCode(emphasis));
     else if (struck !== undefined) node = el("s", {}, struck);
-    else if (label !== undefined) node = link(target, label);
+    else if (reference?.startsWith("!")) node = whole; // An image would be a request to elsewhere.
+    else if (reference) node = link(target, label);
     else node = link(withoutStops(address));
     if (!node) continue; // Not a link that may be followed: it stays text.
     nodes.push(...broken(text.slice(end, match.index)), node);

@@ -3,6 +3,8 @@
 import { request } from "./api.js";
 
 const WINDOW = 60; // seconds of history that the curve shows
+const INTERVAL = 1000; // milliseconds between two readings
+const INTERVAL_OF_FAILURES = 3000;
 const SMOOTHING = 3; // seconds over which a rate is taken
 
 /** [{name, labels, value}] of a Prometheus text exposition. */
@@ -44,9 +46,8 @@ class Reading {
 
 /** Reads /metrics once a second while the page is seen, and calls `show` with the figures. */
 export class MetricsPoll {
-  constructor(show, interval = 1000) {
+  constructor(show) {
     this.show = show;
-    this.interval = interval;
     this.readings = [];
     this.firstToken = null; // seconds; the mean of the last interval in which a request began
     document.addEventListener("visibilitychange", () => this.wake());
@@ -60,6 +61,7 @@ export class MetricsPoll {
 
   async poll() {
     clearTimeout(this.timer);
+    let pause = INTERVAL;
     try {
       const response = await request("metrics", { background: true, cache: "no-store" });
       const samples = parseExposition(await response.text());
@@ -67,9 +69,10 @@ export class MetricsPoll {
       this.show(this.figures());
     } catch (error) {
       this.readings = [];
+      pause = INTERVAL_OF_FAILURES;
       this.show({ state: error.status === 401 ? "asks for an API key" : "not reachable" });
     }
-    if (!document.hidden) this.timer = setTimeout(() => this.poll(), this.interval);
+    if (!document.hidden) this.timer = setTimeout(() => this.poll(), pause);
   }
 
   add(reading) {

@@ -109,7 +109,7 @@ const FINISH = { length: "cut off at the token limit", stopped: "stopped" };
 function describe({ tokens, firstToken, time, cached }, finish) {
   const parts = [];
   if (tokens) parts.push(`${count(tokens)} tokens`);
-  if (tokens > 1 && time > firstToken) {
+  if (tokens > 1 && time - firstToken > 0.05) {
     parts.push(`${count((tokens - 1) / (time - firstToken))} tokens/s`);
   }
   if (firstToken) parts.push(`first after ${seconds(firstToken)}`);

@@ -1,0 +1,261 @@
+"""What a person does with the page: chats, stops, edits, comes back, gives a key."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from browser import PATIENCE, Browser
+from scripted_page_server import MODEL, ScriptedApi, call, text
+
+LAST = ".turn:last-child"
+IDLE = "document.querySelector('#stop').hidden"
+
+
+def send(browser: Browser, message: str) -> None:
+    browser.evaluate("document.querySelector('#prompt').focus()")
+    browser.type(message)
+    browser.press("Enter")
+
+
+def chat(browser: Browser, message: str) -> None:
+    """Sends and waits for the end of the answer."""
+    before = browser.evaluate("document.querySelectorAll('.turn').length")
+    send(browser, message)
+    browser.until(f"document.querySelectorAll('.turn').length >= {before + 2} && {IDLE}")
+
+
+def test_an_answer_is_streamed_and_measured(browser: Browser, api: ScriptedApi):
+    api.script = [text("Hel"), text("lo, "), text("you")]
+    browser.open(api.url)
+    chat(browser, "Hi")
+    assert browser.text(f"{LAST} .prose") == "Hello, you"
+    assert "3 tokens" in browser.text(f"{LAST} .meta")
+    assert api.bodies[0]["model"] == MODEL
+    assert api.bodies[0]["messages"] == [{"role": "user", "content": "Hi"}]
+    assert api.bodies[0]["stream"] is True
+
+
+def test_the_conversation_is_sent_along_and_kept(browser: Browser, api: ScriptedApi):
+    api.script = [text("One.")]
+    browser.open(api.url)
+    chat(browser, "First")
+    chat(browser, "Second")
+    roles = [message["role"] for message in api.bodies[1]["messages"]]
+    assert roles == ["user", "assistant", "user"]
+    browser.open(api.url)
+    assert browser.text("#conversations .open") == "First"
+    browser.click("#conversations .open")
+    assert browser.evaluate("document.querySelectorAll('.turn').length") == 4
+
+
+def test_stop_ends_the_request_and_keeps_what_came(browser: Browser, api: ScriptedApi):
+    api.script = [text("So far"), "hang"]
+    browser.open(api.url)
+    send(browser, "Go on")
+    browser.until(f"document.querySelector('{LAST} .prose').innerText === 'So far'")
+    browser.click("#stop")
+    browser.until(IDLE)
+    assert api.left.wait(PATIENCE)
+    assert "stopped" in browser.text(f"{LAST} .meta")
+    assert browser.text(f"{LAST} .error") == ""
+
+
+def test_escape_stops_too(browser: Browser, api: ScriptedApi):
+    api.script = [text("x"), "hang"]
+    browser.open(api.url)
+    send(browser, "Go on")
+    browser.until("!document.querySelector('#stop').hidden")
+    browser.press("Escape")
+    browser.until(IDLE)
+    assert api.left.wait(PATIENCE)
+
+
+def test_reasoning_is_folded(browser: Browser, api: ScriptedApi):
+    api.script = [{"reasoning_content": "Let me "}, {"reasoning": "think."}, text("Done.")]
+    browser.open(api.url)
+    chat(browser, "Think")
+    assert browser.evaluate(f"document.querySelector('{LAST} details').open") is False
+    assert browser.evaluate(f"document.querySelector('{LAST} .thought').textContent") == (
+        "Let me think."
+    )
+    assert browser.text(f"{LAST} summary").startswith("Thought for")
+    assert browser.text(f"{LAST} .prose") == "Done."
+
+
+def test_tool_calls_are_shown_and_answered(browser: Browser, api: ScriptedApi):
+    api.script = [call(0, "", "get_weather"), call(0, '{"city":'), call(0, '"Oslo"}')]
+    api.finish = "tool_calls"
+    browser.open(api.url)
+    tools = [{"type": "function", "function": {"name": "get_weather"}}]
+    browser.evaluate(
+        "{ const f = document.querySelector('[name=tools]');"
+        f"f.value = {json.dumps(json.dumps(tools))};"
+        "f.dispatchEvent(new Event('input', {bubbles: true})); }"
+    )
+    chat(browser, "Weather?")
+    assert api.bodies[0]["tools"] == tools
+    assert browser.text(f"{LAST} .call-name") == "get_weather"
+    assert json.loads(browser.text(f"{LAST} .call pre")) == {"city": "Oslo"}
+    api.script, api.finish = [text("Rain.")], "stop"
+    browser.click(f"{LAST} .call textarea")
+    browser.type("rain")
+    browser.click(f"{LAST} .send-results button")
+    browser.until(f"document.querySelector('{LAST} .prose').innerText === 'Rain.' && {IDLE}")
+    _, asked, result = api.bodies[1]["messages"]
+    assert asked["tool_calls"][0]["function"] == {
+        "name": "get_weather",
+        "arguments": '{"city":"Oslo"}',
+    }
+    assert result == {"role": "tool", "tool_call_id": "call_0", "content": "rain"}
+
+
+def test_settings_are_sent_only_when_given(browser: Browser, api: ScriptedApi):
+    api.script = [text("ok")]
+    browser.open(api.url)
+    browser.evaluate(
+        "for (const [n, v] of [['temperature', '0.5'], ['seed', '7'], ['system', 'Be brief.']]) {"
+        "const f = document.querySelector(`#settings [name=${n}]`); f.value = v;"
+        "f.dispatchEvent(new Event('input', {bubbles: true})); }"
+    )
+    chat(browser, "Hi")
+    body = api.bodies[0]
+    assert (body["temperature"], body["seed"]) == (0.5, 7)
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert not {"top_p", "top_k", "min_p", "max_tokens", "tools"} & set(body)
+    browser.open(api.url)
+    assert browser.evaluate("document.querySelector('[name=temperature]').value") == "0.5"
+    browser.click("#reset")
+    assert browser.evaluate("document.querySelector('[name=temperature]').value") == ""
+
+
+@pytest.mark.parametrize(
+    ("finish", "failure", "said"),
+    [
+        ("stop", (400, "temperature: too warm."), "temperature: too warm."),
+        ("error", None, "The worker died."),
+        (None, None, "The connection ended before the answer did."),
+    ],
+)
+def test_failures_are_told_in_the_servers_words(browser, api, finish, failure, said):
+    api.script, api.finish, api.failure = [text("x")], finish, failure
+    browser.open(api.url)
+    chat(browser, "Hi")
+    assert browser.text(f"{LAST} .error") == said
+    # Chromium itself notes a failed request; nothing else may be said.
+    browser.complaints[:] = [c for c in browser.complaints if "400 (Bad Request)" not in c]
+    api.finish, api.failure = "stop", None
+    browser.evaluate(f"[...document.querySelectorAll('{LAST} .foot button')].at(-1).click()")
+    browser.until(f"document.querySelector('{LAST} .prose').innerText === 'x' && {IDLE}")
+    assert browser.text(f"{LAST} .error") == ""
+    assert api.bodies[0]["messages"] == api.bodies[1]["messages"]
+
+
+def test_an_edited_message_replaces_what_followed(browser: Browser, api: ScriptedApi):
+    api.script = [text("ok")]
+    browser.open(api.url)
+    chat(browser, "Firts")
+    browser.evaluate("document.querySelectorAll('.user .foot button')[1].click()")
+    assert browser.evaluate("document.querySelector('#prompt').value") == "Firts"
+    browser.evaluate("document.querySelector('#prompt').value = ''")
+    send(browser, "First")
+    browser.until(f"document.querySelector('.bubble').innerText === 'First' && {IDLE}")
+    assert api.bodies[1]["messages"] == [{"role": "user", "content": "First"}]
+    assert browser.evaluate("document.querySelectorAll('.turn').length") == 2
+
+
+def test_the_page_asks_for_the_key_once(browser: Browser, api: ScriptedApi):
+    api.key, api.script = "sk-right", [text("in")]
+    browser.call("Page.navigate", url=api.url)
+    browser.until("document.querySelector('#key-dialog')?.open")
+    browser.type("sk-wrong")
+    browser.press("Enter")
+    browser.until(
+        "document.querySelector('#key').value === '' && document.querySelector('dialog').open"
+    )
+    browser.type("sk-right")
+    browser.press("Enter")
+    browser.until("document.querySelector('option')")
+    chat(browser, "Hi")
+    assert browser.text(f"{LAST} .prose") == "in"
+    assert "sk-right" not in browser.evaluate("JSON.stringify(localStorage)")
+    browser.complaints[:] = [c for c in browser.complaints if "401 (Unauthorized)" not in c]
+
+
+def test_the_figures_come_from_the_metrics(browser: Browser, api: ScriptedApi):
+    browser.open(api.url)
+    browser.until(
+        "document.querySelector('.cells dd').innerText && "
+        "document.querySelector('.legend span').innerText === '10'"
+    )
+    cells = browser.evaluate("[...document.querySelectorAll('.cells dd')].map(d => d.innerText)")
+    assert cells[1:] == ["7", "2", "25%"]  # running, over both models; waiting; from the cache
+    figures = browser.text("#figures")
+    assert "free 70" in figures
+    assert "weights 2.00 GiB" in figures
+    assert "other 512 MiB" in figures
+    assert "peak 4.00 GiB" in figures
+
+
+def test_a_phone_opens_and_closes_the_columns(browser: Browser, api: ScriptedApi):
+    browser.screen(390, 844)
+    browser.open(api.url)
+    width = browser.evaluate("document.documentElement.scrollWidth")
+    assert width <= 390
+    visible = "getComputedStyle(document.querySelector('#panel')).visibility === 'visible'"
+    assert not browser.evaluate(visible)
+    browser.click("[data-open=panel]")
+    browser.until(visible)
+    assert browser.evaluate("document.querySelector('#panel').contains(document.activeElement)")
+    browser.press("Escape")
+    browser.until(f"!({visible})")
+    assert browser.evaluate("document.activeElement.dataset.open") == "panel"
+
+
+def test_keys_alone_are_enough(browser: Browser, api: ScriptedApi):
+    api.script = [text("ok")]
+    browser.open(api.url)
+    chat(browser, "Hi")
+    browser.press("n", "KeyN", modifiers=1)
+    browser.until("document.querySelectorAll('.turn').length === 0")
+    browser.evaluate("document.activeElement.blur()")
+    browser.press("/", "Slash")
+    assert browser.evaluate("document.activeElement.id") == "prompt"
+    assert browser.evaluate("document.activeElement.value") == ""
+
+
+def test_a_server_that_went_is_noticed(browser: Browser, api: ScriptedApi):
+    browser.open(api.url)
+    browser.until("document.querySelector('#state').dataset.state === 'ready'")
+    browser.call(
+        "Network.emulateNetworkConditions",
+        offline=True,
+        latency=0,
+        downloadThroughput=-1,
+        uploadThroughput=-1,
+    )
+    try:
+        browser.until("document.querySelector('#state').innerText === 'not reachable'")
+        chat(browser, "Hi")
+        assert browser.text(f"{LAST} .error") == "The server cannot be reached."
+    finally:
+        browser.call(
+            "Network.emulateNetworkConditions",
+            offline=False,
+            latency=0,
+            downloadThroughput=-1,
+            uploadThroughput=-1,
+        )
+    browser.complaints[:] = [c for c in browser.complaints if "ERR_INTERNET_DISC" not in c]
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_end_of_a_long_answer_stays_in_sight(browser: Browser, api: ScriptedApi, width: int):
+    browser.screen(width, 700)
+    api.script = [text(f"Line {number}.\n\n") for number in range(60)] + [text("The end.")]
+    browser.open(api.url)
+    chat(browser, "Count")
+    bottom = "document.querySelector('{}').getBoundingClientRect().bottom".format
+    composer = browser.evaluate(bottom("#composer"))
+    assert composer <= 700
+    assert browser.evaluate(bottom(f"{LAST} .prose p:last-child")) < composer
