@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,13 +19,27 @@ STOP_MARGIN = 20  # seconds beyond the drain: the worker leaves, the last answer
 
 
 @dataclass(frozen=True)
+class Account:
+    """The user that the server runs as."""
+
+    name: str
+    uid: int
+    home: Path
+
+
+@dataclass(frozen=True)
 class Service:
     """A command line that needs no shell: absolute paths, nothing to expand."""
 
-    command: tuple[str, ...]
+    interpreter: str
+    arguments: tuple[str, ...]  # of the quire command: "serve" and its flags
     environment: Mapping[str, str]
     working_directory: Path
     stop_timeout: int  # seconds; longer than the drain
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        return (self.interpreter, "-m", "quire.serve.cli", *self.arguments)
 
 
 def describe_service(flags: Mapping[str, str], environ: Mapping[str, str], home: Path) -> Service:
@@ -43,20 +59,31 @@ def describe_service(flags: Mapping[str, str], environ: Mapping[str, str], home:
     # As a flag it wins over a later edit of the file, so the manager's patience stays enough.
     pinned["drain_timeout"] = f"{settings.drain_timeout:g}"
 
-    command = [sys.executable, "-m", "quire.serve.cli", "serve"]
+    arguments = ["serve"]
     if "config" in pinned:
-        command += ["--config", pinned["config"]]
+        arguments += ["--config", pinned["config"]]
     for setting in SETTINGS:
         if setting.name in pinned:
-            command += [setting.flag, pinned[setting.name]]
+            arguments += [setting.flag, pinned[setting.name]]
+    interpreter = lasting_path(sys.executable)
     environment = {"PATH": _SYSTEM_PATH, "PYTHONUNBUFFERED": "1"}
     environment |= {name: environ[name] for name in _PASSED_ON if environ.get(name)}
-    for text in (*command, *environment.values(), str(home)):
+    for text in (interpreter, *arguments, *environment.values(), str(home)):
         if not text.isprintable():
             raise SettingsError(f"a service cannot be given control characters, as in {text!r}")
     return Service(
-        command=tuple(command),
+        interpreter=interpreter,
+        arguments=tuple(arguments),
         environment=environment,
         working_directory=home,
         stop_timeout=int(settings.drain_timeout) + 1 + STOP_MARGIN,
     )
+
+
+def lasting_path(interpreter: str) -> str:
+    """The path that stays when Homebrew upgrades: ``opt/NAME`` instead of ``Cellar/NAME/1.2``."""
+    match = re.fullmatch(r"(.*)/Cellar/([^/]+)/[^/]+/(.*)", interpreter)
+    if match is None:
+        return interpreter
+    lasting = f"{match[1]}/opt/{match[2]}/{match[3]}"
+    return lasting if os.path.exists(lasting) else interpreter

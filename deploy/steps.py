@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -20,12 +21,14 @@ class StepFailed(Exception):
 @dataclass(frozen=True)
 class MakeFolder:
     path: Path
+    owner: str | None = None  # user name; None: whoever runs this
 
 
 @dataclass(frozen=True)
 class WriteFile:
     path: Path
     content: bytes
+    mode: int = 0o644
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class RemoveFile:
 class RunCommand:
     argv: tuple[str, ...]
     may_fail: bool = False
+    hint: str = ""  # a sentence for the user if it fails
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,10 @@ def run_command(argv: Sequence[str]) -> CommandResult:
 def show(step: Step) -> str:
     """The step as a shell user would write it; a file with its content below."""
     match step:
-        case MakeFolder(path):
-            return f"mkdir -p {shlex.quote(str(path))}"
-        case WriteFile(path, content):
+        case MakeFolder(path, owner):
+            make = f"install -d -o {shlex.quote(owner)}" if owner else "mkdir -p"
+            return f"{make} {shlex.quote(str(path))}"
+        case WriteFile(path, content, _):
             return f"write {shlex.quote(str(path))}:\n{content.decode()}"
         case RemoveFile(path):
             return f"rm -f {shlex.quote(str(path))}"
@@ -96,25 +101,29 @@ def carry_out(steps: Sequence[Step], run: Runner) -> None:
         try:
             _carry_out(step, run)
         except OSError as error:
-            raise StepFailed(f"Cannot {show(step).splitlines()[0]} {error.strerror}.") from error
+            raise StepFailed(f"Cannot {show(step).splitlines()[0]}: {error.strerror}.") from error
 
 
 def _carry_out(step: Step, run: Runner) -> None:
     match step:
-        case MakeFolder(path):
+        case MakeFolder(path, owner):
             path.mkdir(parents=True, exist_ok=True)
-        case WriteFile(path, content):
+            if owner is not None:
+                shutil.chown(path, owner)
+        case WriteFile(path, content, mode):
             # The manager may read the file at any time: it sees the old one or the new one.
             draft = path.with_name(path.name + ".new")
             draft.write_bytes(content)
+            draft.chmod(mode)
             os.replace(draft, path)
         case RemoveFile(path):
             path.unlink(missing_ok=True)
-        case RunCommand(argv, may_fail):
+        case RunCommand(argv, may_fail, hint):
             result = run(argv)
             if result.returncode != 0 and not may_fail:
                 reason = " ".join(result.output.split()) or f"exit code {result.returncode}"
-                raise StepFailed(f"{shlex.join(argv)} failed: {reason}")
+                remedy = f" {hint}" if hint else ""
+                raise StepFailed(f"{shlex.join(argv)} failed: {reason}{remedy}")
         case WaitUntilFails(argv, limit):
             deadline = time.monotonic() + limit
             while run(argv).returncode == 0:

@@ -22,6 +22,8 @@ QUIRE_IMPORTS = {
     "loadtest/kernels": {"quire.kernels", "quire.loadtest", "quire.engine.startup.boot"},
 }
 EXCEPTIONS = {
+    # What launchd runs in place of the command itself.
+    "deploy/launch.py": {"quire.serve.cli"},
     # The page storage is where block logic and arrays meet.
     "cache/pages.py": {"quire.kernels"},
     # The commands that inspect or measure what a worker runs.

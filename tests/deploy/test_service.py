@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quire.deploy.service import Service, describe_service
+from quire.deploy.service import Service, describe_service, lasting_path
 from quire.serve.settings import SettingsError, load
 
 HOME = Path("/home/someone")
@@ -97,3 +97,13 @@ def test_the_command_runs_in_the_bare_environment_of_a_service(tmp_path):
     )
     assert result.returncode == 1
     assert result.stderr.startswith(f"quire: error: {missing}: no such folder")
+
+
+def test_a_path_that_homebrew_removes_is_not_written_down(tmp_path):
+    lasting = tmp_path / "opt" / "quire" / "bin" / "python"
+    versioned = str(tmp_path / "Cellar" / "quire" / "0.1.0" / "bin" / "python")
+    assert lasting_path(versioned) == versioned  # nothing lasting is there
+    lasting.parent.mkdir(parents=True)
+    lasting.touch()
+    assert lasting_path(versioned) == str(lasting)
+    assert lasting_path("/usr/bin/python3") == "/usr/bin/python3"

@@ -68,15 +68,17 @@ def test_install_and_uninstall_with_systemd(home):
 
 
 @pytest.mark.parametrize("manager", ["launchd", "systemd"])
-@pytest.mark.parametrize("action", ["install", "uninstall"])
+@pytest.mark.parametrize(
+    "action", ["install", "uninstall", "start", "stop", "restart", "status", "logs"]
+)
 def test_a_dry_run_changes_nothing(action, manager, home, capsys):
     run = Recorder()
     assert service(run, action, "--manager", manager, "--dry-run") == 0
     assert run.commands == []
     assert list(home.iterdir()) == []
     output = capsys.readouterr().out
-    assert str(home) in output
-    assert "ctl " in output
+    assert str(home) in output or "--user" in output or "gui/" in output
+    assert {"install": "ctl ", "logs": "quire"}.get(action, "ctl ") in output
 
 
 def test_a_failing_command_is_one_line(home, capsys):
@@ -138,3 +140,27 @@ def test_the_prometheus_configuration_is_in_the_package():
     text = importlib.resources.files("quire.deploy").joinpath("prometheus.yml").read_text()
     assert "metrics_path: /metrics" in text
     assert '["127.0.0.1:8000"]' in text
+
+
+def test_the_daemon_needs_root_and_says_so(home, capsys, monkeypatch):
+    monkeypatch.setattr(command.os, "geteuid", lambda: 501)
+    run = Recorder()
+    assert service(run, "install", "--daemon", "--manager", "launchd") == 1
+    assert "sudo quire service install" in capsys.readouterr().err
+    assert run.commands == []
+
+
+def test_the_daemon_runs_as_the_caller_of_sudo(home, capsys, monkeypatch):
+    monkeypatch.setenv("SUDO_USER", "daemon")
+    assert service(Recorder(), "install", "--daemon", "--manager", "systemd", "--dry-run") == 0
+    assert "User=daemon\n" in capsys.readouterr().out
+
+
+def test_logs_are_shown_by_the_systems_own_program(home, monkeypatch):
+    shown = []
+    monkeypatch.setattr(command.subprocess, "call", lambda argv: shown.append(argv) or 0)
+    assert service(Recorder(), "logs", "--manager", "systemd", "--follow") == 0
+    assert service(Recorder(), "logs", "--manager", "launchd", "-n", "7") == 0
+    assert shown[0][:2] == ("journalctl", "--user")
+    assert shown[0][-1] == "--follow"
+    assert shown[1] == ("tail", "-n", "7", str(home / "Library/Logs/quire/quire.log"))

@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire.deploy.service import Service, describe_service
+from quire.deploy.service import Account, Service, describe_service
 from quire.deploy.steps import CommandResult, WriteFile
 from quire.deploy.systemd import Systemd
 
-MANAGER = Systemd(Path("/home/someone/.config"))
+SOMEONE = Account("someone", 1000, Path("/home/someone"))
+MANAGER = Systemd(SOMEONE, Path("/home/someone/.config"))
+DAEMON = Systemd(SOMEONE, Path("/nowhere"), daemon=True)
 
 
 def parse(service: Service) -> configparser.ConfigParser:
@@ -58,8 +60,9 @@ def test_the_options_that_matter():
 
 @given(st.lists(st.text().filter(str.isprintable), min_size=1))
 def test_every_word_survives(words):
-    service = Service(("/bin/x", *words), {}, Path("/"), 40)
-    assert split(parse(service)["Service"]["ExecStart"]) == [":/bin/x", *words]
+    service = Service("/bin/x", words, {}, Path("/"), 40)
+    command = split(parse(service)["Service"]["ExecStart"])
+    assert command == [":/bin/x", "-m", "quire.serve.cli", *words]
 
 
 def test_install_restarts_a_running_service_with_the_new_file():
@@ -71,6 +74,7 @@ def test_install_restarts_a_running_service_with_the_new_file():
     assert commands == [
         "systemctl --user daemon-reload",
         "systemctl --user enable quire.service",
+        "systemctl --user reset-failed quire.service",
         "systemctl --user restart quire.service",
     ]
 
@@ -80,19 +84,42 @@ def test_status_is_what_systemctl_says():
     assert MANAGER.status(lambda argv: CommandResult(3, "inactive\n")) == ("inactive", False)
 
 
+def test_the_systems_unit_runs_as_the_user_from_boot_on():
+    service = describe_service({}, {}, Path("/home/someone"))
+    unit = configparser.ConfigParser(interpolation=None, strict=False, delimiters=("=",))
+    unit.optionxform = str
+    unit.read_string(DAEMON.unit(service))
+    assert unit["Service"]["User"] == "someone"
+    assert unit["Install"]["WantedBy"] == "multi-user.target"
+    assert unit["Unit"]["After"] == "network-online.target"
+    steps = DAEMON.install(service)
+    assert steps[1].path == Path("/etc/systemd/system/quire.service")
+    assert not any("--user" in step.argv for step in steps if hasattr(step, "argv"))
+
+
+def test_failures_end_and_are_forgotten_on_request():
+    unit = parse(describe_service({}, {}, Path("/home/someone")))
+    assert (unit["Unit"]["StartLimitBurst"], unit["Unit"]["StartLimitIntervalSec"]) == ("5", "300")
+    assert unit["Service"]["RestartPreventExitStatus"] == "2"
+    for steps in (MANAGER.start(), MANAGER.restart()):
+        assert steps[0].argv[2] == "reset-failed"
+
+
+@pytest.mark.parametrize("daemon", [False, True])
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
-def test_systemd_accepts_the_unit(tmp_path):
+def test_systemd_accepts_the_unit(tmp_path, daemon):
     home = tmp_path / "home & <100%> of $USER"
     home.mkdir()
     program = home / "pythön 3"
     program.symlink_to(sys.executable)
     service = Service(
-        (str(program), "--model", 'a "b" \\ $HOME 100%'), {"HF_HOME": str(home)}, home, 40
+        str(program), ("--model", 'a "b" \\ $HOME 100%'), {"HF_HOME": str(home)}, home, 40
     )
     unit = tmp_path / "quire.service"
-    unit.write_text(MANAGER.unit(service))
+    account = Account("root", 0, home)
+    unit.write_text(Systemd(account, tmp_path, daemon).unit(service))
     result = subprocess.run(
-        ["systemd-analyze", "verify", "--user", str(unit)],
+        ["systemd-analyze", "verify", *([] if daemon else ["--user"]), str(unit)],
         capture_output=True,
         text=True,
         env={"PATH": "/usr/bin:/bin", "XDG_RUNTIME_DIR": str(tmp_path), "HOME": str(home)},
