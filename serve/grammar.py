@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
 from quire.serve.errors import ApiError, invalid, unavailable
-from quire.serve.grammar_check import CheckerConfig, CheckRefusal, CheckRequest
+from quire.serve.grammar_check import CheckerConfig, CheckRefusal, CheckRequest, Tool, Tools
 from quire.serve.helpers import (
     HelperBusy,
     HelperCrashed,
@@ -27,9 +25,10 @@ from quire.serve.helpers import (
     HelperRefused,
     HelperTimeout,
 )
-from quire.serve.lark import Lark
+from quire.serve.tool_grammar import CallRules
 
 MAX_BYTES: Final = 64 << 10  # of one schema, pattern or grammar
+MAX_TOOLS_BYTES: Final = 256 << 10  # of all tools together
 CHECK_LIMITS: Final = HelperLimits(processes=2, waiting=128, seconds=2.0, memory=512 << 20)
 
 _MAX_KEPT: Final = 256
@@ -39,35 +38,14 @@ _RETRY_AFTER: Final = 1  # seconds, where too many wait for a check
 JSON_OBJECT: Final = CheckRequest("json_schema", '{"type":"object"}')
 
 
-@dataclass(frozen=True, slots=True)
-class ReasoningForm:
-    """How the model writes what it thinks before it answers."""
-
-    opener: str
-    closer: str
-    is_open: bool  # the prompt ends inside
-    before_answer: str = ""  # what stands between reasoning and answer, such as a channel's header
-
-
-def reasoning_frame(form: ReasoningForm, markers: Mapping[str, int]) -> str:
-    """A frame for :class:`CheckRequest`: reasoning, then the output, in one pass.
-
-    Args:
-        markers: of :func:`quire.serve.lark.markers_of`.
-    """
-    lark = Lark(markers)
-    thought = lark.text_before(form.closer)
-    blank = lark.rule(r"/\n{0,3}/")
-    answer = f"{blank} {lark.literal(form.before_answer)} @output"
-    if form.is_open:
-        return lark.build(f"{thought} {answer}")
-    opened = lark.rule(f"{lark.literal(form.opener)} {thought} {blank}")
-    return lark.build(f"{opened}? {lark.literal(form.before_answer)} @output")
-
-
 def choice_request(choices: list[str]) -> CheckRequest:
     """Output that is one of these texts."""
     return CheckRequest("choice", msgspec.json.encode(choices).decode())
+
+
+def tools_request(rules: CallRules, tools: list[Tool]) -> CheckRequest:
+    """Output that calls tools by ``rules``; ``tools`` are those that may be called."""
+    return CheckRequest("tools", msgspec.json.encode(Tools(rules, tools)).decode())
 
 
 class GrammarChecker:
@@ -75,12 +53,17 @@ class GrammarChecker:
 
     Args:
         tokenizer: path of the model's tokenizer.json.
+        markers: of :func:`quire.serve.lark.markers_of`.
     """
 
     def __init__(
-        self, tokenizer: str, eos_token_ids: list[int], limits: HelperLimits = CHECK_LIMITS
+        self,
+        tokenizer: str,
+        eos_token_ids: list[int],
+        markers: dict[str, int],
+        limits: HelperLimits = CHECK_LIMITS,
     ) -> None:
-        config = CheckerConfig(tokenizer, eos_token_ids)
+        config = CheckerConfig(tokenizer, eos_token_ids, markers)
         self._pool = HelperPool(
             "quire.serve.grammar_check:make_checker", msgspec.to_builtins(config), limits
         )
@@ -110,8 +93,9 @@ class GrammarChecker:
             ApiError: 400 with the reason; 503 where too many checks wait.
         """
         size = len(wanted.text.encode())
-        if size > MAX_BYTES:
-            raise invalid(param, f"{param} has {size} bytes; {MAX_BYTES} are allowed.")
+        limit = MAX_TOOLS_BYTES if wanted.kind == "tools" else MAX_BYTES
+        if size > limit:
+            raise invalid(param, f"{param} has {size} bytes; {limit} are allowed.")
         key = hashlib.blake2b(msgspec.msgpack.encode(wanted), digest_size=16).digest()
         task = self._kept.get(key)
         if task is None:
@@ -141,6 +125,8 @@ class GrammarChecker:
             answer = msgspec.convert(refused.details, CheckRefusal)
         except (HelperTimeout, HelperOutOfMemory) as error:
             answer = CheckRefusal(f"it is too complex (its check was {error})")
+        except HelperCrashed as error:  # twice: llguidance aborts where memory ends
+            answer = CheckRefusal(f"it is too complex ({error})")
         except BaseException:
             self._kept.pop(key, None)  # this says nothing about the grammar
             raise

@@ -7,7 +7,7 @@ compiler busy for minutes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 import msgspec
@@ -15,10 +15,19 @@ from llguidance import LLMatcher, LLTokenizer
 
 from quire.engine.grammar_tokens import PARSER_LIMITS, make_tokenizer
 from quire.serve.helper_process import Refused
-from quire.serve.lark import quote
-from quire.serve.schema_check import Schema, SchemaRefused, path_text, prepare, subschemas
+from quire.serve.lark import Lark, ReasoningForm, quote
+from quire.serve.schema_check import (
+    Path,
+    Schema,
+    SchemaRefused,
+    Verbatim,
+    path_text,
+    prepare,
+    subschemas,
+)
+from quire.serve.tool_grammar import CallableTool, CallRules, calls_grammar
 
-Kind = Literal["json_schema", "regex", "choice", "lark"]
+Kind = Literal["json_schema", "regex", "choice", "lark", "tools"]
 
 # Any more in one place, and a weak model pads for ever. Pretty printing fits.
 _WHITESPACE: Final = r"[\x20\x0A]{1,20}"
@@ -29,10 +38,22 @@ _ONE_OF: Final = "oneOf constraints are not supported"
 
 class CheckRequest(msgspec.Struct, frozen=True):
     kind: Kind
-    text: str  # a JSON schema, a regular expression, a JSON list of strings or a Lark grammar
+    # A JSON schema, a regular expression, a JSON list of strings, a Lark grammar, or Tools in JSON.
+    text: str
     strict: bool = True  # of a schema: oneOf means exactly one
-    # A Lark grammar of the whole output, which names the above as @output; None: nothing but that.
-    frame: str | None = None
+    reasoning: ReasoningForm | None = None  # which comes before; tools have their own
+
+
+class Tool(msgspec.Struct, frozen=True):
+    name: str
+    parameters: Schema
+    strict: bool = False  # else a schema that cannot be carried out counts as any object
+    place: str = ""  # of the schema, behind the field's name
+
+
+class Tools(msgspec.Struct, frozen=True):
+    rules: CallRules
+    tools: list[Tool]
 
 
 class CheckRefusal(msgspec.Struct, frozen=True):
@@ -43,16 +64,17 @@ class CheckRefusal(msgspec.Struct, frozen=True):
 class CheckerConfig(msgspec.Struct, frozen=True):
     tokenizer: str  # path of tokenizer.json, or its text
     eos_token_ids: list[int]
+    markers: dict[str, int]  # of quire.serve.lark.markers_of
 
 
 def make_checker(config: Any) -> Callable[[Any], str]:
     """The handler of helper processes: a :class:`CheckRequest` to the text of a grammar."""
     settings = msgspec.convert(config, CheckerConfig)
-    tokenizer = make_tokenizer(settings.tokenizer, settings.eos_token_ids)
+    checker = Checker(make_tokenizer(settings.tokenizer, settings.eos_token_ids), settings.markers)
 
     def check(request: Any) -> str:
         try:
-            return build_grammar(tokenizer, msgspec.convert(request, CheckRequest))
+            return checker.build(msgspec.convert(request, CheckRequest))
         except SchemaRefused as refused:
             refusal = CheckRefusal(refused.reason, path_text(refused.path))
             raise Refused(msgspec.to_builtins(refusal)) from None
@@ -63,58 +85,111 @@ def make_checker(config: Any) -> Callable[[Any], str]:
     return check
 
 
-def build_grammar(tokenizer: LLTokenizer, request: CheckRequest) -> str:
-    """llguidance's text of a grammar that works. Raises :class:`SchemaRefused`."""
-    match request.kind:
-        case "json_schema":
-            output = _from_schema(tokenizer, request.text, request.strict)
-        case "choice":
-            choices = msgspec.json.decode(request.text, type=list[str])
-            output = {"lark_grammar": "start: " + " | ".join(map(quote, choices))}
-        case "regex":
-            output = _grammars(LLMatcher.grammar_from_regex(request.text))[0]
-        case "lark":
-            output = {"lark_grammar": request.text}
-    output = {key: value for key, value in output.items() if value is not None}
-    output["name"] = "output"
-    grammar = _pack([output])
-    _raise_if(_compile(tokenizer, grammar))
-    if request.frame is None:
-        return grammar
-    grammar = _pack([{"name": "frame", "lark_grammar": request.frame}, output])
-    _raise_if(_compile(tokenizer, grammar))
-    return grammar
-
-
-def schema_grammar(schema: Schema, *, unicode_escapes: bool, any_of: bool = False) -> Schema:
-    """A schema with the settings that llguidance reads from it.
+class Checker:
+    """Builds grammars and tries them.
 
     Args:
+        markers: of :func:`quire.serve.lark.markers_of`.
+    """
+
+    def __init__(self, tokenizer: LLTokenizer, markers: Mapping[str, int]) -> None:
+        self._tokenizer = tokenizer
+        self._markers = markers
+
+    def build(self, request: CheckRequest) -> str:
+        """llguidance's text of a grammar that works. Raises :class:`SchemaRefused`."""
+        output: dict[str, Any]
+        match request.kind:
+            case "json_schema":
+                output = {"json_schema": self._schema(request.text, request.strict)}
+            case "choice":
+                choices = msgspec.json.decode(request.text, type=list[str])
+                output = {"lark_grammar": "start: " + " | ".join(map(quote, choices))}
+            case "regex":
+                output = _first_grammar(LLMatcher.grammar_from_regex(request.text))
+            case "lark":
+                output = {"lark_grammar": request.text}
+            case "tools":
+                output = {"lark_grammar": self._tools(request.text)}
+        output["name"] = "output"
+        grammar = _pack([output])
+        self._try(grammar)
+        if request.reasoning is None:
+            return grammar
+        lark = Lark(self._markers)
+        frame = lark.build(f"{lark.reasoning(request.reasoning)} @output")
+        grammar = _pack([{"name": "frame", "lark_grammar": frame}, output])
+        self._try(grammar)
+        return grammar
+
+    def _schema(self, text: str, strict: bool) -> Schema:
+        try:
+            schema = msgspec.json.decode(text, type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise SchemaRefused(f"a JSON schema must be an object ({error})") from None
+        return self._checked_schema(schema, strict)
+
+    def _checked_schema(self, schema: Schema, strict: bool) -> Schema:
+        """The schema with the settings that llguidance needs."""
+        prepared = prepare(schema)
+        escapes = prepared.unicode_escapes
+        grammar = {**prepared.schema, "x-guidance": json_settings(escapes)}
+        wrong = self._compile(_pack([{"json_schema": grammar}]))
+        if not strict and wrong.startswith(_ONE_OF):
+            grammar["x-guidance"] = json_settings(escapes, any_of=True)
+            wrong = self._compile(_pack([{"json_schema": grammar}]))
+        if wrong:
+            raise SchemaRefused(_explain(wrong), _locate(prepared.schema, wrong))
+        return grammar
+
+    def _tools(self, text: str) -> str:
+        asked = msgspec.json.decode(text, type=Tools)
+        ready = [self._tool(asked.rules, tool) for tool in asked.tools]
+        # Values of several schemas stand in one grammar, and may then differ in nothing else.
+        settings = json_settings(unicode_escapes=False)
+        return calls_grammar(asked.rules, ready, self._markers, settings)
+
+    def _tool(self, rules: CallRules, tool: Tool) -> CallableTool:
+        """A tool whose calls can be written; any object where its schema is beyond that."""
+        settings = json_settings(unicode_escapes=False)
+        place: Path = (Verbatim(tool.place),) if tool.place else ()
+        try:
+            self._checked_schema(tool.parameters, tool.strict)
+            ready = CallableTool(tool.name, prepare(tool.parameters).schema)
+            self._try(calls_grammar(rules, [ready], self._markers, settings))
+        except SchemaRefused as refused:
+            if tool.strict:
+                raise SchemaRefused(refused.reason, (*place, *refused.path)) from None
+            ready = CallableTool(tool.name, {"type": "object"})
+        return ready
+
+    def _compile(self, grammar: str) -> str:
+        """What is wrong with a grammar, or nothing; its first mask is computed too."""
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=PARSER_LIMITS)
+        if not matcher.is_error():
+            matcher.compute_bitmask()
+            if matcher.is_error() and "NoExtension" in matcher.get_error():
+                return "no text fits it"
+        return _clean(matcher.get_error())
+
+    def _try(self, grammar: str) -> None:
+        if wrong := self._compile(grammar):
+            raise SchemaRefused(wrong)
+
+
+def json_settings(unicode_escapes: bool = True, *, any_of: bool = False) -> dict[str, Any]:
+    """What llguidance reads besides a schema.
+
+    Args:
+        unicode_escapes: let strings hold \\uXXXX.
         any_of: take oneOf for anyOf.
     """
-    settings: Schema = {"whitespace_pattern": _WHITESPACE}
+    settings: dict[str, Any] = {"whitespace_pattern": _WHITESPACE}
     if not unicode_escapes:
         settings["json_allowed_escapes"] = _ESCAPES_WITHOUT_UNICODE
     if any_of:
         settings["coerce_one_of"] = True
-    return {**schema, "x-guidance": settings}
-
-
-def _from_schema(tokenizer: LLTokenizer, text: str, strict: bool) -> Schema:
-    try:
-        schema = msgspec.json.decode(text, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise SchemaRefused(f"a JSON schema must be an object ({error})") from None
-    prepared = prepare(schema)
-    escapes = prepared.unicode_escapes
-    grammar = schema_grammar(prepared.schema, unicode_escapes=escapes)
-    wrong = _compile(tokenizer, _pack([{"json_schema": grammar}]))
-    if not strict and wrong.startswith(_ONE_OF):
-        grammar = schema_grammar(prepared.schema, unicode_escapes=escapes, any_of=True)
-        wrong = _compile(tokenizer, _pack([{"json_schema": grammar}]))
-    if wrong:
-        raise SchemaRefused(_explain(wrong), _locate(prepared.schema, wrong))
-    return {"json_schema": grammar}
+    return settings
 
 
 def _explain(error: str) -> str:
@@ -144,29 +219,14 @@ def _locate(root: Schema, error: str) -> tuple[str | int, ...]:
             return path
 
 
-def _compile(tokenizer: LLTokenizer, grammar: str) -> str:
-    """What is wrong with a grammar, or nothing; its first mask is computed too."""
-    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=PARSER_LIMITS)
-    if not matcher.is_error():
-        matcher.compute_bitmask()
-        if matcher.is_error() and "NoExtension" in matcher.get_error():
-            return "no text fits it"
-    return _clean(matcher.get_error())
-
-
 def _clean(error: str) -> str:
     return " ".join(error.replace("<non-verbose/>", "").split())
-
-
-def _raise_if(error: str) -> None:
-    if error:
-        raise SchemaRefused(error)
 
 
 def _pack(grammars: list[dict[str, Any]]) -> str:
     return msgspec.json.encode({"grammars": grammars}).decode()
 
 
-def _grammars(text: str) -> list[dict[str, Any]]:
-    grammars: list[dict[str, Any]] = msgspec.json.decode(text)["grammars"]
-    return grammars
+def _first_grammar(text: str) -> dict[str, Any]:
+    grammar: dict[str, Any] = msgspec.json.decode(text)["grammars"][0]
+    return {key: value for key, value in grammar.items() if value is not None}

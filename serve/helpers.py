@@ -49,7 +49,11 @@ class HelperOutOfMemory(HelperError):
 
 
 class HelperCrashed(HelperError):
-    """The process died, could not be started, or its code failed."""
+    """The process died over the job, or before."""
+
+
+class HelperFailed(HelperError):
+    """The process could not be started, or its code failed."""
 
 
 class HelperBusy(HelperError):
@@ -122,7 +126,7 @@ class HelperPool:
             HelperError: one of its kinds; no other job is harmed.
         """
         if not self._keepers:
-            raise HelperCrashed("the helper processes are not running")
+            raise HelperFailed("the helper processes are not running")
         job = _Job(pack_frame(request), asyncio.get_running_loop().create_future())
         try:
             self._jobs.put_nowait(job)
@@ -176,7 +180,7 @@ class _Helper:
 
     @classmethod
     async def start(cls, setup: Setup) -> _Helper:
-        """Raises :class:`HelperCrashed` or :class:`HelperTimeout`."""
+        """Raises :class:`HelperError`."""
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -191,7 +195,7 @@ class _Helper:
                 env={**os.environ, "MALLOC_ARENA_MAX": "1", "RAYON_NUM_THREADS": "1"},
             )
         except OSError as error:
-            raise HelperCrashed(f"a helper process could not be started: {error}") from error
+            raise HelperFailed(f"a helper process could not be started: {error}") from error
         helper = cls(process, setup)
         try:
             async with asyncio.timeout(_START_SECONDS):
@@ -201,6 +205,9 @@ class _Helper:
             raise HelperTimeout(
                 f"a helper process took over {_START_SECONDS:.0f} s to start"
             ) from None
+        except HelperCrashed as error:
+            await helper.end()
+            raise HelperFailed(f"it could not be started: {error}") from None
         except BaseException:
             await helper.end()
             raise
@@ -249,7 +256,8 @@ class _Helper:
             await stdin.drain()
             size = int.from_bytes(await stdout.readexactly(LENGTH_BYTES), "big")
             if size > MAX_REPLY_BYTES:
-                raise HelperCrashed("a helper process sent a broken frame")
+                self.is_usable = False
+                raise HelperFailed("a helper process sent a broken frame")
             kind, value = msgspec.msgpack.decode(await stdout.readexactly(size))
         except (OSError, asyncio.IncompleteReadError):
             self.is_usable = False
@@ -257,7 +265,7 @@ class _Helper:
             raise HelperCrashed(f"the helper process died with exit code {code}") from None
         except (msgspec.DecodeError, ValueError):
             self.is_usable = False
-            raise HelperCrashed("a helper process sent a broken frame") from None
+            raise HelperFailed("a helper process sent a broken frame") from None
         match kind:
             case "refused":
                 raise HelperRefused(value)
@@ -266,5 +274,5 @@ class _Helper:
                 self.is_usable = False
                 raise HelperOutOfMemory(self._over_memory)
             case "failed":
-                raise HelperCrashed(str(value))
+                raise HelperFailed(str(value))
         return value

@@ -22,6 +22,15 @@ def quote(text: str) -> str:
     return msgspec.json.encode(text).decode()
 
 
+class ReasoningForm(msgspec.Struct, frozen=True):
+    """How the model writes what it thinks before it answers."""
+
+    opener: str
+    closer: str
+    is_open: bool  # the prompt ends inside
+    before_answer: str = ""  # what stands between reasoning and answer, such as a channel's header
+
+
 def markers_of(tokenizer: Tokenizer) -> dict[str, int]:
     """The tokenizer's added tokens, special or not: their texts, and their ids."""
     added = tokenizer.get_added_tokens_decoder()
@@ -53,15 +62,16 @@ class Lark:
             if piece
         )
 
-    def is_marker(self, text: str) -> bool:
-        """Whether a text begins with a token of its own."""
-        return self._pieces(text)[0] in self._markers
-
     def text_before(self, closer: str) -> str:
         """Any text up to the first ``closer``, and that."""
-        if self.is_marker(closer):
-            return f"{self.rule(TEXT)} {self.literal(closer)}"
-        return self.rule(TEXT, f"suffix={quote(closer)}")
+        pieces = [piece for piece in self._pieces(closer) if piece]
+        place = next((i for i, piece in enumerate(pieces) if piece in self._markers), None)
+        if place is None:
+            return self.rule(TEXT, f"suffix={quote(closer)}")
+        # One lexeme with what stands in front of the marker, or the text would swallow that.
+        end = "".join(map(_regex_escape, pieces[:place]))
+        text = self.rule(f"{TEXT[:-1]}{end}/")
+        return f"{text} {self.literal(''.join(pieces[place:]))}"
 
     def rule(self, body: str, options: str = "") -> str:
         """A rule of its own; returns its name."""
@@ -71,12 +81,31 @@ class Lark:
 
     def either(self, bodies: list[str]) -> str:
         """A rule that is one of several."""
-        return self.rule(" | ".join(bodies))
+        return bodies[0] if len(bodies) == 1 else self.rule(" | ".join(bodies))
+
+    def define(self, name: str, body: str) -> str:
+        """A rule that may refer to itself; defined once, however often this is called."""
+        if (rule := f"{name}: {body}") not in self._rules:
+            self._rules.append(rule)
+        return name
 
     def json(self, schema: Mapping[str, Any]) -> str:
         """A value of a JSON schema."""
         return self.rule(f"%json {msgspec.json.encode(schema).decode()}")
 
+    def reasoning(self, form: ReasoningForm) -> str:
+        """What comes before an answer; nothing, perhaps, unless the prompt has opened it."""
+        blank = self.rule(r"/\n{0,3}/")
+        thought = f"{self.text_before(form.closer)} {blank}"
+        if not form.is_open:
+            opened = self.rule(f"{self.literal(form.opener)} {thought}")
+            thought = f"{opened}?"
+        return f"{thought} {self.literal(form.before_answer)}"
+
     def build(self, start: str) -> str:
         """The text of the grammar."""
         return "\n".join([f"start: {start}", *self._rules])
+
+
+def _regex_escape(text: str) -> str:
+    return re.escape(text).replace("/", r"\/").replace("\n", r"\n")

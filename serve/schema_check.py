@@ -51,9 +51,19 @@ class SchemaRefused(Exception):
         self.path = path
 
 
+class Verbatim(str):
+    """A part of a path that is a path itself."""
+
+
 def path_text(path: Path) -> str:
     """``.properties.a.anyOf[1]``: to be put behind the name of the field that holds the schema."""
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+    return "".join(_key_text(key) for key in path)
+
+
+def _key_text(key: str | int) -> str:
+    if isinstance(key, Verbatim):
+        return key
+    return f"[{key}]" if isinstance(key, int) else f".{key}"
 
 
 def subschemas(schema: Mapping[str, Any]) -> list[tuple[Path, Schema]]:

@@ -15,6 +15,7 @@ import pytest
 from quire.serve.helpers import (
     HelperBusy,
     HelperCrashed,
+    HelperFailed,
     HelperLimits,
     HelperOutOfMemory,
     HelperPool,
@@ -64,7 +65,7 @@ def test_a_refusal_and_a_failing_handler_leave_the_process_alive() -> None:
             with pytest.raises(HelperRefused) as refused:
                 await helpers.call({"do": "refuse"})
             assert refused.value.details == {"reason": "no", "path": "a.b"}
-            with pytest.raises(HelperCrashed, match="KeyError: 'missing'"):
+            with pytest.raises(HelperFailed, match="KeyError: 'missing'"):
                 await helpers.call({"do": "fail"})
             await helpers.call({"do": "print"})
             assert await echo(helpers) == pid
@@ -180,7 +181,7 @@ def test_a_pool_that_cannot_start_says_why_for_each_job() -> None:
         limits = HelperLimits(processes=1)
         async with HelperPool("helper_jobs:make", {"broken": True}, limits) as helpers:
             for _ in range(2):
-                with pytest.raises(HelperCrashed, match="cannot start"):
+                with pytest.raises(HelperFailed, match="cannot start"):
                     await helpers.call({"do": "echo"})
 
     run(check)

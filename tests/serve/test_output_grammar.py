@@ -18,13 +18,11 @@ from quire.serve.grammar import (
     CHECK_LIMITS,
     JSON_OBJECT,
     GrammarChecker,
-    ReasoningForm,
     choice_request,
-    reasoning_frame,
 )
 from quire.serve.grammar_check import CheckRequest
 from quire.serve.helpers import HelperLimits
-from quire.serve.lark import markers_of
+from quire.serve.lark import ReasoningForm, markers_of
 
 FIELD = "response_format.json_schema.schema"
 # A second of work or so for its 60 kB.
@@ -48,8 +46,8 @@ def run(
     async def check() -> None:
         file = tmp_path / "tokenizer.json"
         small_tokenizer().save(str(file))
-        eos = small_tokenizer().token_to_id(EOS)
-        async with GrammarChecker(str(file), [eos], limits) as checker:
+        eos, markers = small_tokenizer().token_to_id(EOS), markers_of(small_tokenizer())
+        async with GrammarChecker(str(file), [eos], markers, limits) as checker:
             await test(checker)
 
     asyncio.run(check())
@@ -173,11 +171,10 @@ FORMS = [
 def test_reasoning_comes_before_the_output_in_one_pass(
     tmp_path: Path, form: ReasoningForm, thought: str
 ) -> None:
-    frame = reasoning_frame(form, markers_of(small_tokenizer()))
     opener = "" if form.is_open else form.opener
 
     async def check(checker: GrammarChecker) -> None:
-        wanted = CheckRequest("json_schema", '{"type":"object","required":["a"]}', frame=frame)
+        wanted = CheckRequest("json_schema", '{"type":"object","required":["a"]}', reasoning=form)
         grammar = await checker.check(wanted, FIELD)
         for blank in ("", "\n\n"):
             state = start(grammar)
@@ -196,8 +193,7 @@ def test_what_the_prompt_opened_must_be_closed_and_what_it_did_not_may_be_left_o
 ) -> None:
     async def check(checker: GrammarChecker) -> None:
         for form in FORMS:
-            frame = reasoning_frame(form, markers_of(small_tokenizer()))
-            wanted = CheckRequest("choice", '["yes"]', frame=frame)
+            wanted = CheckRequest("choice", '["yes"]', reasoning=form)
             state = start(await checker.check(wanted, FIELD))
             for token in small_tokenizer().encode(form.before_answer + "yes").ids:
                 state.accept(token)

@@ -14,9 +14,11 @@ from grammar_walk import draw_text, grammar_tokenizer, small_tokenizer, start
 from schema_cases import CASES
 
 from quire.engine.errors import GrammarError
-from quire.serve.grammar_check import CheckRequest, build_grammar
+from quire.serve.grammar_check import Checker, CheckRequest
+from quire.serve.lark import markers_of
 from quire.serve.schema_check import SchemaRefused, path_text
 
+_CHECKER = Checker(grammar_tokenizer(), markers_of(small_tokenizer()))
 _TEXTS = 8
 _FORMATS = ["date", "ipv4", "ipv6", "uuid", "email"]  # what jsonschema checks by itself
 
@@ -27,7 +29,7 @@ def test_there_are_at_least_200_schemas() -> None:
 
 @pytest.mark.parametrize(("name", "schema"), CASES, ids=[name for name, _ in CASES])
 def test_random_texts_validate(name: str, schema: dict[str, Any]) -> None:
-    grammar = build_grammar(grammar_tokenizer(), CheckRequest("json_schema", json.dumps(schema)))
+    grammar = _CHECKER.build(CheckRequest("json_schema", json.dumps(schema)))
     validator = jsonschema.validators.validator_for(
         schema, default=jsonschema.Draft202012Validator
     )(schema, format_checker=jsonschema.FormatChecker(_FORMATS))
@@ -42,7 +44,7 @@ def test_random_texts_validate(name: str, schema: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", ["date", "date-time"])
 def test_dates_exist(kind: str) -> None:
     request = CheckRequest("json_schema", json.dumps({"type": "string", "format": kind}))
-    grammar = build_grammar(grammar_tokenizer(), request)
+    grammar = _CHECKER.build(request)
     rng = np.random.default_rng(7)
     for _ in range(300):
         value = json.loads(draw_text(start(grammar), rng).content)
@@ -81,7 +83,7 @@ def fits_text(grammar: str, text: str) -> bool:
     ],
 )
 def test_what_is_right_gets_through(schema: dict[str, Any], value: Any) -> None:
-    grammar = build_grammar(grammar_tokenizer(), CheckRequest("json_schema", json.dumps(schema)))
+    grammar = _CHECKER.build(CheckRequest("json_schema", json.dumps(schema)))
     assert fits(grammar, value)
 
 
@@ -92,7 +94,7 @@ def test_a_name_spelled_in_escapes_does_not_pass_for_another_one() -> None:
         "properties": {"a": {"type": "integer"}},
         "additionalProperties": {"type": "string"},
     }
-    grammar = build_grammar(grammar_tokenizer(), CheckRequest("json_schema", json.dumps(schema)))
+    grammar = _CHECKER.build(CheckRequest("json_schema", json.dumps(schema)))
     assert fits_text(grammar, '{"b":"x"}')
     assert not fits_text(grammar, '{"\\u0061":"x"}')
 
@@ -139,7 +141,7 @@ def test_what_cannot_be_honoured_is_refused_with_its_place(
     schema: dict[str, Any], reason: str, path: str
 ) -> None:
     with pytest.raises(SchemaRefused) as refused:
-        build_grammar(grammar_tokenizer(), CheckRequest("json_schema", json.dumps(schema)))
+        _CHECKER.build(CheckRequest("json_schema", json.dumps(schema)))
     assert reason in refused.value.reason
     assert path_text(refused.value.path) == path
 
@@ -149,12 +151,12 @@ def test_deep_schemas_are_refused() -> None:
     for _ in range(33):
         schema = {"items": schema}
     with pytest.raises(SchemaRefused, match="more than 32 deep"):
-        build_grammar(grammar_tokenizer(), CheckRequest("json_schema", json.dumps(schema)))
+        _CHECKER.build(CheckRequest("json_schema", json.dumps(schema)))
 
 
 def test_one_of_is_read_as_any_of_only_where_the_schema_is_not_strict() -> None:
     text = json.dumps({"oneOf": [{"const": 1}, {"const": 2}]})
-    grammar = build_grammar(grammar_tokenizer(), CheckRequest("json_schema", text, strict=False))
+    grammar = _CHECKER.build(CheckRequest("json_schema", text, strict=False))
     assert fits(grammar, 2)
     assert not fits(grammar, 3)
 
@@ -165,5 +167,5 @@ def test_the_largest_schemas_run_to_their_end() -> None:
         "properties": {f"property_{i}": {"type": "integer"} for i in range(1000)},
         "additionalProperties": False,
     }
-    grammar = build_grammar(grammar_tokenizer(), CheckRequest("json_schema", json.dumps(schema)))
+    grammar = _CHECKER.build(CheckRequest("json_schema", json.dumps(schema)))
     assert fits(grammar, {"property_3": 1, "property_999": 2})
