@@ -17,8 +17,9 @@ from quire.kernels.gpu_kernel import GpuKernel, TemplateValue, float_bits
 from quire.kernels.kv_write import Slots
 from quire.kernels.rotate import HeadNorms, Rotary
 
-# Query heads that share each load of a key; more than these take another threadgroup.
-_MAX_GROUP = 8
+# Query heads that share each load of a key; more than these take another threadgroup. A lane of an
+# Apple GPU has 128 registers, which queries and sums of more heads would not leave room in.
+_MAX_GROUP, _MAX_GROUP_ON_METAL = 8, 4
 _MERGE_SIMDGROUPS = 8
 _decode = GpuKernel(
     "paged_decode",
@@ -197,7 +198,7 @@ def _attend(
     heads, key_dim, value_dim = heads_and_dims
     kv_heads, block_size = key_pages.shape[1:3]
     per_kv = heads // kv_heads
-    tiles = -(-per_kv // _MAX_GROUP)
+    tiles = -(-per_kv // (_MAX_GROUP_ON_METAL if mx.metal.is_available() else _MAX_GROUP))
     num_items = plan.items.shape[0]
     direct = plan.first_items is None
     settings = plan.settings

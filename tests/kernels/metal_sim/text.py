@@ -70,7 +70,7 @@ def metal_text(
 
 def parse(text: str) -> MetalText:
     """Find the kernel function, its parameters and its instance in ``text``."""
-    signature = re.search(r"\[\[kernel\]\] void (\w+)\(\n(.*?)\) \{\n", text, re.DOTALL)
+    signature = re.search(r"\[\[kernel\]\] void (\S+)\(\n(.*?)\) \{\n", text, re.DOTALL)
     if signature is None:
         raise ValueError("no kernel function in the text")
     instance = re.search(r"decltype\((.*)\) .*;\s*$", text)
@@ -154,6 +154,11 @@ _SHARED = re.compile(
     r"\b(?:SHARED|threadgroup)\s+(?:alignas\s*\([^()]*\)\s*)?"
     r"((?:[^;(){}=*&#\[\]]|\[[^\]]*\])+);"
 )
+
+
+def is_shared_variable(line: str) -> bool:
+    """Whether ``line`` declares one in threadgroup memory."""
+    return _SHARED.search(line) is not None
 
 
 def share_threadgroup_variables(text: str) -> str:
