@@ -20,7 +20,7 @@ BLANKS = set(re.findall(r"@[A-Z0-9]+@", FORMULA))
 
 
 def test_the_workflow_fills_every_blank_of_the_formula():
-    assert BLANKS == {"@HOMEPAGE@", "@URL@", "@VERSION@", "@SHA256@"}
+    assert {"@HOMEPAGE@", "@URL@", "@VERSION@", "@SHA256@"} == BLANKS
     assert set(re.findall(r"s\|(@[A-Z0-9]+@)\|", WORKFLOW)) == BLANKS
 
 
@@ -47,6 +47,6 @@ def test_homebrew_and_quire_service_ask_launchd_for_the_same():
 
 
 def test_the_source_distribution_has_what_the_formula_reads():
-    named = re.findall(r'"(deploy/[\w.]+)"', FORMULA) + ["constraints.txt"]
+    named = [*re.findall(r'"(deploy/[\w.]+)"', FORMULA), "constraints.txt"]
     assert all((ROOT / name).is_file() for name in named)
     assert "include constraints.txt" in (ROOT / "MANIFEST.in").read_text()
