@@ -14,6 +14,8 @@ from quire.serve.settings import SettingsError
 # Each module offers add_arguments(parser) and run(args) -> exit code.
 COMMANDS = {
     "serve": ("quire.serve.serve_command", "serve a model over HTTP"),
+    "models": ("quire.serve.models_command", "list, download and delete models"),
+    "ps": ("quire.serve.ps_command", "show what a running server does"),
     "service": ("quire.deploy.command", "run the server in the background: launchd or systemd"),
     "tune": ("quire.loadtest.tune", "measure this machine's fastest kernels, once"),
     "doctor": ("quire.loadtest.doctor", "show the machine, and check its kernels"),

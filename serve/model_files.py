@@ -35,12 +35,12 @@ class ModelFiles:
 
 
 def resolve_model(model: str | None) -> ModelFiles:
-    """The checked folder of ``model``: None for the demo, a folder, or a name on the Hub.
+    """The checked folder of ``model``: a folder, or a name on the Hub; the demo's name or None.
 
     Downloads a Hub model that is not in the local cache. Raises :class:`ModelFilesError` with
     one line that says what is wrong.
     """
-    if model is None:
+    if model is None or (model == DEMO_NAME and not Path(model).is_dir()):
         demo = Path(str(importlib.resources.files("quire.engine.demo") / DEMO_NAME))
         files = ModelFiles(demo, DEMO_NAME)
     elif (folder := Path(model).expanduser()).is_dir():
@@ -51,14 +51,20 @@ def resolve_model(model: str | None) -> ModelFiles:
             f"{model} is a file; give the folder with config.json and the *.safetensors files."
         )
     elif _HUB_NAME.fullmatch(model):
-        files = ModelFiles(_download(model), model)
+        files = ModelFiles(download(model), model)
     else:
         raise ModelFilesError(f"{model}: no such folder, and not a Hugging Face owner/name.")
     check_folder(files.path)
     return files
 
 
-def _download(name: str) -> Path:
+def download(name: str) -> Path:
+    """The folder of a Hub model, downloaded unless it is in the cache.
+
+    Raises :class:`ModelFilesError`.
+    """
+    if not _HUB_NAME.fullmatch(name):
+        raise ModelFilesError(f"{name} is not a Hugging Face owner/name.")
     # Slow to import, and a folder does not need it.
     from huggingface_hub import constants, errors, snapshot_download
 

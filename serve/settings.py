@@ -204,6 +204,9 @@ _BY_NAME = {setting.name: setting for setting in SETTINGS}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One flag per setting, and ``--config``. Values stay text until :func:`load` reads them."""
     parser.add_argument(
+        "model_name", nargs="?", metavar="MODEL", help="what to serve; the same as --model MODEL"
+    )
+    parser.add_argument(
         "--config", metavar="FILE", help=f"TOML file with settings [{CONFIG_VARIABLE}]"
     )
     for setting in SETTINGS:
@@ -223,9 +226,16 @@ def _show(setting: Setting) -> str:
 
 
 def flags_of(args: argparse.Namespace) -> dict[str, str]:
-    """The flags that were given, by setting name, with ``config`` among them."""
+    """The flags that were given, by setting name, with ``config`` among them.
+
+    Raises :class:`SettingsError` for two models.
+    """
     names = ["config", *_BY_NAME]
-    return {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    flags = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    named = getattr(args, "model_name", None)
+    if named is not None and flags.setdefault("model", named) != named:
+        raise SettingsError(f"two models are named, {named!r} and --model {flags['model']!r}")
+    return flags
 
 
 def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> ServeSettings:

@@ -176,3 +176,15 @@ def test_the_help_shows_every_setting():
     text = parser.format_help()
     for setting in SETTINGS:
         assert setting.flag in text
+
+
+@pytest.mark.parametrize("argv", [("a/b",), ("--model", "a/b"), ("a/b", "--model", "a/b")])
+def test_a_model_needs_no_flag(argv):
+    assert flags(*argv) == {"model": "a/b"}
+    assert flags("--port", "1", *argv) == {"model": "a/b", "port": "1"}
+    assert flags() == {}
+
+
+def test_two_models_are_refused():
+    with pytest.raises(SettingsError, match="two models are named, 'a/b' and --model 'c/d'"):
+        flags("a/b", "--model", "c/d")

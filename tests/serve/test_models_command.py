@@ -1,0 +1,107 @@
+"""`quire models`: what the shared cache holds, with a cache folder of the test's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+from quire.serve import cli, models_command
+from quire.serve.model_files import resolve_model
+
+DEMO = resolve_model(None).path
+FOLDERS = ("models--acme--small", "models--acme--gguf", "datasets--acme--texts")
+
+
+def commit(folder: str) -> str:
+    return hashlib.sha1(folder.encode()).hexdigest()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """Three models: one that can be served, one in another format, and a data set."""
+    hub = tmp_path / "hub"
+    for folder in FOLDERS:
+        snapshot = hub / folder / "snapshots" / commit(folder)
+        snapshot.mkdir(parents=True)
+        (hub / folder / "blobs").mkdir()
+        (hub / folder / "refs").mkdir()
+        (hub / folder / "refs" / "main").write_text(commit(folder))
+        if folder == "models--acme--small":
+            for file in DEMO.iterdir():
+                blob = hub / folder / "blobs" / file.name
+                shutil.copy(file, blob)
+                (snapshot / file.name).symlink_to(blob)
+        else:
+            (snapshot / "config.json").write_text("{}")
+            (snapshot / "x.gguf").write_text("x")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    return hub
+
+
+def test_the_list_shows_what_can_be_served(cache, capsys):
+    assert cli.main(["models", "list"]) == 0
+    output = capsys.readouterr()
+    rows = [line.split() for line in output.out.splitlines()]
+    assert rows[0] == ["NAME", "TYPE", "SIZE", "LAST", "USED"]
+    assert [row[0] for row in rows[1:]] == ["quire-demo", "acme/small"]
+    assert rows[2][1] == rows[1][1] == "qwen3"
+    assert "1 more in the cache cannot be served" in output.err
+
+
+def test_programs_are_told_why_a_model_is_left_out(cache, capsys):
+    assert cli.main(["models", "list", "--json"]) == 0
+    models = {model["name"]: model for model in json.loads(capsys.readouterr().out)}
+    assert list(models) == ["quire-demo", "acme/gguf", "acme/small"]
+    assert models["acme/small"]["problem"] == ""
+    assert models["acme/small"]["size"] == sum(file.stat().st_size for file in DEMO.iterdir())
+    assert "GGUF weights are not supported" in models["acme/gguf"]["problem"]
+    assert str(cache) not in models["acme/gguf"]["problem"]
+
+
+def test_no_cache_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "none"))
+    assert [model.name for model in models_command.local_models()] == ["quire-demo"]
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("", 1), ("no", 1)])
+def test_a_model_is_deleted_when_asked_and_told(cache, capsys, monkeypatch, answer, code):
+    monkeypatch.setattr("builtins.input", lambda question: answer)
+    assert cli.main(["models", "rm", "acme/small"]) == code
+    assert (cache / "models--acme--small").exists() == bool(code)
+    assert (cache / "models--acme--gguf").exists()
+
+
+def test_rm_without_a_question(cache):
+    assert cli.main(["models", "rm", "acme/gguf", "--yes"]) == 0
+    assert not (cache / "models--acme--gguf").exists()
+
+
+def test_what_is_not_there_cannot_be_deleted(cache, capsys):
+    assert cli.main(["models", "rm", "acme/none", "--yes"]) == 1
+    assert "acme/none is not in the cache" in capsys.readouterr().err
+
+
+def test_pull_checks_what_came(cache, capsys, monkeypatch):
+    folders = {"acme/small": DEMO, "acme/gguf": next(cache.glob("models--acme--gguf/snapshots/*"))}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: folders[name])
+    assert cli.main(["models", "pull", "acme/small"]) == 0
+    assert "quire serve acme/small" in capsys.readouterr().out
+    assert cli.main(["models", "pull", "acme/gguf"]) == 1
+    assert "GGUF" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["small", "../x", "a/b/c", "https://x/y"])
+def test_pull_takes_names_of_the_hub_only(cache, capsys, name):
+    assert cli.main(["models", "pull", name]) == 1
+    assert "not a Hugging Face owner/name" in capsys.readouterr().err
+
+
+def test_the_demo_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("quire-demo") == resolve_model(None)
