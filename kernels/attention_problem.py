@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Protocol, TypeVar
 
 import mlx.core as mx
 import numpy as np
 
 from quire.kernels.choice.chips import DeviceName
-from quire.kernels.choice.problem import Float64Array, normal, to_float64, waiting
+from quire.kernels.choice.problem import Float64Array, Problem, normal, to_float64, waiting
 from quire.kernels.choice.sizes import AttentionSizes
-from quire.kernels.choice.spec import Limit
+from quire.kernels.choice.spec import Limit, Settings
 
 _SOFTCAP = 30.0
 
@@ -32,6 +33,10 @@ PAGED_LIMITS: Mapping[str, Limit] = {
 NO_SOFTCAP: Mapping[str, Limit] = {"softcap": Limit(values=(False,))}
 
 T = TypeVar("T")
+Paged = TypeVar("Paged", bound="PagedProblem")
+
+# Bound before anything wraps the attribute of the module.
+_sdpa = mx.fast.scaled_dot_product_attention
 
 
 def for_head_dims(make: Callable[[int, int], T]) -> dict[str, T]:
@@ -118,6 +123,11 @@ class Pages:
         # What in-place writes return; here nothing is left to wait for.
         self.written = mx.zeros((1,), mx.int32)
         mx.eval(self.written)
+        self._device_tables = mx.array(self.tables)
+        self._visible: mx.array | None = None
+        if min(lengths) < max(lengths):
+            ends = np.array(lengths)[:, None]
+            self._visible = mx.array((np.arange(max(lengths)) < ends)[:, None, None])
         visible = sum(min(n, self.window or n) for n in lengths)
         visible -= num_shared_blocks * shape.block_size * (len(lengths) - 1)
         per_token = shape.kv_heads * (shape.key_dim + shape.value_dim) * dtype.size
@@ -127,17 +137,29 @@ class Pages:
         """The same pages with the result of attention as queries, or queries that wait for it."""
         other = copy.copy(self)
         same = result.shape == self.queries.shape
-        other.queries = result if same else waiting(self.queries, result)
+        other.queries = result if same else waiting(self.queries, [result])
         return other
 
-    def contiguous(self) -> tuple[mx.array, mx.array]:
+    @cached_property
+    def contiguous(self) -> list[mx.array]:
         """Keys and values as an unpaged cache would hold them, (B, kv_heads, longest, dim)."""
-        found = []
-        for pages in (self.keys, self.values):
-            blocks = pages[mx.array(self.tables)].swapaxes(1, 2)
-            found.append(mx.contiguous(blocks.flatten(2, 3)[:, :, : max(self.lengths)]))
+        found = [mx.contiguous(array) for array in self.gathered()]
         mx.eval(found)
-        return found[0], found[1]
+        return found
+
+    def gathered(self) -> list[mx.array]:
+        """The same by MLX's operations, not yet computed."""
+        tables, longest = self._device_tables, max(self.lengths)
+        blocks = [pages[tables].swapaxes(1, 2) for pages in (self.keys, self.values)]
+        return [array.flatten(2, 3)[:, :, :longest] for array in blocks]
+
+    def by_sdpa(self, keys: mx.array, values: mx.array) -> list[mx.array]:
+        """MLX's fused attention of the last token of each sequence, or of one sequence's last."""
+        if len(self.lengths) > 1 or len(self.queries) == 1:
+            return [_sdpa(self.queries, keys, values, scale=self.scale, mask=self._visible)]
+        queries = self.queries.transpose(2, 1, 0, 3)
+        output = _sdpa(queries, keys, values, scale=self.scale, mask="causal")
+        return [output.transpose(2, 1, 0, 3)]
 
     def context(self, sequence: int) -> Iterator[Float64Array]:
         """A sequence's keys and values, (kv_heads, length, dim)."""
@@ -177,6 +199,23 @@ class Pages:
         shaped: Float64Array = output.reshape(len(rows), shape.heads, 1, -1)
         return shaped
 
+
+class PagedProblem(Problem):
+    """A chain of calls goes through the queries."""
+
+    pages: Pages
+
+    def chained(self: Paged, result: Sequence[mx.array]) -> Paged:
+        other = copy.copy(self)
+        other.pages = self.pages.asked(result[0])
+        return other
+
+
+# What others do, for benchmarks: attention to contexts that lie together, or are brought together.
+BY_SDPA: Mapping[str, Callable[[PagedProblem, Settings], list[mx.array]]] = {
+    "sdpa, contiguous": lambda problem, _: problem.pages.by_sdpa(*problem.pages.contiguous),
+    "gather + sdpa": lambda problem, _: problem.pages.by_sdpa(*problem.pages.gathered()),
+}
 
 # Pages of a measured shape take no more than this, so that two sets of them fit anywhere.
 _MAX_PAGE_BYTES = {"metal": 1 << 30, "cuda": 4 << 30, "cpu": 128 << 20}

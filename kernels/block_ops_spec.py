@@ -3,8 +3,6 @@ the gated activation of joined projections."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -12,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from quire.kernels.block_ops import add_rms_norm, swiglu_joined
-from quire.kernels.choice.problem import Float64Array, Problem, normal, to_float64, waiting
+from quire.kernels.choice.problem import Float64Array, Problem, normal, to_float64
 from quire.kernels.choice.spec import (
     ANYWHERE,
     GPUS,
@@ -45,6 +43,8 @@ class BlockShape(NamedTuple):
 
 
 class NormProblem(Problem):
+    waits = "x"
+
     def __init__(self, shape: BlockShape, dtype: mx.Dtype, seed: int, ragged: bool) -> None:
         random = mx.random.split(mx.random.key(seed), 3)
         self.x, self.delta = (normal(shape, dtype, key) for key in random[:2])
@@ -56,13 +56,10 @@ class NormProblem(Problem):
         total = x + delta
         return [total, rms_normed(total, weight, _EPS)]
 
-    def chained(self, result: Sequence[mx.array]) -> NormProblem:
-        other = copy.copy(self)
-        other.x = result[1]
-        return other
-
 
 class GateProblem(Problem):
+    waits = "both"
+
     def __init__(self, shape: BlockShape, dtype: mx.Dtype, seed: int, ragged: bool) -> None:
         self.both = normal((shape.rows, 2 * shape.dim), dtype, mx.random.key(seed)) * 4
         mx.eval(self.both)
@@ -71,11 +68,6 @@ class GateProblem(Problem):
     def expected(self) -> list[Float64Array]:
         gate, up = np.split(to_float64([self.both])[0], 2, axis=-1)
         return [gate / (1 + np.exp(-gate)) * up]
-
-    def chained(self, result: Sequence[mx.array]) -> GateProblem:
-        other = copy.copy(self)
-        other.both = waiting(self.both, result[0])
-        return other
 
 
 def rms_normed(x: Float64Array, weight: Float64Array, eps: float) -> Float64Array:

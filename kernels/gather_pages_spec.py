@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -11,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from quire.kernels.attention_problem import for_head_dims
-from quire.kernels.choice.problem import Float64Array, Problem, ints, normal, to_float64, waiting
+from quire.kernels.choice.problem import Float64Array, Problem, ints, normal, to_float64
 from quire.kernels.choice.spec import (
     ANYWHERE,
     GPUS,
@@ -45,6 +43,8 @@ class GatherShape(NamedTuple):
 
 
 class GatherProblem(Problem):
+    waits = "block_ids"
+
     def __init__(self, shape: GatherShape, dtype: mx.Dtype, seed: int, ragged: bool) -> None:
         random = mx.random.split(mx.random.key(seed), 2)
         num_blocks = 1 + shape.sequences * shape.blocks
@@ -62,11 +62,6 @@ class GatherProblem(Problem):
     def expected(self) -> list[Float64Array]:
         found = [array[self.tables].swapaxes(1, 2) for array in to_float64(self.pages)]
         return [array.reshape(*array.shape[:2], -1, array.shape[-1]) for array in found]
-
-    def chained(self, result: Sequence[mx.array]) -> GatherProblem:
-        other = copy.copy(self)
-        other.block_ids = waiting(self.block_ids, result[0])
-        return other
 
 
 def _copy(problem: GatherProblem, settings: Settings) -> list[mx.array]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from enum import Enum
 from functools import partial
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from quire.kernels.choice.chips import DeviceName
-from quire.kernels.choice.problem import Float64Array, Problem, normal, to_float64, waiting
+from quire.kernels.choice.problem import Float64Array, Problem, normal, to_float64
 from quire.kernels.choice.sizes import ModelSizes
 from quire.kernels.choice.spec import (
     ANYWHERE,
@@ -19,7 +18,6 @@ from quire.kernels.choice.spec import (
     Default,
     Kind,
     Limit,
-    Setting,
     Settings,
     Spec,
     Variant,
@@ -43,28 +41,23 @@ class DenseShape(NamedTuple):
 
 
 class DenseProblem(Problem):
-    def __init__(
-        self, shape: DenseShape, dtype: mx.Dtype, seed: int, ragged: bool, has_bias: bool = False
-    ) -> None:
+    waits = "x"
+
+    def __init__(self, shape: DenseShape, dtype: mx.Dtype, seed: int, ragged: bool) -> None:
         random = mx.random.split(mx.random.key(seed), 3)
         self.x = normal((shape.rows, shape.dim), dtype, random[0])
         self.weight = normal((shape.outputs, shape.dim), dtype, random[1])
         self.transposed = self.weight.T
-        self.bias = normal((shape.outputs,), dtype, random[2]) if has_bias else None
+        self.bias = normal((shape.outputs,), dtype, random[2])
         mx.eval(self.transposed)
+        self.flops = 2 * shape.rows * shape.outputs * shape.dim
         self.num_bytes = (
             self.weight.nbytes + self.x.nbytes + shape.rows * shape.outputs * dtype.size
         )
 
     def expected(self) -> list[Float64Array]:
-        rows, values = to_float64([self.x, self.weight])
-        bias = 0.0 if self.bias is None else to_float64([self.bias])[0]
+        rows, values, bias = to_float64([self.x, self.weight, self.bias])
         return [rows @ values.T + bias]
-
-    def chained(self, result: Sequence[mx.array]) -> DenseProblem:
-        other = copy.copy(self)
-        other.x = waiting(self.x, result[0])
-        return other
 
 
 def run_dense(
@@ -120,9 +113,9 @@ MATMUL = Spec(
             dtypes=HALF,
             limits={"dim": Limit(multiple_of=32)},
             settings={
-                "tiles": Setting((1, 2, 4)),
-                "simdgroups": Setting((4, 8, 16)),
-                "depth": Setting((2, 4)),
+                "tiles": (1, 2, 4),
+                "simdgroups": (4, 8, 16),
+                "depth": (2, 4),
             },
         ),
         MatmulVariant.MLX: Variant(partial(_run, MatmulVariant.MLX), Kind.STEPS, ANYWHERE),

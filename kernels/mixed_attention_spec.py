@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from enum import Enum
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -14,13 +13,14 @@ import numpy as np
 from quire.kernels.attention_problem import (
     NO_SOFTCAP,
     PAGED_LIMITS,
+    PagedProblem,
     Pages,
     for_head_dims,
     head_numbers,
     spread,
 )
 from quire.kernels.choice.chips import DeviceName
-from quire.kernels.choice.problem import Float64Array, Problem, ints
+from quire.kernels.choice.problem import Float64Array, ints
 from quire.kernels.choice.sizes import ModelSizes
 from quire.kernels.choice.spec import (
     ANYWHERE,
@@ -67,7 +67,7 @@ class MixedShape(NamedTuple):
         return MixedShape(round_up(self.rows), round_up(self.context), *self[2:])
 
 
-class MixedProblem(Problem):
+class MixedProblem(PagedProblem):
     def __init__(self, shape: MixedShape, dtype: mx.Dtype, seed: int, ragged: bool) -> None:
         self.shape = shape
         lengths = spread(shape.context, shape.rows, ragged)
@@ -104,11 +104,6 @@ class MixedProblem(Problem):
         positions = [range(chunk.start, chunk.context_length) for chunk in self.chunks]
         parts = map(self.pages.attention, range(len(self.chunks)), rows, positions)
         return [np.concatenate(list(parts))]
-
-    def chained(self, result: Sequence[mx.array]) -> MixedProblem:
-        other = copy.copy(self)
-        other.pages = self.pages.asked(result[0])
-        return other
 
 
 def _fused(problem: MixedProblem, settings: Settings) -> list[mx.array]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple
@@ -11,8 +10,10 @@ import mlx.core as mx
 import numpy as np
 
 from quire.kernels.attention_problem import (
+    BY_SDPA,
     NO_SOFTCAP,
     PAGED_LIMITS,
+    PagedProblem,
     Pages,
     fits_memory,
     for_head_dims,
@@ -21,7 +22,7 @@ from quire.kernels.attention_problem import (
     windows,
 )
 from quire.kernels.choice.chips import DeviceName
-from quire.kernels.choice.problem import Float64Array, Problem, ints
+from quire.kernels.choice.problem import Float64Array, ints
 from quire.kernels.choice.sizes import ModelSizes
 from quire.kernels.choice.spec import (
     ANYWHERE,
@@ -29,7 +30,6 @@ from quire.kernels.choice.spec import (
     Default,
     Group,
     Kind,
-    Setting,
     Settings,
     Spec,
     Variant,
@@ -69,13 +69,14 @@ class DecodeShape(NamedTuple):
         return DecodeShape(rows, context, self.group, 1, *self[4:])
 
 
-class DecodeProblem(Problem):
+class DecodeProblem(PagedProblem):
     def __init__(
         self, shape: DecodeShape, lengths: Sequence[int], dtype: mx.Dtype, seed: int
     ) -> None:
         self.shape = shape
         self.pages = Pages(shape, lengths, dtype, seed, len(lengths))
         self.num_bytes = self.pages.num_bytes
+        self.flops = 4 * sum(lengths) * shape.heads * shape.key_dim
         self.lengths = np.array(lengths, np.int32)
         self.tables = ints(self.pages.tables)
         mx.eval(self.tables)
@@ -94,11 +95,6 @@ class DecodeProblem(Problem):
 
     def expected(self) -> list[Float64Array]:
         return self.pages.last_rows()
-
-    def chained(self, result: Sequence[mx.array]) -> DecodeProblem:
-        other = copy.copy(self)
-        other.pages = self.pages.asked(result[0])
-        return other
 
 
 def _in_pages(problem: DecodeProblem, settings: Settings) -> list[mx.array]:
@@ -160,9 +156,9 @@ PAGED_DECODE = Spec(
             limits=PAGED_LIMITS,
             fits=fits_decode,
             settings={
-                "simdgroups": Setting((2, 4, 8)),
-                "unroll_keys": Setting((2, 4, 8)),
-                "split": Setting((128, 256, 512, 1024, 2048, 4096)),
+                "simdgroups": (2, 4, 8),
+                "unroll_keys": (2, 4, 8),
+                "split": (128, 256, 512, 1024, 2048, 4096),
             },
         ),
         DecodeVariant.REFERENCE: Variant(_reference, Kind.STEPS, ANYWHERE, limits=NO_SOFTCAP),
@@ -188,6 +184,7 @@ PAGED_DECODE = Spec(
         "softcap": _COMMON._replace(softcap=True),
     },
     tuned=_tuned,
+    baselines=BY_SDPA,
     group=Group.PAGES,
     untimed=("sinks", "softcap"),
 )

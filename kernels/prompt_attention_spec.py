@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
 
 from quire.kernels.attention_problem import (
+    BY_SDPA,
     NO_SOFTCAP,
     PAGED_LIMITS,
+    PagedProblem,
     Pages,
     for_head_dims,
     head_numbers,
     windows,
 )
 from quire.kernels.choice.chips import DeviceName
-from quire.kernels.choice.problem import Float64Array, Problem
+from quire.kernels.choice.problem import Float64Array
 from quire.kernels.choice.sizes import ModelSizes
 from quire.kernels.choice.spec import (
     ANYWHERE,
@@ -62,7 +63,7 @@ class PromptShape(NamedTuple):
         return PromptShape(rows, context, self.group, 1, *self[4:])
 
 
-class PromptProblem(Problem):
+class PromptProblem(PagedProblem):
     def __init__(self, shape: PromptShape, dtype: mx.Dtype, seed: int, ragged: bool) -> None:
         start = shape.context - shape.rows
         if shape.from_start != (start == 0):
@@ -70,9 +71,11 @@ class PromptProblem(Problem):
         self.shape, self.dtype = shape, dtype
         self.pages = Pages(shape, [shape.context], dtype, seed, shape.rows)
         self.num_bytes = self.pages.num_bytes
+        seen = sum(range(start + 1, shape.context + 1))
+        self.flops = 4 * seen * shape.heads * shape.key_dim
         self.chunk = PromptChunk(0, shape.rows, shape.context, self.pages.tables[0])
         # Of whole prompts a step has keys and values at hand as it has just computed them.
-        new = [mx.contiguous(x.transpose(2, 1, 0, 3)) for x in self.pages.contiguous()]
+        new = [mx.contiguous(x.transpose(2, 1, 0, 3)) for x in self.pages.contiguous]
         mx.eval(new)
         at_hand = new if shape.from_start else (None, None)
         pages = self.pages
@@ -91,11 +94,6 @@ class PromptProblem(Problem):
         rows = range(self.shape.rows)
         positions = range(self.chunk.start, self.shape.context)
         return [self.pages.attention(0, rows, positions)]
-
-    def chained(self, result: Sequence[mx.array]) -> PromptProblem:
-        other = copy.copy(self)
-        other.pages = self.pages.asked(result[0])
-        return other
 
 
 def _planned(variant: PromptVariant, problem: PromptProblem, settings: Settings) -> list[mx.array]:
@@ -199,5 +197,6 @@ PROMPT_ATTENTION = Spec(
         "softcap": _COMMON._replace(softcap=True),
     },
     tuned=_tuned,
+    baselines=BY_SDPA,
     untimed=("sinks", "softcap"),
 )

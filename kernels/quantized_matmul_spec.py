@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from enum import Enum
 from functools import partial
 from typing import NamedTuple
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quire.kernels.choice.chips import DeviceName
-from quire.kernels.choice.problem import Float64Array, Problem, normal, to_float64, waiting
+from quire.kernels.choice.problem import Float64Array, Problem, normal, to_float64
 from quire.kernels.choice.sizes import ModelSizes
 from quire.kernels.choice.spec import (
     ANYWHERE,
@@ -21,7 +20,6 @@ from quire.kernels.choice.spec import (
     Default,
     Kind,
     Limit,
-    Setting,
     Settings,
     Spec,
     Variant,
@@ -57,16 +55,16 @@ class MatmulShape(NamedTuple):
 
 
 class QuantizedProblem(Problem):
-    def __init__(
-        self, shape: MatmulShape, dtype: mx.Dtype, seed: int, ragged: bool, has_bias: bool = False
-    ) -> None:
+    waits = "x"
+
+    def __init__(self, shape: MatmulShape, dtype: mx.Dtype, seed: int, ragged: bool) -> None:
         self.shape = shape
-        random = mx.random.split(mx.random.key(seed), 3)
+        random = mx.random.split(mx.random.key(seed), 2)
         self.x = normal((shape.rows, shape.inputs), dtype, random[0])
         weight = normal((shape.outputs, shape.inputs), dtype, random[1])
         self.matrix = mx.quantize(weight, group_size=shape.group_size, bits=shape.bits)
-        self.bias = normal((shape.outputs,), dtype, random[2]) if has_bias else None
         mx.eval(self.matrix)
+        self.flops = 2 * shape.rows * shape.outputs * shape.inputs
         self.num_bytes = sum(array.nbytes for array in self.matrix) + self.x.nbytes
         self.num_bytes += shape.rows * shape.outputs * dtype.size
 
@@ -75,13 +73,7 @@ class QuantizedProblem(Problem):
         codes = _unpack(np.array(packed), shape.bits).reshape(shape.outputs, -1, shape.group_size)
         scale, bias, rows = to_float64([scales, biases, self.x])
         values = codes * scale[:, :, None] + bias[:, :, None]
-        added = 0.0 if self.bias is None else to_float64([self.bias])[0]
-        return [rows @ values.reshape(shape.outputs, -1).T + added]
-
-    def chained(self, result: Sequence[mx.array]) -> QuantizedProblem:
-        other = copy.copy(self)
-        other.x = waiting(self.x, result[0])
-        return other
+        return [rows @ values.reshape(shape.outputs, -1).T]
 
 
 def _unpack(packed: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.int64]:
@@ -119,8 +111,7 @@ def _run(
 ) -> list[mx.array]:
     shape = problem.shape
     matrix = problem.matrix
-    product = run_quantized(variant, settings, problem.x, matrix, shape.group_size, shape.bits)
-    return [product if problem.bias is None else product + problem.bias]
+    return [run_quantized(variant, settings, problem.x, matrix, shape.group_size, shape.bits)]
 
 
 def _tuned(sizes: ModelSizes, device: DeviceName, block_size: int) -> Iterator[MatmulShape]:
@@ -154,18 +145,18 @@ QUANTIZED_MATMUL = Spec(
             dtypes=HALF,
             limits=_LIMITS,
             settings={
-                "tiles": Setting((1, 2, 4)),
-                "simdgroups": Setting((4, 8)),
-                "depth": Setting((2, 4)),
+                "tiles": (1, 2, 4),
+                "simdgroups": (4, 8),
+                "depth": (2, 4),
             },
         ),
         QuantizedVariant.ROWS: Variant(
             partial(_run, QuantizedVariant.ROWS),
             limits=_LIMITS,
             settings={
-                "columns": Setting((4, 8), default=4),
-                "simdgroups": Setting((4, 8), default=4),
-                "depth": Setting((1, 2), default=2),
+                "columns": (4, 8),
+                "simdgroups": (4, 8),
+                "depth": (1, 2),
             },
         ),
         QuantizedVariant.MLX: Variant(partial(_run, QuantizedVariant.MLX), Kind.STEPS, ANYWHERE),

@@ -95,7 +95,7 @@ class RotatingDecodeProblem(Problem):
 
     def chained(self, result: Sequence[mx.array]) -> RotatingDecodeProblem:
         other = copy.copy(self)
-        other.rows = self.rows.waiting(result[0])
+        other.rows = self.rows.waiting(result)
         return other
 
 

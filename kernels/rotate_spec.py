@@ -95,7 +95,7 @@ class Projected:
         self.rotary = Rotary(frequencies, shape.rotary_dim, shape.traditional)
         self.norms = HeadNorms(self.weights[0], self.weights[1], _EPS) if shape.norms else None
 
-    def waiting(self, result: mx.array) -> Projected:
+    def waiting(self, result: Sequence[mx.array]) -> Projected:
         """The same rows once ``result`` is there."""
         other = copy.copy(self)
         other.qkv = waiting(self.qkv, result)
@@ -180,7 +180,7 @@ class RotateProblem(Problem):
 
     def chained(self, result: Sequence[mx.array]) -> RotateProblem:
         other = copy.copy(self)
-        other.rows = self.rows.waiting(result[0])
+        other.rows = self.rows.waiting(result)
         return other
 
 

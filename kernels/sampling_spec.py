@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from enum import Enum
@@ -12,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from quire.kernels.choice.chips import DeviceName
-from quire.kernels.choice.problem import Float64Array, Problem, normal, to_float64, waiting
+from quire.kernels.choice.problem import Float64Array, Problem, normal, to_float64
 from quire.kernels.choice.sizes import ModelSizes
 from quire.kernels.choice.spec import (
     ANYWHERE,
@@ -48,6 +47,8 @@ class SampleShape(NamedTuple):
 
 class SampleProblem(Problem):
     """Logits and parameters: of all kinds if filtered, else temperatures only."""
+
+    waits = "logits"
 
     def __init__(self, shape: SampleShape, dtype: mx.Dtype, seed: int, ragged: bool) -> None:
         self.shape = shape
@@ -89,12 +90,6 @@ class SampleProblem(Problem):
             start = end - weights[token] / weights.sum()
             worst = max(worst, start - float(uniform), float(uniform) - end)
         return worst
-
-    def chained(self, result: Sequence[mx.array]) -> SampleProblem:
-        """The logits are written anew, as a model's head writes them just before they are read."""
-        other = copy.copy(self)
-        other.logits = waiting(self.logits, result[0])
-        return other
 
     def _weights(self) -> Iterator[Float64Array]:
         (rows,) = to_float64([self.logits])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple
 
@@ -11,9 +10,16 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from quire.kernels.attention_problem import PAGED_LIMITS, Pages, head_numbers, spread
+from quire.kernels.attention_problem import (
+    BY_SDPA,
+    PAGED_LIMITS,
+    PagedProblem,
+    Pages,
+    head_numbers,
+    spread,
+)
 from quire.kernels.choice.chips import DeviceName
-from quire.kernels.choice.problem import Float64Array, Problem, ints
+from quire.kernels.choice.problem import Float64Array, ints
 from quire.kernels.choice.sizes import ModelSizes
 from quire.kernels.choice.spec import (
     ANYWHERE,
@@ -64,7 +70,7 @@ class SharedShape(NamedTuple):
         return SharedShape(rows, context, own, self.group, 1, *self[5:])
 
 
-class SharedProblem(Problem):
+class SharedProblem(PagedProblem):
     def __init__(self, shape: SharedShape, dtype: mx.Dtype, seed: int, ragged: bool) -> None:
         """The whole blocks of ``context``, at least one, and behind them ``own`` tokens of each
         row, or ``ragged``: of all lengths up to it."""
@@ -74,6 +80,7 @@ class SharedProblem(Problem):
         self.lengths = (blocks * shape.block_size + own).astype(np.int32)
         self.pages = Pages(shape, self.lengths.tolist(), dtype, seed, shape.rows, blocks)
         self.num_bytes = self.pages.num_bytes
+        self.flops = 4 * int(self.lengths.sum()) * shape.heads * shape.key_dim
         self.tables = ints(self.pages.tables)
         mx.eval(self.tables)
         # A step has one plan for all of its layers: it is not part of what is timed.
@@ -87,11 +94,6 @@ class SharedProblem(Problem):
 
     def expected(self) -> list[Float64Array]:
         return self.pages.last_rows()
-
-    def chained(self, result: Sequence[mx.array]) -> SharedProblem:
-        other = copy.copy(self)
-        other.pages = self.pages.asked(result[0])
-        return other
 
     def decode(self, variant: SharedVariant) -> list[mx.array]:
         pages = self.pages
@@ -170,5 +172,6 @@ SHARED_CONTEXT = Spec(
     ),
     surveyed={"sinks": _COMMON._replace(sinks=True), "64 rows": _COMMON},
     tuned=_tuned,
+    baselines=BY_SDPA,
     untimed=("sinks",),
 )

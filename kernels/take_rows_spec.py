@@ -61,7 +61,7 @@ class RowsProblem(Problem):
 
     def chained(self, result: Sequence[mx.array]) -> RowsProblem:
         other = copy.copy(self)
-        other.taken, other.joined = (waiting(x, result[0]) for x in (self.taken, self.joined))
+        other.taken, other.joined = (waiting(x, result) for x in (self.taken, self.joined))
         return other
 
 

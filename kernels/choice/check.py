@@ -60,8 +60,8 @@ def check_variant(
     variant = spec.variants[name]
     worst = None
     shapes = [s for s in spec.checked if variant.supports(s.bucket(), dtype, device)]
-    smallest = {key: min(setting.values) for key, setting in variant.settings.items()}
-    tried = [variant.default_settings, *([smallest] if smallest and not briefly else [])]
+    smallest = {key: min(values) for key, values in variant.settings.items()}
+    tried: list[Settings] = [{}, *([smallest] if smallest and not briefly else [])]
     for shape in shapes[:1] if briefly else shapes:
         problem = spec.problem(shape, getattr(mx, dtype), 0, True)
         for settings in tried:

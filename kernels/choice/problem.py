@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -19,21 +20,27 @@ class Problem(ABC):
 
     Attributes:
         num_bytes: what a call reads and writes at least.
+        flops: arithmetic of a call, or 0 where it is beside the point.
+        waits: the attribute of the inputs that a chain of calls goes through.
     """
 
     num_bytes: int
+    flops = 0
+    waits: str
 
     @abstractmethod
     def expected(self) -> list[Float64Array]:
         """The exact result, computed in float64."""
 
-    @abstractmethod
     def chained(self: Self, result: Sequence[mx.array]) -> Self:
         """The same problem with inputs that wait for the ``result`` of another call.
 
         Real data, not :func:`mx.depends`: kernels that are only said to depend may overlap on a
         GPU. It changes neither, and costs little and the same for all variants.
         """
+        other = copy.copy(self)
+        setattr(other, self.waits, waiting(getattr(self, self.waits), result))
+        return other
 
     def difference(self, found: Sequence[Float64Array], expected: Sequence[Float64Array]) -> float:
         """How far one result is from another; 0 is the same."""
@@ -62,9 +69,11 @@ def to_float64(arrays: Sequence[mx.array]) -> list[Float64Array]:
     return [np.array(array.astype(mx.float32), np.float64) for array in arrays]
 
 
-def waiting(array: mx.array, result: mx.array) -> mx.array:
-    """The values of ``array`` once ``result`` is there: one small operation more."""
-    return array + (result.reshape(-1)[0] * 0).astype(array.dtype)
+def waiting(array: mx.array, result: Sequence[mx.array]) -> mx.array:
+    """The values of ``array`` once all of ``result`` is there: a small operation more for each."""
+    for part in result:
+        array = array + (part.reshape(-1)[0] * 0).astype(array.dtype)
+    return array
 
 
 def normal(shape: Sequence[int], dtype: mx.Dtype, key: mx.array) -> mx.array:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, StrEnum
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic
 
 import mlx.core as mx
 
@@ -54,16 +54,6 @@ class Choice(Generic[V]):
     why: Why
 
 
-class Gap(NamedTuple):
-    """A shape that a kernel is meant for, but none can be used."""
-
-    operation: str
-    shape: Shape  # its bucket
-    dtype: str
-    device: DeviceName
-    variant: str | None  # what runs instead; None: nothing can
-
-
 class UnsupportedShape(ValueError):
     """No variant at all supports what was asked for."""
 
@@ -83,7 +73,6 @@ class Selector:
         self._timings = {} if record is None else record.timings_by_bucket()
         self._dropped = set() if record is None else record.dropped()
         self._choices: dict[tuple[AnySpec, Shape, mx.Dtype], Choice[Any]] = {}
-        self._gaps: dict[Gap, None] = {}
 
     def select(self, spec: Spec[S, V, P], shape: S, dtype: mx.Dtype) -> Choice[V]:
         """What computes ``shape``; the same for all shapes of its bucket.
@@ -99,10 +88,6 @@ class Selector:
         if choice is None:
             choice = self._choices[key] = self._choose(spec, key[1], dtype_name(dtype))
         return choice
-
-    def gaps(self) -> list[Gap]:
-        """Every gap met so far, in the order they were met."""
-        return list(self._gaps)
 
     def runs(self, group: Group, dtype: str) -> bool:
         """Whether a model of ``dtype`` takes the kernels of ``group``: none has been dropped."""
@@ -141,7 +126,6 @@ class Selector:
         bucket = shape.bucket()
         usable = self.usable(spec, bucket, dtype)
         if not usable:
-            self._gaps[Gap(spec.name, bucket, dtype, self.device, None)] = None
             raise UnsupportedShape(f"{spec.name}: nothing supports {describe(shape)} in {dtype}")
         wanted = [d.variant for d in spec.defaults if d.matches(bucket, self.device)]
         kernels = [name for name, variant in usable.items() if variant.kind is Kind.KERNEL]
@@ -150,13 +134,10 @@ class Selector:
             why = Why.GAP
         preferred = next((name for name in (*wanted, spec.reference) if name in usable), None)
         chosen = next(iter(usable)) if preferred is None else preferred
-        return Choice(chosen, usable[chosen].default_settings, why)
+        return Choice(chosen, {}, why)
 
     def _choose(self, spec: Spec[S, V, P], bucket: S, dtype: str) -> Choice[V]:
         choice = self.default(spec, bucket, dtype)
-        if choice.why is Why.GAP:
-            gap = Gap(spec.name, bucket, dtype, self.device, choice.variant.value)
-            self._gaps[gap] = None
         timing = self._timings.get((spec.name, tuple(spec.timing_bucket(bucket)), dtype))
         if timing is None:
             return choice
@@ -185,11 +166,6 @@ def selector_for(device: DeviceName | None = None) -> Selector:
 def select(spec: Spec[S, V, P], shape: S, dtype: mx.Dtype) -> Choice[V]:
     """What computes ``shape`` on this machine, as :meth:`Selector.select` says."""
     return selector_for().select(spec, shape, dtype)
-
-
-def gaps() -> list[Gap]:
-    """Everything this process asked for that no kernel of its device supports."""
-    return [gap for selector in _selectors.values() for gap in selector.gaps()]
 
 
 def use_record(device: DeviceName, record: Record) -> None:

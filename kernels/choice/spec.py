@@ -86,14 +86,6 @@ class Limit:
         return " ".join(said)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A number a variant can be tuned by."""
-
-    values: tuple[int, ...]
-    default: int | None = None  # None: whoever launches the variant decides by the shape
-
-
 def _fits_always(shape: Any, dtype: str) -> bool:
     return True
 
@@ -106,6 +98,8 @@ class Variant(Generic[S, P]):
         run: builds the result from a problem's inputs, lazily.
         limits: by field of the shape; others may have any value.
         fits: what is more than a limit of one field.
+        settings: numbers it can be tuned by, and their values; without any, whoever launches the
+            variant decides by the shape.
         needs: the kernels without which it does not run.
     """
 
@@ -115,7 +109,7 @@ class Variant(Generic[S, P]):
     dtypes: tuple[str, ...] = DTYPES
     limits: Mapping[str, Limit] = field(default_factory=dict)
     fits: Callable[[S, str], bool] = _fits_always
-    settings: Mapping[str, Setting] = field(default_factory=dict)
+    settings: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     needs: Group | None = None
 
     def supports(self, shape: S, dtype: str, device: DeviceName) -> bool:
@@ -129,14 +123,11 @@ class Variant(Generic[S, P]):
     def with_settings(self, settings: Settings) -> Callable[[P], Sequence[mx.array]]:
         return lambda problem: self.run(problem, settings)
 
-    @property
-    def default_settings(self) -> Settings:
-        return {name: s.default for name, s in self.settings.items() if s.default is not None}
-
     def has_settings(self, settings: Settings) -> bool:
-        """Whether ``settings`` are allowed; those without a default may be missing."""
-        return self.default_settings.keys() <= settings.keys() <= self.settings.keys() and all(
-            value in self.settings[name].values for name, value in settings.items()
+        """Whether ``settings`` are allowed: none, or all of them."""
+        return not settings or (
+            settings.keys() == self.settings.keys()
+            and all(value in self.settings[name] for name, value in settings.items())
         )
 
 
@@ -169,6 +160,7 @@ class Spec(Generic[S, V, P]):
         tuned: the shapes that are worth measuring for a model, with so many tokens in a block;
             None if there is nothing to choose from when it is called.
         group: of its kernels. The variant is then chosen for a model, and tuned by settings only.
+        baselines: what others do, for benchmarks; if there are none, the reference.
         untimed: flags that hardly change how long a call takes.
     """
 
@@ -182,6 +174,9 @@ class Spec(Generic[S, V, P]):
     defaults: Sequence[Default[V]] = ()
     tuned: Callable[[ModelSizes, DeviceName, int], Iterable[S]] | None = None
     group: Group | None = None
+    baselines: Mapping[str, Callable[[P, Settings], Sequence[mx.array]]] = field(
+        default_factory=dict
+    )
     untimed: tuple[str, ...] = ()
 
     def timing_bucket(self, shape: S) -> S:

@@ -124,7 +124,7 @@ def candidates(selector: Selector, task: Task) -> list[Candidate]:
     for name, variant in selector.usable(task.spec, task.shape, task.dtype).items():
         if task.spec.group is not None and name != choice.variant:
             continue
-        for values in itertools.product(*(s.values for s in variant.settings.values())):
+        for values in itertools.product(*variant.settings.values()):
             candidate = Candidate(name, dict(zip(variant.settings, values, strict=True)))
             if candidate not in found:
                 found.append(candidate)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import mlx.core as mx
 
 from quire.kernels.choice.chips import DeviceName, current_chip
-from quire.kernels.choice.problem import relative_difference, to_float64
-from quire.kernels.choice.timing import RUNS, Function, chained, check_evaluated, measure
+from quire.kernels.choice.problem import Float64Array, Problem, to_float64
+from quire.kernels.choice.timing import RUNS, Function, chained, check_evaluated, flatten, measure
 from quire.loadtest.environment import command_line, describe
-from quire.loadtest.kernels.case import Case, Profile
+from quire.loadtest.kernels.cases import Case, Profile
 from quire.loadtest.kernels.device import (
     copy_bandwidth,
     fastest_plausible,
@@ -22,6 +22,7 @@ from quire.loadtest.kernels.results import CaseResult, KernelsResult, VariantRes
 # Sets of inputs together hold this much, or a small problem would stay in the device's cache.
 _ROTATED_BYTES = 1 << 28
 _MAX_SETS = {"cpu": 4, "metal": 8, "cuda": 16}
+_COPIES = 4
 _CPU_CACHE_BYTES = 1 << 30
 # Below this, a cache may hold a case's data, and memory bandwidth is no limit.
 _UNCACHED_BYTES = 1 << 28
@@ -75,13 +76,15 @@ def _run_cases(
     results: list[CaseResult] = []
     skipped: list[str] = []
     for case in cases:
-        if case.memory > budget:
-            need = f"needs {case.memory / 1e9:.1f} GB of memory"
-            skipped.append(f"{case.operation} {case.name}: {need}")
+        first = case.inputs(0)
+        # Baselines keep copies of their own.
+        fitting = int(budget // (_COPIES * max(1, first.num_bytes)))
+        if not fitting:
+            skipped.append(f"{case.operation} {case.name}: {first.num_bytes / 1e9:.1f} GB and more")
             continue
-        sets = min(_MAX_SETS[profile.device], -(-_ROTATED_BYTES // case.bytes_moved))
-        sets = max(1, min(sets, int(budget // max(1, case.memory))))
-        result = run_case(case, sets, runs, limit)
+        wanted = min(_MAX_SETS[profile.device], -(-_ROTATED_BYTES // max(1, first.num_bytes)))
+        sets = range(1, max(1, min(wanted, fitting)))
+        result = run_case(case, [first, *map(case.inputs, sets)], runs, limit)
         results.append(result)
         on_case(result)
         mx.clear_cache()
@@ -99,22 +102,23 @@ def _run_cases(
     )
 
 
-def run_case(case: Case, sets: int, runs: int, limit: float) -> CaseResult:
+def run_case(case: Case, inputs: Sequence[Problem], runs: int, limit: float) -> CaseResult:
     """Measure one case.
 
     Args:
-        sets: of inputs, used in turn.
+        inputs: sets of them, used in turn.
         limit: bytes per second that no real operation reaches on data beyond the caches.
     """
-    inputs = [case.inputs(seed) for seed in range(sets)]
     results: dict[str, VariantResult] = {}
     functions: dict[str, Function] = {}
-    expected: list[mx.array] | None = None
+    expected: list[Float64Array] | None = None
     for name, function in case.variants.items():
-        moved = case.variant_bytes.get(name, case.bytes_moved)
-        result = results[name] = VariantResult(name, name in case.baselines, moved)
+        result = VariantResult(name, name in case.baselines, inputs[0].num_bytes)
+        results[name] = result
         try:
-            found = check_evaluated(function, inputs, chained)
+            # On inputs of its own: some write into theirs.
+            found = to_float64(flatten(function(case.inputs(0))))
+            check_evaluated(function, inputs, chained)
         except Exception as error:
             # Whatever it is, it belongs to this variant and is shown and counted as its failure.
             result.failure = f"{type(error).__name__}: {error}"
@@ -122,8 +126,8 @@ def run_case(case: Case, sets: int, runs: int, limit: float) -> CaseResult:
         functions[name] = function
         if name == case.baselines[0]:
             expected = found
-        elif expected is not None and case.tolerance is not None:
-            result.difference = relative_difference(to_float64(found), to_float64(expected))
+        elif expected is not None:
+            result.difference = inputs[0].difference(found, expected)
             if not result.difference <= case.tolerance:
                 other = case.baselines[0]
                 result.failure = f"differs from {other} by {result.difference:.1e} of its peak"
@@ -142,7 +146,7 @@ def run_case(case: Case, sets: int, runs: int, limit: float) -> CaseResult:
         case.operation,
         case.name,
         dict(case.labels),
-        case.flops,
+        inputs[0].flops,
         list(results.values()),
         chained=True,
     )

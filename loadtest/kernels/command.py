@@ -14,14 +14,11 @@ from rich.console import Console
 
 from quire.engine.startup.boot import prepare_mlx
 
+# The names of all specifications, listed without MLX, and one of its own.
 OPERATIONS = (
-    "paged_decode",
-    "shared_context",
-    "prompt_attention",
-    "kv_write",
-    "quantized_matmul",
-    "sample",
-    "matmul",
+    *("paged_decode", "shared_context", "prompt_attention", "mixed_attention"),
+    *("kv_write", "gather_pages", "take_rows", "rotate_and_write", "rotate_and_decode"),
+    *("add_rms_norm", "swiglu", "matmul", "quantized_matmul", "sample"),
     "attention_table",
 )
 
@@ -65,9 +62,8 @@ def _kernels(args: argparse.Namespace) -> int:
     # Whoever has imported MLX already keeps the BLAS it came with.
     blas = None if "mlx.core" in sys.modules else prepare_mlx(args.device)
     from quire.loadtest.kernels.bench import run_cases
-    from quire.loadtest.kernels.case import Profile
+    from quire.loadtest.kernels.cases import Profile, cases_of
     from quire.loadtest.kernels.device import use_device
-    from quire.loadtest.kernels.operations import cases_of
     from quire.loadtest.kernels.plot import require_matplotlib, save_plot
     from quire.loadtest.kernels.results import save_kernels
     from quire.loadtest.kernels.table import print_case, print_kernels

@@ -7,7 +7,7 @@ from 128 to 2,048 in batches of 1, 2 and 4.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Literal
 
@@ -15,9 +15,10 @@ import mlx.core as mx
 import numpy as np
 
 from quire.kernels.attention import attend
+from quire.kernels.choice.problem import Float64Array, Problem, to_float64
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.ragged import PromptChunk, RaggedBatch
-from quire.loadtest.kernels.case import Case, Profile
+from quire.loadtest.kernels.cases import Case, Profile
 
 _sdpa = mx.fast.scaled_dot_product_attention
 
@@ -41,11 +42,14 @@ def attention_cases(profile: Profile) -> Iterator[Case]:
             yield _case(layout, batch, length, profile.gpu)
 
 
-class _Inputs:
+class _Inputs(Problem):
     """The same random arrays in one layout, and as the rows and pages of Quire's own attention."""
 
     def __init__(self, layout: Layout, batch: int, length: int, gpu: bool, seed: int) -> None:
         shape = (batch, _HEADS, length, _DIM)
+        self.layout = layout
+        self.num_bytes = 4 * batch * _HEADS * length * _DIM * mx.float32.size
+        self.flops = 4 * batch * _HEADS * _DIM * length * (length + 1) // 2
         bhsd = [mx.random.normal(shape, key=mx.random.key(4 * seed + i)) for i in range(3)]
         by_token = [mx.contiguous(array.swapaxes(1, 2)) for array in bhsd]
         self.arrays = bhsd if layout == "BHSD" else by_token
@@ -70,10 +74,13 @@ class _Inputs:
         # The layers of a step share it, and the plans it keeps.
         self.batch = RaggedBatch([], chunks)
 
-    def chained(self, result: mx.array) -> _Inputs:
+    def expected(self) -> list[Float64Array]:
+        return to_float64([_naive(self.layout, self)])
+
+    def chained(self, result: Sequence[mx.array]) -> _Inputs:
         """The same keys and values with the result of another call as queries."""
         other = copy.copy(self)
-        other.arrays = [result, *self.arrays[1:]]
+        other.arrays = [result[0], *self.arrays[1:]]
         return other
 
 
@@ -116,19 +123,15 @@ def _naive(layout: Layout, x: _Inputs) -> mx.array:
 
 
 def _case(layout: Layout, batch: int, length: int, gpu: bool) -> Case:
-    moved = 4 * batch * _HEADS * length * _DIM * mx.float32.size
     return Case(
         operation="attention_table",
         name=f"{layout} {batch} x {length}",
         labels={"sequence": length, "batch": batch, "layout": layout},
         inputs=partial(_Inputs, layout, batch, length, gpu),
         variants={
-            "sdpa": partial(_mlx, layout),
-            "naive": partial(_naive, layout),
-            "quire": partial(_quire, layout),
+            "sdpa": lambda x: [_mlx(layout, x)],
+            "naive": lambda x: [_naive(layout, x)],
+            "quire": lambda x: [_quire(layout, x)],
         },
         baselines=("sdpa", "naive"),
-        bytes_moved=moved,
-        flops=4 * batch * _HEADS * _DIM * length * (length + 1) // 2,
-        memory=4 * moved + 4 * batch * _HEADS * length**2 * mx.float32.size,
     )

@@ -158,7 +158,6 @@ def test_a_kernel_that_disagrees_is_dropped(caplog: pytest.LogCaptureFixture) ->
     assert message.startswith("not using kv_write.in_place for float32: its result is off by")
     choice = chosen(mx.float32, "metal")
     assert (choice.variant, choice.why) == (WriteVariant.SCATTER, Why.GAP)
-    assert [gap.operation for gap in selection.gaps()] == ["kv_write"]
     # Half precision has not been checked yet; what is known is not checked again.
     with simulated_kernels(orders=1):
         record = checked_variants("metal", ["float32", "float16"])

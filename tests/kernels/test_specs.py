@@ -50,8 +50,7 @@ def test_a_specification_holds_together(spec: AnySpec) -> None:
     for variant in spec.variants.values():
         assert "cpu" not in variant.devices or variant.kind is Kind.STEPS
         assert set(variant.dtypes) <= set(DTYPES)
-        for setting in variant.settings.values():
-            assert setting.default is None or setting.default in setting.values
+        assert all(variant.settings.values())
         for name, limit in variant.limits.items():
             assert name in fields
             if name in ROUNDED:
@@ -135,8 +134,9 @@ def test_settings_are_those_of_the_launchers() -> None:
     ):
         variant = QUANTIZED_MATMUL.variants[name]
         assert variant.settings.keys() == set(settings._fields)
-        assert variant.has_settings(variant.default_settings)
-        smallest = {key: setting.values[0] for key, setting in variant.settings.items()}
+        assert variant.has_settings({})
+        smallest = {key: values[0] for key, values in variant.settings.items()}
         assert variant.has_settings(smallest)
         assert not variant.has_settings({**smallest, "depth": 99})
         assert not variant.has_settings({**smallest, "lanes": 1})
+        assert not variant.has_settings({"depth": smallest["depth"]})

@@ -16,14 +16,13 @@ from quire.kernels.attention_problem import Pages
 from quire.kernels.block_ops_spec import ADD_RMS_NORM
 from quire.kernels.choice.problem import to_float64
 from quire.kernels.choice.spec import AnySpec
-from quire.kernels.kv_write_spec import KV_WRITE, WriteShape
+from quire.kernels.kv_write_spec import KV_WRITE, WriteShape, WriteVariant
 from quire.kernels.specs import SPECS
 from quire.loadtest import command
 from quire.loadtest.kernels.bench import run_case
-from quire.loadtest.kernels.case import Profile
+from quire.loadtest.kernels.cases import Profile, cases_of
 from quire.loadtest.kernels.command import OPERATIONS
 from quire.loadtest.kernels.device import use_device
-from quire.loadtest.kernels.operations import cases_of
 from quire.loadtest.kernels.results import load_kernels, save_kernels
 
 ON_CPU = Profile("cpu", quick=True)
@@ -42,7 +41,8 @@ def test_the_command_prints_a_table_and_writes_json_and_a_picture(
     arguments = ("--quick", "--op", "kv_write", "--device", "cpu", "--out", str(out))
     assert _run(*arguments, "--plot", str(plot)) == 0
     printed = capsys.readouterr().out
-    assert "kv_write 64 rows: scatter" in printed
+    assert "kv_write rows 8, kv_heads 8, " in printed
+    assert ": scatter " in printed
     assert "a copy moves" in printed
     assert "of copy" in printed
     assert "latency, each call evaluated alone" in printed
@@ -51,10 +51,11 @@ def test_the_command_prints_a_table_and_writes_json_and_a_picture(
     assert result.copy_gb_per_s > 0
     assert "mlx" in result.environment.packages
     (case,) = result.cases
-    (scatter,) = case.variants
+    scatter, quire = case.variants
+    assert (scatter.name, quire.name) == ("scatter", "quire")
     assert len(scatter.latency_us) == len(scatter.throughput_us) == len(scatter.host_us) == 20
-    # Keys and values of 64 rows, 4 heads of 64 in float32, read and written.
-    assert scatter.bytes_moved == 2 * 2 * 64 * 4 * 64 * 4
+    # Keys and values of 8 rows, 8 heads of 32 in float32, read and written.
+    assert scatter.bytes_moved == 2 * 2 * 8 * 8 * 32 * 4
     save_kernels(tmp_path / "again.json", result)
     assert load_kernels(tmp_path / "again.json") == result
     picture = plot.read_bytes()
@@ -96,11 +97,14 @@ def test_unknown_operations_are_refused(capsys: pytest.CaptureFixture[str]) -> N
 def test_all_variants_of_an_operation_agree_on_the_cpu(operation: str) -> None:
     assert use_device("cpu") == "cpu"
     for case in cases_of([operation], ON_CPU):
-        result = run_case(case, sets=1, runs=2, limit=float("inf"))
+        result = run_case(case, [case.inputs(0)], runs=2, limit=float("inf"))
         assert [v.failure for v in result.variants] == [None] * len(case.variants), case.name
-        if case.tolerance is not None:
-            # float32: far below what the same check allows on a GPU.
-            assert all((v.difference or 0) < 1e-3 for v in result.variants), case.name
+        # float32: far below what the same check allows on a GPU.
+        assert all((v.difference or 0) < 1e-3 for v in result.variants), case.name
+
+
+def test_every_operation_can_be_measured() -> None:
+    assert [*(spec.name for spec in SPECS), "attention_table"] == list(OPERATIONS)
 
 
 def test_decode_calls_are_chained_by_their_queries() -> None:
@@ -150,10 +154,9 @@ def test_a_write_in_a_chain_waits_for_the_token_before() -> None:
 
 def test_writes_of_a_chain_are_all_made_in_one_pool() -> None:
     assert use_device("cpu") == "cpu"
-    cases = cases_of(["kv_write"], Profile("cpu", quick=False))
-    case = next(case for case in cases if case.name == "64 rows")
-    (write,) = case.variants.values()
-    first, second = case.inputs(0), case.inputs(1)
+    shape = WriteShape(5, 2, 64, 64, 16)
+    first, second = (KV_WRITE.problem(shape, mx.float32, seed, False) for seed in (0, 1))
+    write = KV_WRITE.variants[WriteVariant.SCATTER].with_settings({})
     pages = write(second.chained(write(first)))
     for index, array in enumerate(pages):
         before = first.fresh_pages()[index].swapaxes(1, 2)
@@ -173,9 +176,20 @@ def test_cases_on_gpus(device: str) -> None:
     assert max(names.values()) == 1
     for case in cases:
         assert "quire" in case.variants, case.name
-    found = {name for operation, name in names if operation == "paged_decode"}
-    assert {"64 x 4096", "64 x 1024", "16 x 4096", "8 x 1024", "1 x 32768", "1 x 4096"} < found
-    # Keys and values of 64 x 4,096 tokens, 8 heads of 128 in bfloat16, and queries and outputs.
-    largest = next(case for case in cases if case.name == "64 x 4096")
-    assert largest.bytes_moved == 2 * 64 * 4096 * 8 * 128 * 2 + 2 * 64 * 32 * 128 * 2
+    decodes = [case for case in cases if case.operation == "paged_decode"]
+    assert {(case.labels["rows"], case.labels["context"]) for case in decodes} > {
+        *((64, 4096), (64, 1024), (16, 4096), (4, 16384), (1, 4096))
+    }
+    # The last has contexts of all lengths.
+    assert [case.name.endswith(", ragged") for case in decodes][-2:] == [False, True]
     assert len(list(cases_of(OPERATIONS, Profile("cuda", True)))) < len(cases)
+
+
+def test_bytes_of_a_decode() -> None:
+    """Keys and values, queries and outputs."""
+    assert use_device("cpu") == "cpu"
+    (case,) = cases_of(["paged_decode"], ON_CPU)
+    problem = case.inputs(0)
+    assert (case.labels["rows"], case.labels["context"]) == (1, 512)
+    assert problem.num_bytes == 2 * 512 * 4 * 64 * 4 + 2 * 8 * 64 * 4
+    assert problem.flops == 4 * 512 * 8 * 64

@@ -7,14 +7,15 @@ import itertools
 import math
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from quire.kernels.choice.problem import relative_difference
+from quire.kernels.choice.problem import Problem, relative_difference
 from quire.kernels.choice.timing import (
     NotEvaluatedError,
     check_evaluated,
@@ -23,7 +24,7 @@ from quire.kernels.choice.timing import (
     measure,
 )
 from quire.loadtest.kernels.bench import run_case
-from quire.loadtest.kernels.case import Case
+from quire.loadtest.kernels.cases import Case
 from quire.loadtest.kernels.results import CaseResult, VariantResult
 
 
@@ -155,27 +156,31 @@ def test_a_variant_that_cannot_be_chained_does_not_stop_the_others() -> None:
     assert _variant(result, "plain").failure is None
 
 
-class Row(NamedTuple):
-    row: mx.array
+class Row(Problem):
+    def __init__(self, row: mx.array, num_bytes: int = 64) -> None:
+        self.row, self.num_bytes = row, num_bytes
 
-    def chained(self, result: mx.array) -> Row:
-        return Row(result)
+    def expected(self) -> list[npt.NDArray[np.float64]]:
+        return [np.full(8, 2.0)]
+
+    def chained(self, result: Sequence[mx.array]) -> Row:
+        assert isinstance(result, mx.array)
+        return Row(result, self.num_bytes)
 
 
-def _case(variants: dict[str, Callable[[Any], object]], bytes_moved: int = 64) -> Case:
+def _case(variants: dict[str, Callable[[Any], object]], num_bytes: int = 64) -> Case:
     return Case(
         operation="test",
         name="one",
         labels={"size": 8},
-        inputs=lambda seed: Row(_ones()),
+        inputs=lambda seed: Row(_ones(), num_bytes),
         variants={"plain": lambda x: x.row + 1, **variants},
         baselines=("plain",),
-        bytes_moved=bytes_moved,
     )
 
 
 def _run(case: Case, limit: float = float("inf")) -> CaseResult:
-    return run_case(case, sets=2, runs=3, limit=limit)
+    return run_case(case, [case.inputs(0), case.inputs(1)], runs=3, limit=limit)
 
 
 def _variant(result: CaseResult, name: str) -> VariantResult:
@@ -215,11 +220,11 @@ def test_work_that_the_result_does_not_depend_on_is_found_by_its_speed() -> None
         x.row @ mx.broadcast_to(x.row[:, None], (8, 1 << 20))  # never evaluated
         return x.row + 1
 
-    case = _case({"lazy": computes_something_else}, bytes_moved=1 << 40)
+    case = _case({"lazy": computes_something_else}, num_bytes=1 << 40)
     result = _run(case, limit=1e12)
     assert "more than this device's memory can do" in (_variant(result, "lazy").failure or "")
     # What may lie in a cache has no such limit.
-    small = _run(_case({"small": lambda x: x.row + 1}, bytes_moved=1 << 20), limit=1.0)
+    small = _run(_case({"small": lambda x: x.row + 1}, num_bytes=1 << 20), limit=1.0)
     assert _variant(small, "small").failure is None
 
 
@@ -236,7 +241,7 @@ def test_differences_are_relative_to_the_peak() -> None:
 
 def test_baselines_must_be_variants() -> None:
     with pytest.raises(ValueError, match="baselines"):
-        Case("test", "one", {}, lambda seed: None, {"a": lambda x: x}, ("b",), 1)
+        Case("test", "one", lambda seed: Row(_ones()), {"a": lambda x: x}, ("b",))
 
 
 def test_listing_the_commands_takes_no_device() -> None:

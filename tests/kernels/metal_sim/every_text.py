@@ -125,7 +125,7 @@ def _of_one_row(shape: Any) -> Any | None:
 def _settings(variant: Variant[Any, Any], everything: bool) -> Iterator[Settings]:
     """None, each value by itself with the first of the others, or all combinations."""
     yield {}
-    names, values = list(variant.settings), [s.values for s in variant.settings.values()]
+    names, values = list(variant.settings), list(variant.settings.values())
     if everything:
         yield from (dict(zip(names, each, strict=True)) for each in product(*values))
     elif names:
