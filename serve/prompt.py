@@ -1,7 +1,8 @@
 """Messages and prompts to token ids: the model's chat template, in a sandbox, and its tokenizer.
 
 The template comes from the model's own files, never from a request, and still runs in jinja2's
-sandbox, since downloading a model should not be enough to run its code.
+sandbox, since downloading a model should not be enough to run its code. It also runs in a helper
+process: see :mod:`quire.serve.template_helpers`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import datetime
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple, NoReturn
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 import jinja2
 import msgspec
@@ -38,13 +40,45 @@ def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def _tojson(value: object, indent: int | None = None, **options: Any) -> str:
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     # jinja2's own filter escapes HTML, which no model was trained on.
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _strftime_now(format: str) -> str:
     return datetime.datetime.now().strftime(format)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.loopcontrols", _GenerationBlock],
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def check_syntax(source: str) -> None:
+    """Raise ``jinja2.TemplateSyntaxError`` for a template that cannot be read.
+
+    Nothing of the template runs; to compile it would, since jinja2 computes constants then.
+    """
+    _environment().parse(source)
 
 
 class ChatTemplate:
@@ -54,15 +88,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, object]) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols", _GenerationBlock],
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = _strftime_now
-        self._template = environment.from_string(source)
+        self._template = _environment().from_string(source)
         self._special_tokens = dict(special_tokens)
         self._knows_developer = "developer" in source
 
@@ -71,6 +97,8 @@ class ChatTemplate:
         turns = [self._turn(message, index) for index, message in enumerate(messages)]
         try:
             return self._render(turns)
+        except MemoryError:  # the process that this runs in is at its end
+            raise
         except Exception as error:
             # Whatever the model's template raises, it raises about these messages.
             raise invalid(
@@ -123,6 +151,8 @@ class ChatTemplate:
                         {"role": "tool", "content": "sunny", "tool_call_id": call["id"]},
                     ]
                 )
+            except MemoryError:
+                raise
             except Exception:  # it does not take this style
                 continue
             if "Rome" in text and "None" not in text:
@@ -171,26 +201,30 @@ def check_length(
         )
 
 
+class Renderer(AbstractAsyncContextManager["Renderer"], Protocol):
+    """Renders messages with one model's chat template, while its context lasts."""
+
+    async def render(self, messages: Sequence[Message]) -> str:
+        """The prompt up to where the assistant speaks. Raises :class:`ApiError`."""
+        ...
+
+
 async def encode_chat(
     encoder: TextEncoder,
-    template: ChatTemplate | None,
+    template: Renderer | None,
     messages: Sequence[Message],
     max_model_len: int | None = None,
 ) -> list[int]:
-    """Token ids of a rendered chat. Raises :class:`ApiError` (400)."""
+    """Token ids of a rendered chat. Raises :class:`ApiError`."""
     if template is None:
         raise invalid(
             "messages", "This model has no chat template; send a prompt to /v1/completions."
         )
-
-    def render_and_encode() -> list[int]:
-        text = template.render(messages)
-        check_length(encoder, text, max_model_len, "messages")
-        # The template writes the special tokens itself.
-        return encoder.encode_here([text], add_special_tokens=False)[0]
-
-    characters = sum(len(_text_of(message.content) or "") for message in messages)
-    return await encoder.run(characters, render_and_encode)
+    text = await template.render(messages)
+    check_length(encoder, text, max_model_len, "messages")
+    # The template writes the special tokens itself.
+    [token_ids] = await encoder.encode([text], add_special_tokens=False)
+    return token_ids
 
 
 async def encode_texts(

@@ -174,6 +174,10 @@ class ModelServer:
         )
 
     async def serve(self) -> int:
+        async with self._model.helpers():
+            return await self._serve()
+
+    async def _serve(self) -> int:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._on_signal, signum)

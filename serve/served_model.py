@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +15,8 @@ from tokenizers import Tokenizer
 
 from quire.engine.messages import SamplingParams
 from quire.serve.detokenizer import TokenBytes
-from quire.serve.prompt import ChatTemplate
+from quire.serve.prompt import Renderer, check_syntax
+from quire.serve.template_helpers import TemplateHelpers
 from quire.serve.text_encoder import TextEncoder
 
 _SPECIAL_TOKENS: Final = (
@@ -38,13 +40,21 @@ class ServedModel:
 
     id: str
     encoder: TextEncoder
-    chat_template: ChatTemplate | None
+    chat_template: Renderer | None
     eos_token_ids: tuple[int, ...]
     created: int
     token_bytes: TokenBytes
     default_sampling: SamplingParams = field(
         default_factory=SamplingParams
     )  # for fields a request leaves out
+
+    @asynccontextmanager
+    async def helpers(self) -> AsyncIterator[None]:
+        """Keeps the processes that requests for this model need."""
+        async with AsyncExitStack() as running:
+            if self.chat_template is not None:
+                await running.enter_async_context(self.chat_template)
+            yield
 
 
 def load_served_model(path: Path, served_model_name: str) -> ServedModel:
@@ -92,7 +102,7 @@ def _content(token: object) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _load_chat_template(path: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
+def _load_chat_template(path: Path, config: Mapping[str, Any]) -> TemplateHelpers | None:
     file = path / "chat_template.jinja"
     if file.is_file():
         try:
@@ -114,11 +124,12 @@ def _load_chat_template(path: Path, config: Mapping[str, Any]) -> ChatTemplate |
         source = named
     special = {name: text for name in _SPECIAL_TOKENS if (text := _content(config.get(name)))}
     try:
-        return ChatTemplate(source, special)
+        check_syntax(source)
     except jinja2.TemplateSyntaxError as error:
         raise ModelFilesError(
             f"{file}: the chat template has a syntax error on line {error.lineno}: {error.message}"
         ) from error
+    return TemplateHelpers(source, special)
 
 
 def _default_sampling(file: Path) -> SamplingParams:

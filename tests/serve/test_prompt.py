@@ -5,7 +5,7 @@ import datetime
 import json
 
 import pytest
-from fake_backend import TEMPLATE, byte_level_tokenizer
+from fake_backend import TEMPLATE, RenderHere, byte_level_tokenizer
 
 from quire.serve.errors import ApiError
 from quire.serve.prompt import ChatTemplate, encode_chat, encode_texts
@@ -148,7 +148,7 @@ def test_special_tokens_are_added_to_completions_only():
     tokenizer.post_processor = TemplateProcessing(
         single="<|end|> $A", special_tokens=[("<|end|>", end)]
     )
-    template = ChatTemplate("{{ messages[0].content }}", {})
+    template = RenderHere("{{ messages[0].content }}", {})
     chat = asyncio.run(encode_chat(TextEncoder(tokenizer), template, messages(USER)))
     [completion] = asyncio.run(encode_texts(TextEncoder(tokenizer), ["hi"]))
     assert completion == [end, *chat]
@@ -160,7 +160,7 @@ def test_a_prompt_that_cannot_fit_is_refused_by_its_length(monkeypatch):
     with pytest.raises(ApiError) as caught:
         asyncio.run(encode_texts(encoder, ["fits", "x" * 5000], 10))
     assert (caught.value.param, caught.value.code) == ("prompt", "context_length_exceeded")
-    template = ChatTemplate("{{ messages[0].content * 1000 }}", {})
+    template = RenderHere("{{ messages[0].content * 1000 }}", {})
     with pytest.raises(ApiError, match="at least 286 by its length alone") as caught:
         asyncio.run(encode_chat(encoder, template, messages(USER), 100))
     assert (caught.value.param, caught.value.code) == ("messages", "context_length_exceeded")

@@ -1,5 +1,6 @@
 """A model folder's tokenizer, template and EOS ids."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -23,7 +24,12 @@ def write(folder: Path, name: str, content: object) -> None:
 
 def rendered(folder: Path) -> str | None:
     template = load_served_model(folder, "m").chat_template
-    return template and template.render([UserMessage(content="hi")])
+
+    async def render() -> str:
+        async with template:
+            return await template.render([UserMessage(content="hi")])
+
+    return template and asyncio.run(render())
 
 
 def test_a_bare_tokenizer_is_enough(folder):
