@@ -137,8 +137,8 @@ def _keeps_text(step: dict[str, Any]) -> bool:
 
 
 def _num_bytes(piece: str) -> int:
-    """Of the text that a piece stands for; its space mark is a space."""
-    return len(piece.replace("\u2581", " ").encode())
+    """At most, of the text that a piece stands for: its space mark is a space, or itself."""
+    return len(piece.encode())
 
 
 def _find_malloc_trim() -> Callable[[int], int] | None:
