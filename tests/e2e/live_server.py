@@ -99,7 +99,7 @@ class Server:
         return {name: float(value) for name, value in pairs}
 
     def worker_pid(self) -> int:
-        pids = children(self.process.pid)
+        pids = workers(self.process.pid)
         assert len(pids) == 1, pids
         return pids[0]
 
@@ -115,12 +115,15 @@ class Server:
             self.stdout.close()
 
 
-def children(pid: int) -> list[int]:
+def workers(pid: int) -> list[int]:
+    """The workers among a server's processes; it has helpers too."""
     output = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
+        ["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
     ).stdout
-    rows = (line.split() for line in output.splitlines())
-    return [int(child) for child, parent in rows if int(parent) == pid]
+    rows = (line.split(maxsplit=2) for line in output.splitlines())
+    return [
+        int(child) for child, parent, command in rows if int(parent) == pid and "worker" in command
+    ]
 
 
 def is_running(pid: int) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import openai
 import pytest
-from live_server import Server, children, eventually, is_running
+from live_server import Server, workers, eventually, is_running
 from openai import OpenAI
 
 MODEL = "small"
@@ -168,7 +168,7 @@ def test_a_killed_front_end_takes_its_worker_along(own_server: Server) -> None:
     own_server.process.kill()
     own_server.process.wait()
     eventually(lambda: not is_running(worker), "the worker is gone")
-    assert children(own_server.process.pid) == []
+    assert workers(own_server.process.pid) == []
 
 
 def test_one_bad_request_harms_nobody_else(server: Server) -> None:
