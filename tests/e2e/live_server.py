@@ -118,7 +118,7 @@ class Server:
 def workers(pid: int) -> list[int]:
     """The workers among a server's processes; it has helpers too."""
     output = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+        ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
     ).stdout
     rows = (line.split(maxsplit=2) for line in output.splitlines())
     return [

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import openai
 import pytest
-from live_server import Server, workers, eventually, is_running
+from live_server import Server, eventually, is_running, workers
 from openai import OpenAI
 
 MODEL = "small"
