@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from quire.engine.device import DeviceName
     from quire.kernels.choice.check import Use
     from quire.kernels.choice.record import Verdict
+    from quire.kernels.choice.spec import AnySpec
 
     Checked = TypeVar("Checked", Use, Verdict)
 
@@ -146,19 +147,27 @@ def _show_all(console: Console, device: DeviceName, dtypes: Sequence[str]) -> No
     from rich.table import Table
 
     from quire.kernels.choice.check import check_all
+    from quire.kernels.specs import find_spec
 
     table = Table(title="All variants", title_justify="left")
-    for column in ("operation", "variant", "dtype", "largest error", ""):
+    for column in ("operation", "variant", "takes", "dtype", "largest error", ""):
         table.add_column(column, overflow="fold")
     for verdict in _with_progress("all variants", check_all(device, dtypes)):
         table.add_row(
             verdict.operation,
             verdict.variant,
+            _limits(find_spec(verdict.operation), verdict.variant),
             verdict.dtype,
             _error(verdict.error),
             _state(verdict),
         )
     console.print(table)
+
+
+def _limits(spec: AnySpec, variant: str) -> str:
+    """What a variant supports, where that is not everything."""
+    limits = spec.variants[spec.variant(variant)].limits
+    return "; ".join(f"{name} {limit}" for name, limit in limits.items())
 
 
 def _with_progress(what: str, checks: Iterable[Checked]) -> Iterator[Checked]:

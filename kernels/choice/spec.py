@@ -58,6 +58,10 @@ class Group(Enum):
     BLOCKS = "kernels of fused blocks"
 
 
+def _said(value: int) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+
 @dataclass(frozen=True)
 class Limit:
     """What one field of a shape may be.
@@ -79,7 +83,7 @@ class Limit:
         )
 
     def __str__(self) -> str:
-        said = [] if self.values is None else [" or ".join(map(str, self.values))]
+        said = [] if self.values is None else [" or ".join(map(_said, self.values))]
         said += [] if self.min is None else [f"from {self.min}"]
         said += [] if self.max is None else [f"to {self.max}"]
         said += [] if self.multiple_of is None else [f"in steps of {self.multiple_of}"]

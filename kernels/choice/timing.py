@@ -14,7 +14,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -23,7 +22,6 @@ RUNS = 20
 _WARMUP = 3
 # Calls of one throughput sample: enough to last this long.
 _SAMPLE_US = 2000.0
-_QUEUED_CALLS = range(2, 33)
 # Calls of a chain, handed over a piece at a time: while the device computes one piece, the host
 # encodes the next.
 _PIECE = 8
@@ -41,7 +39,7 @@ class CallTimes(NamedTuple):
     """Samples in microseconds per call."""
 
     latency_us: list[float]  # each call evaluated alone, until its result is there
-    throughput_us: list[float]  # many calls queued or chained, then one wait
+    throughput_us: list[float]  # many calls chained, then one wait
     host_us: list[float]  # building one call's graph and handing it over, without waiting
     calls: int  # of one throughput sample
 
@@ -106,10 +104,8 @@ def is_pending(arrays: Sequence[mx.array]) -> bool:
     return "shape=rectangle" in text.getvalue()  # how an operation is drawn; arrays have no shape
 
 
-def check_evaluated(
-    function: Function, inputs: Sequence[Any], chain: Chain | None = None
-) -> list[mx.array]:
-    """Call ``function`` on each set of inputs twice, then in a short chain if it is measured so.
+def check_evaluated(function: Function, inputs: Sequence[Any], chain: Chain) -> list[mx.array]:
+    """Call ``function`` on each set of inputs twice, then in a short chain.
 
     Returns the arrays of its first result. Raises :class:`NotEvaluatedError` if a call returns no
     arrays, or arrays on which nothing is left to compute, such as a result kept from the call
@@ -126,24 +122,18 @@ def check_evaluated(
             first = [array + 0 for array in arrays]
             mx.eval(first)
     assert first is not None
-    if chain is not None:
-        _chained(chain, function, inputs, 2)
+    _chained(chain, function, inputs, 2)
     return first
 
 
 def measure(
-    functions: dict[str, Function],
-    inputs: Sequence[Any],
-    runs: int = RUNS,
-    chain: Chain | None = None,
+    functions: dict[str, Function], inputs: Sequence[Any], runs: int, chain: Chain
 ) -> dict[str, CallTimes]:
     """Time checked functions, in turns, so that whatever drifts does so for all of them.
 
-    Without ``chain`` each call of a throughput sample is built and handed over on its own: the
-    figure is never below the host's time for that. With ``chain`` the calls follow one another in
-    one graph, as the layers of a model do. The graph is built before the clock starts; the figure
-    is of encoding and computing it, whichever takes longer. Only what depends on the result before
-    waits for it.
+    Calls of a throughput sample follow one another in one graph, as the layers of a model do. The
+    graph is built before the clock starts; the figure is of encoding and computing it, whichever
+    takes longer. Only what depends on the result before waits for it.
 
     Args:
         inputs: sets of inputs, used one after the other.
@@ -153,7 +143,6 @@ def measure(
     Raises :class:`NotEvaluatedError` if calls of a chain are computed before the clock starts, or
     not at all, because the next call does not depend on them.
     """
-    sample = _queued if chain is None else partial(_chained, chain)
     for function in functions.values():
         for call in range(_WARMUP):
             mx.eval(flatten(function(inputs[call % len(inputs)])))
@@ -163,15 +152,12 @@ def measure(
             for name, function in functions.items():
                 timings[name].latency_us.append(_latency(function, inputs[run % len(inputs)]))
         for name, timing in timings.items():
-            if chain is None:
-                calls = round(_SAMPLE_US / statistics.median(timing.latency_us))
-                calls = max(_QUEUED_CALLS.start, min(calls, _QUEUED_CALLS.stop - 1))
-            else:
-                calls = _chained_calls(chain, functions[name], inputs)
+            calls = _chained_calls(chain, functions[name], inputs)
             timings[name] = timing._replace(calls=calls)
         for _ in range(runs):
             for name, timing in timings.items():
-                timing.throughput_us.append(sample(functions[name], inputs, timing.calls))
+                sample = _chained(chain, functions[name], inputs, timing.calls)
+                timing.throughput_us.append(sample)
                 timing.host_us.append(_host(functions[name], inputs, timing.calls))
     return timings
 
@@ -185,16 +171,6 @@ def _latency(function: Function, inputs: Any) -> float:
     start = time.perf_counter_ns()
     mx.eval(flatten(function(inputs)))
     return (time.perf_counter_ns() - start) / 1e3
-
-
-def _queued(function: Function, inputs: Sequence[Any], calls: int) -> float:
-    # Every call is handed over on its own: as one graph, independent calls would run side by side
-    # on the GPU, which the layers of a model cannot.
-    start = time.perf_counter_ns()
-    for call in range(calls):
-        mx.async_eval(flatten(function(inputs[call % len(inputs)])))
-    mx.synchronize()
-    return (time.perf_counter_ns() - start) / 1e3 / calls
 
 
 def _chained(chain: Chain, function: Function, inputs: Sequence[Any], calls: int) -> float:

@@ -111,7 +111,7 @@ def _case(spec: AnySpec, shape: Shape, profile: Profile, ragged: bool) -> Case:
         inputs=lambda seed: spec.problem(shape, profile.dtype, seed, ragged),
         variants={**baselines, **variants},
         baselines=tuple(baselines),
-        labels={**_labels(shape), "quire": what},
+        labels={**_labels(shape), **({"ragged": "yes"} if ragged else {}), "quire": what},
         # Two variants of several operations may be as far apart as both are from the exact result.
         tolerance=2 * tolerance(reference, dtype, profile.device),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from quire.kernels.choice.chips import DeviceName, current_device
-from quire.kernels.choice.timing import measure
+from quire.kernels.choice.timing import RUNS, measure
 
 # Larger than caches (a CPU's are shared by its cores, and one of them copies), and no more than a
 # small machine has.
@@ -46,7 +46,7 @@ def copy_bandwidth(device: DeviceName) -> float:
     size = _COPY_BYTES[device]
     source = mx.random.uniform(shape=(size // 4,))
     mx.eval(source)
-    timing = measure({"copy": mx.negative}, [source])["copy"]
+    timing = measure({"copy": mx.negative}, [source], RUNS, lambda _, copied: copied)["copy"]
     return 2 * size / statistics.median(timing.throughput_us) * 1e6
 
 

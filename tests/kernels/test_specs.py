@@ -106,6 +106,7 @@ def test_limits() -> None:
     assert [between.allows(n) for n in (24, 32, 36, 256, 264)] == [False, True, False, True, False]
     assert str(between) == "from 32 to 256 in steps of 8"
     assert str(Limit(values=(4, 8))) == "4 or 8"
+    assert str(Limit(values=(False,))) == "no"
 
 
 def test_the_decode_kernel_takes_what_its_specification_promises() -> None:

@@ -74,6 +74,7 @@ def test_all_variants_are_checked_when_asked_for(capsys: pytest.CaptureFixture[s
         assert f"checking all variants: {spec.name}, " in printed.err
         for name, variant in spec.variants.items():
             assert "cpu" not in variant.devices or f" {name.value} " in every
+    assert "softcap no" in every
 
 
 def test_the_state_of_the_tuning(capsys: pytest.CaptureFixture[str]) -> None:

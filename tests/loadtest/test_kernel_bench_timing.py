@@ -52,6 +52,15 @@ def _ones() -> mx.array:
     return ones
 
 
+def _result(inputs: Any, result: Any) -> Any:
+    """The chain of calls that take nothing but the result before."""
+    return result
+
+
+def _next(inputs: tuple[int, mx.array], result: mx.array) -> tuple[int, mx.array]:
+    return inputs[0], result
+
+
 def test_every_array_of_a_tree_is_found() -> None:
     a, b, c, d = (mx.array([float(i)]) for i in range(4))
     found = flatten([Pair(a, b), Routed(c, {"experts": [d]})])
@@ -82,7 +91,7 @@ def test_a_result_kept_from_an_earlier_call_is_found_out() -> None:
         return kept[0]
 
     with pytest.raises(NotEvaluatedError, match="call 2 left nothing to compute"):
-        check_evaluated(remembers, [_ones()])
+        check_evaluated(remembers, [_ones()], _result)
 
 
 def test_a_result_of_the_function_is_kept_from_later_writes() -> None:
@@ -92,8 +101,9 @@ def test_a_result_of_the_function_is_kept_from_later_writes() -> None:
         pages[0] = pages[0] + x[0]
         return pages
 
-    (first,) = check_evaluated(writes, [_ones()])
-    assert (first[0].item(), pages[0].item()) == (1.0, 2.0)
+    (first,) = check_evaluated(writes, [_ones()], _result)
+    assert first[0].item() == 1.0
+    assert pages[0].item() > 1.0
 
 
 def test_every_input_is_used_and_every_figure_has_its_samples() -> None:
@@ -103,15 +113,12 @@ def test_every_input_is_used_and_every_figure_has_its_samples() -> None:
         seen.append(item[0])
         return item[1] + 1
 
-    timing = measure({"a": function}, [(0, _ones()), (1, _ones())], runs=6)["a"]
+    inputs = [(0, _ones()), (1, _ones())]
+    timing = measure({"a": function}, inputs, runs=6, chain=_next)["a"]
     assert len(timing.latency_us) == len(timing.throughput_us) == len(timing.host_us) == 6
     assert all(sample > 0 for sample in timing.latency_us + timing.throughput_us + timing.host_us)
     assert timing.calls >= 2
     assert set(seen) == {0, 1}
-
-
-def _next(inputs: tuple[int, mx.array], result: mx.array) -> tuple[int, mx.array]:
-    return inputs[0], result
 
 
 def test_each_call_of_a_chain_takes_the_next_inputs_and_the_result_before() -> None:
@@ -144,9 +151,8 @@ def test_a_chain_that_is_computed_while_it_is_built_is_refused() -> None:
     def reads(x: mx.array) -> mx.array:
         return x * (1 / x[0].item())
 
-    assert check_evaluated(reads, [_ones()])[0].tolist() == [1.0] * 8
     with pytest.raises(NotEvaluatedError, match="before the clock started"):
-        check_evaluated(reads, [_ones()], lambda x, result: result)
+        check_evaluated(reads, [_ones()], _result)
 
 
 def test_a_variant_that_cannot_be_chained_does_not_stop_the_others() -> None:

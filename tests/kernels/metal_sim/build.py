@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Sequence
@@ -32,6 +33,10 @@ _KERNEL_FLAGS = (
     "-Wno-unknown-pragmas",
 )
 _RUNTIME_FLAGS = ("-std=c++17", "-O2")
+if sys.platform == "darwin":
+    # Its <ucontext.h> wants the first, which hides what the second shows again. Of a whole file:
+    # they change the layout of a context. Never run there yet.
+    _RUNTIME_FLAGS += ("-D_XOPEN_SOURCE", "-D_DARWIN_C_SOURCE")
 
 _locks: dict[Path, threading.Lock] = {}
 _locks_lock = threading.Lock()
