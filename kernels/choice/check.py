@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -15,6 +16,7 @@ from itertools import product
 from typing import Any
 
 import mlx.core as mx
+import msgspec
 
 from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.problem import Problem, to_float64
@@ -30,6 +32,12 @@ _TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 _STEPWISE = 2.0
 # On GPUs MLX multiplies float32 matrices with ten bits of mantissa (TF32) where it can.
 _TF32_TOLERANCE = 2e-3
+# What a GPU says when others left it no memory or no time. Another start may find both.
+_PASSING = re.compile(
+    r"out ?of ?memory|insufficient memory|unable to allocate|bad_alloc|time ?out|timed out"
+    r"|ImpactingInteractivity",
+    re.IGNORECASE,
+)
 
 
 def tolerance(variant: Variant[Any, Any], dtype: str, device: DeviceName) -> float:
@@ -92,7 +100,7 @@ def checked_variants(device: DeviceName, dtypes: Sequence[str] = DTYPES) -> Reco
     Briefly: `quire doctor --kernels all` checks them at every shape. Everything else is made of
     MLX's operations and needs no check before use. Call it on the thread that uses MLX, with
     ``device`` as the default device. A record that cannot be written is used by this process all
-    the same.
+    the same, and so is a failure for want of memory or time, which is not written.
 
     Returns:
         The record, with a verdict on every kernel of ``device`` for ``dtypes``.
@@ -112,8 +120,9 @@ def checked_variants(device: DeviceName, dtypes: Sequence[str] = DTYPES) -> Reco
             kernel = f"{verdict.operation}.{verdict.variant}"
             logger.warning("not using %s for %s: %s", kernel, verdict.dtype, verdict.reason)
     if new:
+        lasting = [v for v in record.verdicts if not _PASSING.search(v.reason)]
         try:
-            save_record(record)
+            save_record(msgspec.structs.replace(record, verdicts=tuple(lasting)))
         except OSError as error:
             logger.warning("the kernels will be checked again at the next start: %s", error)
     use_record(device, record)

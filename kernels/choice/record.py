@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import platform
 import re
 import sys
 import tempfile
@@ -39,6 +40,7 @@ class Key(msgspec.Struct, frozen=True):
     device: str
     mlx: str
     kernels: str  # hash of the package's text
+    system: str = ""  # of a Mac, whose compiler of kernels is a part of it
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -93,7 +95,9 @@ class Record(msgspec.Struct, frozen=True):
 
 def current_key(device: DeviceName) -> Key:
     version: str = mx.__version__  # type: ignore[attr-defined]
-    return Key(current_chip().name, device, version, _text_hash())
+    release, _, _ = platform.mac_ver()
+    system = f"macOS {release}, {platform.version()}" if release else ""
+    return Key(current_chip().name, device, version, _text_hash(), system)
 
 
 def cache_folder() -> Path:

@@ -181,6 +181,30 @@ def test_a_kernel_that_does_not_compile_is_dropped(
     assert choice.variant is WriteVariant.SCATTER
 
 
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "[METAL] Command buffer execution failed: Insufficient Memory "
+        "(00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)",
+        "[METAL] Command buffer execution failed: Caused GPU Timeout Error (00000002)",
+        "[metal::malloc] Unable to allocate 1024 bytes",
+        "cudaMallocAsync: out of memory",
+    ],
+)
+@pytest.mark.usefixtures("writes_only")
+def test_a_passing_failure_is_not_remembered(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise RuntimeError(reason)
+
+    monkeypatch.setattr(GpuKernel, "__call__", fail)
+    record = checked_variants("metal", ["float32"])
+    assert record.dropped() == {("kv_write", "in_place", "float32")}
+    assert chosen(mx.float32, "metal").variant is WriteVariant.SCATTER
+    # The next start asks again.
+    assert load_record("metal").verdicts == ()
+    monkeypatch.undo()
+
+
 @pytest.mark.usefixtures("writes_only")
 def test_a_record_that_cannot_be_written_holds_for_the_process(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -7,6 +7,7 @@ import logging
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -109,7 +110,7 @@ def test_a_spoiled_file_is_ignored_with_a_warning(spoil, caplog: pytest.LogCaptu
     assert load_record("cpu") == full_record()
 
 
-@pytest.mark.parametrize("field", ["chip", "mlx", "kernels", "device"])
+@pytest.mark.parametrize("field", ["chip", "mlx", "kernels", "device", "system"])
 def test_another_machines_file_is_ignored_with_a_warning(
     field: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -118,8 +119,20 @@ def test_another_machines_file_is_ignored_with_a_warning(
     with caplog.at_level(logging.WARNING):
         assert load_record("cpu") == Record(current_key("cpu"))
     (message,) = caplog.messages
-    assert "another" in message or field == "device"
+    assert "another" in message or field in ("device", "system")
     assert "quire tune" in message
+
+
+def test_a_macs_record_is_for_one_build_of_its_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    save_record(full_record())
+    monkeypatch.setattr(records.platform, "mac_ver", lambda: ("15.5", ("", "", ""), "arm64"))
+    monkeypatch.setattr(records.platform, "version", lambda: "Darwin Kernel Version 24.5.0")
+    assert current_key("cpu").system == "macOS 15.5, Darwin Kernel Version 24.5.0"
+    assert not load_record("cpu").verdicts
+    save_record(msgspec.structs.replace(full_record(), key=current_key("cpu")))
+    assert load_record("cpu").verdicts
+    monkeypatch.setattr(records.platform, "version", lambda: "Darwin Kernel Version 24.6.0")
+    assert not load_record("cpu").verdicts
 
 
 def test_each_chip_and_device_has_its_own_file() -> None:
