@@ -14,12 +14,26 @@ from starlette.responses import Response
 
 from quire.serve.disconnect import unless_disconnected
 from quire.serve.generation import GenerationGroup, TextDelta
+from quire.serve.parsers.events import Event
 from quire.serve.protocol import GenerationRequest, StreamOptions
 from quire.serve.responses import FinishReason, Usage, json_response
 from quire.serve.sse import DONE, EventStream, event
 
 Choice = TypeVar("Choice", bound=Struct)
 UsageField = Usage | None | UnsetType
+
+
+class Collected(Struct):
+    """All that one sequence has produced."""
+
+    finish_reason: FinishReason = "stop"
+    text: str = ""
+    events: list[Event] = []
+
+    def add(self, delta: TextDelta) -> None:
+        self.text += delta.text
+        self.events += delta.events
+        self.finish_reason = delta.finish_reason or self.finish_reason
 
 
 class Answer(ABC, Generic[Choice]):
@@ -45,8 +59,8 @@ class Answer(ABC, Generic[Choice]):
     def chunk(self, choices: list[Choice], usage: UsageField) -> Struct: ...
 
     @abstractmethod
-    def whole(self, results: Sequence[tuple[str, FinishReason]]) -> Struct:
-        """The body for every sequence's text and finish reason, in the prompts' order."""
+    def whole(self, results: Sequence[Collected]) -> Struct:
+        """The body for what the sequences have produced, in the prompts' order."""
 
     async def respond(self, request: Request, body: GenerationRequest) -> Response:
         if body.stream:
@@ -58,14 +72,11 @@ class Answer(ABC, Generic[Choice]):
             self.group.close()
 
     async def _collect(self) -> Struct:
-        texts: list[list[str]] = [[] for _ in self.group.generations]
-        reasons: dict[int, FinishReason] = {}
+        results = [Collected() for _ in self.group.generations]
         async for batch in self.group.deltas():
             for delta in batch:
-                texts[delta.index].append(delta.text)
-                if delta.finish_reason is not None:
-                    reasons[delta.index] = delta.finish_reason
-        return self.whole([("".join(text), reasons[index]) for index, text in enumerate(texts)])
+                results[delta.index].add(delta)
+        return self.whole(results)
 
     async def _events(self, options: StreamOptions) -> AsyncIterator[bytes]:
         choices = self.opening()

@@ -125,6 +125,7 @@ class StopStringMatcher:
         self._patterns = [(stop, _failure_table(stop)) for stop in stop_strings]
         self._matched = [0] * len(stop_strings)  # characters of each stop string matched so far
         self._held = ""
+        self.found: str | None = None
 
     def push(self, text: str) -> tuple[str, bool]:
         """The text that is safe to show, and whether a stop string was found.
@@ -145,6 +146,7 @@ class StopStringMatcher:
                 self._matched[i] = matched
             if completed:
                 self._held = ""
+                self.found = held[end - completed : end]
                 return held[: end - completed], True
         keep = max(self._matched, default=0)
         self._held = held[len(held) - keep :]
@@ -153,6 +155,7 @@ class StopStringMatcher:
     def flush(self) -> str:
         """What was held back, now that nothing can follow it."""
         held, self._held = self._held, ""
+        self._matched = [0] * len(self._matched)
         return held
 
 

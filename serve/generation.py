@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from quire.engine.messages import TokenOutput
 from quire.serve.backend import GenerationFailed, TokenStream
 from quire.serve.detokenizer import Detokenizer, StopStringMatcher
-from quire.serve.responses import FinishReason, PromptTokensDetails, Usage
+from quire.serve.parsers.events import Event
+from quire.serve.responses import (
+    CompletionTokensDetails,
+    FinishReason,
+    PromptTokensDetails,
+    Usage,
+)
 
 
 class TextDelta(Struct, frozen=True):
     index: int  # of the sequence within its request
     text: str
     finish_reason: FinishReason | None  # set in each sequence's last delta, and only there
+    events: Sequence[Event] = ()  # what the tokens mean, in place of text, where that is asked for
 
 
 class Generation:
@@ -43,6 +50,7 @@ class Generation:
         self._first = True
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0
+        self.reasoning_tokens: int | None = None  # None: the model's reasoning is not told apart
         self.cached_tokens = 0
         self.finish_reason: FinishReason | None = None
 
@@ -52,9 +60,9 @@ class Generation:
         Raises :class:`GenerationFailed`.
         """
         async for output in self._stream:
-            text = self._advance(output)
-            if text or self.finish_reason is not None:
-                yield TextDelta(self._index, text, self.finish_reason)
+            delta = self._delta(output)
+            if delta.text or delta.events or self.finish_reason is not None:
+                yield delta
             if self.finish_reason is not None:
                 return
         raise GenerationFailed("The worker ended the sequence without saying why.")
@@ -63,12 +71,19 @@ class Generation:
         """Stop generating if the sequence is still running. Idempotent."""
         self._stream.close("abort")
 
-    def _advance(self, output: TokenOutput) -> str:
+    def _delta(self, output: TokenOutput) -> TextDelta:
+        self._check(output)
+        text = self._advance(output)
+        return TextDelta(self._index, text, self.finish_reason)
+
+    def _check(self, output: TokenOutput) -> None:
         if self._first:
             self.cached_tokens = output.num_cached_tokens
             self._first = False
         if output.finish_reason in ("error", "abort"):
             raise GenerationFailed(output.error or "The worker gave this request up.")
+
+    def _advance(self, output: TokenOutput) -> str:
         token_ids = output.token_ids
         stopped = output.finish_reason == "stop"
         if stopped:
@@ -124,7 +139,14 @@ class GenerationGroup:
         prompt = sum(generation.prompt_tokens for generation in self.generations)
         completion = sum(generation.completion_tokens for generation in self.generations)
         cached = sum(generation.cached_tokens for generation in self.generations)
-        return Usage(prompt, completion, prompt + completion, PromptTokensDetails(cached))
+        reasoned = [g.reasoning_tokens for g in self.generations if g.reasoning_tokens is not None]
+        return Usage(
+            prompt,
+            completion,
+            prompt + completion,
+            PromptTokensDetails(cached),
+            CompletionTokensDetails(sum(reasoned)) if reasoned else UNSET,
+        )
 
     def close(self) -> None:
         for generation in self.generations:

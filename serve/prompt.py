@@ -12,18 +12,22 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, NamedTuple, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 import jinja2
-import msgspec
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from msgspec import Struct
 
 from quire.serve.errors import invalid
-from quire.serve.protocol import AssistantMessage, Content, DeveloperMessage, Message
+from quire.serve.protocol import Message
+from quire.serve.template_style import TemplateStyle, probe
 from quire.serve.text_encoder import TextEncoder
+from quire.serve.turns import turns_of
+
+_MAX_OPENINGS: Final = 64  # kept, one for each combination of switches
 
 
 class _GenerationBlock(Extension):
@@ -88,15 +92,24 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, object]) -> None:
+        self.source = source
         self._template = _environment().from_string(source)
         self._special_tokens = dict(special_tokens)
-        self._knows_developer = "developer" in source
+        self._openings: dict[str, str] = {}
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The prompt up to where the assistant speaks. Raises :class:`ApiError` (400)."""
-        turns = [self._turn(message, index) for index, message in enumerate(messages)]
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        switches: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt up to where the assistant speaks. Raises :class:`ApiError` (400).
+
+        ``switches`` are further variables of the template.
+        """
+        turns = turns_of(messages, self._style)
         try:
-            return self._render(turns)
+            return self._render(turns, tools, switches)
         except MemoryError:  # the process that this runs in is at its end
             raise
         except Exception as error:
@@ -105,84 +118,43 @@ class ChatTemplate:
                 "messages", f"The model's chat template refuses these messages: {error}"
             ) from error
 
-    def _render(self, turns: Sequence[Mapping[str, Any]]) -> str:
-        return self._template.render(
-            messages=turns,
-            add_generation_prompt=True,
-            tools=None,
-            documents=None,
-            **self._special_tokens,
-        )
-
-    def _turn(self, message: Message, index: int) -> dict[str, Any]:
-        """A message as templates expect it: a plain dict with text content and no absent keys."""
-        turn: dict[str, Any] = msgspec.to_builtins(message)
-        turn = {key: value for key, value in turn.items() if value is not None}
-        turn.pop("annotations", None)
-        turn["content"] = _text_of(message.content)
-        if isinstance(message, DeveloperMessage) and not self._knows_developer:
-            turn["role"] = "system"
-        if isinstance(message, AssistantMessage) and message.tool_calls:
-            style = self._tool_call_style
-            turn["content"] = turn["content"] or style.no_content
-            for number, call in enumerate(turn["tool_calls"]):
-                param = f"messages[{index}].tool_calls[{number}].function.arguments"
-                arguments = _parse_arguments(call["function"]["arguments"], param)
-                if style.parsed_arguments:
-                    call["function"]["arguments"] = arguments
-        return turn
-
-    @functools.cached_property
-    def _tool_call_style(self) -> _ToolCallStyle:
-        """The first way of writing a tool call that this template takes and shows.
-
-        Templates differ: some write the arguments out as JSON themselves, some append them as
-        text; some fail or print None where the content is null, some look for the null.
-        """
-        for style in _TOOL_CALL_STYLES:
-            arguments: object = {"city": "Rome"} if style.parsed_arguments else '{"city": "Rome"}'
-            function = {"name": "weather", "arguments": arguments}
-            call = {"id": "a1b2c3d4e", "type": "function", "function": function}
+    def opening(self, switches: Mapping[str, Any]) -> str:
+        """What the template writes for the assistant to go on from, its header included."""
+        key = repr(sorted(switches.items()))
+        if key not in self._openings:
+            if len(self._openings) >= _MAX_OPENINGS:
+                self._openings.clear()
+            turns = [{"role": "user", "content": "?"}]
             try:
-                text = self._render(
-                    [
-                        {"role": "user", "content": "?"},
-                        {"role": "assistant", "content": style.no_content, "tool_calls": [call]},
-                        {"role": "tool", "content": "sunny", "tool_call_id": call["id"]},
-                    ]
-                )
+                whole = self._render(turns, None, switches)
+                without = self._render(turns, None, switches, add_generation_prompt=False)
             except MemoryError:
                 raise
-            except Exception:  # it does not take this style
-                continue
-            if "Rome" in text and "None" not in text:
-                return style
-        return _ToolCallStyle(no_content="", parsed_arguments=True)
+            except Exception:  # it will say so about the real messages, too
+                return ""
+            self._openings[key] = whole.removeprefix(without)
+        return self._openings[key]
 
+    @functools.cached_property
+    def _style(self) -> TemplateStyle:
+        return probe(self.source, self._render)
 
-class _ToolCallStyle(NamedTuple):
-    no_content: str | None  # where a turn has tool calls and no text
-    parsed_arguments: bool  # an object, not JSON text
-
-
-_TOOL_CALL_STYLES: Final = tuple(
-    _ToolCallStyle(no_content, parsed_arguments)
-    for parsed_arguments in (True, False)
-    for no_content in (None, "")
-)
-
-
-def _text_of(content: Content | None) -> str | None:
-    if isinstance(content, list):
-        return "".join(part.text for part in content)
-    return content
-
-
-def _parse_arguments(text: str, param: str) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(text or "{}", type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        raise invalid(param, f"{param} must be a JSON object, as text.") from None
+    def _render(
+        self,
+        turns: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        switches: Mapping[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        variables = {**(switches or {}), **self._special_tokens}
+        return self._template.render(
+            variables,
+            messages=turns,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            documents=None,
+        )
 
 
 def check_length(
@@ -201,12 +173,29 @@ def check_length(
         )
 
 
+class Rendered(Struct, frozen=True):
+    text: str  # the prompt up to where the assistant speaks
+    opening: str = ""  # what the template wrote for the assistant to go on from
+
+
 class Renderer(AbstractAsyncContextManager["Renderer"], Protocol):
     """Renders messages with one model's chat template, while its context lasts."""
 
-    async def render(self, messages: Sequence[Message]) -> str:
-        """The prompt up to where the assistant speaks. Raises :class:`ApiError`."""
+    source: str
+
+    async def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        switches: Mapping[str, Any] | None = None,
+    ) -> Rendered:
+        """``switches`` are further variables of the template. Raises :class:`ApiError`."""
         ...
+
+
+class ChatPrompt(Struct, frozen=True):
+    token_ids: list[int]
+    opening: str  # as in :class:`Rendered`
 
 
 async def encode_chat(
@@ -214,17 +203,20 @@ async def encode_chat(
     template: Renderer | None,
     messages: Sequence[Message],
     max_model_len: int | None = None,
-) -> list[int]:
-    """Token ids of a rendered chat. Raises :class:`ApiError`."""
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    switches: Mapping[str, Any] | None = None,
+) -> ChatPrompt:
+    """The prompt of a chat. Raises :class:`ApiError`."""
     if template is None:
         raise invalid(
             "messages", "This model has no chat template; send a prompt to /v1/completions."
         )
-    text = await template.render(messages)
-    check_length(encoder, text, max_model_len, "messages")
+    rendered = await template.render(messages, tools, switches)
+    check_length(encoder, rendered.text, max_model_len, "messages")
     # The template writes the special tokens itself.
-    [token_ids] = await encoder.encode([text], add_special_tokens=False)
-    return token_ids
+    [token_ids] = await encoder.encode([rendered.text], add_special_tokens=False)
+    return ChatPrompt(token_ids, rendered.opening)
 
 
 async def encode_texts(

@@ -15,6 +15,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from quire.serve.errors import ApiError, invalid
+from quire.serve.thinking import check_switches
+from quire.serve.tools import MAX_TOOLS, FunctionTool, ToolChoice, check_tools
 
 MAX_MESSAGES: Final = 1024
 MAX_PROMPTS: Final = 1024
@@ -28,6 +30,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
 class TextPart(Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
     text: str
+    cache_control: Any = None  # every prefix is cached, here and below
 
 
 Content = str | list[TextPart]
@@ -41,27 +44,36 @@ class FunctionCall(Struct, forbid_unknown_fields=True):
 class ToolCall(Struct, tag_field="type", tag="function", forbid_unknown_fields=True):
     id: str
     function: FunctionCall
+    index: int | None = None  # a call put together from a stream may still carry it
 
 
 class SystemMessage(Struct, tag_field="role", tag="system", forbid_unknown_fields=True):
     content: Content
     name: str | None = None
+    cache_control: Any = None
 
 
 class DeveloperMessage(Struct, tag_field="role", tag="developer", forbid_unknown_fields=True):
     content: Content
     name: str | None = None
+    cache_control: Any = None
 
 
 class UserMessage(Struct, tag_field="role", tag="user", forbid_unknown_fields=True):
     content: Content
     name: str | None = None
+    cache_control: Any = None
 
 
 class AssistantMessage(Struct, tag_field="role", tag="assistant", forbid_unknown_fields=True):
     content: Content | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
+    # What the model thought: one of the two names, or both with the same text.
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    reasoning_details: Any = None  # the same once more, in pieces
+    cache_control: Any = None
     # A reply that is sent back carries these; only their empty values mean nothing.
     refusal: str | None = None
     audio: Any = None
@@ -73,6 +85,7 @@ class ToolMessage(Struct, tag_field="role", tag="tool", forbid_unknown_fields=Tr
     content: Content
     tool_call_id: str
     name: str | None = None
+    cache_control: Any = None
 
 
 Message = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
@@ -133,20 +146,22 @@ class GenerationRequest(Struct, kw_only=True, forbid_unknown_fields=True):
 class ChatCompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
     messages: Messages
     max_completion_tokens: PositiveInt | None = None
-    parallel_tool_calls: bool | None = None  # says how tools are called, so nothing without tools
+    tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None  # None: "auto"
+    parallel_tool_calls: bool | None = None  # False: generation ends with the first call
+    chat_template_kwargs: dict[str, Any] | None = None
+    enable_thinking: bool | None = None
+    reasoning_effort: str | None = None  # no effect on models that do not know it
 
     # Not supported yet: see REFUSED.
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
     functions: list[Any] | None = None
     function_call: Any = None
     response_format: Any = None
     modalities: list[str] | None = None
     audio: Any = None
     prediction: Any = None
-    reasoning_effort: Any = None
     verbosity: Any = None
     web_search_options: Any = None
     moderation: Any = None
@@ -208,15 +223,12 @@ REFUSED: Final[Mapping[str, tuple[object, ...]]] = {
     "repetition_penalty": (1.0,),
     "logprobs": (False,),
     "top_logprobs": (0,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
-    "reasoning_effort": (),
     "verbosity": (),
     "web_search_options": (),
     "moderation": (),
@@ -243,7 +255,8 @@ def _refuse_in_messages(messages: list[Message]) -> None:
             if getattr(message, field) is not None:
                 param = f"messages[{i}].{field}"
                 raise invalid(param, f"{param} is not supported yet; leave it out.")
-        if message.content is None and not message.tool_calls:
+        said = message.tool_calls or message.reasoning_content or message.reasoning
+        if message.content is None and not said:
             param = f"messages[{i}].content"
             raise invalid(param, f"{param} may be null only beside tool_calls.")
 
@@ -256,6 +269,8 @@ def _check(body: Struct) -> None:
             raise invalid("stream_options", "stream_options is only allowed with stream=true.")
     if isinstance(body, ChatCompletionRequest):
         _refuse_in_messages(body.messages)
+        check_tools(body.tools, body.tool_choice)
+        check_switches(body.chat_template_kwargs)
         limits = {body.max_tokens, body.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise invalid(

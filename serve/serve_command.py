@@ -70,7 +70,12 @@ def run(args: argparse.Namespace) -> int:
         try:
             files = resolve_model(settings.model)
             name = settings.served_model_name or files.name
-            model = load_served_model(files.path, name)
+            model = load_served_model(
+                files.path,
+                name,
+                tool_parser=settings.tool_parser,
+                reasoning_parser=settings.reasoning_parser,
+            )
             # From here on a client waits for an answer instead of being refused.
             listen(listener)
         except (ModelFilesError, PortUnavailable) as error:

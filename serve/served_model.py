@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from quire.engine.messages import SamplingParams
 from quire.serve.detokenizer import TokenBytes
+from quire.serve.parsers.families import ParserFactory, infer_family
 from quire.serve.prompt import Renderer, check_syntax
 from quire.serve.template_helpers import TemplateHelpers
 from quire.serve.text_encoder import TextEncoder
@@ -44,6 +45,7 @@ class ServedModel:
     eos_token_ids: tuple[int, ...]
     created: int
     token_bytes: TokenBytes
+    parsers: ParserFactory  # of what the model writes
     default_sampling: SamplingParams = field(
         default_factory=SamplingParams
     )  # for fields a request leaves out
@@ -57,17 +59,34 @@ class ServedModel:
             yield
 
 
-def load_served_model(path: Path, served_model_name: str) -> ServedModel:
-    """Read a model folder in the Hugging Face layout. Raises :class:`ModelFilesError`."""
+def load_served_model(
+    path: Path,
+    served_model_name: str,
+    *,
+    tool_parser: str = "auto",
+    reasoning_parser: str = "auto",
+) -> ServedModel:
+    """Read a model folder in the Hugging Face layout. Raises :class:`ModelFilesError`.
+
+    The parsers are named in :mod:`quire.serve.parsers.families`; "auto" infers them.
+    """
     tokenizer = _load_tokenizer(path / "tokenizer.json")
     config = _read_json(path / "tokenizer_config.json")
+    template = _load_chat_template(path, config)
+    family = infer_family(
+        template.source if template else None,
+        tokenizer,
+        tools=tool_parser,
+        reasoning=reasoning_parser,
+    )
     return ServedModel(
         id=served_model_name,
         encoder=TextEncoder(tokenizer),
-        chat_template=_load_chat_template(path, config),
+        chat_template=template,
         eos_token_ids=_eos_token_ids(path, config, tokenizer),
         created=int(time.time()),
         token_bytes=TokenBytes(tokenizer),
+        parsers=ParserFactory(family, tokenizer),
         default_sampling=_default_sampling(path / "generation_config.json"),
     )
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from quire.serve.parsers.families import REASONING_PARSERS, TOOL_PARSERS
+
 ENV_PREFIX = "QUIRE_"
 CONFIG_VARIABLE = "QUIRE_CONFIG"
 
@@ -149,6 +151,18 @@ class ServeSettings:
     )
     kv_cache_memory: int | None = _row(
         None, parse_size, "memory for the KV cache, e.g. 2GiB; default: from the device", "SIZE"
+    )
+    tool_parser: str = _row(
+        "auto",
+        _choice(*TOOL_PARSERS),
+        "how the model writes tool calls; auto: by its chat template",
+        "NAME",
+    )
+    reasoning_parser: str = _row(
+        "auto",
+        _choice(*REASONING_PARSERS),
+        "how the model writes its reasoning; auto: by its chat template",
+        "NAME",
     )
     block_size: int = _row(16, _integer(1, 1024), "tokens in one KV block", "TOKENS")
     max_num_seqs: int = _row(64, _integer(1), "requests that run at the same time", "N")

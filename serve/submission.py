@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from quire.engine.messages import GenerateRequest, Ready, SamplingParams
-from quire.serve.backend import UNNUMBERED
+from quire.serve.backend import UNNUMBERED, TokenStream
 from quire.serve.detokenizer import Detokenizer
 from quire.serve.errors import invalid
 from quire.serve.generation import Generation, GenerationGroup
 from quire.serve.protocol import GenerationRequest
 from quire.serve.registry import Served
 from quire.serve.served_model import ServedModel
+
+MakeGeneration = Callable[[int, GenerateRequest, TokenStream], Generation]
 
 
 def start(
@@ -20,20 +22,25 @@ def start(
     body: GenerationRequest,
     prompts: Sequence[Sequence[int]],
     prompt_field: str,
+    make: MakeGeneration | None = None,
 ) -> GenerationGroup:
     """Submit one sequence for each prompt, or none.
 
-    ``prompt_field`` is what errors about the prompts are blamed on. Raises :class:`ApiError` and
-    what :meth:`Backend.submit` raises.
+    ``make`` says how a sequence is read; None reads text. ``prompt_field`` is what errors about
+    the prompts are blamed on. Raises :class:`ApiError` and what :meth:`Backend.submit` raises.
     """
     requests = [_build(served.model, body, prompt, prompt_field, info) for prompt in prompts]
     generations: list[Generation] = []
     try:
         for index, request in enumerate(requests):
+            stream = served.backend.submit(request)
+            if make is not None:
+                generations.append(make(index, request, stream))
+                continue
             generations.append(
                 Generation(
                     index,
-                    served.backend.submit(request),
+                    stream,
                     len(request.prompt_token_ids),
                     Detokenizer(served.model.token_bytes, request.prompt_token_ids),
                     body.stop_strings,

@@ -24,7 +24,7 @@ from quire.serve.helpers import (
     HelperRefused,
     HelperTimeout,
 )
-from quire.serve.prompt import ChatTemplate
+from quire.serve.prompt import ChatTemplate, Rendered
 from quire.serve.protocol import Message
 
 # Conversations of 32 MiB take a second or two.
@@ -38,8 +38,14 @@ class _Setup(msgspec.Struct, frozen=True):
     special_tokens: dict[str, str]
 
 
-def make_renderer(config: Any) -> Callable[[Any], str]:
-    """The handler of helper processes: messages to a prompt."""
+class _Chat(msgspec.Struct, frozen=True):
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None
+    switches: dict[str, Any]
+
+
+def make_renderer(config: Any) -> Callable[[Any], list[str]]:
+    """The handler of helper processes: messages to a prompt, and what opens the answer."""
     setup = msgspec.convert(config, _Setup)
 
     @functools.cache
@@ -47,9 +53,11 @@ def make_renderer(config: Any) -> Callable[[Any], str]:
         # Inside a job, whose time and memory are limited: compiling computes constants.
         return ChatTemplate(setup.source, setup.special_tokens)
 
-    def render(request: Any) -> str:
+    def render(request: Any) -> list[str]:
+        chat = msgspec.convert(request, _Chat)
         try:
-            return template().render(msgspec.convert(request, list[Message]))
+            text = template().render(chat.messages, chat.tools, chat.switches)
+            return [text, template().opening(chat.switches)]
         except ApiError as error:
             raise Refused([error.param, error.message]) from None
         except jinja2.TemplateError as error:
@@ -67,6 +75,7 @@ class TemplateHelpers:
     def __init__(
         self, source: str, special_tokens: Mapping[str, str], limits: HelperLimits = LIMITS
     ) -> None:
+        self.source = source
         setup = _Setup(source, dict(special_tokens))
         self._pool = HelperPool(
             "quire.serve.template_helpers:make_renderer", msgspec.to_builtins(setup), limits
@@ -79,15 +88,22 @@ class TemplateHelpers:
     async def __aexit__(self, *exc: object) -> None:
         await self._pool.close()
 
-    async def render(self, messages: Sequence[Message]) -> str:
+    async def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        switches: Mapping[str, Any] | None = None,
+    ) -> Rendered:
         """Raises :class:`ApiError`: 400 for what the template does not take or does not end with,
         503 where too many wait."""
-        request = msgspec.to_builtins(messages)
+        request = msgspec.to_builtins(
+            {"messages": messages, "tools": tools, "switches": switches or {}}
+        )
         try:
             try:
-                text: str = await self._pool.call(request)
+                text, opening = await self._pool.call(request)
             except HelperCrashed:  # perhaps it had died before
-                text = await self._pool.call(request)
+                text, opening = await self._pool.call(request)
         except HelperRefused as refused:
             param, message = refused.details
             raise invalid(param, message) from None
@@ -100,4 +116,4 @@ class TemplateHelpers:
             raise invalid("messages", message) from None
         except HelperError as error:
             raise ApiError(500, f"The model's chat template cannot be used: {error}.") from None
-        return text
+        return Rendered(text, opening)

@@ -142,8 +142,8 @@ class ParserFactory:
         return texts
 
     @property
-    def reads_output(self) -> bool:
-        """Whether answers hold more than text even without tools."""
+    def reads_reasoning(self) -> bool:
+        """Whether the model's reasoning is told apart from its answers."""
         return self._harmony or self._think is not None
 
     def starts_in_reasoning(self, generation_prompt: str) -> bool:

@@ -8,14 +8,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quire.serve import submission
-from quire.serve.answer import Answer, UsageField
+from quire.serve.answer import Answer, Collected, UsageField
 from quire.serve.disconnect import unless_disconnected
 from quire.serve.generation import TextDelta
 from quire.serve.middleware import read_json
 from quire.serve.prompt import encode_texts
 from quire.serve.protocol import CompletionRequest, RequestDecoder
 from quire.serve.registry import Registry
-from quire.serve.responses import Completion, CompletionChoice, FinishReason
+from quire.serve.responses import Completion, CompletionChoice
 from quire.serve.served_model import ServedModel
 
 
@@ -55,8 +55,9 @@ class CompletionAnswer(Answer[CompletionChoice]):
     def chunk(self, choices: list[CompletionChoice], usage: UsageField) -> Completion:
         return Completion(self.id, self.created, self.model_id, choices, usage)
 
-    def whole(self, results: Sequence[tuple[str, FinishReason]]) -> Completion:
+    def whole(self, results: Sequence[Collected]) -> Completion:
         choices = [
-            CompletionChoice(index, text, reason) for index, (text, reason) in enumerate(results)
+            CompletionChoice(index, result.text, result.finish_reason)
+            for index, result in enumerate(results)
         ]
         return Completion(self.id, self.created, self.model_id, choices, self.group.usage)

@@ -25,6 +25,7 @@ from quire.serve.backend import BackendError, Unavailable
 from quire.serve.detokenizer import TokenBytes
 from quire.serve.http_protocol import ConnectionGuard, HttpLimits
 from quire.serve.metrics import Metrics
+from quire.serve.parsers.families import ParserFactory, infer_family
 from quire.serve.prompt import ChatTemplate
 from quire.serve.protocol import Message
 from quire.serve.registry import Registry, Served
@@ -65,6 +66,7 @@ class RenderHere:
 
 def served_model(words: Sequence[str] = (), template: str | None = TEMPLATE) -> ServedModel:
     tokenizer = byte_level_tokenizer(words)
+    family = infer_family(template, tokenizer)
     return ServedModel(
         id=MODEL,
         encoder=TextEncoder(tokenizer),
@@ -72,6 +74,7 @@ def served_model(words: Sequence[str] = (), template: str | None = TEMPLATE) -> 
         eos_token_ids=(tokenizer.token_to_id(EOS),),
         created=1_700_000_000,
         token_bytes=TokenBytes(tokenizer),
+        parsers=ParserFactory(family, tokenizer),
     )
 
 

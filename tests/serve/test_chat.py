@@ -228,7 +228,7 @@ def test_more_than_the_context_holds_is_refused_with_the_numbers(max_tokens):
         ({"model": "other"}, 404, "model", "model_not_found"),
         ({"model": "../" + MODEL}, 404, "model", "model_not_found"),
         ({"messages": []}, 400, "messages", None),
-        ({"tools": [{"type": "function"}]}, 400, "tools", None),
+        ({"tools": [{"type": "function"}]}, 400, "tools[0].function", None),
         ({"min_tokens": 5, "max_tokens": 4}, 400, "min_tokens", None),
         ({"stop_token_ids": [1000]}, 400, "stop_token_ids", None),
         ({"stream_options": {"include_usage": True}}, 400, "stream_options", None),

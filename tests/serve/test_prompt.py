@@ -38,7 +38,10 @@ def test_content_parts_are_joined():
 
 @pytest.mark.parametrize(
     ("source", "role"),
-    [("{{ messages[0].role }}", "system"), ("{# developer #}{{ messages[0].role }}", "developer")],
+    [
+        ("{{ messages[0].role }}{{ messages[0].content }}", "systemx"),
+        ("{# developer #}{{ messages[0].role }}{{ messages[0].content }}", "developerx"),
+    ],
 )
 def test_developer_is_system_to_templates_that_do_not_know_it(source, role):
     assert render(source, {"role": "developer", "content": "x"}) == role
@@ -66,7 +69,7 @@ def test_tool_messages_survive_with_parsed_arguments():
                 {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"x": "é"}}}
             ],
         },
-        {"role": "tool", "content": "42", "tool_call_id": "c1"},
+        {"role": "tool", "content": "42", "tool_call_id": "c1", "name": "f"},
     ]
 
 
@@ -164,3 +167,105 @@ def test_a_prompt_that_cannot_fit_is_refused_by_its_length(monkeypatch):
     with pytest.raises(ApiError, match="at least 286 by its length alone") as caught:
         asyncio.run(encode_chat(encoder, template, messages(USER), 100))
     assert (caught.value.param, caught.value.code) == ("messages", "context_length_exceeded")
+
+
+def history(*calls: str, reasoning: str | None = None, content: str | None = None):
+    made = [
+        {"id": f"id{i}", "type": "function", "function": {"name": name, "arguments": "{}"}}
+        for i, name in enumerate(calls)
+    ]
+    turn = {"role": "assistant", "content": content, "tool_calls": made, "reasoning": reasoning}
+    results = [
+        {"role": "tool", "content": f"result of {name}", "tool_call_id": f"id{i}"}
+        for i, name in enumerate(calls)
+    ]
+    return [USER, turn, *results]
+
+
+ALL = "{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}BODY{% endfor %}"
+
+
+def every_turn(body: str) -> str:
+    return ALL.replace("BODY", body)
+
+
+NAMES = (
+    "{% for c in m.tool_calls or [] %}[{{ c.function.name }}{{ c.function.arguments | tojson }}]"
+    "{% endfor %}"
+)
+ONE = NAMES + "{% if m.tool_calls|length > 1 %}{{ raise_exception('one call') }}{% endif %}"
+
+
+def test_calls_and_results_are_paired_for_templates_that_take_one_call_a_turn():
+    both = "<user>hi<assistant>[f{}][g{}]<tool>result of f<tool>result of g"
+    assert render(every_turn(NAMES), *history("f", "g")) == both
+    assert render(every_turn(ONE), *history("f", "g")) == (
+        "<user>hi<assistant>[f{}]<tool>result of f<assistant>[g{}]<tool>result of g"
+    )
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_goes_under_the_name_that_the_template_reads(key):
+    source = every_turn("{% if m." + key + " %}({{ m." + key + " }}){% endif %}" + NAMES)
+    text = render(source, *history("f", reasoning="Hm"))
+    assert text == "<user>hi<assistant>(Hm)[f{}]<tool>result of f"
+
+
+def test_content_beside_reasoned_calls_gets_a_turn_of_its_own_where_it_must():
+    refuses = (
+        "{% if m.thinking and m.content %}{{ raise_exception('both') }}{% endif %}{{ m.thinking }}"
+    )
+    text = render(every_turn(refuses + NAMES), *history("f", reasoning="Hm", content="Wait."))
+    assert text == "<user>hi<assistant>Wait.<assistant>Hm[f{}]<tool>result of f"
+
+
+def test_results_are_attached_where_the_template_reads_them_there():
+    attached = "{% for r in m.tool_responses or [] %}({{ r.name }}: {{ r.response }}){% endfor %}"
+    text = render(every_turn(NAMES + attached), *history("f", "g"))
+    assert text == "<user>hi<assistant>[f{}][g{}](f: result of f)(g: result of g)"
+
+
+SYSTEM_FIRST = (
+    "{% if m.role == 'system' and not loop.first %}{{ raise_exception('system first') }}{% endif %}"
+)
+ALTERNATING = (
+    "{% if not loop.first and m.role == 'user' and messages[loop.index0 - 1].role == 'user' %}"
+    "{{ raise_exception('alternate') }}{% endif %}"
+)
+LATE = [
+    {"role": "system", "content": "s"},
+    USER,
+    {"role": "system", "content": "late"},
+    USER,
+]
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ("", "<system>s<user>hi<system>late<user>hi"),
+        (SYSTEM_FIRST, "<system>s<user>hi<user>REMINDER<user>hi"),
+        (SYSTEM_FIRST + ALTERNATING, "<system>s<user>hi\n\nREMINDER\n\nhi"),
+    ],
+)
+def test_late_instructions_stay_where_they_stand(rules, expected):
+    reminder = "<system-reminder>\nlate\n</system-reminder>"
+    assert render(every_turn(rules), *LATE) == expected.replace("REMINDER", reminder)
+
+
+def test_tools_keep_the_order_of_their_keys_and_switches_are_variables():
+    template = ChatTemplate("{{ tools | tojson }}{{ enable_thinking }}", {})
+    tool = {"function": {"parameters": {"z": 1, "a": 2}}}
+    text = template.render(messages(USER), [tool], {"enable_thinking": False})
+    assert text == '[{"function": {"parameters": {"z": 1, "a": 2}}}]False'
+
+
+def test_what_opens_the_answer():
+    source = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% if enable_thinking is not false %}<think>"
+        "{% endif %}{% endif %}"
+    )
+    template = ChatTemplate(source, {})
+    assert template.opening({}) == "<assistant><think>"
+    assert template.opening({"enable_thinking": False}) == "<assistant>"

@@ -43,8 +43,6 @@ UNSUPPORTED = [
     (chat, {"n": 2}),
     (chat, {"logprobs": True}),
     (chat, {"top_logprobs": 3}),
-    (chat, {"tools": [{"type": "function", "function": {"name": "f"}}]}),
-    (chat, {"tool_choice": "required"}),
     (chat, {"functions": [{"name": "f"}]}),
     (chat, {"function_call": {"name": "f"}}),
     (chat, {"response_format": {"type": "json_object"}}),
@@ -56,7 +54,6 @@ UNSUPPORTED = [
     (chat, {"modalities": ["text", "audio"]}),
     (chat, {"audio": {"voice": "alloy", "format": "wav"}}),
     (chat, {"prediction": {"type": "content", "content": "x"}}),
-    (chat, {"reasoning_effort": "low"}),
     (chat, {"verbosity": "low"}),
     (chat, {"web_search_options": {}}),
     (chat, {"moderation": {"type": "auto"}}),
@@ -79,6 +76,29 @@ def test_an_unsupported_field_names_itself(make, fields):
 
 def test_every_refused_field_has_a_case():
     assert {field for _, fields in UNSUPPORTED for field in fields} == set(REFUSED)
+
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+STRICT = {"type": "function", "function": {"name": "f", "strict": True}}
+NAMED = {"type": "function", "function": {"name": "g"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [TOOL, TOOL]}, "tools[1].function.name"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [STRICT]}, "tools[0].function.strict"),
+        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": NAMED}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
+        ({"chat_template_kwargs": {"thinking": []}}, "chat_template_kwargs.thinking"),
+    ],
+)
+def test_tools_and_switches_that_cannot_be_used_name_their_place(fields, param):
+    assert refusal(chat, **fields).param == param
 
 
 OUT_OF_RANGE = [

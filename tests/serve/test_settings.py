@@ -58,6 +58,8 @@ SAMPLES = {
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("9000", 9000),
     "max_model_len": ("4096", 4096),
+    "tool_parser": ("hermes", "hermes"),
+    "reasoning_parser": ("think", "think"),
     "kv_cache_memory": ("2GiB", 2 * 2**30),
     "block_size": ("32", 32),
     "max_num_seqs": ("8", 8),

@@ -1,0 +1,54 @@
+"""Switches of a chat template: what a request may set, and what its effort of reasoning sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from quire.serve.errors import invalid
+
+# Variables that templates read and that change how the model reasons, nothing else.
+ALLOWED: Final = (
+    "enable_thinking",
+    "thinking",
+    "preserve_thinking",
+    "clear_thinking",
+    "truncate_history_thinking",
+    "reasoning_effort",
+    "thinking_effort",
+    "thinking_budget",
+)
+_OFF: Final = ("none", "minimal")
+_LOW_TO_HIGH: Final = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
+
+
+def check_switches(switches: Mapping[str, Any] | None) -> None:
+    """Raises :class:`ApiError` (400) for a variable that is none of the above."""
+    for name, value in (switches or {}).items():
+        param = f"chat_template_kwargs.{name}"
+        if name not in ALLOWED:
+            raise invalid(param, f"{param} is not allowed; it may be {', '.join(ALLOWED)}.")
+        if value is not None and not isinstance(value, str | int | float):
+            raise invalid(param, f"{param} must be text, a number, true or false.")
+
+
+def switches_of(
+    source: str,
+    effort: str | None,
+    enable_thinking: bool | None,
+    given: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The template's variables. What is given by name wins.
+
+    An effort that the model cannot make has no effect: clients send one to every model.
+    """
+    switches: dict[str, Any] = {}
+    if effort is not None:
+        if effort in _OFF and enable_thinking is None and "reasoning_effort" not in source:
+            enable_thinking = False
+        switches["reasoning_effort"] = _LOW_TO_HIGH.get(effort, effort)
+        switches["thinking_effort"] = _LOW_TO_HIGH.get(effort, effort)
+    if enable_thinking is not None:
+        switches |= {"enable_thinking": enable_thinking, "thinking": enable_thinking}
+    switches |= {name: value for name, value in (given or {}).items() if value is not None}
+    return switches

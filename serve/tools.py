@@ -1,0 +1,109 @@
+"""The tools of a request: checked, made ready for the chat template and for the parsers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from quire.serve.errors import invalid
+from quire.serve.parsers.schemas import Tools
+
+MAX_TOOLS: Final = 1024
+
+FunctionName = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\s<>\"'{}\[\]()|]+$")]
+
+
+class Function(Struct, forbid_unknown_fields=True):
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionTool(Struct, tag_field="type", tag="function", forbid_unknown_fields=True):
+    function: Function
+    cache_control: Any = None  # every prefix is cached
+
+
+class NamedFunction(Struct, forbid_unknown_fields=True):
+    name: str
+
+
+class NamedChoice(Struct, tag_field="type", tag="function", forbid_unknown_fields=True):
+    function: NamedFunction
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedChoice
+
+
+def check_tools(tools: Sequence[FunctionTool] | None, choice: ToolChoice | None) -> None:
+    """Raises :class:`ApiError` (400) for what cannot be carried out."""
+    seen: set[str] = set()
+    for index, tool in enumerate(tools or ()):
+        name = tool.function.name
+        if name in seen:
+            param = f"tools[{index}].function.name"
+            raise invalid(param, f"{param}: two tools are called {name!r}.")
+        seen.add(name)
+    if isinstance(choice, NamedChoice) and choice.function.name not in seen:
+        raise invalid(
+            "tool_choice", f"tool_choice names {choice.function.name!r}, which no tool is."
+        )
+    if choice == "required" and not seen:
+        raise invalid("tool_choice", "tool_choice is 'required', but there are no tools.")
+    refuse_what_needs_a_grammar(tools, choice)
+
+
+def refuse_what_needs_a_grammar(
+    tools: Sequence[FunctionTool] | None, choice: ToolChoice | None
+) -> None:
+    """THE PLACE FOR GRAMMARS: what only a grammar can promise is refused until requests carry one.
+
+    That is calls which must be made, and arguments which must fit their schema.
+    """
+    if choice is not None and choice not in ("none", "auto"):
+        raise invalid(
+            "tool_choice",
+            "tool_choice that forces a call is not supported yet; use 'auto' or 'none'.",
+        )
+    for index, tool in enumerate(tools or ()):
+        if tool.function.strict:
+            param = f"tools[{index}].function.strict"
+            raise invalid(param, f"{param}=true is not supported yet; leave strict out.")
+
+
+def for_template(tools: Sequence[FunctionTool]) -> list[dict[str, Any]]:
+    """As templates expect them, with the keys in the client's order within each schema.
+
+    They stand at the head of the prompt: any other order would miss the cached prefix. Templates
+    read ``description`` and ``parameters`` without asking, so both are always there.
+    """
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": tool.function.name,
+                "description": tool.function.description or "",
+                "parameters": tool.function.parameters or {"type": "object", "properties": {}},
+            },
+        }
+        for tool in tools
+    ]
+
+
+def for_parser(tools: Sequence[FunctionTool]) -> Tools:
+    schemas: Mapping[str, Mapping[str, Any] | None] = {
+        tool.function.name: tool.function.parameters for tool in tools
+    }
+    return Tools(schemas)
+
+
+def decode_tools(raw: Sequence[Any], param: str = "tools") -> list[FunctionTool]:
+    """Tools of another protocol, already in this one's form. Raises :class:`ApiError` (400)."""
+    try:
+        return msgspec.convert(raw, list[FunctionTool])
+    except msgspec.ValidationError as error:
+        raise invalid(param, f"{param}: {error}.") from None

@@ -1,0 +1,153 @@
+"""A request's messages as the turns that one chat template takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from quire.serve.errors import invalid
+from quire.serve.protocol import (
+    AssistantMessage,
+    Content,
+    DeveloperMessage,
+    Message,
+    SystemMessage,
+    ToolMessage,
+)
+from quire.serve.template_style import TemplateStyle
+
+Turn = dict[str, Any]
+
+
+def turns_of(messages: Sequence[Message], style: TemplateStyle) -> list[Turn]:
+    """Raises :class:`ApiError` (400) where a call's arguments are no JSON object."""
+    turns: list[Turn] = []
+    names: dict[str, str] = {}  # of called functions, by call id
+    for index, message in enumerate(messages):
+        if isinstance(message, AssistantMessage):
+            turns += _assistant(message, index, style)
+            names |= {call.id: call.function.name for call in message.tool_calls or []}
+        elif isinstance(message, ToolMessage):
+            _add_result(turns, message, names.get(message.tool_call_id), style)
+        elif isinstance(message, SystemMessage | DeveloperMessage):
+            _add_instructions(turns, message, style)
+        else:
+            _add_user(turns, _named("user", message.content, message.name), style)
+    if not style.many_calls:
+        turns = _one_call_each(turns)
+    return turns
+
+
+def text_of(content: Content | None) -> str:
+    if isinstance(content, list):
+        return "".join(part.text for part in content)
+    return content or ""
+
+
+def _named(role: str, content: Content, name: str | None) -> Turn:
+    turn: Turn = {"role": role, "content": text_of(content)}
+    return turn if name is None else turn | {"name": name}
+
+
+def _assistant(message: AssistantMessage, index: int, style: TemplateStyle) -> list[Turn]:
+    content = None if message.content is None else text_of(message.content)
+    turn: Turn = {"role": "assistant", "content": content}
+    if message.name is not None:
+        turn["name"] = message.name
+    reasoning = message.reasoning_content or message.reasoning
+    if reasoning and style.reasoning_key is not None:
+        turn[style.reasoning_key] = reasoning
+    if not message.tool_calls:
+        turn["content"] = content or ""
+        return [turn]
+    turn["content"] = content or style.no_content
+    turn["tool_calls"] = [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {
+                "name": call.function.name,
+                "arguments": _arguments(
+                    call.function.arguments,
+                    f"messages[{index}].tool_calls[{number}].function.arguments",
+                    style,
+                ),
+            },
+        }
+        for number, call in enumerate(message.tool_calls)
+    ]
+    if content and reasoning and not style.content_beside_reasoned_calls:
+        return [{"role": "assistant", "content": content}, turn | {"content": style.no_content}]
+    return [turn]
+
+
+def _arguments(text: str, param: str, style: TemplateStyle) -> object:
+    try:
+        parsed = msgspec.json.decode(text or "{}", type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        raise invalid(param, f"{param} must be a JSON object, as text.") from None
+    return parsed if style.parsed_arguments else text or "{}"
+
+
+def _add_result(
+    turns: list[Turn], message: ToolMessage, name: str | None, style: TemplateStyle
+) -> None:
+    content = text_of(message.content)
+    if style.attached_results:
+        caller = next((turn for turn in reversed(turns) if turn["role"] == "assistant"), None)
+        if caller is not None:
+            response = {"name": name or message.name or "", "response": content}
+            caller.setdefault("tool_responses", []).append(response)
+            return
+    turn = {"role": "tool", "content": content, "tool_call_id": message.tool_call_id}
+    if name := message.name or name:
+        turn["name"] = name
+    turns.append(turn)
+
+
+def _add_instructions(
+    turns: list[Turn], message: SystemMessage | DeveloperMessage, style: TemplateStyle
+) -> None:
+    """Instructions stay where they are: moved to the front they would undo the cached prefix."""
+    late = any(turn["role"] not in ("system", "developer") for turn in turns)
+    if late and not style.late_system:
+        text = f"<system-reminder>\n{text_of(message.content)}\n</system-reminder>"
+        _add_user(turns, {"role": "user", "content": text}, style)
+        return
+    is_developer = isinstance(message, DeveloperMessage) and style.developer
+    role = "developer" if is_developer else "system"
+    turns.append(_named(role, message.content, message.name))
+
+
+def _add_user(turns: list[Turn], turn: Turn, style: TemplateStyle) -> None:
+    if turns and turns[-1]["role"] == "user" and not style.repeated_user:
+        turns[-1]["content"] += "\n\n" + turn["content"]
+    else:
+        turns.append(turn)
+
+
+def _one_call_each(turns: list[Turn]) -> list[Turn]:
+    """Turns of several calls as turns of one call and its result each."""
+    out: list[Turn] = []
+    index = 0
+    while index < len(turns):
+        turn = turns[index]
+        index += 1
+        calls = turn.get("tool_calls", [])
+        if len(calls) < 2:
+            out.append(turn)
+            continue
+        end = index
+        while end < len(turns) and turns[end]["role"] == "tool":
+            end += 1
+        results, index = turns[index:end], end
+        known = {call["id"] for call in calls}
+        for number, call in enumerate(calls):
+            # What was said and thought belongs to the first.
+            head = turn if number == 0 else {"role": "assistant", "content": ""}
+            out.append(head | {"tool_calls": [call]})
+            out += [result for result in results if result["tool_call_id"] == call["id"]]
+        out += [result for result in results if result["tool_call_id"] not in known]
+    return out
