@@ -7,6 +7,7 @@ and gets back a group of sequences whose deltas carry events.
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 from msgspec import Struct
 
 from quire.engine.messages import GenerateRequest, Ready, TokenOutput

@@ -33,7 +33,8 @@ class Models:
         served = self._registry.find_or_only(body.model)
         encoder = served.model.encoder
         if body.messages is not None:
-            tokens = await encode_chat(encoder, served.model.chat_template, body.messages)
+            prompt = await encode_chat(encoder, served.model.chat_template, body.messages)
+            tokens = prompt.token_ids
         else:
             add = body.add_special_tokens is not False
             [tokens] = await encode_texts(encoder, [body.prompt or ""], add_special_tokens=add)

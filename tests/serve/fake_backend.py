@@ -26,7 +26,7 @@ from quire.serve.detokenizer import TokenBytes
 from quire.serve.http_protocol import ConnectionGuard, HttpLimits
 from quire.serve.metrics import Metrics
 from quire.serve.parsers.families import ParserFactory, infer_family
-from quire.serve.prompt import ChatTemplate
+from quire.serve.prompt import ChatTemplate, Rendered
 from quire.serve.protocol import Message
 from quire.serve.registry import Registry, Served
 from quire.serve.served_model import ServedModel
@@ -60,8 +60,15 @@ class RenderHere:
     def __init__(self, source: str, special_tokens: Mapping[str, object]) -> None:
         self._template = ChatTemplate(source, special_tokens)
 
-    async def render(self, messages: Sequence[Message]) -> str:
-        return self._template.render(messages)
+    @property
+    def source(self) -> str:
+        return self._template.source
+
+    async def render(
+        self, messages: Sequence[Message], tools: Any = None, switches: Any = None
+    ) -> Rendered:
+        text = self._template.render(messages, tools, switches)
+        return Rendered(text, self._template.opening(switches or {}))
 
 
 def served_model(words: Sequence[str] = (), template: str | None = TEMPLATE) -> ServedModel:

@@ -154,7 +154,7 @@ def test_special_tokens_are_added_to_completions_only():
     template = RenderHere("{{ messages[0].content }}", {})
     chat = asyncio.run(encode_chat(TextEncoder(tokenizer), template, messages(USER)))
     [completion] = asyncio.run(encode_texts(TextEncoder(tokenizer), ["hi"]))
-    assert completion == [end, *chat]
+    assert completion == [end, *chat.token_ids]
 
 
 def test_a_prompt_that_cannot_fit_is_refused_by_its_length(monkeypatch):

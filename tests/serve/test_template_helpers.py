@@ -63,8 +63,9 @@ def test_messages_are_rendered_as_in_this_process() -> None:
     )
 
     async def check(template: TemplateHelpers) -> None:
+        assert template.source == source
         expected = ChatTemplate(source, {"eos_token": "</s>"}).render(chat)
-        assert await template.render(chat) == expected
+        assert (await template.render(chat)).text == expected
 
     run(source, check)
 
@@ -81,7 +82,7 @@ def test_a_template_that_misbehaves_fails_its_own_request_only(order: str, reaso
         assert reason in bad.result().message
         assert (bad.result().status, bad.result().param) == (400, "messages")
         for i, task in enumerate(good):
-            assert json.loads(task.result())[0]["content"] == f"{i}"
+            assert json.loads(task.result().text)[0]["content"] == f"{i}"
         assert await template.render(messages("again"))
 
     run(OBEDIENT, check)
@@ -124,7 +125,7 @@ def test_a_template_that_cannot_be_read_is_found_before_it_runs(source: str) -> 
 def test_long_conversations_pass() -> None:
     async def check(template: TemplateHelpers) -> None:
         chat = messages(*["x" * 100_000] * 50)
-        assert len(await template.render(chat)) > 5_000_000
+        assert len((await template.render(chat)).text) > 5_000_000
 
     run(OBEDIENT, check)
 
@@ -141,3 +142,18 @@ def test_long_conversations_pass() -> None:
 def test_json_is_written_as_templates_ask(filter: str, expected: str) -> None:
     source = f"{{{{ {{'b': 'é', 'a': [1]}} | {filter} }}}}"
     assert ChatTemplate(source, {}).render(messages("hi")) == expected
+
+
+def test_tools_switches_and_the_answers_opening_cross_over() -> None:
+    source = (
+        "{{ tools | tojson }}{{ messages[0].content }}"
+        "{% if add_generation_prompt %}<{{ thinking }}>{% endif %}"
+    )
+
+    async def check(template: TemplateHelpers) -> None:
+        tools = [{"z": 1, "a": {"y": [], "b": None}}]
+        rendered = await template.render(messages("hi"), tools, {"thinking": True})
+        assert rendered.text == '[{"z": 1, "a": {"y": [], "b": null}}]hi<True>'
+        assert rendered.opening == "<True>"
+
+    run(source, check)
