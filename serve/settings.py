@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from quire.serve.parsers.families import REASONING_PARSERS, TOOL_PARSERS
+from quire.serve.parsers.names import REASONING_PARSERS, TOOL_PARSERS
 
 ENV_PREFIX = "QUIRE_"
 CONFIG_VARIABLE = "QUIRE_CONFIG"

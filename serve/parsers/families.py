@@ -54,10 +54,6 @@ REASONING_TAGS: Final[Mapping[str, ThinkTags]] = {
     ),
 }
 
-# What values the settings take: a family, "auto" to infer it, "none" to leave the text alone.
-TOOL_PARSERS: Final = ("auto", "none", *TOOL_SYNTAXES, HARMONY)
-REASONING_PARSERS: Final = ("auto", "none", *REASONING_TAGS, HARMONY)
-
 # Texts of which all stand in a family's chat template. The first row that fits decides.
 _TOOL_SIGNS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     (HARMONY, ("<|channel|>", "<|start|>", "<|message|>")),

@@ -6,7 +6,15 @@ import pytest
 from serve.parsers.support import added_tokens
 from tokenizers import Tokenizer, models
 
-from quire.serve.parsers.families import Family, ParserFactory, infer_family
+from quire.serve.parsers.families import (
+    HARMONY,
+    REASONING_TAGS,
+    TOOL_SYNTAXES,
+    Family,
+    ParserFactory,
+    infer_family,
+)
+from quire.serve.parsers.names import REASONING_PARSERS, TOOL_PARSERS
 
 PLAIN = Tokenizer(models.BPE())
 
@@ -63,3 +71,8 @@ def test_the_generation_prompt_opens_reasoning_or_not(
 ) -> None:
     made = ParserFactory(Family("none", reasoning), None)
     assert made.starts_in_reasoning(prompt) is expected
+
+
+def test_settings_know_every_family() -> None:
+    assert set(TOOL_PARSERS) == {"auto", "none", HARMONY, *TOOL_SYNTAXES}
+    assert set(REASONING_PARSERS) == {"auto", "none", HARMONY, *REASONING_TAGS}
