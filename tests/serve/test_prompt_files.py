@@ -27,7 +27,7 @@ def rendered(folder: Path) -> str | None:
 
     async def render() -> str:
         async with template:
-            return await template.render([UserMessage(content="hi")])
+            return (await template.render([UserMessage(content="hi")])).text
 
     return template and asyncio.run(render())
 
