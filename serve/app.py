@@ -20,6 +20,7 @@ from quire.serve.routes import page
 from quire.serve.routes.chat import ChatCompletions
 from quire.serve.routes.completions import Completions
 from quire.serve.routes.health import Health
+from quire.serve.routes.messages import Messages
 from quire.serve.routes.models import Models
 
 
@@ -43,11 +44,14 @@ def create_app(
     """
     chat = ChatCompletions(registry)
     completions = Completions(registry)
+    messages = Messages(registry)
     models = Models(registry)
     health = Health(registry, metrics)
     routes = [
         Route("/v1/chat/completions", chat.create, methods=["POST"]),
         Route("/v1/completions", completions.create, methods=["POST"]),
+        Route("/v1/messages", messages.create, methods=["POST"]),
+        Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
         Route("/v1/models", models.list, methods=["GET"]),
         Route("/v1/models/{id:path}", models.retrieve, methods=["GET"]),
         Route("/tokenize", models.tokenize, methods=["POST"]),

@@ -100,7 +100,6 @@ class ParsedGeneration(Generation):
         self._marker_chars = parsers.markers.char_of
         self._one_call = body.parallel_tool_calls is False
         self.reasoning_tokens = 0 if parsers.reads_reasoning else None
-        self.stop_string: str | None = None  # the one that ended the answer
 
     def _delta(self, output: TokenOutput) -> TextDelta:
         self._check(output)

@@ -15,8 +15,9 @@ has already begun. The mapping from causes to statuses is in this file only.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -112,19 +113,50 @@ def _from_http(request: Request, error: HTTPException) -> ApiError:
     return ApiError(error.status_code, message, headers=error.headers)
 
 
+# Anthropic's names of errors, by status.
+_MESSAGE_ERRORS: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+}
+
+
+def message_error(error: ApiError) -> dict[str, Any]:
+    """The error in the shape of Anthropic's API."""
+    kind = _MESSAGE_ERRORS.get(error.status, "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
+def _response(request: Request, error: ApiError) -> Response:
+    """In the shape of the API that the path belongs to."""
+    if not request.scope["path"].startswith("/v1/messages"):
+        return error.response
+    request_id = f"req_{uuid.uuid4().hex[:24]}"
+    return Response(
+        msgspec.json.encode(message_error(error) | {"request_id": request_id}),
+        error.status,
+        headers={**(error.headers or {}), "request-id": request_id},
+        media_type="application/json",
+    )
+
+
 async def _on_api_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, ApiError)
-    return exc.response
+    return _response(request, exc)
 
 
 async def _on_backend_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, BackendError)
-    return from_backend(exc).response
+    return _response(request, from_backend(exc))
 
 
 async def _on_http_exception(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
-    return _from_http(request, exc).response
+    return _response(request, _from_http(request, exc))
 
 
 async def _on_disconnect(request: Request, exc: Exception) -> Response:
@@ -132,7 +164,7 @@ async def _on_disconnect(request: Request, exc: Exception) -> Response:
 
 
 async def _on_unexpected(request: Request, exc: Exception) -> Response:
-    return INTERNAL_ERROR.response
+    return _response(request, INTERNAL_ERROR)
 
 
 exception_handlers: Mapping[Any, Any] = {

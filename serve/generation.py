@@ -52,6 +52,7 @@ class Generation:
         self.completion_tokens = 0
         self.reasoning_tokens: int | None = None  # None: the model's reasoning is not told apart
         self.cached_tokens = 0
+        self.stop_string: str | None = None  # the one that ended the answer, where that is told
         self.finish_reason: FinishReason | None = None
 
     async def deltas(self) -> AsyncIterator[TextDelta]:

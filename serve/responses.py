@@ -5,6 +5,7 @@ Keys that the schema requires but allows to be null are always present; ``UNSET`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -18,6 +19,11 @@ encode = msgspec.json.Encoder().encode
 
 def json_response(content: Struct, status: int = 200) -> Response:
     return Response(encode(content), status, media_type="application/json")
+
+
+def ignored_header(fields: Sequence[str]) -> dict[str, str]:
+    """Names what was accepted although nothing comes of it."""
+    return {"X-Quire-Ignored": ", ".join(fields)} if fields else {}
 
 
 class PromptTokensDetails(Struct, frozen=True):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
-from msgspec import Struct
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -38,7 +37,11 @@ _LINE_ENDS: Final = (
 )
 
 
-def event(payload: Struct) -> bytes:
+def named_event(name: str, payload: object) -> bytes:
+    return b"event: " + name.encode() + b"\n" + event(payload)
+
+
+def event(payload: object) -> bytes:
     data = encode(payload)
     if not data.isascii():
         for raw, escaped in _LINE_ENDS:
@@ -54,8 +57,13 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
-        super().__init__(events, headers=_HEADERS)
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        close: Callable[[], None],
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(events, headers={**_HEADERS, **(headers or {})})
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
