@@ -22,6 +22,7 @@ from quire.serve.routes.completions import Completions
 from quire.serve.routes.health import Health
 from quire.serve.routes.messages import Messages
 from quire.serve.routes.models import Models
+from quire.serve.routes.responses import Responses
 
 
 class Index(msgspec.Struct, frozen=True):
@@ -45,11 +46,15 @@ def create_app(
     chat = ChatCompletions(registry)
     completions = Completions(registry)
     messages = Messages(registry)
+    responses = Responses(registry)
     models = Models(registry)
     health = Health(registry, metrics)
     routes = [
         Route("/v1/chat/completions", chat.create, methods=["POST"]),
         Route("/v1/completions", completions.create, methods=["POST"]),
+        Route("/v1/responses", responses.create, methods=["POST"]),
+        Route("/v1/responses/{id}", responses.retrieve, methods=["GET"]),
+        Route("/v1/responses/{id}", responses.delete, methods=["DELETE"]),
         Route("/v1/messages", messages.create, methods=["POST"]),
         Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
         Route("/v1/models", models.list, methods=["GET"]),
@@ -61,7 +66,7 @@ def create_app(
         Route("/metrics", health.metrics, methods=["GET"]),
     ]
     first = next(iter(registry)).model
-    index = Index("quire", first.id, [route.path for route in routes])
+    index = Index("quire", first.id, [*dict.fromkeys(route.path for route in routes)])
 
     async def show_index(request: Request) -> Response:
         return json_response(index)

@@ -1,0 +1,314 @@
+"""OpenAI's Responses as they arrive, and as a chat completion request.
+
+https://platform.openai.com/docs/api-reference/responses. Items are checked one by one, since
+clients send kinds that only OpenAI's service knows: in the history such items are passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from quire.serve.errors import invalid
+from quire.serve.protocol import (
+    MAX_MESSAGES,
+    AssistantMessage,
+    ChatCompletionRequest,
+    DeveloperMessage,
+    FunctionCall,
+    Message,
+    PositiveInt,
+    SystemMessage,
+    ToolCall,
+    ToolMessage,
+    UserMessage,
+)
+from quire.serve.tools import NamedChoice, NamedFunction, ToolChoice, check_tools, decode_tools
+
+Item = dict[str, Any]
+
+_DEFAULT_NAMESPACE: Final = "functions"  # its tools go by their bare names
+
+
+class Reasoning(Struct, forbid_unknown_fields=True):
+    effort: str | None = None
+    summary: str | None = None  # the reasoning itself is sent, which needs no summary
+    generate_summary: str | None = None
+    context: Any = None
+
+
+class TextConfig(Struct, forbid_unknown_fields=True):
+    format: dict[str, Any] | None = None
+    verbosity: str | None = None
+
+
+class ResponsesRequest(Struct, kw_only=True, forbid_unknown_fields=True):
+    model: str
+    input: str | Annotated[list[Item], Meta(max_length=MAX_MESSAGES)]
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    store: bool | None = None  # None: true
+    stream: bool | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    max_output_tokens: PositiveInt | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    reasoning: Reasoning | None = None
+    text: TextConfig | None = None
+    metadata: dict[str, str] | None = None
+    # No effect on the answer, by definition.
+    include: list[str] | None = None
+    stream_options: Any = None
+    client_metadata: Any = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+    user: str | None = None
+    max_tool_calls: int | None = None  # of tools that run in the service
+    # Only their values for "off" are taken.
+    background: bool | None = None
+    truncation: str | None = None
+    top_logprobs: int | None = None
+    conversation: Any = None
+    prompt: Any = None
+
+    @property
+    def items(self) -> list[Item]:
+        if isinstance(self.input, str):
+            return [{"type": "message", "role": "user", "content": self.input}]
+        return self.input
+
+
+_OFF: Final[Mapping[str, tuple[object, ...]]] = {
+    "background": (None, False),
+    "truncation": (None, "disabled"),
+    "top_logprobs": (None, 0),
+    "conversation": (None,),
+    "prompt": (None,),
+}
+
+
+class ToolName(Struct, frozen=True):
+    """What a tool is called by the client; the model knows one flat list of functions."""
+
+    name: str
+    namespace: str | None = None
+    custom: bool = False  # takes text instead of arguments
+
+
+class Conversation(Struct):
+    chat: ChatCompletionRequest
+    names: dict[str, ToolName]  # by the function's name
+    ignored: list[str]  # fields that are accepted although nothing comes of them
+
+
+def to_chat(body: ResponsesRequest, items: Sequence[Item]) -> Conversation:
+    """``items`` are the whole conversation. Raises :class:`ApiError` (400)."""
+    for field, harmless in _OFF.items():
+        if getattr(body, field) not in harmless:
+            raise invalid(field, f"{field} is not supported; leave it out.")
+    form = body.text.format if body.text else None
+    if form is not None and form.get("type") != "text":
+        raise invalid("text.format", "text.format is not supported yet; leave it out.")
+    ignored: list[str] = []
+    names: dict[str, ToolName] = {}
+    functions: list[dict[str, Any]] = []
+    for index, tool in enumerate(body.tools or []):
+        _add_tool(tool, f"tools[{index}]", functions, names, ignored)
+    tools = decode_tools(functions)
+    choice = _choice(body.tool_choice)
+    check_tools(tools, choice)
+    messages: list[Message] = [SystemMessage(body.instructions)] if body.instructions else []
+    messages += _Reader(ignored).read(items)
+    if not any(isinstance(message, UserMessage | ToolMessage) for message in messages):
+        raise invalid("input", "input holds no message of the user.")
+    chat = ChatCompletionRequest(
+        model=body.model,
+        messages=messages,
+        tools=tools or None,
+        tool_choice=choice,
+        parallel_tool_calls=body.parallel_tool_calls,
+        max_tokens=body.max_output_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        stream=body.stream,
+        reasoning_effort=body.reasoning.effort if body.reasoning else None,
+    )
+    return Conversation(chat, names, ignored)
+
+
+# ---- tools
+
+
+def _add_tool(
+    tool: dict[str, Any],
+    param: str,
+    functions: list[dict[str, Any]],
+    names: dict[str, ToolName],
+    ignored: list[str],
+    namespace: str | None = None,
+) -> None:
+    kind, name = tool.get("type"), tool.get("name")
+    if kind == "namespace":
+        for index, child in enumerate(tool.get("tools") or []):
+            _add_tool(child, f"{param}.tools[{index}]", functions, names, ignored, name)
+        return
+    if kind not in ("function", "custom"):  # one that OpenAI would run
+        ignored.append(param)
+        return
+    if not isinstance(name, str):
+        raise invalid(f"{param}.name", f"{param}.name is required.")
+    flat = _flat(namespace, name)
+    bare_namespace = None if namespace == _DEFAULT_NAMESPACE else namespace
+    names[flat] = ToolName(name, bare_namespace, custom=kind == "custom")
+    parameters = tool.get("parameters")
+    if kind == "custom":
+        parameters = {
+            "type": "object",
+            "properties": {"input": {"type": "string"}},
+            "required": ["input"],
+        }
+    function = {
+        "name": flat,
+        "description": tool.get("description"),
+        "parameters": parameters,
+        "strict": tool.get("strict"),
+    }
+    functions.append({"type": "function", "function": function})
+
+
+def _flat(namespace: object, name: str) -> str:
+    return f"{namespace}__{name}" if namespace and namespace != _DEFAULT_NAMESPACE else name
+
+
+def _choice(choice: str | dict[str, Any] | None) -> ToolChoice | None:
+    if choice is None or choice in ("auto", "none", "required"):
+        return choice  # type: ignore[return-value]
+    if isinstance(choice, dict) and choice.get("type") in ("function", "custom"):
+        return NamedChoice(NamedFunction(_flat(choice.get("namespace"), str(choice.get("name")))))
+    raise invalid("tool_choice", f"tool_choice={choice!r:.80} is not supported.")
+
+
+# ---- items
+
+
+class _MessageItem(Struct):
+    role: str
+    content: str | list[dict[str, Any]]
+
+
+class _CallItem(Struct):
+    call_id: str
+    name: str
+    arguments: str = ""
+    input: str = ""  # of a custom tool
+    namespace: str | None = None
+
+
+class _OutputItem(Struct):
+    call_id: str
+    output: str | list[dict[str, Any]]
+
+
+class _ReasoningItem(Struct):
+    summary: list[dict[str, Any]] = []
+    content: list[dict[str, Any]] | None = None
+
+
+class _Reader:
+    """Items in a row: what the assistant thought, said and called is one turn."""
+
+    def __init__(self, ignored: list[str]) -> None:
+        self._ignored = ignored
+        self._messages: list[Message] = []
+        self._turn: AssistantMessage | None = None
+
+    def read(self, items: Sequence[Item]) -> list[Message]:
+        for index, item in enumerate(items):
+            param = f"input[{index}]"
+            try:
+                self._item(item, param)
+            except msgspec.ValidationError as error:
+                raise invalid(param, f"{param}: {error}.") from None
+        self._end_turn()
+        return self._messages
+
+    def _item(self, item: Item, param: str) -> None:
+        match item.get("type", "message"):
+            case "message":
+                self._message(msgspec.convert(item, _MessageItem), param)
+            case "function_call":
+                call = msgspec.convert(item, _CallItem)
+                self._call(call, call.arguments)
+            case "custom_tool_call":
+                call = msgspec.convert(item, _CallItem)
+                self._call(call, msgspec.json.encode({"input": call.input}).decode())
+            case "function_call_output" | "custom_tool_call_output":
+                result = msgspec.convert(item, _OutputItem)
+                self._end_turn()
+                text = _text(result.output, f"{param}.output", omit_images=True)
+                self._messages.append(ToolMessage(text, result.call_id))
+            case "reasoning":
+                thought = msgspec.convert(item, _ReasoningItem)
+                parts = thought.content or thought.summary
+                text = "\n".join(str(part.get("text", "")) for part in parts)
+                turn = self._assistant()
+                turn.reasoning_content = "\n".join(filter(None, [turn.reasoning_content, text]))
+            case _:  # something that only OpenAI's service can read
+                self._ignored.append(param)
+
+    def _message(self, item: _MessageItem, param: str) -> None:
+        text = _text(item.content, f"{param}.content")
+        if item.role == "assistant":
+            turn = self._assistant()
+            turn.content = f"{turn.content or ''}{text}"
+            return
+        self._end_turn()
+        kinds: dict[str, Callable[[str], Message]] = {
+            "user": UserMessage,
+            "system": SystemMessage,
+            "developer": DeveloperMessage,
+        }
+        if item.role not in kinds:
+            raise invalid(f"{param}.role", f"{param}.role: {item.role!r:.40} is none.")
+        self._messages.append(kinds[item.role](text))
+
+    def _call(self, item: _CallItem, arguments: str) -> None:
+        turn = self._assistant()
+        function = FunctionCall(_flat(item.namespace, item.name), arguments)
+        turn.tool_calls = [*(turn.tool_calls or []), ToolCall(item.call_id, function)]
+
+    def _assistant(self) -> AssistantMessage:
+        if self._turn is None:
+            self._turn = AssistantMessage()
+        return self._turn
+
+    def _end_turn(self) -> None:
+        if (turn := self._turn) is not None:
+            if not turn.tool_calls:
+                turn.content = turn.content or ""
+            self._messages.append(turn)
+            self._turn = None
+
+
+def _text(content: str | list[dict[str, Any]], param: str, *, omit_images: bool = False) -> str:
+    if isinstance(content, str):
+        return content
+    texts: list[str] = []
+    for index, part in enumerate(content):
+        kind = part.get("type")
+        text = part.get("refusal") if kind == "refusal" else part.get("text")
+        if kind in ("input_text", "output_text", "text", "refusal") and isinstance(text, str):
+            texts.append(text)
+        elif omit_images and kind == "input_image":
+            texts.append("[image omitted]")
+        else:
+            where = f"{param}[{index}].type"
+            raise invalid(where, f"{where}: only text is supported, not {kind!r:.40}.")
+    return "".join(texts)

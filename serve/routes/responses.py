@@ -1,0 +1,196 @@
+"""/v1/responses: OpenAI's Responses API, as Codex, the agents SDK and the AI SDK use it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from quire.serve import conversation
+from quire.serve.backend import BackendError, QueueFull
+from quire.serve.disconnect import unless_disconnected
+from quire.serve.errors import ApiError, from_backend
+from quire.serve.generation import GenerationGroup
+from quire.serve.heartbeat import HEARTBEAT, with_heartbeats
+from quire.serve.middleware import read_json
+from quire.serve.protocol import RequestDecoder
+from quire.serve.registry import Registry
+from quire.serve.response_items import ItemStream
+from quire.serve.response_store import ResponseStore, Stored
+from quire.serve.responses import encode, ignored_header
+from quire.serve.responses_protocol import Conversation, Item, ResponsesRequest, to_chat
+from quire.serve.sse import EventStream, named_event
+
+# Fields of the request that stand in the response as they came.
+_ECHOED: Final = (
+    "instructions",
+    "max_output_tokens",
+    "metadata",
+    "previous_response_id",
+    "temperature",
+    "top_p",
+    "user",
+)
+
+
+class Responses:
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._decoder = RequestDecoder(ResponsesRequest)
+        self._store = ResponseStore()
+
+    async def create(self, request: Request) -> Response:
+        body = self._decoder.decode(await read_json(request))
+        served = self._registry.find(body.model)
+        items = body.items
+        if body.previous_response_id is not None:
+            items = [*self._store.previous(body.previous_response_id).items, *items]
+        talk = to_chat(body, items)
+        info = served.backend.admit()
+        prompt = await unless_disconnected(
+            request, conversation.encode_conversation(served, talk.chat, info.max_model_len)
+        )
+        left = info.max_model_len - len(prompt.token_ids)
+        if talk.chat.max_tokens is not None and 0 < left < talk.chat.max_tokens:
+            talk.chat.max_tokens = left
+            talk.ignored.append("max_output_tokens")
+        try:
+            group = conversation.start(served, info, talk.chat, prompt)
+        except QueueFull as error:
+            # Codex does not come back after a 429, but does after this.
+            headers = {"Retry-After": str(max(error.retry_after, 1))}
+            raise ApiError(503, error.message, code="queue_full", headers=headers) from None
+        answer = _Answer(served.model.id, body, talk, items, group, self._store)
+        headers = ignored_header(talk.ignored)
+        if body.stream:
+            return EventStream(answer.events(), close=group.close, headers=headers)
+        try:
+            await unless_disconnected(request, answer.collect())
+        finally:
+            group.close()
+        return _json(answer.response, headers)
+
+    async def retrieve(self, request: Request) -> Response:
+        return _json(self._store.find(request.path_params["id"]).response)
+
+    async def delete(self, request: Request) -> Response:
+        response_id = request.path_params["id"]
+        self._store.delete(response_id)
+        return _json({"id": response_id, "object": "response", "deleted": True})
+
+
+def _json(content: object, headers: dict[str, str] | None = None) -> Response:
+    return Response(encode(content), media_type="application/json", headers=headers)
+
+
+class _Answer:
+    """One answer, from one sequence; ``response`` is the object as it stands."""
+
+    def __init__(
+        self,
+        model_id: str,
+        body: ResponsesRequest,
+        talk: Conversation,
+        items: list[Item],
+        group: GenerationGroup,
+        store: ResponseStore,
+    ) -> None:
+        self._items = items
+        self._group = group
+        self._generation = group.generations[0]
+        self._store = store if body.store is not False else None
+        self._stream = ItemStream(talk.names)
+        self._sequence_number = 0
+        reasoning = body.reasoning
+        self.response: dict[str, Any] = {
+            "id": f"resp_{uuid.uuid4().hex}",
+            "object": "response",
+            "created_at": int(time.time()),
+            "status": "in_progress",
+            "error": None,
+            "incomplete_details": None,
+            "model": model_id,
+            "output": [],
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "reasoning": {
+                "effort": reasoning.effort if reasoning else None,
+                "summary": reasoning.summary if reasoning else None,
+            },
+            "store": body.store is not False,
+            "text": {"format": {"type": "text"}},
+            "tool_choice": body.tool_choice or "auto",
+            "tools": body.tools or [],
+            "truncation": "disabled",
+            "usage": None,
+            **{field: getattr(body, field) for field in _ECHOED},
+        }
+        self.response["metadata"] = body.metadata or {}
+
+    async def collect(self) -> None:
+        async for batch in self._group.deltas():
+            for delta in batch:
+                for event in delta.events:
+                    self._stream.payloads(event)
+        self._finish()
+
+    async def events(self) -> AsyncIterator[bytes]:
+        yield self._whole("response.created") + self._whole("response.in_progress")
+        try:
+            async for batch in with_heartbeats(self._group.deltas()):
+                if batch is HEARTBEAT:
+                    yield self._whole("response.in_progress")
+                    continue
+                payloads = [
+                    payload
+                    for delta in batch
+                    for event in delta.events
+                    for payload in self._stream.payloads(event)
+                ]
+                if payloads:
+                    yield b"".join(map(self._event, payloads))
+        except BackendError as error:
+            message = from_backend(error).message
+            self.response |= {
+                "status": "failed",
+                "error": {"code": "server_error", "message": message},
+            }
+            yield self._whole("response.failed")
+            return
+        last = self._finish()
+        yield b"".join(map(self._event, last)) + self._whole(f"response.{self.response['status']}")
+
+    def _finish(self) -> list[dict[str, Any]]:
+        """Brings ``response`` to its end; gives the events that lead there."""
+        complete = self._generation.finish_reason != "length"
+        payloads = self._stream.close(cut=not complete)
+        self.response["output"] = self._stream.output
+        self.response["status"] = "completed" if complete else "incomplete"
+        if not complete:
+            self.response["incomplete_details"] = {"reason": "max_output_tokens"}
+        generation = self._generation
+        self.response["usage"] = {
+            "input_tokens": generation.prompt_tokens,
+            "input_tokens_details": {
+                "cached_tokens": generation.cached_tokens,
+                "cache_write_tokens": 0,
+            },
+            "output_tokens": generation.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": generation.reasoning_tokens or 0},
+            "total_tokens": generation.prompt_tokens + generation.completion_tokens,
+        }
+        if self._store is not None:
+            items = [*self._items, *self._stream.output]
+            self._store.add(self.response["id"], Stored(items, self.response))
+        return payloads
+
+    def _whole(self, kind: str) -> bytes:
+        return self._event({"type": kind, "response": self.response})
+
+    def _event(self, payload: dict[str, Any]) -> bytes:
+        payload = {**payload, "sequence_number": self._sequence_number}
+        self._sequence_number += 1
+        return named_event(payload["type"], payload)
