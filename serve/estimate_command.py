@@ -1,0 +1,181 @@
+"""``quire estimate``: whether a model fits this machine, or another, before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from quire.serve.memory_plan import (
+    SMALLEST_STEP,
+    STEP_TOKENS,
+    Device,
+    Memory,
+    Verdict,
+    judge,
+    memory,
+    working_set,
+)
+from quire.serve.model_facts import Bits, ModelFacts, facts_from_hub, read_facts
+from quire.serve.model_files import resolve_model
+from quire.serve.served_model import ModelFilesError
+from quire.serve.settings import SettingsError, parse_size
+
+_DEFAULT_CONTEXT = 4096
+_DOES_NOT_FIT = 3  # the exit code
+_BITS: tuple[Bits, ...] = (16, 8, 4)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="folder or Hugging Face name; default: the demo"
+    )
+    parser.add_argument(
+        "--ram", metavar="SIZE", help="memory of the Mac or GPU, e.g. 32GiB; default: this machine"
+    )
+    parser.add_argument("--context", type=int, metavar="N", help="tokens of one request")
+    parser.add_argument(
+        "--concurrency", type=int, default=1, metavar="N", help="requests of that length at a time"
+    )
+    parser.add_argument(
+        "--device", choices=("metal", "cuda", "cpu"), help="default: metal on a Mac, else cpu"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 if it fits, 3 if it does not, 1 if the model's files cannot be read."""
+    device: Device = args.device or ("metal" if sys.platform == "darwin" else "cpu")
+    ram = _ram(args.ram, device)
+    if args.concurrency < 1 or (args.context is not None and args.context < 1):
+        raise SettingsError("--context and --concurrency must be at least 1")
+    try:
+        facts = _facts(args.model)
+    except ModelFilesError as error:
+        print(f"quire: error: {error}", file=sys.stderr)
+        return 1
+    context = args.context or min(facts.context or _DEFAULT_CONTEXT, 4 * _DEFAULT_CONTEXT)
+    if facts.context is not None and context > facts.context:
+        raise SettingsError(f"--context {context} is more than the model's {facts.context}")
+    name = args.model or "the demo model"
+    estimate = Estimate(name, facts, device, ram, context, args.concurrency)
+    print(json.dumps(estimate.as_dict(), indent=1) if args.json else estimate.page())
+    return _DOES_NOT_FIT if estimate.verdict.kind == "does not fit" else 0
+
+
+def _ram(text: str | None, device: Device) -> int:
+    if text is not None:
+        try:
+            return parse_size(text)
+        except ValueError as error:
+            raise SettingsError(f"--ram {error}, not {text!r}") from error
+    if device == "cuda":
+        raise SettingsError("--device cuda needs --ram with the memory of the GPU")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _facts(model: str | None) -> ModelFacts:
+    if model is None or Path(model).expanduser().exists() or "/" not in model:
+        return read_facts(resolve_model(model).path)
+    return facts_from_hub(model)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One model on one machine. ``ram`` is in bytes, ``context`` in tokens of one request."""
+
+    name: str
+    facts: ModelFacts
+    device: Device
+    ram: int
+    context: int
+    concurrency: int
+
+    @property
+    def tokens(self) -> int:
+        return self.context * self.concurrency
+
+    @property
+    def verdict(self) -> Verdict:
+        return judge(self.facts, self.device, self.ram, self.tokens)
+
+    @property
+    def needs(self) -> Memory:
+        """As the verdict says, or as asked if nothing fits."""
+        verdict = self.verdict
+        tokens = min(self.tokens, verdict.tokens or self.tokens)
+        step = verdict.step_tokens or STEP_TOKENS[self.device]
+        return memory(self.facts, self.device, tokens, step)
+
+    def choices(self) -> list[tuple[Bits, Verdict]]:
+        """The verdict for each quantisation that mlx_lm.convert could make of the model."""
+        wanted = self.tokens
+        return [(bits, judge(self.facts, self.device, self.ram, wanted, bits)) for bits in _BITS]
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "model": self.name,
+            "device": self.device,
+            "ram": self.ram,
+            "working_set": working_set(self.ram, self.device),
+            "context": self.context,
+            "concurrency": self.concurrency,
+            "parameters": self.facts.parameters,
+            "bits": self.facts.bits,
+            "needs": {**asdict(self.needs), "total": self.needs.total},
+            "verdict": asdict(self.verdict),
+            "quantisations": {str(bits): asdict(verdict) for bits, verdict in self.choices()},
+        }
+
+    def page(self) -> str:
+        facts, needs, verdict = self.facts, self.needs, self.verdict
+        usable = working_set(self.ram, self.device)
+        kv_tokens = needs.kv_cache // needs.kv_per_token
+        step = verdict.step_tokens or STEP_TOKENS[self.device]
+        rows = [
+            (
+                "model",
+                f"{self.name}: {facts.parameters / 1e6:,.0f} million weights of "
+                f"{facts.bits} bits, {facts.layers} layers",
+            ),
+            ("weights", _size(needs.weights)),
+            (
+                "KV cache",
+                f"{_size(needs.kv_cache)} for {kv_tokens:,} tokens "
+                f"({needs.kv_per_token / 1024:,.0f} KiB each)",
+            ),
+            ("activations", f"{_size(needs.activations)} for steps of {step} tokens"),
+            (
+                "together",
+                f"{_size(needs.total)}; {self.device} may use {_size(usable)} of {_size(self.ram)}",
+            ),
+            ("verdict", self._advice()),
+        ]
+        lines = [f"{name:<12} {text}" for name, text in rows]
+        lines.append("\nas           weights      tokens of context that fit in all")
+        for bits, other in self.choices():
+            weights = memory(facts, self.device, 0, SMALLEST_STEP, bits).weights
+            room = f"{other.tokens:,}" if other.tokens else "does not fit"
+            note = " (tight)" if other.kind == "tight" else ""
+            lines.append(f"{bits:>2} bits      {_size(weights):<12} {room}{note}")
+        return "\n".join(lines)
+
+    def _advice(self) -> str:
+        verdict = self.verdict
+        if verdict.kind == "fits":
+            return f"fits; as many as {verdict.tokens:,} tokens of context would"
+        if verdict.kind == "does not fit":
+            smaller = [bits for bits, other in self.choices() if other.kind != "does not fit"]
+            return "does not fit" + (f"; with {max(smaller)} bits it would" if smaller else "")
+        size = memory(self.facts, self.device, verdict.tokens, verdict.step_tokens).kv_cache
+        return (
+            f"tight: --max-num-batched-tokens {verdict.step_tokens} "
+            f"--kv-cache-memory {size // 2**20}MiB, {verdict.tokens:,} tokens of context in all"
+        )
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,111 @@
+"""How much memory a model takes beside its context, and what fits into a machine's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from quire.serve.model_facts import Bits, ModelFacts
+
+Device = Literal["metal", "cuda", "cpu"]
+
+# What macOS recommends as the GPU's working set: this share of the memory, by its size.
+_SMALL_MAC = 36 * 2**30
+_SMALL_MAC_SHARE = 2 / 3
+_LARGE_MAC_SHARE = 3 / 4
+# What the engine takes of that by itself; settings may go further.
+DEFAULT_SHARE = 0.85
+STEP_TOKENS: dict[Device, int] = {"metal": 512, "cuda": 2048, "cpu": 512}
+SMALLEST_STEP = 128  # tokens
+LEAST_CONTEXT = 512  # tokens; a model that has room for less is not worth serving
+# Numbers that one token of a step keeps per layer, in multiples of a layer's sizes: fitted to peaks
+# that were measured with the default steps. On the CPU the buffers of about one layer are alive at
+# a time, on GPUs those of all layers until the step ends.
+_CPU_ACTIVATIONS = {"intermediate": 7.0, "hidden": 8.4, "heads_size": 2.8, "kv_size": 5.4}
+_GPU_ACTIVATIONS = {"intermediate": 4.0, "hidden": 3.0, "heads_size": 3.0, "kv_size": 2.0}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What serving takes, in bytes."""
+
+    weights: int
+    kv_per_token: int
+    kv_cache: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache + self.activations
+
+
+def working_set(ram: int, device: Device) -> int:
+    """Bytes that a program may use of ``ram``, the machine's memory or a CUDA device's."""
+    if device != "metal":
+        return ram
+    return int(ram * (_SMALL_MAC_SHARE if ram <= _SMALL_MAC else _LARGE_MAC_SHARE))
+
+
+def memory(
+    facts: ModelFacts, device: Device, tokens: int, step_tokens: int, bits: Bits | None = None
+) -> Memory:
+    """For ``tokens`` in the KV cache and steps of ``step_tokens``; ``bits`` None: as it is."""
+    if bits is None:
+        weights = facts.widened_weight_bytes if device == "cpu" else facts.weight_bytes
+    else:
+        widened = 2 if device == "cpu" and bits == 16 else 1
+        weights = widened * facts.quantised_bytes(bits)
+    kv_per_token = facts.layers * facts.kv_size * _width(facts, device)
+    return Memory(
+        weights=weights,
+        kv_per_token=kv_per_token,
+        kv_cache=kv_per_token * tokens,
+        activations=activations(facts, device, step_tokens),
+    )
+
+
+def activations(facts: ModelFacts, device: Device, step_tokens: int) -> int:
+    """Bytes that a step of prompts needs on top of weights and pages."""
+    factors = _CPU_ACTIVATIONS if device == "cpu" else _GPU_ACTIVATIONS
+    layers = 1 if device == "cpu" else facts.layers
+    numbers = sum(factor * getattr(facts, name) for name, factor in factors.items())
+    return int(step_tokens * layers * numbers * _width(facts, device))
+
+
+def _width(facts: ModelFacts, device: Device) -> int:
+    """Bytes of a number: the CPU computes in float32, GPUs as the weights are stored."""
+    return 4 if device == "cpu" else facts.number_bytes
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether it fits: by itself, with smaller steps and context, or not at all."""
+
+    kind: Literal["fits", "tight", "does not fit"]
+    step_tokens: int
+    tokens: int  # that the KV cache may hold, all requests together; 0 if it does not fit
+
+
+def judge(
+    facts: ModelFacts, device: Device, ram: int, tokens: int, bits: Bits | None = None
+) -> Verdict:
+    """``tokens``: what the KV cache is wanted to hold."""
+    usable = working_set(ram, device)
+    step = STEP_TOKENS[device]
+    room = _room(facts, device, int(DEFAULT_SHARE * usable), step, bits)
+    if room >= tokens:
+        return Verdict("fits", step, room)
+    while step >= SMALLEST_STEP:
+        room = _room(facts, device, usable, step, bits)
+        if room >= min(tokens, LEAST_CONTEXT):
+            return Verdict("tight", step, min(room, tokens))
+        step //= 2
+    return Verdict("does not fit", 0, 0)
+
+
+def _room(
+    facts: ModelFacts, device: Device, limit: int, step_tokens: int, bits: Bits | None
+) -> int:
+    """Tokens that the KV cache can hold within ``limit`` bytes in all."""
+    fixed = memory(facts, device, 0, step_tokens, bits)
+    return max(limit - fixed.total, 0) // fixed.kv_per_token

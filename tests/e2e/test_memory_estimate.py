@@ -1,0 +1,63 @@
+"""`quire estimate` against what a server takes, and against the pages of every kind of model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from live_server import Server
+from model_zoo import FAMILIES, build
+from model_zoo_base import BASE
+from model_zoo_experts import LATENT
+
+from quire.engine.model.paged_model import page_model
+from quire.loadtest.model_folder import ModelShape, make_model
+from quire.serve.memory_plan import memory
+from quire.serve.model_facts import facts_of, read_facts
+
+STEP = 512  # the default
+KINDS = ("weights", "kv_cache", "peak")
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ModelShape(layers=1, heads=4, kv_heads=2),
+        ModelShape(architecture="qwen3", layers=1, intermediate=2560),
+        ModelShape(layers=1, dtype="bfloat16", bits=4),
+    ],
+    ids=["llama", "qwen3", "4 bits"],
+)
+def test_weights_cache_and_peak(shape: ModelShape, tmp_path: Path):
+    folder = tmp_path / "model"
+    make_model(folder, shape)
+    flags = ("--kv-cache-memory", "32MiB", "--max-num-batched-tokens", str(STEP))
+    server = Server(*flags, "--max-num-seqs", "8", model=folder).wait_ready()
+    try:
+        prompt = [7 * i % 256 for i in range(STEP + 100)]
+        body = {"model": "model", "prompt": prompt, "max_tokens": 1}
+        assert server.post("/v1/completions", body)[0] == 200
+        metrics = server.metrics()
+    finally:
+        server.stop()
+    taken = {kind: metrics[f'quire_memory_bytes{{kind="{kind}"}}'] for kind in KINDS}
+    facts = read_facts(folder)
+    per_token = memory(facts, "cpu", 1, 1).kv_per_token
+    expected = memory(facts, "cpu", int(taken["kv_cache"]) // per_token, STEP)
+    assert expected.weights == taken["weights"]
+    assert expected.kv_cache == taken["kv_cache"]
+    assert expected.total == pytest.approx(taken["peak"], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("llama", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma", "gemma3_text", "gpt_oss"),
+        *("phi3", "olmo2", "cohere2", "deepseek_v3"),
+    ],
+)
+def test_a_tokens_share_of_the_cache(name: str):
+    # The base lists the fields of all families, a latent's among them.
+    base = BASE if name in LATENT else {k: v for k, v in BASE.items() if k != "kv_lora_rank"}
+    facts = facts_of({**base, **FAMILIES[name].config}, {})
+    assert memory(facts, "cpu", 1, 1).kv_per_token == page_model(build(name), name).bytes_per_token
