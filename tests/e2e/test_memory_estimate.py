@@ -22,9 +22,9 @@ KINDS = ("weights", "kv_cache", "peak")
 @pytest.mark.parametrize(
     "shape",
     [
-        ModelShape(layers=1, heads=4, kv_heads=2),
-        ModelShape(architecture="qwen3", layers=1, intermediate=2560),
-        ModelShape(layers=1, dtype="bfloat16", bits=4),
+        ModelShape(layers=2),
+        ModelShape(architecture="qwen3", layers=2, intermediate=2560),
+        ModelShape(layers=2, dtype="bfloat16", bits=4),
     ],
     ids=["llama", "qwen3", "4 bits"],
 )
