@@ -123,6 +123,8 @@ class GrammarCompiler:
         rows = [(state._matcher, row) for row, state in enumerate(states) if state is not None]
         if len(rows) < len(states):
             out[[row for row, state in enumerate(states) if state is None]] = _ALL_ALLOWED
+        if not rows:
+            return
         self._executor.unsafe_compute_mask_ptr(rows, out.ctypes.data, out.strides[0], len(states))
         for matcher, row in rows:
             if matcher.is_error():
@@ -138,6 +140,16 @@ class GrammarCompiler:
         matcher.compute_bitmask()
         GrammarState(matcher).check()
         return matcher
+
+
+def forbid(row: Bitmask, token_ids: Sequence[int]) -> None:
+    """Take tokens out of one row of a bitmask, unless nothing would be left."""
+    before = row.copy()
+    words = row.view(np.uint32)
+    for token in token_ids:
+        words[token // 32] &= np.uint32(0xFFFFFFFF ^ (1 << token % 32))
+    if not row.any():
+        row[:] = before
 
 
 def _one_line(message: str) -> str:

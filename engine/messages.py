@@ -43,6 +43,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     max_num_batched_tokens: int | None = None  # None: by device
     eviction_policy: Literal["lru", "fifo", "cost"] = "lru"
     log_level: str = "info"
+    eos_token_ids: list[int] = []  # what ends a text; grammars allow them where a text may end
 
 
 class GenerateRequest(msgspec.Struct, tag=True, frozen=True):
@@ -55,6 +56,9 @@ class GenerateRequest(msgspec.Struct, tag=True, frozen=True):
     min_tokens: int = 0  # stop tokens cannot be drawn before this many output tokens
     stop_token_ids: list[int] = []  # the model's EOS ids are added by the front end
     cache_salt: str = ""  # prefix blocks are shared only between equal salts
+    # llguidance's text of a grammar that the output must fit, or "". The output ends with it even
+    # before min_tokens.
+    grammar: str = ""
 
 
 class Abort(msgspec.Struct, tag=True, frozen=True):
@@ -96,6 +100,7 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
     weight_bytes: int
     kv_cache_bytes: int
     notes: list[str] = []  # facts worth logging, e.g. which BLAS is in use
+    grammars: bool = False  # whether requests may have one
 
 
 class TokenOutput(msgspec.Struct, array_like=True, frozen=True):
@@ -109,6 +114,8 @@ class TokenOutput(msgspec.Struct, array_like=True, frozen=True):
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0  # prompt tokens served from the prefix cache
     error: str | None = None  # set with finish_reason "error"
+    # With finish_reason "stop": the last token is no stop token but completes what a grammar wants.
+    ends_with_text: bool = False
 
 
 class WorkerStats(msgspec.Struct, frozen=True):

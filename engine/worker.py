@@ -134,6 +134,8 @@ class Worker:
             # An id beyond the embedding table reads foreign memory instead of failing.
             if not all(0 <= token < self._vocab_size for token in request.prompt_token_ids):
                 raise ValueError(f"token ids must be between 0 and {self._vocab_size - 1}")
+            if request.grammar:
+                raise ValueError("this worker takes no grammars")
             self._engine.submit(request)
         except (EngineError, ValueError) as error:
             self._refused.append(TokenOutput(request.request_id, [], "error", error=str(error)))

@@ -6,7 +6,7 @@ and gets back a group of sequences whose deltas carry events.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
@@ -14,7 +14,9 @@ from quire.engine.messages import GenerateRequest, Ready, TokenOutput
 from quire.serve import submission
 from quire.serve.backend import TokenStream
 from quire.serve.detokenizer import Detokenizer
+from quire.serve.errors import ApiError
 from quire.serve.generation import Generation, GenerationGroup, TextDelta
+from quire.serve.output_form import reasoning_form, wanted_of_chat
 from quire.serve.parsers.events import (
     ArgumentsDelta,
     CallEnded,
@@ -53,8 +55,31 @@ async def encode_conversation(
     )
 
 
+async def check_output(
+    served: Served,
+    body: ChatCompletionRequest,
+    prompt: ChatPrompt,
+    own_names: Mapping[str, str] | None = None,
+) -> str:
+    """The grammar of what the output must be, "" for none. Raises :class:`ApiError`.
+
+    ``own_names`` are what the client's protocol calls the parts of a chat's fields.
+    """
+    form = reasoning_form(served.model.parsers, prompt.opening)
+    try:
+        wanted = wanted_of_chat(body, served.model.parsers.family.tools, form)
+        return await served.check_output(wanted)
+    except ApiError as error:
+        for name, own in (own_names or {}).items():
+            if error.param is not None and name in error.param:
+                message = error.message.replace(name, own)
+                param = error.param.replace(name, own)
+                raise ApiError(error.status, message, param=param) from None
+        raise
+
+
 def start(
-    served: Served, info: Ready, body: ChatCompletionRequest, prompt: ChatPrompt
+    served: Served, info: Ready, body: ChatCompletionRequest, prompt: ChatPrompt, grammar: str
 ) -> GenerationGroup:
     """Submit the conversation. Raises :class:`ApiError` and what :meth:`Backend.submit` raises."""
     parsers = served.model.parsers
@@ -72,7 +97,7 @@ def start(
             body,
         )
 
-    return submission.start(served, info, body, [prompt.token_ids], "messages", make)
+    return submission.start(served, info, body, [prompt.token_ids], "messages", make, grammar)
 
 
 class ParsedGeneration(Generation):
@@ -104,14 +129,15 @@ class ParsedGeneration(Generation):
     def _delta(self, output: TokenOutput) -> TextDelta:
         self._check(output)
         stopped = output.finish_reason == "stop"
-        token_ids = output.token_ids[:-1] if stopped else output.token_ids
+        by_token = stopped and not output.ends_with_text
+        token_ids = output.token_ids[:-1] if by_token else output.token_ids
         events: list[Event] = []
         for token_id in token_ids:
             events += self._take(token_id)
             if self.finish_reason is not None:
                 break
         if self.finish_reason is None and output.finish_reason is not None:
-            self.completion_tokens += stopped
+            self.completion_tokens += by_token
             events += self._end(truncated=not stopped)
         return TextDelta(self._index, "", self.finish_reason, events)
 

@@ -87,13 +87,14 @@ class Generation:
     def _advance(self, output: TokenOutput) -> str:
         token_ids = output.token_ids
         stopped = output.finish_reason == "stop"
-        if stopped:
+        by_token = stopped and not output.ends_with_text
+        if by_token:
             token_ids = token_ids[:-1]  # the stop token ends the text and is not part of it
         text = self._search(token_ids) if self._matcher else self._read(token_ids)
         if self.finish_reason is not None:
             return text
         if output.finish_reason is not None:
-            self.completion_tokens += stopped
+            self.completion_tokens += by_token
             text += self._finish("stop" if stopped else "length")
         return text
 

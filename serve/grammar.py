@@ -29,7 +29,9 @@ from quire.serve.tool_grammar import CallRules
 
 MAX_BYTES: Final = 64 << 10  # of one schema, pattern or grammar
 MAX_TOOLS_BYTES: Final = 256 << 10  # of all tools together
-CHECK_LIMITS: Final = HelperLimits(processes=2, waiting=128, seconds=2.0, memory=512 << 20)
+CHECK_LIMITS: Final = HelperLimits(
+    processes=2, waiting=128, seconds=2.0, memory=512 << 20, eager=False
+)
 
 _MAX_KEPT: Final = 256
 _MAX_KEPT_BYTES: Final = 16 << 20

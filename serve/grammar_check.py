@@ -42,6 +42,7 @@ class CheckRequest(msgspec.Struct, frozen=True):
     text: str
     strict: bool = True  # of a schema: oneOf means exactly one
     reasoning: ReasoningForm | None = None  # which comes before; tools have their own
+    instead: CheckRequest | None = None  # of tools: what the answer may be where it calls none
 
 
 class Tool(msgspec.Struct, frozen=True):
@@ -98,41 +99,50 @@ class Checker:
 
     def build(self, request: CheckRequest) -> str:
         """llguidance's text of a grammar that works. Raises :class:`SchemaRefused`."""
-        output: dict[str, Any]
-        match request.kind:
-            case "json_schema":
-                output = {"json_schema": self._schema(request.text, request.strict)}
-            case "choice":
-                choices = msgspec.json.decode(request.text, type=list[str])
-                output = {"lark_grammar": "start: " + " | ".join(map(quote, choices))}
-            case "regex":
-                output = _first_grammar(LLMatcher.grammar_from_regex(request.text))
-            case "lark":
-                output = {"lark_grammar": request.text}
-            case "tools":
-                output = {"lark_grammar": self._tools(request.text)}
+        lark = Lark(self._markers)
+        frame: str | None = None
+        if request.instead is not None:
+            frame = self._tools(request.text, other="@output")
+            output = self._piece(request.instead, beside_calls=True)
+        else:
+            output = self._piece(request)
+            if request.reasoning is not None:
+                frame = lark.build(f"{lark.reasoning(request.reasoning)} @output")
         output["name"] = "output"
         grammar = _pack([output])
         self._try(grammar)
-        if request.reasoning is None:
-            return grammar
-        lark = Lark(self._markers)
-        frame = lark.build(f"{lark.reasoning(request.reasoning)} @output")
-        grammar = _pack([{"name": "frame", "lark_grammar": frame}, output])
-        self._try(grammar)
+        if frame is not None:
+            grammar = _pack([{"name": "frame", "lark_grammar": frame}, output])
+            self._try(grammar)
         return grammar
 
-    def _schema(self, text: str, strict: bool) -> Schema:
+    def _piece(self, request: CheckRequest, *, beside_calls: bool = False) -> dict[str, Any]:
+        """One of llguidance's grammars, without what stands around the output."""
+        match request.kind:
+            case "json_schema":
+                return {"json_schema": self._schema(request.text, request.strict, beside_calls)}
+            case "choice":
+                choices = msgspec.json.decode(request.text, type=list[str])
+                return {"lark_grammar": "start: " + " | ".join(map(quote, choices))}
+            case "regex":
+                return _first_grammar(LLMatcher.grammar_from_regex(request.text))
+            case "lark":
+                return {"lark_grammar": request.text}
+            case "tools":
+                return {"lark_grammar": self._tools(request.text)}
+
+    def _schema(self, text: str, strict: bool, beside_calls: bool) -> Schema:
         try:
             schema = msgspec.json.decode(text, type=dict[str, Any])
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise SchemaRefused(f"a JSON schema must be an object ({error})") from None
-        return self._checked_schema(schema, strict)
+        return self._checked_schema(schema, strict, beside_calls)
 
-    def _checked_schema(self, schema: Schema, strict: bool) -> Schema:
+    def _checked_schema(self, schema: Schema, strict: bool, beside_calls: bool = True) -> Schema:
         """The schema with the settings that llguidance needs."""
         prepared = prepare(schema)
-        escapes = prepared.unicode_escapes
+        # Grammars that begin alike are told apart only if their settings are the same.
+        escapes = prepared.unicode_escapes and not beside_calls
         grammar = {**prepared.schema, "x-guidance": json_settings(escapes)}
         wrong = self._compile(_pack([{"json_schema": grammar}]))
         if not strict and wrong.startswith(_ONE_OF):
@@ -142,12 +152,12 @@ class Checker:
             raise SchemaRefused(_explain(wrong), _locate(prepared.schema, wrong))
         return grammar
 
-    def _tools(self, text: str) -> str:
+    def _tools(self, text: str, other: str = "") -> str:
         asked = msgspec.json.decode(text, type=Tools)
         ready = [self._tool(asked.rules, tool) for tool in asked.tools]
         # Values of several schemas stand in one grammar, and may then differ in nothing else.
         settings = json_settings(unicode_escapes=False)
-        return calls_grammar(asked.rules, ready, self._markers, settings)
+        return calls_grammar(asked.rules, ready, self._markers, settings, other)
 
     def _tool(self, rules: CallRules, tool: Tool) -> CallableTool:
         """A tool whose calls can be written; any object where its schema is beyond that."""

@@ -66,6 +66,7 @@ class HelperLimits:
     waiting: int = 256  # jobs; one more is refused at once
     seconds: float = 2.0  # of wall time for one job
     memory: int = 512 << 20  # bytes of one job, beside what an idle helper holds
+    eager: bool = True  # started before there is work; else with the first job
     # The kernel holds a process to its address space on Linux only; elsewhere, and besides, the
     # front end looks at resident memory.
     limit_address_space: bool = sys.platform == "linux"
@@ -137,14 +138,16 @@ class HelperPool:
     async def _keep(self) -> None:
         """One process and its successors: hands each job to the one that lives."""
         helper: _Helper | None = None
+        eager = self.limits.eager
         try:
             while True:
-                if helper is None:
+                if helper is None and eager:
                     # Started before there is work. Should that fail, the next job tries again and
                     # is told why.
                     with contextlib.suppress(HelperError):
                         helper = await _Helper.start(self._setup)
                 job = await self._jobs.get()
+                eager = True
                 if job.answer.done():  # the caller has gone
                     continue
                 try:

@@ -18,6 +18,8 @@ from quire.serve.protocol import (
     AssistantMessage,
     ChatCompletionRequest,
     FunctionCall,
+    JsonSchema,
+    JsonSchemaFormat,
     Message,
     NonEmptyStr,
     PositiveInt,
@@ -96,9 +98,13 @@ class Thinking(Struct, forbid_unknown_fields=True):
     display: str | None = None
 
 
+class OutputFormat(Struct, tag_field="type", tag="json_schema", forbid_unknown_fields=True):
+    schema: dict[str, Any]
+
+
 class OutputConfig(Struct, forbid_unknown_fields=True):
     effort: str | None = None
-    format: Any = None
+    format: OutputFormat | None = None
 
 
 class ContextManagement(Struct, forbid_unknown_fields=True):
@@ -152,7 +158,7 @@ def to_chat(body: CountTokensRequest) -> tuple[ChatCompletionRequest, list[str]]
     tools = _tools(body.tools or [], ignored)
     choice, parallel = _choice(body.tool_choice)
     check_tools(tools, choice)
-    thinking = body.thinking
+    thinking, output = body.thinking, body.output_config
     if thinking is not None and thinking.budget_tokens is not None:
         ignored.append("thinking.budget_tokens")
     chat = ChatCompletionRequest(
@@ -162,7 +168,8 @@ def to_chat(body: CountTokensRequest) -> tuple[ChatCompletionRequest, list[str]]
         tool_choice=choice,
         parallel_tool_calls=parallel,
         enable_thinking=None if thinking is None else thinking.type != "disabled",
-        reasoning_effort=body.output_config.effort if body.output_config else None,
+        reasoning_effort=output.effort if output else None,
+        response_format=_response_format(output),
     )
     if isinstance(body, MessagesRequest):
         chat.max_tokens = body.max_tokens
@@ -172,13 +179,24 @@ def to_chat(body: CountTokensRequest) -> tuple[ChatCompletionRequest, list[str]]
     return chat, ignored
 
 
+def _response_format(output: OutputConfig | None) -> JsonSchemaFormat | None:
+    if output is None or output.format is None:
+        return None
+    return JsonSchemaFormat(JsonSchema(output.format.schema, strict=True))
+
+
+# What this API calls the parts of a chat's fields.
+OWN_NAMES: Final = {
+    ".function.parameters": ".input_schema",
+    "response_format.json_schema.schema": "output_config.format.schema",
+}
+
+
 def _refuse(body: CountTokensRequest) -> None:
     for index, edit in enumerate(body.context_management.edits if body.context_management else []):
         if edit != _EDITS:
             param = f"context_management.edits[{index}]"
             raise invalid(param, f"{param} is not supported; send {_EDITS} or nothing.")
-    if body.output_config is not None and body.output_config.format is not None:
-        raise invalid("output_config.format", "output_config.format is not supported yet.")
     for field in ("container", "mcp_servers"):
         if getattr(body, field, None):
             raise invalid(field, f"{field} is not supported; leave it out.")

@@ -98,6 +98,38 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
     continuous_usage_stats: bool | None = None  # usage so far on every chunk
 
 
+class TextFormat(Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
+    pass
+
+
+class JsonObjectFormat(Struct, tag_field="type", tag="json_object", forbid_unknown_fields=True):
+    pass
+
+
+class JsonSchema(Struct, forbid_unknown_fields=True):
+    schema: dict[str, Any]
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None  # where not, oneOf may mean anyOf
+
+
+class JsonSchemaFormat(Struct, tag_field="type", tag="json_schema", forbid_unknown_fields=True):
+    json_schema: JsonSchema
+
+
+ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
+
+
+class StructuredOutputs(Struct, forbid_unknown_fields=True):
+    """What the output must be; exactly one of these (vLLM's field)."""
+
+    json: dict[str, Any] | str | None = None  # a JSON schema, or its text
+    json_object: bool | None = None
+    regex: NonEmptyStr | None = None
+    choice: Annotated[list[NonEmptyStr], Meta(min_length=1, max_length=10_000)] | None = None
+    grammar: NonEmptyStr | None = None  # in Lark, as llguidance reads it
+
+
 class GenerationRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     """The fields that chat completions and completions share."""
 
@@ -115,6 +147,7 @@ class GenerationRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     # No effect on the answer, by definition.
     user: str | None = None
@@ -151,6 +184,7 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fiel
     parallel_tool_calls: bool | None = None  # False: generation ends with the first call
     chat_template_kwargs: dict[str, Any] | None = None
     enable_thinking: bool | None = None
+    response_format: ResponseFormat | None = None
     reasoning_effort: str | None = None  # no effect on models that do not know it
 
     # Not supported yet: see REFUSED.
@@ -158,7 +192,6 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fiel
     top_logprobs: int | None = None
     functions: list[Any] | None = None
     function_call: Any = None
-    response_format: Any = None
     modalities: list[str] | None = None
     audio: Any = None
     prediction: Any = None
@@ -225,7 +258,6 @@ REFUSED: Final[Mapping[str, tuple[object, ...]]] = {
     "top_logprobs": (0,),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from quire.serve.backend import Backend
 from quire.serve.errors import ApiError, invalid
+from quire.serve.output_form import Wanted
 from quire.serve.served_model import ServedModel
 
 
@@ -16,6 +17,19 @@ class Served:
 
     model: ServedModel
     backend: Backend
+
+    async def check_output(self, wanted: Wanted | None) -> str:
+        """The grammar of what a request wants, "" for nothing. Raises :class:`ApiError`."""
+        if wanted is None:
+            return ""
+        grammars = self.model.grammars
+        if grammars is None or not self.backend.admit().grammars:
+            raise invalid(
+                wanted.param, f"{wanted.param} is not available: this model takes no grammars."
+            )
+        if wanted.alone is not None:
+            await grammars.check(wanted.alone.request, wanted.alone.param)
+        return await grammars.check(wanted.request, wanted.param)
 
 
 class Registry:

@@ -19,9 +19,14 @@ from quire.serve.protocol import (
     ChatCompletionRequest,
     DeveloperMessage,
     FunctionCall,
+    JsonObjectFormat,
+    JsonSchema,
+    JsonSchemaFormat,
     Message,
     PositiveInt,
+    ResponseFormat,
     SystemMessage,
+    TextFormat,
     ToolCall,
     ToolMessage,
     UserMessage,
@@ -40,8 +45,12 @@ class Reasoning(Struct, forbid_unknown_fields=True):
     context: Any = None
 
 
+class SchemaFormat(JsonSchema, tag_field="type", tag="json_schema", forbid_unknown_fields=True):
+    """Unlike a chat's, all in one object."""
+
+
 class TextConfig(Struct, forbid_unknown_fields=True):
-    format: dict[str, Any] | None = None
+    format: TextFormat | JsonObjectFormat | SchemaFormat | None = None
     verbosity: str | None = None
 
 
@@ -113,9 +122,6 @@ def to_chat(body: ResponsesRequest, items: Sequence[Item]) -> Conversation:
     for field, harmless in _OFF.items():
         if getattr(body, field) not in harmless:
             raise invalid(field, f"{field} is not supported; leave it out.")
-    form = body.text.format if body.text else None
-    if form is not None and form.get("type") != "text":
-        raise invalid("text.format", "text.format is not supported yet; leave it out.")
     ignored: list[str] = []
     names: dict[str, ToolName] = {}
     functions: list[dict[str, Any]] = []
@@ -139,8 +145,24 @@ def to_chat(body: ResponsesRequest, items: Sequence[Item]) -> Conversation:
         top_p=body.top_p,
         stream=body.stream,
         reasoning_effort=body.reasoning.effort if body.reasoning else None,
+        response_format=_response_format(body.text),
     )
     return Conversation(chat, names, ignored)
+
+
+def _response_format(text: TextConfig | None) -> ResponseFormat | None:
+    form = text.format if text else None
+    if isinstance(form, SchemaFormat):
+        return JsonSchemaFormat(JsonSchema(form.schema, strict=form.strict))
+    return form
+
+
+# What this API calls the parts of a chat's fields.
+OWN_NAMES: Final = {
+    ".function.parameters": ".parameters",
+    "response_format.json_schema.schema": "text.format.schema",
+    "response_format": "text.format",
+}
 
 
 # ---- tools

@@ -172,7 +172,7 @@ class ModelServer:
         )
         self._supervisor = Supervisor(
             client,
-            worker_config(settings, model_path),
+            worker_config(settings, model_path, model.eos_token_ids),
             worker_command,
             on_progress=self._display.show,
             on_ready=self._on_ready,
@@ -257,7 +257,9 @@ def accepted_hosts(settings: ServeSettings, address: str) -> tuple[str, ...] | N
     return None
 
 
-def worker_config(settings: ServeSettings, model_path: str) -> WorkerConfig:
+def worker_config(
+    settings: ServeSettings, model_path: str, eos_token_ids: Sequence[int]
+) -> WorkerConfig:
     """The addresses are filled in for each worker by the supervisor."""
     return WorkerConfig(
         model_path=model_path,
@@ -271,4 +273,5 @@ def worker_config(settings: ServeSettings, model_path: str) -> WorkerConfig:
         max_num_batched_tokens=settings.max_num_batched_tokens,
         eviction_policy=settings.eviction_policy,
         log_level=settings.log_level,
+        eos_token_ids=list(eos_token_ids),
     )

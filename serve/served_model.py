@@ -15,6 +15,8 @@ from tokenizers import Tokenizer
 
 from quire.engine.messages import SamplingParams
 from quire.serve.detokenizer import TokenBytes
+from quire.serve.grammar import GrammarChecker
+from quire.serve.lark import markers_of
 from quire.serve.parsers.families import ParserFactory, infer_family
 from quire.serve.prompt import Renderer, check_syntax
 from quire.serve.template_helpers import TemplateHelpers
@@ -49,6 +51,7 @@ class ServedModel:
     default_sampling: SamplingParams = field(
         default_factory=SamplingParams
     )  # for fields a request leaves out
+    grammars: GrammarChecker | None = None  # None: no request may ask for a form of its output
 
     @asynccontextmanager
     async def helpers(self) -> AsyncIterator[None]:
@@ -56,6 +59,8 @@ class ServedModel:
         async with AsyncExitStack() as running:
             if self.chat_template is not None:
                 await running.enter_async_context(self.chat_template)
+            if self.grammars is not None:
+                await running.enter_async_context(self.grammars)
             yield
 
 
@@ -79,15 +84,19 @@ def load_served_model(
         tools=tool_parser,
         reasoning=reasoning_parser,
     )
+    eos_token_ids = _eos_token_ids(path, config, tokenizer)
     return ServedModel(
         id=served_model_name,
         encoder=TextEncoder(tokenizer),
         chat_template=template,
-        eos_token_ids=_eos_token_ids(path, config, tokenizer),
+        eos_token_ids=eos_token_ids,
         created=int(time.time()),
         token_bytes=TokenBytes(tokenizer),
         parsers=ParserFactory(family, tokenizer),
         default_sampling=_default_sampling(path / "generation_config.json"),
+        grammars=GrammarChecker(
+            str(path / "tokenizer.json"), list(eos_token_ids), markers_of(tokenizer)
+        ),
     )
 
 

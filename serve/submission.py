@@ -23,13 +23,17 @@ def start(
     prompts: Sequence[Sequence[int]],
     prompt_field: str,
     make: MakeGeneration | None = None,
+    grammar: str = "",
 ) -> GenerationGroup:
     """Submit one sequence for each prompt, or none.
 
     ``make`` says how a sequence is read; None reads text. ``prompt_field`` is what errors about
-    the prompts are blamed on. Raises :class:`ApiError` and what :meth:`Backend.submit` raises.
+    the prompts are blamed on; ``grammar`` has been checked. Raises :class:`ApiError` and what
+    :meth:`Backend.submit` raises.
     """
-    requests = [_build(served.model, body, prompt, prompt_field, info) for prompt in prompts]
+    requests = [
+        _build(served.model, body, prompt, prompt_field, info, grammar) for prompt in prompts
+    ]
     generations: list[Generation] = []
     try:
         for index, request in enumerate(requests):
@@ -60,6 +64,7 @@ def _build(
     prompt: Sequence[int],
     prompt_field: str,
     info: Ready,
+    grammar: str,
 ) -> GenerateRequest:
     if not prompt:
         raise invalid(prompt_field, f"{prompt_field} has no tokens; send at least one.")
@@ -89,6 +94,7 @@ def _build(
         sampling=_sampling(body, model.default_sampling),
         min_tokens=min_tokens,
         stop_token_ids=sorted(stop_token_ids),
+        grammar=grammar,
     )
 
 

@@ -19,7 +19,7 @@ _MAX_DEPTH: Final = 16
 # What a schema may say of a string that only JSON's notation of strings can enforce.
 _TEXT_KEYWORDS: Final = ("pattern", "format", "minLength", "maxLength", "allOf", "not")
 _LIST_KEYWORDS: Final = ("minItems", "maxItems", "prefixItems")
-_DEFINITIONS: Final = ("$defs", "definitions")
+DEFINITIONS: Final = ("$defs", "definitions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def parameters_of(schema: Schema) -> list[Parameter]:
         if key in root:
             raise SchemaRefused(f"{key} is not supported for the arguments as a whole", (key,))
     required = root.get("required", ())
-    shared = {key: schema[key] for key in _DEFINITIONS if key in schema}
+    shared = {key: schema[key] for key in DEFINITIONS if key in schema}
     properties: Schema = dict(root.get("properties", {}))
     for name in required:
         properties.setdefault(name, {})
@@ -217,7 +217,7 @@ def _gemma_value(lark: Lark, schema: Schema, root: Schema, path: Path, depth: in
             return _gemma_mapping(lark, schema, root, path, depth)
         case None:
             return _gemma_anything(lark)
-    return lark.json({key: schema[key] for key in schema if key not in _DEFINITIONS})
+    return lark.json({key: schema[key] for key in schema if key not in DEFINITIONS})
 
 
 def _gemma_mapping(lark: Lark, schema: Schema, root: Schema, path: Path, depth: int) -> str:

@@ -15,6 +15,7 @@ import msgspec
 from quire.serve.lark import TEXT, Lark, ReasoningForm, quote
 from quire.serve.schema_check import Schema
 from quire.serve.tool_arguments import (
+    DEFINITIONS,
     JsonValue,
     gemma_object,
     keywords,
@@ -55,12 +56,20 @@ def _json_call(before: str, after: str) -> Callable[[Lark, CallableTool, JsonVal
     return call
 
 
-def _object_call(key: str) -> Callable[[Lark, CallableTool, JsonValue], str]:
-    def call(lark: Lark, tool: CallableTool, json: JsonValue) -> str:
-        head = f'{{"name": {quote(tool.name)}, "{key}": '
-        return f'{quote(head)} {json(tool.schema)} "}}"'
+def _object_call(lark: Lark, tool: CallableTool, json: JsonValue) -> str:
+    head = f'{{"name": {quote(tool.name)}, "arguments": '
+    return f'{quote(head)} {json(tool.schema)} "}}"'
 
-    return call
+
+def _llama_call(lark: Lark, tool: CallableTool, json: JsonValue) -> str:
+    # All of it is one value in JSON: an answer that is to be JSON too begins in the same way.
+    value: Schema = {
+        "type": "object",
+        "properties": {"name": {"const": tool.name}, "parameters": tool.schema},
+        "required": ["name", "parameters"],
+        "additionalProperties": False,
+    }
+    return json(value | {key: tool.schema[key] for key in DEFINITIONS if key in tool.schema})
 
 
 def _tagged_call(
@@ -130,7 +139,6 @@ def _mistral_call(lark: Lark, tool: CallableTool, json: JsonValue) -> str:
     return f"{quote(tool.name)} ({number})? {mark} {json(tool.schema)}"
 
 
-_OBJECTS: Final = _object_call("arguments")
 _DSML: Final = "｜DSML｜"
 
 FORMS: Final[Mapping[str, CallForm]] = {
@@ -144,8 +152,8 @@ FORMS: Final[Mapping[str, CallForm]] = {
         ),
         separator='"\\n"',
     ),
-    "hermes": CallForm("<tool_call>\n", "\n</tool_call>", _OBJECTS, separator='"\\n"'),
-    "granite3": CallForm("<|tool_call|>[", "]", _OBJECTS, '", "', opens_each=False),
+    "hermes": CallForm("<tool_call>\n", "\n</tool_call>", _object_call, separator='"\\n"'),
+    "granite3": CallForm("<|tool_call|>[", "]", _object_call, '", "', opens_each=False),
     "gemma4": CallForm("<|tool_call>call:", "<tool_call|>", _gemma_call),
     "glm": CallForm("<tool_call>", "</tool_call>", _glm_call, separator='"\\n"?'),
     "minimax": CallForm(
@@ -188,13 +196,13 @@ FORMS: Final[Mapping[str, CallForm]] = {
         opens_each=False,
     ),
     "mistral": CallForm("[TOOL_CALLS]", "", _mistral_call),
-    "llama3": CallForm("", "", _object_call("parameters")),
+    "llama3": CallForm("", "", _llama_call),
     "pythonic": CallForm(
         "<|tool_call_start|>[", "]<|tool_call_end|>", _pythonic_call, '", "', opens_each=False
     ),
 }
 # Mistral's tokenizers before v11 have no token between name and arguments.
-_MISTRAL_ARRAY: Final = CallForm("[TOOL_CALLS][", "]", _OBJECTS, '", "', opens_each=False)
+_MISTRAL_ARRAY: Final = CallForm("[TOOL_CALLS][", "]", _object_call, '", "', opens_each=False)
 
 FAMILIES: Final = (*FORMS, HARMONY)
 
@@ -209,7 +217,11 @@ class CallRules(msgspec.Struct, frozen=True):
 
 
 def calls_grammar(
-    rules: CallRules, tools: list[CallableTool], markers: Mapping[str, int], json: Settings
+    rules: CallRules,
+    tools: list[CallableTool],
+    markers: Mapping[str, int],
+    json: Settings,
+    other: str = "",
 ) -> str:
     """The grammar of a whole answer, in Lark.
 
@@ -217,6 +229,7 @@ def calls_grammar(
         tools: those that may be called; at least one.
         markers: of :func:`quire.serve.lark.markers_of`.
         json: the settings that values in JSON are written by.
+        other: an expression for an answer without calls; "": any text, unless they are required.
 
     Raises:
         SchemaRefused: a tool's arguments cannot be written in this family's form.
@@ -227,7 +240,7 @@ def calls_grammar(
         return lark.json({**schema, "x-guidance": json})
 
     if rules.family == HARMONY:
-        return lark.build(_harmony(lark, rules, tools, value))
+        return lark.build(_harmony(lark, rules, tools, value, other))
     form = FORMS[rules.family]
     if rules.family == "mistral" and "[ARGS]" not in markers:
         form = _MISTRAL_ARRAY
@@ -236,11 +249,13 @@ def calls_grammar(
     if rules.family == "llama3":
         call = f"{lark.literal('<|python_tag|>')}? {call}"
         if not rules.required:  # what begins with a brace is a call
-            call = lark.either([call, r"/([^{](.|\n)*)?/"])
+            call = lark.either([call, other or r"/([^{](.|\n)*)?/"])
         return lark.build(f"{thought} {call}")
-    if rules.required:
+    if rules.required or other:
         blank = lark.rule(r"/\n{0,3}/")
         calls = _calls(lark, form, call, lark.literal(form.opener), rules.parallel)
+        if other:
+            calls = lark.either([calls, other])
         return lark.build(f"{thought} {blank} {calls}")
     calls = _calls(lark, form, call, lark.text_before(form.opener), rules.parallel)
     free = f"({calls})*" if rules.parallel else f"({calls})?"
@@ -260,7 +275,9 @@ def _calls(lark: Lark, form: CallForm, call: str, opener: str, parallel: bool) -
     return f"{opener} {call} {closer} {more}"
 
 
-def _harmony(lark: Lark, rules: CallRules, tools: list[CallableTool], json: JsonValue) -> str:
+def _harmony(
+    lark: Lark, rules: CallRules, tools: list[CallableTool], json: JsonValue, other: str
+) -> str:
     """gpt-oss: one call, after any reasoning. The token that ends a call is an end of text."""
     between = lark.text_before("<|end|><|start|>assistant")
     analysis = lark.rule(f"{lark.literal('<|channel|>analysis<|message|>')} {between}")
@@ -268,6 +285,6 @@ def _harmony(lark: Lark, rules: CallRules, tools: list[CallableTool], json: Json
     call_of = _json_call("<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>", "")
     call = lark.either([lark.rule(call_of(lark, tool, json)) for tool in tools])
     if not rules.required:
-        final = f"{lark.literal('<|channel|>final<|message|>')} {lark.rule(TEXT)}"
+        final = f"{lark.literal('<|channel|>final<|message|>')} {other or lark.rule(TEXT)}"
         call = lark.either([call, lark.rule(final)])
     return f"({analysis} | {preamble})* {call}"

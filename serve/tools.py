@@ -54,25 +54,6 @@ def check_tools(tools: Sequence[FunctionTool] | None, choice: ToolChoice | None)
         )
     if choice == "required" and not seen:
         raise invalid("tool_choice", "tool_choice is 'required', but there are no tools.")
-    refuse_what_needs_a_grammar(tools, choice)
-
-
-def refuse_what_needs_a_grammar(
-    tools: Sequence[FunctionTool] | None, choice: ToolChoice | None
-) -> None:
-    """THE PLACE FOR GRAMMARS: what only a grammar can promise is refused until requests carry one.
-
-    That is calls which must be made, and arguments which must fit their schema.
-    """
-    if choice is not None and choice not in ("none", "auto"):
-        raise invalid(
-            "tool_choice",
-            "tool_choice that forces a call is not supported yet; use 'auto' or 'none'.",
-        )
-    for index, tool in enumerate(tools or ()):
-        if tool.function.strict:
-            param = f"tools[{index}].function.strict"
-            raise invalid(param, f"{param}=true is not supported yet; leave strict out.")
 
 
 def for_template(tools: Sequence[FunctionTool]) -> list[dict[str, Any]]:

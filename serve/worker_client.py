@@ -109,6 +109,8 @@ class RequestStream:
             [token for output in outputs for token in output.token_ids],
             outputs[-1].finish_reason,
             outputs[0].num_cached_tokens,
+            outputs[-1].error,
+            outputs[-1].ends_with_text,
         )
 
     def _count(self, output: TokenOutput, now: float) -> None:

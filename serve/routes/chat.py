@@ -49,7 +49,10 @@ class ChatCompletions:
         prompt = await unless_disconnected(
             request, conversation.encode_conversation(served, body, info.max_model_len)
         )
-        group = conversation.start(served, info, body, prompt)
+        grammar = await unless_disconnected(
+            request, conversation.check_output(served, body, prompt)
+        )
+        group = conversation.start(served, info, body, prompt, grammar)
         return await ChatAnswer(served.model.id, group).respond(request, body)
 
 

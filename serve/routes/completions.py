@@ -12,6 +12,7 @@ from quire.serve.answer import Answer, Collected, UsageField
 from quire.serve.disconnect import unless_disconnected
 from quire.serve.generation import TextDelta
 from quire.serve.middleware import read_json
+from quire.serve.output_form import wanted_of_text
 from quire.serve.prompt import encode_texts
 from quire.serve.protocol import CompletionRequest, RequestDecoder
 from quire.serve.registry import Registry
@@ -31,7 +32,8 @@ class Completions:
         prompts = await unless_disconnected(
             request, _encode(served.model, body.prompts, info.max_model_len)
         )
-        group = submission.start(served, info, body, prompts, "prompt")
+        grammar = await unless_disconnected(request, served.check_output(wanted_of_text(body)))
+        group = submission.start(served, info, body, prompts, "prompt", grammar=grammar)
         return await CompletionAnswer(served.model.id, group).respond(request, body)
 
 

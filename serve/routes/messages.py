@@ -17,7 +17,12 @@ from quire.serve.errors import ApiError, from_backend, invalid, message_error
 from quire.serve.generation import GenerationGroup
 from quire.serve.heartbeat import HEARTBEAT, with_heartbeats
 from quire.serve.message_blocks import BlockStream, whole_blocks
-from quire.serve.messages_protocol import CountTokensRequest, MessagesRequest, to_chat
+from quire.serve.messages_protocol import (
+    OWN_NAMES,
+    CountTokensRequest,
+    MessagesRequest,
+    to_chat,
+)
 from quire.serve.middleware import read_json
 from quire.serve.protocol import RequestDecoder
 from quire.serve.registry import Registry, Served
@@ -54,7 +59,10 @@ class Messages:
             # Agents ask for 32,000 tokens whatever the model holds.
             chat.max_tokens = limit - count
             ignored.append("max_tokens")
-        group = conversation.start(served, info, chat, prompt)
+        grammar = await unless_disconnected(
+            request, conversation.check_output(served, chat, prompt, OWN_NAMES)
+        )
+        group = conversation.start(served, info, chat, prompt, grammar)
         answer = _Answer(served.model.id, group, shows_thinking=body.shows_thinking)
         headers = ignored_header(ignored)
         if body.stream:

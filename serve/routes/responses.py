@@ -22,7 +22,7 @@ from quire.serve.registry import Registry
 from quire.serve.response_items import ItemStream
 from quire.serve.response_store import ResponseStore, Stored
 from quire.serve.responses import encode, ignored_header
-from quire.serve.responses_protocol import Conversation, Item, ResponsesRequest, to_chat
+from quire.serve.responses_protocol import OWN_NAMES, Conversation, Item, ResponsesRequest, to_chat
 from quire.serve.sse import EventStream, named_event
 
 # Fields of the request that stand in the response as they came.
@@ -58,8 +58,11 @@ class Responses:
         if talk.chat.max_tokens is not None and 0 < left < talk.chat.max_tokens:
             talk.chat.max_tokens = left
             talk.ignored.append("max_output_tokens")
+        grammar = await unless_disconnected(
+            request, conversation.check_output(served, talk.chat, prompt, OWN_NAMES)
+        )
         try:
-            group = conversation.start(served, info, talk.chat, prompt)
+            group = conversation.start(served, info, talk.chat, prompt, grammar)
         except QueueFull as error:
             # Codex does not come back after a 429, but does after this.
             headers = {"Retry-After": str(max(error.retry_after, 1))}

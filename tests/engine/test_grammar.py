@@ -20,7 +20,7 @@ from grammar_walk import (
 from llguidance import LLMatcher
 
 from quire.engine.errors import GrammarError
-from quire.engine.grammar import GrammarCompiler, mask_words
+from quire.engine.grammar import GrammarCompiler, forbid, mask_words
 from quire.engine.grammar_tokens import make_tokenizer
 
 NUMBER = LLMatcher.grammar_from_regex("[0-9]{3}")
@@ -101,6 +101,7 @@ def test_rows_without_a_grammar_allow_everything_and_rows_do_not_mix() -> None:
     out = np.zeros((4, mask_words(compiler().vocab_size)), np.int32)
     compiler().fill_masks([None, digits, None, letters], out)
     assert (out[[0, 2]] == -1).all()
+    compiler().fill_masks([None], out[:1])  # all have ended
     for row, state in ((1, digits), (3, letters)):
         bits = np.unpackbits(out[row].view(np.uint8), bitorder="little")
         assert list(np.flatnonzero(bits)) == list(allowed_tokens(state))
@@ -176,3 +177,11 @@ def test_compiling_leaves_the_interpreter_to_others() -> None:
     assert turns > 50  # hundreds; one or two if the lock were held
     state = compiler().new_state(pending.result())
     assert draw_text(state, np.random.default_rng(1), max_tokens=5).token_ids
+
+
+def test_forbidden_tokens_leave_a_mask_unless_nothing_would_be_left() -> None:
+    row = np.array([0b101, -(2**31)], np.int32)
+    forbid(row, [0, 63])
+    assert list(row) == [0b100, 0]
+    forbid(row, [2, 7])
+    assert list(row) == [0b100, 0]

@@ -333,3 +333,18 @@ def test_a_model_without_a_template_refuses_chats():
         reply = server.request("POST", PATH, body())
     assert reply.status == 400
     assert "/v1/completions" in reply.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs.choice"),
+    ],
+)
+def test_a_wanted_form_is_refused_where_the_worker_takes_no_grammars(fields, param):
+    with chat() as (server, _, backend):
+        reply = server.request("POST", PATH, body(**fields))
+    assert (reply.status, reply.error["param"]) == (400, param)
+    assert "takes no grammars" in reply.error["message"]
+    assert backend.streams == []

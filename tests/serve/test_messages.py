@@ -220,7 +220,7 @@ def test_claude_models_are_the_served_one() -> None:
     ("fields", "word"),
     [
         ({"max_tokens": 0}, "max_tokens"),
-        ({"tool_choice": {"type": "any"}, "tools": TOOLS}, "tool_choice"),
+        ({"tool_choice": {"type": "tool", "name": "absent"}, "tools": TOOLS}, "tool_choice"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools"),
         ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format"),
         ({"context_management": {"edits": [{"type": "compact"}]}}, "context_management.edits[0]"),

@@ -45,8 +45,6 @@ UNSUPPORTED = [
     (chat, {"top_logprobs": 3}),
     (chat, {"functions": [{"name": "f"}]}),
     (chat, {"function_call": {"name": "f"}}),
-    (chat, {"response_format": {"type": "json_object"}}),
-    (chat, {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}),
     (chat, {"presence_penalty": 0.5}),
     (chat, {"frequency_penalty": -1}),
     (chat, {"repetition_penalty": 1.1}),
@@ -79,7 +77,6 @@ def test_every_refused_field_has_a_case():
 
 
 TOOL = {"type": "function", "function": {"name": "f"}}
-STRICT = {"type": "function", "function": {"name": "f", "strict": True}}
 NAMED = {"type": "function", "function": {"name": "g"}}
 
 
@@ -89,10 +86,22 @@ NAMED = {"type": "function", "function": {"name": "g"}}
         ({"tools": [TOOL, TOOL]}, "tools[1].function.name"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-        ({"tools": [STRICT]}, "tools[0].function.strict"),
-        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{**TOOL, "function": {"name": "f", "strict": 1}}]}, "tools[0].function.strict"),
         ({"tools": [TOOL], "tool_choice": NAMED}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema.schema",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": []}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"structured_outputs": {"regexp": "a"}}, "structured_outputs.regexp"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"choice": ["a", ""]}}, "structured_outputs.choice[1]"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
         ({"chat_template_kwargs": {"thinking": []}}, "chat_template_kwargs.thinking"),
     ],

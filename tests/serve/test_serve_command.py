@@ -317,8 +317,9 @@ def test_every_setting_of_the_worker_reaches_it():
         eviction_policy="fifo",
         log_level="debug",
     )
-    config = msgspec.structs.asdict(worker_config(settings, "/model"))
+    config = msgspec.structs.asdict(worker_config(settings, "/model", [2]))
     assert config.pop("model_path") == "/model"
+    assert config.pop("eos_token_ids") == [2]
     assert (config.pop("request_address"), config.pop("output_address")) == ("", "")
     assert config == {name: getattr(settings, name) for name in config}
 

@@ -167,9 +167,11 @@ class Model:
         self.checker = Checker(table, markers_of(self.tokenizer))
         self.compiler = GrammarCompiler(table, threads=1)
 
-    def grammar(self, rules: CallRules, tools: list[Tool]) -> str:
+    def grammar(
+        self, rules: CallRules, tools: list[Tool], instead: CheckRequest | None = None
+    ) -> str:
         text = msgspec.json.encode(Tools(rules, tools)).decode()
-        return self.checker.build(CheckRequest("tools", text))
+        return self.checker.build(CheckRequest("tools", text, instead=instead))
 
     def takes(self, grammar: str, text: str) -> bool:
         """Whether a text may be the whole output."""
@@ -294,6 +296,24 @@ def test_gpt_oss_reasons_before_its_call() -> None:
     said = "<|channel|>commentary<|message|>Looking.<|end|><|start|>assistant"
     assert model.takes(grammar, thought + said + SINGLE["harmony"])
     assert not model.takes(grammar, thought + "<|channel|>final<|message|>Hi")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_is_calls_or_of_the_form_that_is_wanted(family: str) -> None:
+    model = Model(family)
+    choice = CheckRequest("choice", '["yes", "no"]')
+    grammar = model.grammar(CallRules(family, required=False), tools("f", "g"), choice)
+    header = "<|channel|>final<|message|>" if family == "harmony" else ""
+    assert model.takes(grammar, header + "yes")
+    assert model.takes(grammar, one_call(family))
+    assert not model.takes(grammar, header + "perhaps")
+    assert not model.takes(grammar, with_string_for_integer(one_call(family)))
+    wanted = CheckRequest("json_schema", '{"type": "object", "required": ["a"]}')
+    grammar = model.grammar(CallRules(family, required=False), tools("f", "g"), wanted)
+    assert model.takes(grammar, header + '{"a": 1}')
+    assert not model.takes(grammar, header + '{"b": 1}')
+    if family != "llama3":  # whose calls are objects, too
+        assert model.takes(grammar, one_call(family))
 
 
 TAGGED = "<tool_call>\n<function=f>\n{}</function>\n</tool_call>"
