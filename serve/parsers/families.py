@@ -125,9 +125,10 @@ class ParserFactory:
         self._syntax = TOOL_SYNTAXES.get(family.tools)
         self._think = REASONING_TAGS.get(family.reasoning)
         self._harmony = HARMONY in (family.tools, family.reasoning)
-        self.markers = Markers(self._marker_texts(), tokenizer)
+        self.markers = Markers(self.marker_texts(), tokenizer)
 
-    def _marker_texts(self) -> set[str]:
+    def marker_texts(self) -> set[str]:
+        """What may be marker tokens, if the tokenizer has them."""
         texts: set[str] = set(harmony.MARKS) if self._harmony else set()
         if (syntax := self._syntax) is not None:
             texts.update(syntax.openers, syntax.closers, syntax.marks)

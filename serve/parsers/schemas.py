@@ -31,6 +31,9 @@ class Tools:
     def __contains__(self, name: object) -> bool:
         return name in self._schemas
 
+    def schema(self, name: str) -> Mapping[str, Any] | None:
+        return self._schemas[name]
+
     def parameters(self, name: str) -> Mapping[str, Types]:
         """The declared parameters; empty if the schema declares none."""
         if name not in self._parameters:

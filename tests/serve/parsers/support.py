@@ -100,11 +100,15 @@ def added_tokens(texts: Iterable[str], special: bool) -> Tokenizer:
 def factory(family: str, *, tokens: bool, special: bool = False) -> ParserFactory:
     """``tokens``: whether the family's markers are added tokens; ``special``: special ones."""
     spec = Family(family, REASONING.get(family, "think"))
-    if not tokens:
-        return ParserFactory(spec, None)
-    texts = ParserFactory(spec, None)._marker_texts()
-    single = {text for text in texts if _ONE_TOKEN.fullmatch(text)}
-    return ParserFactory(spec, added_tokens(single, special))
+    tokenizer = added_tokens(single_tokens(family), special) if tokens else None
+    return ParserFactory(spec, tokenizer)
+
+
+def single_tokens(family: str) -> set[str]:
+    """The family's markers that would be one token each."""
+    spec = Family(family, REASONING.get(family, "think"))
+    texts = ParserFactory(spec, None).marker_texts()
+    return {text for text in texts if _ONE_TOKEN.fullmatch(text)}
 
 
 def parse(
