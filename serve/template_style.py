@@ -29,7 +29,10 @@ class TemplateStyle(Struct, frozen=True):
     many_calls: bool = True  # in one turn; else a turn for each call and its result
     attached_results: bool = False  # under "tool_responses" of the turn that called
     reasoning_key: ReasoningKey | None = None  # None: reasoning of earlier turns is not read
+    # What is said with calls: in their turn, else in a turn before theirs, else not at all.
+    content_beside_calls: bool = True
     content_beside_reasoned_calls: bool = True
+    content_before_calls: bool = True
     developer: bool = False  # it has developer turns
     late_system: bool = True  # it takes system turns anywhere
     repeated_user: bool = True  # it takes two user turns in a row
@@ -86,7 +89,9 @@ def probe(source: str, render: Render) -> TemplateStyle:
         ),
         None,
     )
-    both = calls.turn("Rome") | {"content": "Wait.", key or "": "ponder"}
+    said = calls.turn("Rome") | {"content": "Wait."}
+    rest = [_result("sunny")]
+    before = [{"role": "assistant", "content": "Wait."}, calls.turn("Rome")]
     system = {"role": "system", "content": "Be kind."}
     answer = {"role": "assistant", "content": "Yes."}
     return TemplateStyle(
@@ -95,8 +100,10 @@ def probe(source: str, render: Render) -> TemplateStyle:
         many_calls=shows([_USER, *two_calls], "Rome", "Oslo"),
         attached_results="tool_responses" in source and shows([_USER, attached], "sunny"),
         reasoning_key=key,
+        content_beside_calls=shows([_USER, said, *rest], "Wait.", "Rome"),
         content_beside_reasoned_calls=key is None
-        or shows([_USER, both, _result("sunny")], "Wait."),
+        or shows([_USER, said | {key: "ponder"}, *rest], "Wait.", "Rome"),
+        content_before_calls=shows([_USER, *before, *rest], "Wait.", "Rome"),
         # Templates that print any role would show a role that the model does not know.
         developer="developer" in source
         and shows([{"role": "developer", "content": "sentinel"}, _USER], "sentinel"),

@@ -78,9 +78,14 @@ def _assistant(message: AssistantMessage, index: int, style: TemplateStyle) -> l
         }
         for number, call in enumerate(message.tool_calls)
     ]
-    if content and reasoning and not style.content_beside_reasoned_calls:
-        return [{"role": "assistant", "content": content}, turn | {"content": style.no_content}]
-    return [turn]
+    beside = style.content_beside_calls
+    if reasoning and style.reasoning_key is not None:
+        beside = style.content_beside_reasoned_calls
+    if not content or beside:
+        return [turn]
+    silent = turn | {"content": style.no_content}
+    before = [{"role": "assistant", "content": content}] if style.content_before_calls else []
+    return [*before, silent]
 
 
 def _arguments(text: str, param: str, style: TemplateStyle) -> object:

@@ -50,7 +50,7 @@ REASONING_TAGS: Final[Mapping[str, ThinkTags]] = {
     "kimi_k3": ThinkTags(
         "<|open|>think<|sep|>",
         "<|close|>think<|sep|>",
-        ("<|open|>response<|sep|>", "<|close|>response<|sep|>"),
+        ("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>"),
     ),
 }
 
@@ -59,6 +59,7 @@ _TOOL_SIGNS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     (HARMONY, ("<|channel|>", "<|start|>", "<|message|>")),
     ("gemma4", ("<|tool_call>", "<tool_call|>")),
     ("minimax", ("<minimax:tool_call>",)),
+    ("none", ("]<]minimax[>[",)),  # MiniMax M3 shares Hermes' tag and nothing else
     ("kimi_k2", ("<|tool_calls_section_begin|>",)),
     ("kimi_k3", ("<|open|>", "<|sep|>")),
     ("deepseek_dsml", ("｜DSML｜",)),

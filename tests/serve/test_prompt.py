@@ -269,3 +269,29 @@ def test_what_opens_the_answer():
     template = ChatTemplate(source, {})
     assert template.opening({}) == "<assistant><think>"
     assert template.opening({"enable_thinking": False}) == "<assistant>"
+
+
+ONLY_SILENT_CALLS = (
+    "{% if m.content is not none %}{{ m.content }}{% else %}{% for c in m.tool_calls %}"
+    "[{{ c.function.name }}]{% endfor %}{% endif %}"
+)
+NO_TWO_IN_A_ROW = (
+    "{% if not loop.first and m.role == messages[loop.index0 - 1].role %}"
+    "{{ raise_exception('alternate') }}{% endif %}"
+)
+TURNS = "{% for m in messages %}<{{ m.role }}>BODY{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ("", "<user>hi<assistant>Wait.<assistant>[f]<tool>result of f"),
+        (NO_TWO_IN_A_ROW, "<user>hi<assistant>[f]<tool>result of f"),
+    ],
+)
+def test_calls_are_not_lost_beside_content(rules, expected):
+    source = TURNS.replace("BODY", rules + ONLY_SILENT_CALLS)
+    # Arguments are looked for in what such a template writes.
+    source = source.replace("c.function.name }}", "c.function.name }}{{ c.function.arguments }}")
+    text = render(source, *history("f", content="Wait.")).replace("{}", "")
+    assert text == expected
