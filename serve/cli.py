@@ -20,6 +20,7 @@ COMMANDS = {
     "service": ("quire.deploy.command", "run the server in the background: launchd or systemd"),
     "tune": ("quire.loadtest.tune", "measure this machine's fastest kernels, once"),
     "doctor": ("quire.loadtest.doctor", "show the machine, and check its kernels"),
+    "report": ("quire.loadtest.machine_report", "measure this machine for others to read"),
     "bench": ("quire.loadtest.command", "measure a running server, or the kernels"),
 }
 
