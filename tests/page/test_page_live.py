@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -52,3 +53,30 @@ def test_a_long_answer_is_stopped_on_the_server(browser: Browser, server: Server
     if stopped:  # else the story was shorter than one look at the page
         browser.until("document.querySelector('.turn:last-child .meta').innerText.includes('stop')")
         eventually(lambda: server.metrics()[aborted] > before, "the request is counted as aborted")
+
+
+def test_a_tool_is_called_and_its_result_told(browser: Browser, server: Server):
+    browser.open(server.url)
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    function = {"name": "get_weather", "description": "Weather", "parameters": parameters}
+    tools = json.dumps(json.dumps([{"type": "function", "function": function}]))
+    browser.evaluate(
+        f"{{ const f = document.querySelector('[name=tools]'); f.value = {tools};"
+        "f.dispatchEvent(new Event('input', {bubbles: true})); }"
+    )
+    browser.evaluate("document.querySelector('#prompt').focus()")
+    browser.type("What is the weather in Paris?")
+    browser.press("Enter")
+    browser.until("document.querySelector('.turn:last-child .send-results')")
+    assert browser.text(".turn:last-child .call-name") == "get_weather"
+    assert json.loads(browser.text(".turn:last-child .call pre")) == {"city": "Paris"}
+    browser.click(".turn:last-child .call textarea")
+    browser.type("18 degrees and sunny")
+    browser.click(".turn:last-child .send-results button")
+    browser.until(
+        "document.querySelectorAll('.turn').length === 3"
+        " && document.querySelector('#stop').hidden"
+        " && document.querySelector('.turn:last-child .prose').innerText"
+    )
+    assert browser.text(".turn:last-child .error") == ""
+    browser.click("#reset")
