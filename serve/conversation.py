@@ -51,6 +51,7 @@ async def encode_conversation(
             body.reasoning_effort,
             body.enable_thinking,
             body.chat_template_kwargs,
+            served.model.default_switches,
         ),
     )
 

@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
                 name,
                 tool_parser=settings.tool_parser,
                 reasoning_parser=settings.reasoning_parser,
+                default_switches=dict(settings.chat_template_kwargs),
             )
             # From here on a client waits for an answer instead of being refused.
             listen(listener)

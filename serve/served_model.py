@@ -51,6 +51,7 @@ class ServedModel:
     default_sampling: SamplingParams = field(
         default_factory=SamplingParams
     )  # for fields a request leaves out
+    default_switches: Mapping[str, Any] = field(default_factory=dict)  # of the chat template
     grammars: GrammarChecker | None = None  # None: no request may ask for a form of its output
 
     @asynccontextmanager
@@ -70,10 +71,11 @@ def load_served_model(
     *,
     tool_parser: str = "auto",
     reasoning_parser: str = "auto",
+    default_switches: Mapping[str, Any] | None = None,
 ) -> ServedModel:
     """Read a model folder in the Hugging Face layout. Raises :class:`ModelFilesError`.
 
-    The parsers are named in :mod:`quire.serve.parsers.families`; "auto" infers them.
+    The parsers and the chat template's switches are named in :mod:`quire.serve.parsers.names`.
     """
     tokenizer = _load_tokenizer(path / "tokenizer.json")
     config = _read_json(path / "tokenizer_config.json")
@@ -94,6 +96,7 @@ def load_served_model(
         token_bytes=TokenBytes(tokenizer),
         parsers=ParserFactory(family, tokenizer),
         default_sampling=_default_sampling(path / "generation_config.json"),
+        default_switches=default_switches or {},
         grammars=GrammarChecker(
             str(path / "tokenizer.json"), list(eos_token_ids), markers_of(tokenizer)
         ),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from quire.serve.parsers.names import REASONING_PARSERS, TOOL_PARSERS
+from quire.serve.parsers.names import REASONING_PARSERS, SWITCHES, TOOL_PARSERS
 
 ENV_PREFIX = "QUIRE_"
 CONFIG_VARIABLE = "QUIRE_CONFIG"
@@ -127,6 +127,21 @@ def _names(value: object) -> tuple[str, ...]:
     return names
 
 
+def _switches(value: object) -> tuple[tuple[str, str | int | bool], ...]:
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise ValueError("must be name=value pairs, comma-separated (in TOML: a list of strings)")
+    switches: list[tuple[str, str | int | bool]] = []
+    for item in filter(None, (item.strip() for item in items)):
+        name, equals, text = (part.strip() for part in item.partition("="))
+        if not equals or name not in SWITCHES:
+            raise ValueError(f"must be name=value pairs with names out of {', '.join(SWITCHES)}")
+        known: dict[str, bool] = {"true": True, "false": False}
+        number = int(text) if re.fullmatch("[0-9]{1,9}", text) else text
+        switches.append((name, known.get(text.lower(), number)))
+    return tuple(switches)
+
+
 def _row(default: Any, parse: Parser, help: str, metavar: str) -> Any:
     return field(default=default, metadata={"parse": parse, "help": help, "metavar": metavar})
 
@@ -163,6 +178,12 @@ class ServeSettings:
         _choice(*REASONING_PARSERS),
         "how the model writes its reasoning; auto: by its chat template",
         "NAME",
+    )
+    chat_template_kwargs: tuple[tuple[str, str | int | bool], ...] = _row(
+        (),
+        _switches,
+        "the chat template's switches unless a request sets them, e.g. enable_thinking=false",
+        "NAME=VALUE,...",
     )
     block_size: int = _row(16, _integer(1, 1024), "tokens in one KV block", "TOKENS")
     max_num_seqs: int = _row(64, _integer(1), "requests that run at the same time", "N")

@@ -6,18 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from quire.serve.errors import invalid
+from quire.serve.parsers.names import SWITCHES
 
-# Variables that templates read and that change how the model reasons, nothing else.
-ALLOWED: Final = (
-    "enable_thinking",
-    "thinking",
-    "preserve_thinking",
-    "clear_thinking",
-    "truncate_history_thinking",
-    "reasoning_effort",
-    "thinking_effort",
-    "thinking_budget",
-)
 _OFF: Final = ("none", "minimal")
 _LOW_TO_HIGH: Final = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
 
@@ -26,8 +16,8 @@ def check_switches(switches: Mapping[str, Any] | None) -> None:
     """Raises :class:`ApiError` (400) for a variable that is none of the above."""
     for name, value in (switches or {}).items():
         param = f"chat_template_kwargs.{name}"
-        if name not in ALLOWED:
-            raise invalid(param, f"{param} is not allowed; it may be {', '.join(ALLOWED)}.")
+        if name not in SWITCHES:
+            raise invalid(param, f"{param} is not allowed; it may be {', '.join(SWITCHES)}.")
         if value is not None and not isinstance(value, str | int | float):
             raise invalid(param, f"{param} must be text, a number, true or false.")
 
@@ -37,12 +27,13 @@ def switches_of(
     effort: str | None,
     enable_thinking: bool | None,
     given: Mapping[str, Any] | None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The template's variables. What is given by name wins.
+    """The template's variables. What the request gives by name wins, the ``defaults`` come last.
 
     An effort that the model cannot make has no effect: clients send one to every model.
     """
-    switches: dict[str, Any] = {}
+    switches: dict[str, Any] = dict(defaults or {})
     if effort is not None:
         if effort in _OFF and enable_thinking is None and "reasoning_effort" not in source:
             enable_thinking = False

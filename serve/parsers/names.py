@@ -1,4 +1,4 @@
-"""The families by name, for settings: this module imports nothing that takes time."""
+"""Families and switches by name, for settings: this module imports nothing that takes time."""
 
 from __future__ import annotations
 
@@ -32,4 +32,16 @@ REASONING_PARSERS: Final = (
     "mistral",
     "seed",
     "think",
+)
+
+# Variables of chat templates that change how the model reasons, nothing else.
+SWITCHES: Final = (
+    "enable_thinking",
+    "thinking",
+    "preserve_thinking",
+    "clear_thinking",
+    "truncate_history_thinking",
+    "reasoning_effort",
+    "thinking_effort",
+    "thinking_budget",
 )

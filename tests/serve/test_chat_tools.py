@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -247,3 +248,16 @@ def test_leniency_for_what_clients_add() -> None:
     with chat(says("x")) as (server, _, _):
         reply = server.request("POST", PATH, {"model": MODEL, "messages": turns, **fields})
     assert reply.status == 200, reply.body
+
+
+def test_the_servers_switches_hold_until_a_request_says_otherwise() -> None:
+    model = dataclasses.replace(SERVED, default_switches={"enable_thinking": True})
+    backend = FakeBackend([says("x")], info=ready(max_model_len=4096))
+    with serve_app(one_model_app(backend, model)) as server:
+        for fields in ({}, {"chat_template_kwargs": {"enable_thinking": False}}):
+            server.request("POST", PATH, {"model": MODEL, "messages": USER, **fields})
+    ends = [
+        SERVED.encoder.tokenizer.decode(s.request.prompt_token_ids, skip_special_tokens=False)
+        for s in backend.streams
+    ]
+    assert [prompt.endswith("<think>\n") for prompt in ends] == [True, False]

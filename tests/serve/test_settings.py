@@ -60,6 +60,10 @@ SAMPLES = {
     "max_model_len": ("4096", 4096),
     "tool_parser": ("hermes", "hermes"),
     "reasoning_parser": ("think", "think"),
+    "chat_template_kwargs": (
+        "enable_thinking=False, reasoning_effort=low,thinking_budget=5",
+        (("enable_thinking", False), ("reasoning_effort", "low"), ("thinking_budget", 5)),
+    ),
     "kv_cache_memory": ("2GiB", 2 * 2**30),
     "block_size": ("32", 32),
     "max_num_seqs": ("8", 8),
@@ -108,6 +112,7 @@ def test_toml_takes_its_own_types(tmp_path):
         ([], {}, "device = 3", "{config}: device must be one of auto, metal, cuda, cpu, not 3"),
         (["--kv-cache-memory", "2 potatoes"], {}, "", "flag --kv-cache-memory must be a size"),
         (["--drain-timeout", "-1"], {}, "", "flag --drain-timeout must be a number of seconds"),
+        (["--chat-template-kwargs", "x=1"], {}, "", "name=value pairs with names out of enable_"),
         (["--allowed-hosts", "http://x"], {}, "", "flag --allowed-hosts must be host names"),
         (["--allowed-hosts", "x:8000"], {}, "", "flag --allowed-hosts must be host names"),
         (["--allowed-hosts", "*x"], {}, "", "flag --allowed-hosts must be host names"),
