@@ -52,6 +52,7 @@ class TextBlock(_Block, tag="text"):
 
 class ImageBlock(_Block, tag="image"):
     source: Any
+    transformations: Any = None
 
 
 class ThinkingBlock(_Block, tag="thinking"):
@@ -68,12 +69,14 @@ class ToolUseBlock(_Block, tag="tool_use"):
     name: str
     input: dict[str, Any]
     caller: Any = None
+    toolset_name: str | None = None
 
 
 class ToolResultBlock(_Block, tag="tool_result"):
     tool_use_id: str
     content: str | list[TextBlock | ImageBlock] | None = None
     is_error: bool | None = None
+    toolset_name: str | None = None
 
 
 Block = (

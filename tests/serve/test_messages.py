@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -256,3 +257,38 @@ def test_a_full_queue_is_a_rate_limit() -> None:
         with pytest.raises(anthropic.RateLimitError) as caught:
             ask(client, False)
         assert caught.value.response.headers["retry-after"] == "3"
+
+
+def test_each_turn_of_an_agents_trace_begins_with_the_one_before() -> None:
+    """What changes from request to request, as Claude Code sends it, breaks no cached prefix."""
+    history: list[dict[str, Any]] = [{"role": "user", "content": "fix it"}]
+    turns = 10
+    with messages(*[says("Hm.</think>Step." + CALL)] * turns, limit=20_000) as (_, client, backend):
+        for turn in range(turns):
+            billing = {"type": "text", "text": f"x-anthropic-billing-header: cch={turn};"}
+            answer = ask(
+                client,
+                turn % 2 == 0,
+                messages=history,
+                system=[billing, {"type": "text", "text": "You help."}],
+                tools=TOOLS,
+                thinking=THINKING,
+            )
+            history += [
+                {"role": "assistant", "content": [b.model_dump() for b in answer.content]},
+                {
+                    "role": "user",
+                    "content": [
+                        {
+                            "type": "tool_result",
+                            "tool_use_id": answer.content[-1].id,
+                            "content": f"result {turn}",
+                        }
+                    ],
+                },
+                {"role": "system", "content": f"{1000 - turn} tokens left"},
+            ]
+    prompts = [prompt_of(backend, turn) for turn in range(turns)]
+    for before, after in itertools.pairwise(prompts):
+        assert after.startswith(before.removesuffix("<think>\n"))
+        assert "cch" not in after

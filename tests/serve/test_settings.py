@@ -112,7 +112,12 @@ def test_toml_takes_its_own_types(tmp_path):
         ([], {}, "device = 3", "{config}: device must be one of auto, metal, cuda, cpu, not 3"),
         (["--kv-cache-memory", "2 potatoes"], {}, "", "flag --kv-cache-memory must be a size"),
         (["--drain-timeout", "-1"], {}, "", "flag --drain-timeout must be a number of seconds"),
-        (["--chat-template-kwargs", "x=1"], {}, "", "name=value pairs with names out of enable_"),
+        (
+            ["--chat-template-kwargs", "x=1"],
+            {},
+            "",
+            "flag --chat-template-kwargs must be name=value pairs",
+        ),
         (["--allowed-hosts", "http://x"], {}, "", "flag --allowed-hosts must be host names"),
         (["--allowed-hosts", "x:8000"], {}, "", "flag --allowed-hosts must be host names"),
         (["--allowed-hosts", "*x"], {}, "", "flag --allowed-hosts must be host names"),
