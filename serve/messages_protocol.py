@@ -127,6 +127,8 @@ class CountTokensRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     cache_control: Any = None
     betas: Any = None
     speed: Any = None
+    user_profile_id: str | None = None
+    workspace_id: str | None = None
 
 
 class MessagesRequest(CountTokensRequest, kw_only=True, forbid_unknown_fields=True):
@@ -139,6 +141,8 @@ class MessagesRequest(CountTokensRequest, kw_only=True, forbid_unknown_fields=Tr
     # No meaning outside Anthropic's service.
     metadata: Any = None
     service_tier: str | None = None
+    inference_geo: str | None = None
+    diagnostics: Any = None
     # Not supported.
     container: Any = None
     mcp_servers: list[Any] | None = None

@@ -76,6 +76,7 @@ class ResponsesRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     client_metadata: Any = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: Any = None
     safety_identifier: str | None = None
     service_tier: str | None = None
     user: str | None = None

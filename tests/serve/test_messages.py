@@ -191,12 +191,17 @@ def test_what_claude_code_sends_is_rendered_in_place() -> None:
         "output_config": {"effort": "high"},
         "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
         "metadata": {"user_id": "u"},
+        "inference_geo": "eu",
         "max_tokens": 32_000,
     }
     with messages(says("</think>x")) as (server, _, backend):
         reply = server.request("POST", f"{PATH}?beta=true", body(**fields))
         assert reply.status == 200, reply.body
-        counted = {k: v for k, v in body(**fields).items() if k not in ("max_tokens", "metadata")}
+        counted = {
+            k: v
+            for k, v in body(**fields).items()
+            if k not in ("max_tokens", "metadata", "inference_geo")
+        }
         count = server.request("POST", f"{PATH}/count_tokens", counted).json
     assert reply.headers["x-quire-ignored"] == "tools[2], max_tokens"
     prompt = prompt_of(backend)
