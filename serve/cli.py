@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from quire.serve.log_writer import discard_output
 from quire.serve.settings import SettingsError
 
 # Named, not imported: `quire --help` stays instant, and serve/ does not depend on the others.
@@ -34,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `quire ... | head`
+        discard_output()
+        return 128 + signal.SIGPIPE
 
 
 def _dispatch(argv: list[str]) -> int:

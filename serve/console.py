@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import sys
+import os
 from typing import TYPE_CHECKING
 
 from quire.engine.messages import LoadProgress
+from quire.serve.log_writer import LogWriter, discard_output
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -20,9 +22,21 @@ class _OneLineFormatter(logging.Formatter):
         return super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
 
 
-def configure_logging(level: str) -> None:
-    """Send all records of ``level`` and above to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+class _LogHandler(logging.Handler):
+    def __init__(self, log: LogWriter) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._log.write(self.format(record))
+        except Exception:  # a record that cannot be formatted
+            self.handleError(record)
+
+
+def configure_logging(level: str, log: LogWriter) -> None:
+    """Send all records of ``level`` and above to ``log``."""
+    handler = _LogHandler(log)
     handler.setFormatter(
         _OneLineFormatter("%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s", "%F %T")
     )
@@ -37,17 +51,28 @@ def configure_logging(level: str) -> None:
 class LoadDisplay:
     """Progress of a load on standard error: a bar on a terminal, else one line per stage."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: LogWriter) -> None:
+        self._log = log
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._stage = ""
 
     def show(self, progress: LoadProgress) -> None:
-        if not sys.stderr.isatty():
+        if not os.isatty(self._log.descriptor):
             if progress.stage != self._stage:
                 self._stage = progress.stage
-                print(f"{progress.stage}...", file=sys.stderr, flush=True)
+                self._log.write(f"{progress.stage}...")
             return
+        with contextlib.suppress(OSError):  # a terminal that has gone
+            self._show_bar(progress)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            with contextlib.suppress(OSError):
+                self._progress.stop()
+            self._progress = self._task = None
+
+    def _show_bar(self, progress: LoadProgress) -> None:
         if self._progress is None or self._task is None:
             from rich.console import Console
             from rich.progress import Progress
@@ -61,11 +86,6 @@ class LoadDisplay:
             completed=progress.done,
             total=progress.total or None,
         )
-
-    def close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = self._task = None
 
 
 def server_url(host: str, port: int) -> str:
@@ -84,12 +104,11 @@ def print_ready(url: str, model_name: str, *, chat: bool) -> None:
         path = "/v1/completions"
         body |= {"prompt": "Hello", "max_tokens": 32}
     data = json.dumps(body).replace("'", "'\\''")
-    print(
-        f"Quire is serving {model_name} at {url}/v1\n\n"
-        f"curl {url}{path} -H 'Content-Type: application/json' -d '{data}'\n",
-        flush=True,
-    )
-
-
-def print_error(message: str) -> None:
-    print(f"quire: error: {message}", file=sys.stderr, flush=True)
+    try:
+        print(
+            f"Quire is serving {model_name} at {url}/v1\n\n"
+            f"curl {url}{path} -H 'Content-Type: application/json' -d '{data}'\n",
+            flush=True,
+        )
+    except OSError:
+        discard_output()

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quire.engine.messages import FinishReason, Ready, WorkerStats
 from quire.serve.errors import ApiError
+from quire.serve.log_writer import LogWriter
 
 # The _created series only double the exposition; promtool takes them for gauges without a unit.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -151,13 +152,29 @@ def _labelled_gauge(name: str, help: str, label: str, values: dict[str, int]) ->
     return family
 
 
+class LogCollector(Collector):
+    """What the log itself cannot tell."""
+
+    def __init__(self, log: LogWriter) -> None:
+        self._log = log
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "quire_log_lines_dropped",
+            "Lines of the log that could not be written.",
+            value=self._log.dropped,
+        )
+
+
 class Metrics:
     """Every series of the server. Label children are made here, not on the way of a token."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: LogWriter | None = None) -> None:
         self.registry = CollectorRegistry()
         self.worker = WorkerCollector()
         self.registry.register(self.worker)
+        if log is not None:
+            self.registry.register(LogCollector(log))
         ProcessCollector(registry=self.registry)
         build = self._gauge("build_info", "The running version; always 1.", "version")
         build.labels(version("quire")).set(1)

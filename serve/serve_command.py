@@ -21,7 +21,6 @@ from quire.serve.app import create_app
 from quire.serve.console import (
     LoadDisplay,
     configure_logging,
-    print_error,
     print_ready,
     server_url,
 )
@@ -31,6 +30,7 @@ from quire.serve.http_protocol import (
     connections_within,
     raise_descriptor_limit,
 )
+from quire.serve.log_writer import LogWriter
 from quire.serve.metrics import Metrics
 from quire.serve.middleware import LOOPBACK_HOSTS
 from quire.serve.model_files import resolve_model
@@ -45,6 +45,7 @@ logger = logging.getLogger("quire.serve")
 WORKER_COMMAND = (sys.executable, "-m", "quire.engine.worker")
 # After the drain only the last bytes of finished answers are left to send.
 FLUSH_TIMEOUT = 5  # seconds
+LOG_FLUSH_TIMEOUT = 2.0  # seconds
 
 
 class PortUnavailable(Exception):
@@ -58,31 +59,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal; 0 after a drain, 1 if it cannot start, 128 + signal when forced."""
     settings = settings_module.load(settings_module.flags_of(args), os.environ)
-    configure_logging(settings.log_level)
+    log = LogWriter()
+    configure_logging(settings.log_level, log)
     for line in settings_module.misspelt_variables(os.environ):
         logger.warning(line)
     try:
-        listener = bind(settings.host, settings.port)
-    except PortUnavailable as error:
-        print_error(str(error))
+        return _serve(settings, log)
+    except (ModelFilesError, PortUnavailable, StartupFailed) as error:
+        log.write(f"quire: error: {error}")
         return 1
-    with listener:
-        try:
-            files = resolve_model(settings.model)
-            name = settings.served_model_name or files.name
-            model = load_served_model(
-                files.path,
-                name,
-                tool_parser=settings.tool_parser,
-                reasoning_parser=settings.reasoning_parser,
-                default_switches=dict(settings.chat_template_kwargs),
-            )
-            # From here on a client waits for an answer instead of being refused.
-            listen(listener)
-        except (ModelFilesError, PortUnavailable) as error:
-            print_error(str(error))
-            return 1
-        server = ModelServer(settings, str(files.path), model, listener, WORKER_COMMAND)
+    finally:
+        log.flush(LOG_FLUSH_TIMEOUT)
+
+
+def _serve(settings: ServeSettings, log: LogWriter) -> int:
+    """Raises what :func:`run` shows as one line."""
+    with bind(settings.host, settings.port) as listener:
+        files = resolve_model(settings.model)
+        name = settings.served_model_name or files.name
+        model = load_served_model(
+            files.path,
+            name,
+            tool_parser=settings.tool_parser,
+            reasoning_parser=settings.reasoning_parser,
+            default_switches=dict(settings.chat_template_kwargs),
+        )
+        # From here on a client waits for an answer instead of being refused.
+        listen(listener)
+        server = ModelServer(settings, str(files.path), model, listener, log)
         with asyncio.Runner(loop_factory=server.http.config.get_loop_factory()) as runner:
             return runner.run(server.serve())
 
@@ -136,17 +140,17 @@ class ModelServer:
         model_path: str,
         model: ServedModel,
         listener: socket.socket,
-        worker_command: Sequence[str],
+        log: LogWriter,
     ) -> None:
         self._settings = settings
         self._model = model
         self._listener = listener
-        self._display = LoadDisplay()
+        self._display = LoadDisplay(log)
         self._announced = False
         self._draining: asyncio.Task[None] | None = None
         self._forced_by = 0
 
-        metrics = Metrics()
+        metrics = Metrics(log)
         client = WorkerClient(metrics, settings.max_num_seqs + settings.max_queue)
         app = create_app(
             Registry([Served(model, client)]),
@@ -174,7 +178,8 @@ class ModelServer:
         self._supervisor = Supervisor(
             client,
             worker_config(settings, model_path, model.eos_token_ids),
-            worker_command,
+            WORKER_COMMAND,
+            on_output=log.write,
             on_progress=self._display.show,
             on_ready=self._on_ready,
         )
@@ -193,10 +198,6 @@ class ModelServer:
             await asyncio.wait({serving, supervising}, return_when=asyncio.FIRST_COMPLETED)
             self._supervisor.stop()
             await supervising
-        except StartupFailed as error:
-            self._display.close()
-            print_error(str(error))
-            return 1
         finally:
             self._display.close()
             self._supervisor.kill()

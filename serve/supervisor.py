@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import itertools
 import logging
 import signal
 import time
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE, STDOUT, Process
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -32,6 +33,7 @@ MAX_BACKOFF = 30.0
 HEALTHY_AFTER = 60.0  # a worker that was ready this long starts the back-off afresh
 LEAVE_TIMEOUT = 10.0  # seconds between Shutdown and SIGKILL
 _FRAMES_PER_TURN = 16  # at most, before the streams' readers run
+_MAX_LINE = 8192  # characters of the worker's output that are kept for the end of a line
 _LAST_FRAMES = 0.1  # how long an exited worker's last frames may take to arrive
 
 
@@ -52,6 +54,7 @@ class Supervisor:
         config: WorkerConfig,
         command: Sequence[str],
         *,
+        on_output: Callable[[str], None] = lambda line: None,
         on_progress: Callable[[LoadProgress], None] = lambda progress: None,
         on_ready: Callable[[Ready], None] = lambda ready: None,
         first_backoff: float = FIRST_BACKOFF,
@@ -59,6 +62,7 @@ class Supervisor:
         self._client = client
         self._config = config
         self._command = list(command)
+        self._on_output = on_output
         self._on_progress = on_progress
         self._on_ready = on_ready
         self._first_backoff = first_backoff
@@ -139,9 +143,9 @@ class Supervisor:
             output_address=channel.output_address,
         )
         # A session of its own keeps Ctrl-C in a terminal from reaching the worker before the
-        # drain; its standard output joins the log, standard error.
+        # drain. What it prints is read here, so that it never waits for whoever reads the log.
         self._process = process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=PIPE, stdout=2, start_new_session=True
+            *self._command, stdin=PIPE, stdout=PIPE, stderr=STDOUT, start_new_session=True
         )
         assert process.stdin is not None
         # A worker that died at once is reported by its exit code.
@@ -154,6 +158,7 @@ class Supervisor:
         exited = asyncio.ensure_future(process.wait())
         receiving = asyncio.ensure_future(self._receive(channel))
         stopping = asyncio.ensure_future(self._stopping.wait())
+        printing = asyncio.ensure_future(self._read_output(process))
         try:
             await asyncio.wait({exited, receiving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if stopping.done() and not exited.done():
@@ -171,9 +176,27 @@ class Supervisor:
             if not exited.done():
                 _kill(process)
             await exited
+            # Its last words come before what is said of it; a child of its own may keep the pipe.
+            await asyncio.wait({printing}, timeout=_LAST_FRAMES)
+            printing.cancel()
             assert process.stdin is not None
             process.stdin.close()
         return self._load_error or f"The worker {_describe(exited.result())}."
+
+    async def _read_output(self, process: Process) -> None:
+        """Pass on what the worker prints, line by line, to its end."""
+        assert process.stdout is not None
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        rest = ""
+        while data := await process.stdout.read(2**16):
+            *lines, rest = (rest + decoder.decode(data)).split("\n")
+            for line in lines:
+                self._on_output(line.rstrip("\r"))
+            if len(rest) > _MAX_LINE:
+                self._on_output(rest)
+                rest = ""
+        if rest:
+            self._on_output(rest)
 
     async def _see_out(self, exited: asyncio.Future[int], channel: Channel) -> None:
         # One that is still loading does not read requests; there is nothing to lose either.

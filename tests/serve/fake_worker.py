@@ -8,6 +8,7 @@ worker. Generated tokens count up from the last prompt token, one per step. The 
     crash       exit with code 3 before Ready
     hang-load   never become ready
     deaf        serve requests but ignore Shutdown
+    talk        print a line on each of the two outputs, without an end on the second
     garbage     send a frame that is not one of ours after Ready
 """
 
@@ -39,6 +40,7 @@ from quire.engine.messages import (
 
 # A request whose prompt starts with one of these does what its name says.
 DIE = 251  # kill -9 after the first token
+CHATTER = 250  # print more lines than any log takes
 STALL = 252  # one token, then nothing until aborted
 ERROR = 253  # one token, then finish_reason "error"
 STEP_SECONDS = 0.001
@@ -75,6 +77,9 @@ class FakeWorker:
         if self.mode in ("load-error", "crash"):
             self.outputs.close(linger=1000)
             return 3 if self.mode == "crash" else 1
+        if self.mode == "talk":
+            print("words on standard output", flush=True)
+            print("words on standard error", end="", file=sys.stderr, flush=True)
         self.send(self.ready())
         if self.mode == "garbage":
             self.outputs.send(b"\xc1 not msgpack")
@@ -99,6 +104,8 @@ class FakeWorker:
             first = request.prompt_token_ids[0]
             if done and first == STALL:
                 continue
+            if done and first == CHATTER:
+                print("\n".join("chatter" for _ in range(20_000)), file=sys.stderr, flush=True)
             if done and first == DIE:
                 self.die()
             reason = "length" if done + 1 == request.max_tokens else None

@@ -10,6 +10,7 @@ import pytest
 
 from quire.engine.messages import LoadProgress
 from quire.serve.console import LoadDisplay, configure_logging, print_ready, server_url
+from quire.serve.log_writer import LogWriter
 
 
 @pytest.fixture
@@ -45,20 +46,24 @@ def test_the_curl_line_survives_the_shell(chat, capsys):
     assert json.loads(curl[-1])["model"] == 'it\'s a "model"'
 
 
-def test_progress_off_a_terminal_is_one_line_per_stage(capsys):
-    display = LoadDisplay()
+def test_progress_off_a_terminal_is_one_line_per_stage(capfd):
+    log = LogWriter()
+    display = LoadDisplay(log)
     for done in range(3):
         display.show(LoadProgress("loading weights", done, 2))
     display.show(LoadProgress("warming up", 0, 1))
     display.close()
-    captured = capsys.readouterr()
+    assert log.flush(10)
+    captured = capfd.readouterr()
     assert captured.err == "loading weights...\nwarming up...\n"
     assert captured.out == ""
 
 
-def test_a_log_record_is_one_line_whatever_it_quotes(capsys, logging_restored):
-    configure_logging("info")
+def test_a_log_record_is_one_line_whatever_it_quotes(capfd, logging_restored):
+    log = LogWriter()
+    configure_logging("info", log)
     logging.getLogger("quire.test").info("said %s", "hello\n2026-01-01 ERROR forged\r\n")
     logging.getLogger("quire.test").debug("not shown")
-    (line,) = capsys.readouterr().err.splitlines()
+    assert log.flush(10)
+    (line,) = capfd.readouterr().err.splitlines()
     assert line.endswith(r"INFO quire.test: said hello\n2026-01-01 ERROR forged\r\n")
