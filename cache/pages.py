@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from quire.kernels.choice.spec import dtype_name
-from quire.kernels.kv_write import Slots, scatter, write_in_place
-from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_decode_spec import PAGED_DECODE, DecodeShape, DecodeVariant
 
 
@@ -43,47 +41,21 @@ class PageShape:
 class LayerPages:
     """Keys and values of one layer, each (num_blocks, heads, block_size, dim).
 
-    Written in place by a kernel, or by an MLX scatter that replaces the arrays. In the second case
-    hold no view of them across a step, or MLX must copy the whole pool before it can write.
+    Where MLX writes them the arrays are replaced: hold no view of them across a step, or it must
+    copy the whole pool before it can write.
     """
 
-    __slots__ = ("_in_place", "_new", "_written", "keys", "values")
+    __slots__ = ("keys", "values")
 
-    def __init__(
-        self, shape: PageShape, num_blocks: int, block_size: int, *, in_place: bool = False
-    ) -> None:
+    def __init__(self, shape: PageShape, num_blocks: int, block_size: int) -> None:
         self.keys = mx.zeros(
             (num_blocks, shape.key_heads, block_size, shape.key_dim), shape.key_dtype
         )
         self.values = mx.zeros(
             (num_blocks, shape.value_heads, block_size, shape.value_dim), shape.value_dtype
         )
-        self._in_place = in_place
-        self._written: mx.array | None = None
-        self._new: tuple[mx.array | None, mx.array | None] = None, None
         mx.eval(self.keys, self.values)
 
     @property
     def nbytes(self) -> int:
         return int(self.keys.nbytes + self.values.nbytes)
-
-    def write(self, slots: Slots, keys: mx.array, values: mx.array, *, keep_rows: bool) -> None:
-        """Write (T, heads, 1, dim) rows into their slots.
-
-        ``keep_rows``: attention may read the new rows from :attr:`arrays` instead of the pages.
-        """
-        if self._in_place:
-            keys, values = keys.astype(self.keys.dtype), values.astype(self.values.dtype)
-            written = write_in_place(
-                self.keys, self.values, keys, values, slots, keep_rows=keep_rows
-            )
-            self._written = written.token
-            self._new = written.keys, written.values
-        else:
-            scatter(self.keys, keys, slots)
-            scatter(self.values, values, slots)
-
-    @property
-    def arrays(self) -> PageArrays:
-        """What attention reads in this step, after the write."""
-        return PageArrays(self.keys, self.values, self._written, *self._new)

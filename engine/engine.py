@@ -14,7 +14,8 @@ from quire.cache.block_pool import BlockPool
 from quire.cache.eviction import PolicyName, make_policy
 from quire.engine.device_thread import DeviceThread, Submit, do_now
 from quire.engine.messages import GenerateRequest, TokenOutput, WorkerStats
-from quire.engine.model.paged_model import PagedModel, page_model
+from quire.engine.model.paged_model import PagedModel
+from quire.engine.model.paging import page_model
 from quire.engine.scheduler import Scheduler
 from quire.engine.step.runner import HostStep, ModelRunner, Step
 
@@ -62,9 +63,9 @@ class Engine:
             mixed_prompt_tokens=config.mixed_prompt_tokens,
             model_name=model.name,
         )
-        self._runner = ModelRunner(model)
+        self._runner = ModelRunner(model, config.max_num_seqs)
         ahead = config.encode_ahead
-        self._encode_ahead = model.context.in_place if ahead is None else ahead
+        self._encode_ahead = model.in_place if ahead is None else ahead
         self._next: Future[Step] | None = None
         self._encode: Submit[Step] = do_now
         self._num_steps = 0
@@ -107,7 +108,7 @@ class Engine:
             receive()
         batch = self.scheduler.schedule()
         if batch is not None:
-            host_step = self._runner.lay_out(batch)
+            host_step = self._runner.prepare(batch)
             self._next = self._encode(partial(self._encode_step, host_step, running))
         if running is None:
             return []

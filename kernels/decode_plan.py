@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +9,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from quire.kernels.buckets import bucket
+from quire.kernels.padding import capacity
+from quire.kernels.tree import Array, to_device
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -25,6 +25,8 @@ _ONE_ITEM = 1536  # tokens of a context that one or two rows leave uncut
 _FILLING_THREADGROUPS = 128
 _EVEN = 1.25
 _UNCUT = 1 << 30
+# Work items without tokens end at once: so many that their number hardly varies cost nothing.
+_LEAST_ITEMS, _LEAST_SHARED_ITEMS = 64, 32
 
 
 class DecodeSettings(NamedTuple):
@@ -51,56 +53,24 @@ class SharedPlan(NamedTuple):
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """How the rows of a step are cut into work items.
+    """How the rows of a step are cut into work items; a node of a :mod:`quire.kernels.tree`.
 
     Attributes:
         items: (N, 4) int32: row, first token and end of each item, those of a row together; and in
             how many parts that row's tokens before the first item are computed for several rows.
         first_items: (B + 1,) int32, where each row's items begin; None if item i is row i.
+        simdgroups, unroll_keys: as in :class:`DecodeSettings`.
         shared_items: (M, 8) int32, parts of contexts that several rows begin with, as
             :mod:`quire.kernels.shared_context` computes them; None: there are none.
         most_shared_parts: of a row.
     """
 
-    items: mx.array
-    first_items: mx.array | None
-    settings: DecodeSettings
-    shared_items: mx.array | None = None
+    items: Array
+    first_items: Array | None
+    simdgroups: int = 4
+    unroll_keys: int = 4
+    shared_items: Array | None = None
     most_shared_parts: int = 0
-
-    def arrays(self) -> list[mx.array]:
-        """All there are, in the order above."""
-        found = (self.items, self.first_items, self.shared_items)
-        return [array for array in found if array is not None]
-
-    def form(self) -> PlanForm:
-        return PlanForm(
-            self.first_items is not None,
-            self.settings.simdgroups,
-            self.settings.unroll_keys,
-            0 if self.shared_items is None else self.shared_items.shape[0],
-            self.most_shared_parts,
-        )
-
-
-class PlanForm(NamedTuple):
-    """All of a :class:`DecodePlan` but its arrays, in plain numbers."""
-
-    is_merged: bool
-    simdgroups: int
-    unroll_keys: int
-    num_shared_items: int
-    most_shared_parts: int
-
-    def plan(self, arrays: Iterator[mx.array]) -> DecodePlan:
-        """With the next of ``arrays``: items, then what else there is, in the plan's order."""
-        return DecodePlan(
-            next(arrays),
-            next(arrays) if self.is_merged else None,
-            DecodeSettings(self.simdgroups, self.unroll_keys),
-            next(arrays) if self.num_shared_items else None,
-            self.most_shared_parts,
-        )
 
 
 def default_settings(
@@ -170,8 +140,8 @@ def plan_rows(
     window: int | None,
     settings: DecodeSettings,
     shared: SharedPlan | None = None,
-) -> tuple[list[Int32Array], PlanForm]:
-    """A :class:`DecodePlan` on the host: its arrays, of sizes that recur, and the rest of it.
+) -> DecodePlan:
+    """A plan on the host, whose arrays have sizes that recur.
 
     Args:
         context_lengths: (B,) int32, 0 for padding rows.
@@ -179,17 +149,16 @@ def plan_rows(
     """
     items, first_items = plan_items(context_lengths, window, settings.split, shared)
     is_merged = not is_one_per_row(items, first_items)
-    arrays = [_pad(items), first_items] if is_merged else [items]
-    if shared is not None:
-        arrays.append(_pad(shared.items))
-    form = PlanForm(
-        is_merged,
+    if is_merged:
+        items = _pad(items, max(_LEAST_ITEMS, 4 * len(context_lengths)))
+    return DecodePlan(
+        items,
+        first_items if is_merged else None,
         settings.simdgroups,
         settings.unroll_keys,
-        0 if shared is None else len(arrays[-1]),
+        None if shared is None else _pad(shared.items, _LEAST_SHARED_ITEMS),
         0 if shared is None else int(shared.num_parts.max()),
     )
-    return arrays, form
 
 
 def plan_on_device(
@@ -199,12 +168,9 @@ def plan_on_device(
     shared: SharedPlan | None = None,
 ) -> DecodePlan:
     """What :func:`plan_rows` says, uploaded."""
-    arrays, form = plan_rows(context_lengths, window, settings, shared)
-    plan = form.plan(map(mx.array, arrays))
-    mx.eval(plan.arrays())
-    return plan
+    return to_device(plan_rows(context_lengths, window, settings, shared))
 
 
-def _pad(items: Int32Array) -> Int32Array:
+def _pad(items: Int32Array, least: int) -> Int32Array:
     """With items without tokens, of a result that no row takes."""
-    return np.pad(items, ((0, bucket(len(items)) - len(items)), (0, 0)))
+    return np.pad(items, ((0, capacity(len(items), least) - len(items)), (0, 0)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from quire.kernels.gpu_kernel import GpuKernel
-from quire.kernels.upload import HostSlot, take_slot
+from quire.kernels.upload import HostSlot, Staging
 
 _THREADS = 128
 
@@ -24,11 +24,11 @@ class Download:
         pending: what is to be evaluated before.
     """
 
-    def __init__(self, values: mx.array) -> None:
-        """``values`` is (n,) int32."""
+    def __init__(self, values: mx.array, staging: Staging) -> None:
+        """``values`` is (n,) int32; ``staging`` is the step's."""
         self._slot: HostSlot | None = None
         if mx.cuda.is_available():
-            self._slot = take_slot(values.size)
+            self._slot = staging.take(values.size)
             self.pending = copy_to_host(values, self._slot.array)
         else:
             # An array of its own: one thread may wait for it while another works with the values.

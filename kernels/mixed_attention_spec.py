@@ -42,6 +42,7 @@ from quire.kernels.paged_prompt import paged_prompt, tile_chunks
 from quire.kernels.prompt_attention import PromptVariant, plan_prompts, prompt_attention
 from quire.kernels.prompt_attention_spec import PromptShape
 from quire.kernels.ragged import DecodeGroup, PromptChunk, RaggedBatch
+from quire.kernels.tree import to_device
 
 _PROMPTS = 85, 40  # rows
 
@@ -95,9 +96,10 @@ class MixedProblem(PagedProblem):
         is_half = dtype != mx.float32
         variant = PromptVariant.PAGED_KERNEL if is_half else PromptVariant.SDPA_PER_CHUNK
         layer = PromptShape(1, 1, *shape[2:7], window=shape.window, sinks=shape.sinks)
-        self.prompts = plan_prompts(
+        plan = plan_prompts(
             prompts, pages.window, layer, lambda _: variant, dtype=dtype, num_before=shape.rows
         )
+        self.prompts = to_device(plan)
 
     def expected(self) -> list[Float64Array]:
         rows = [range(first, end) for first, end in pairwise(self.firsts)]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from quire.kernels.exponential import LOG2_E, exp2_difference
-from quire.kernels.ragged import HIDDEN, PromptChunk, RaggedBatch
+from quire.kernels.ragged import MASKED, PromptChunk, RaggedBatch
 
 # Bound before anything wraps the attribute of the module.
 _sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention
@@ -212,7 +212,7 @@ def prompt_sdpa(
     mask: mx.array | str = "causal"
     if window is not None and num_keys > window:
         rows = range(chunk.start, chunk.context_length)
-        mask = chunk.bias(rows, range(first_key, chunk.context_length), window) > HIDDEN / 2
+        mask = chunk.bias(rows, range(first_key, chunk.context_length), window) > MASKED / 2
     output = _sdpa(
         queries.transpose(2, 1, 0, 3),
         keys[:, :, :num_keys],

@@ -201,7 +201,6 @@ def _attend(
     tiles = -(-per_kv // (_MAX_GROUP_ON_METAL if mx.metal.is_available() else _MAX_GROUP))
     num_items = plan.items.shape[0]
     direct = plan.first_items is None
-    settings = plan.settings
     lanes = _lanes((key_dim, value_dim), queries.dtype)
     template: dict[str, TemplateValue] = {
         "T": queries.dtype,
@@ -212,8 +211,8 @@ def _attend(
         "HEADS_PER_KV": per_kv,
         "GROUP": -(-per_kv // tiles),
         "BLOCK_SIZE": block_size,
-        "SIMDGROUPS": settings.simdgroups,
-        "UNROLL_KEYS": min(settings.unroll_keys, lanes),
+        "SIMDGROUPS": plan.simdgroups,
+        "UNROLL_KEYS": min(plan.unroll_keys, lanes),
         "DIRECT": direct,
         "HAS_SINKS": sinks is not None,
         "SCALE": float_bits(scale),
@@ -234,7 +233,7 @@ def _attend(
         ],
         template=template,
         groups=(num_items, kv_heads, tiles),
-        threads=32 * settings.simdgroups,
+        threads=32 * plan.simdgroups,
         output_shapes=[
             (rows, heads, 1, value_dim) if direct else (num_items, heads, value_dim),
             (1,) if direct else (num_items, heads, 2),

@@ -7,18 +7,18 @@ and the parts merged by a second kernel (flash decoding: Dao et al., 2023).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from quire.kernels.buckets import bucket
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue, float_bits
+from quire.kernels.padding import capacity
 from quire.kernels.paged_decode import Partials, merge_items
-from quire.kernels.ragged import PromptChunk, TiledChunks
-from quire.kernels.upload import upload
+from quire.kernels.ragged import PromptChunk
+from quire.kernels.tree import Array, to_device
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -31,6 +31,8 @@ _ITEM = 8  # integers
 _WANTED_THREADGROUPS = 256
 _MIN_PART = 512
 _MAX_PARTS = 32
+# Padding that costs nothing, so that sizes recur.
+_LEAST_ITEMS, _LEAST_CHUNKS, _LEAST_WIDTH = 32, 8, 16
 
 _prompt = GpuKernel(
     "paged_prompt",
@@ -40,20 +42,27 @@ _prompt = GpuKernel(
 )
 
 
-class HostTiles(NamedTuple):
-    """:class:`TiledChunks` on the host: ``arrays`` are items, block tables, and the items that rows
-    begin with if contexts are cut."""
+@dataclass(frozen=True)
+class TiledChunks:
+    """Chunks cut into work items of the kernel; a node of a :mod:`quire.kernels.tree`.
+
+    Attributes:
+        num_rows: of all the chunks, and of rows behind them that mean nothing.
+        items: (N, 8) int32: first row in the step, tokens, position of the first one, row of
+            ``block_tables``, first key and end, first result, distance of the tokens' results.
+        block_tables: (chunks, max_blocks) int32
+        first_items: (num_rows + 1,) int32, where each row's partial results begin; None if there
+            are only whole ones.
+        num_results: of the items, one or more for each row.
+        window: tokens a row sees, itself included; None: all.
+    """
 
     num_rows: int
-    arrays: list[Int32Array]
+    items: Array
+    block_tables: Array
+    first_items: Array | None
     num_results: int
     window: int | None
-
-    def on_device(self, uploaded: Iterator[mx.array]) -> TiledChunks:
-        """With the next of ``uploaded`` for ``arrays``."""
-        items, tables = next(uploaded), next(uploaded)
-        first_items = next(uploaded) if len(self.arrays) > 2 else None
-        return TiledChunks(self.num_rows, items, tables, first_items, self.num_results, self.window)
 
 
 def plan_tiles(
@@ -61,38 +70,36 @@ def plan_tiles(
     window: int | None,
     heads: int,
     kv_heads: int,
-    num_after: int = 0,
-) -> HostTiles:
-    """Cut ``chunks`` into work items.
+    num_padding_rows: int = 0,
+) -> TiledChunks:
+    """Cut ``chunks`` into work items, on the host; the arrays have sizes that recur.
 
     Args:
-        num_after: rows behind the last chunk that mean nothing; their results are zeros.
+        num_padding_rows: behind the last chunk; their results are zeros.
     """
     rows, done = [], 0
     for index, chunk in enumerate(chunks):
         rows.append((chunk.first_row, chunk.num_rows, chunk.start, index, done))
         done += chunk.num_rows
-    if num_after:
+    if num_padding_rows:
         # Before any key: such rows see nothing.
         last = chunks[-1].first_row + chunks[-1].num_rows
-        rows.append((last, num_after, -num_after, 0, done))
-        done += num_after
+        rows.append((last, num_padding_rows, -num_padding_rows, 0, done))
+        done += num_padding_rows
     items = tile_rows(np.array(rows, np.int32), heads // kv_heads)
     if window is not None:
         items[:, 4] = np.maximum(items[:, 2] - window + 1, 0)
     items[:, 5] = items[:, 2] + items[:, 1]
     items, first_items, num_results = _cut_contexts(items, done, kv_heads)
-    # Numbers of items and blocks that recur, so that compiled blocks do.
-    padded = np.zeros((bucket(len(items)), _ITEM), np.int32)
-    padded[: len(items)] = items
-    width = bucket(max(len(chunk.block_ids) for chunk in chunks))
-    block_tables = np.zeros((bucket(len(chunks)), width), np.int32)
+    width = capacity(max(len(chunk.block_ids) for chunk in chunks), _LEAST_WIDTH)
+    block_tables = np.zeros((capacity(len(chunks), _LEAST_CHUNKS), width), np.int32)
     for row, chunk in enumerate(chunks):
         block_tables[row, : len(chunk.block_ids)] = chunk.block_ids
-    arrays = [padded, block_tables]
     if first_items is not None:
-        arrays.append(first_items)
-    return HostTiles(done, arrays, num_results, window)
+        num_results = capacity(num_results)
+    padded = np.zeros((capacity(len(items), _LEAST_ITEMS), _ITEM), np.int32)
+    padded[: len(items)] = items
+    return TiledChunks(done, padded, block_tables, first_items, num_results, window)
 
 
 def tile_chunks(
@@ -100,11 +107,10 @@ def tile_chunks(
     window: int | None,
     heads: int,
     kv_heads: int,
-    num_after: int = 0,
+    num_padding_rows: int = 0,
 ) -> TiledChunks:
     """What :func:`plan_tiles` says, uploaded."""
-    tiles = plan_tiles(chunks, window, heads, kv_heads, num_after)
-    return tiles.on_device(iter(upload(tiles.arrays)))
+    return to_device(plan_tiles(chunks, window, heads, kv_heads, num_padding_rows))
 
 
 def paged_prompt(

@@ -9,6 +9,7 @@ are many small launches: there chunks of similar lengths are padded to a few siz
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from quire.kernels.kv_write import gather_context
+from quire.kernels.padding import capacity
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import prompt_sdpa
-from quire.kernels.paged_prompt import paged_prompt, tile_chunks
-from quire.kernels.ragged import PaddedChunks, PromptChunk, PromptPlan
+from quire.kernels.paged_prompt import TiledChunks, paged_prompt, plan_tiles
+from quire.kernels.ragged import PromptChunk
 from quire.kernels.rows import join_rows, take_rows
-from quire.kernels.upload import upload
+from quire.kernels.tree import Array
 
 if TYPE_CHECKING:
     from quire.kernels.prompt_attention_spec import PromptShape
@@ -37,6 +39,82 @@ _ALIGNED = 256
 _MIN_ALONE = 1024  # rows
 # Below this many scores a head, padding costs less than another batch would.
 _SMALL = 1 << 18
+
+
+@dataclass(frozen=True)
+class PaddedChunks:
+    """Chunks of similar lengths as one batch; a node of a :mod:`quire.kernels.tree`.
+
+    Attributes:
+        count: B, chunks in the batch, padding included.
+        num_rows: n, rows of each chunk, padding included.
+        rows: (B * n,) int32, the row of the step that each query is; None if they lie in order.
+        first_row: of the first chunk, where they lie in order.
+        block_ids: (B, blocks) int32, padded with the scratch block.
+        starts: (B, 1, 1, 1) int32, position of each chunk's first row; None if nothing precedes the
+            chunks.
+        first_keys: (B, 1, 1, 1) int32, position of each chunk's first key; None likewise.
+        num_keys: of each chunk, padding included.
+        window: tokens a row sees, itself included; None: all.
+        is_masked: whether attention needs ``visible``. Else each query sees the keys up to its own
+            place, as MLX's attention can tell by itself.
+        visible: (B or 1, 1, n, keys) bool, which keys a query sees; made on the device.
+    """
+
+    count: int
+    num_rows: int
+    rows: Array | None
+    first_row: int
+    block_ids: Array
+    starts: Array | None
+    first_keys: Array | None
+    num_keys: int
+    window: int | None
+    is_masked: bool
+    visible: mx.array | None = None
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing precedes the chunks."""
+        return self.starts is None
+
+    def on_device(self) -> PaddedChunks:
+        """With the mask, which all layers share."""
+        if not self.is_masked or self.visible is not None:
+            return self
+        if self.starts is None or self.first_keys is None:
+            places = mx.arange(self.num_rows)
+            return replace(self, visible=(places <= places[:, None])[None, None])
+        queries = self.starts + mx.arange(self.num_rows).reshape(1, 1, -1, 1)
+        keys = self.first_keys + mx.arange(self.num_keys).reshape(1, 1, 1, -1)
+        visible = keys <= queries
+        if self.window is not None:
+            visible = visible & (keys > queries - self.window)
+        return replace(self, visible=visible)
+
+
+@dataclass(frozen=True)
+class PromptPlan:
+    """How the chunks of a step are brought to attention; a node of a :mod:`quire.kernels.tree`.
+
+    Attributes:
+        tiled: chunks that the kernel takes; their results come first.
+        padded: batches of padded chunks.
+        alone: chunks that go one by one; their results follow those of ``padded``.
+        order: (rows,) int32, where the rows of the step are in the results of the rows in front,
+            followed by those above; None if in order and there are none in front.
+    """
+
+    tiled: TiledChunks | None
+    padded: list[PaddedChunks]
+    alone: list[PromptChunk]
+    order: Array | None
+
+    @property
+    def needs_new_rows(self) -> bool:
+        """Whether new keys and values are read as rows and not from their pages."""
+        fresh = any(chunks.is_fresh for chunks in self.padded)
+        return fresh or any(chunk.start == 0 for chunk in self.alone)
 
 
 _Groups = dict[tuple[int, int], list[PromptChunk]]  # by rows and keys, both padded
@@ -60,9 +138,9 @@ def plan_prompts(
     *,
     dtype: mx.Dtype,
     num_before: int = 0,
-    num_after: int = 0,
+    num_padding_rows: int = 0,
 ) -> PromptPlan:
-    """Decide it for consecutive ``chunks``.
+    """The plan of consecutive ``chunks``, on the host.
 
     Args:
         layer: what the chunks have in common; its rows and context do not matter.
@@ -70,7 +148,7 @@ def plan_prompts(
             its own. Long ones whose lengths recur anyway are not padded all the same.
         dtype: of queries, keys and values.
         num_before: rows of the step in front of the chunks, whose attention is computed elsewhere.
-        num_after: rows behind them that mean nothing.
+        num_padding_rows: behind the chunks; their results mean nothing.
     """
     fresh: _Groups = {}
     others: _Groups = {}
@@ -78,7 +156,7 @@ def plan_prompts(
     alone = []
     for chunk in chunks:
         variant = variant_of(chunk)
-        rows = _bucket(chunk.num_rows, _MIN_ROWS)
+        rows = capacity(chunk.num_rows, _MIN_ROWS)
         is_fresh = chunk.start == 0 and (window is None or window >= rows)
         fills = is_fresh and chunk.num_rows == rows  # so that nothing is padded
         if variant is PromptVariant.PAGED_KERNEL:
@@ -91,14 +169,16 @@ def plan_prompts(
             fresh.setdefault((rows, rows), []).append(chunk)
         else:
             first = chunk.first_block(chunk.start, window, layer.block_size)
-            keys = _bucket(chunk.context_length - first * layer.block_size, _MIN_KEYS)
+            keys = capacity(chunk.context_length - first * layer.block_size, _MIN_KEYS)
             others.setdefault((rows, keys), []).append(chunk)
     if len(tiled) == len(chunks):
-        whole = tile_chunks(tiled, window, layer.heads, layer.kv_heads, num_after)
+        whole = plan_tiles(tiled, window, layer.heads, layer.kv_heads, num_padding_rows)
         as_they_are = np.arange(num_before + whole.num_rows, dtype=np.int32)
-        return PromptPlan(whole, [], [], upload([as_they_are])[0] if num_before else None)
+        return PromptPlan(whole, [], [], as_they_are if num_before else None)
     first_row = chunks[0].first_row
-    order = np.zeros(num_before + sum(chunk.num_rows for chunk in chunks) + num_after, np.int32)
+    order = np.zeros(
+        num_before + sum(chunk.num_rows for chunk in chunks) + num_padding_rows, np.int32
+    )
     order[:num_before] = np.arange(num_before)
     done = num_before
 
@@ -117,17 +197,17 @@ def plan_prompts(
         padded.append(_pad_chunks(members, rows, keys, window, layer.block_size, is_fresh, dtype))
         for i, chunk in enumerate(members):
             place(chunk, done + i * rows)
-        done += rows * _bucket(len(members), 1)
+        done += rows * capacity(len(members), 1)
     for chunk in alone:
         place(chunk, done)
         done += chunk.num_rows
     # Even then those in front are joined to them in one launch.
     in_order = not num_before and done == len(order) and bool((np.diff(order) == 1).all())
     return PromptPlan(
-        tile_chunks(tiled, window, layer.heads, layer.kv_heads) if tiled else None,
+        plan_tiles(tiled, window, layer.heads, layer.kv_heads) if tiled else None,
         padded,
         alone,
-        None if in_order else upload([order])[0],
+        None if in_order else order,
     )
 
 
@@ -245,7 +325,7 @@ def _pad_chunks(
     is_fresh: bool,
     dtype: mx.Dtype,
 ) -> PaddedChunks:
-    count = _bucket(len(chunks), 1)
+    count = capacity(len(chunks), 1)
     rows = np.zeros((count, num_rows), np.int32)
     block_ids = np.zeros((count, -(-num_keys // block_size)), np.int32)
     starts = np.zeros(count, np.int32)  # position of the first row
@@ -258,28 +338,18 @@ def _pad_chunks(
         starts[i], firsts[i] = chunk.start, first * block_size
     flat = rows.reshape(-1)
     in_order = bool((np.diff(flat) == 1).all())
-    rows_array, blocks_array, starts_array, firsts_array = upload(
-        [flat, block_ids, starts.reshape(-1, 1, 1, 1), firsts.reshape(-1, 1, 1, 1)]
-    )
-    visible = None
-    if not is_fresh:
-        queries = starts_array + mx.arange(num_rows).reshape(1, 1, -1, 1)
-        keys = firsts_array + mx.arange(block_ids.shape[1] * block_size).reshape(1, 1, 1, -1)
-        visible = keys <= queries
-        if window is not None:
-            visible = visible & (keys > queries - window)
-    elif _lacks_fused_attention(dtype):
-        # It would make the same mask in every layer.
-        places = mx.arange(num_rows)
-        visible = (places <= places[:, None])[None, None]
     return PaddedChunks(
         count,
         num_rows,
-        None if in_order else rows_array,
-        int(flat[0]),
-        blocks_array,
-        is_fresh,
-        visible,
+        None if in_order else flat,
+        int(flat[0]) if in_order else 0,
+        block_ids,
+        None if is_fresh else starts.reshape(-1, 1, 1, 1),
+        None if is_fresh else firsts.reshape(-1, 1, 1, 1),
+        block_ids.shape[1] * block_size,
+        window,
+        # Otherwise MLX's attention would make the same mask in every layer.
+        not is_fresh or _lacks_fused_attention(dtype),
     )
 
 
@@ -307,7 +377,3 @@ def is_aligned(start: int, num_rows: int) -> bool:
     """Whether a chunk goes alone and unpadded because its lengths recur anyway."""
     aligned = start % _ALIGNED == 0 and num_rows % _ALIGNED == 0
     return aligned and num_rows >= _MIN_ALONE
-
-
-def _bucket(count: int, smallest: int) -> int:
-    return max(smallest, 1 << (count - 1).bit_length())

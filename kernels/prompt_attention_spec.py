@@ -35,8 +35,14 @@ from quire.kernels.choice.spec import (
 )
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import prompt_sdpa, prompt_tiles
-from quire.kernels.prompt_attention import PromptVariant, plan_prompts, prompt_attention
-from quire.kernels.ragged import PromptChunk, PromptPlan
+from quire.kernels.prompt_attention import (
+    PromptPlan,
+    PromptVariant,
+    plan_prompts,
+    prompt_attention,
+)
+from quire.kernels.ragged import PromptChunk
+from quire.kernels.tree import to_device
 
 
 class PromptShape(NamedTuple):
@@ -85,9 +91,10 @@ class PromptProblem(PagedProblem):
     def plan(self, variant: PromptVariant) -> PromptPlan:
         """One for all layers of a step."""
         if variant not in self._plans:
-            self._plans[variant] = plan_prompts(
+            plan = plan_prompts(
                 [self.chunk], self.pages.window, self.shape, lambda _: variant, dtype=self.dtype
             )
+            self._plans[variant] = to_device(plan)
         return self._plans[variant]
 
     def expected(self) -> list[Float64Array]:

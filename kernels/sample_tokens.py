@@ -24,15 +24,28 @@ def sample_tokens(logits: mx.array, draws: Draws) -> mx.array:
     Raises:
         ValueError: the vocabulary has a million tokens or more.
     """
+    if samples_by_kernel(logits, is_filtered(draws)):
+        return sample_on_gpu(logits, draws)
+    return sample_reference(logits, draws)
+
+
+def samples_by_kernel(logits: mx.array, filtered: bool) -> bool:
+    """Whether kernels draw from (R, vocab) ``logits``; if not, :func:`sample_reference` does.
+
+    Raises:
+        ValueError: the vocabulary has a million tokens or more.
+    """
     rows, vocab = logits.shape
     if vocab >= MAX_VOCAB:
         raise ValueError(f"cannot sample from {vocab} tokens, {MAX_VOCAB} is too many")
-    filtered = bool(((draws.top_k > 0) | (draws.top_p < 1) | (draws.min_p > 0)).any())
     choice = select(SAMPLE, SampleShape(rows, vocab, filtered), logits.dtype)
     # Metal passes arrays of fewer than 8 elements in another address space.
-    if choice.variant is SampleVariant.KERNEL and logits.size >= 8:
-        return sample_on_gpu(logits, draws)
-    return sample_reference(logits, draws)
+    return choice.variant is SampleVariant.KERNEL and logits.size >= 8
+
+
+def is_filtered(draws: Draws) -> bool:
+    """Whether any row has a filter."""
+    return bool(((draws.top_k > 0) | (draws.top_p < 1) | (draws.min_p > 0)).any())
 
 
 def take_likeliest(logits: mx.array) -> mx.array:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from quire.kernels.draws import Draws
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue
-from quire.kernels.upload import upload_packed
+
+Float32Array = npt.NDArray[np.float32]
 
 _THREADS = 512
 # Threadgroups of one launch that rows are cut into, as far as 32 lanes can add up their stretches.
@@ -53,23 +54,35 @@ def take_likeliest_on_gpu(logits: mx.array) -> mx.array:
 def sample_on_gpu(logits: mx.array, draws: Draws) -> mx.array:
     """:func:`quire.kernels.sample_tokens.sample_tokens` as three to nine launches; ``logits`` has
     at least 8 elements."""
+    table = kernel_table(draws, logits.shape[0])
+    return draw_by_table(logits, mx.array(table), num_steps(table, logits.shape[1]))
+
+
+def kernel_table(draws: Draws, num_rows: int) -> Float32Array:
+    """(num_rows, 8) float32, what the kernels read of ``draws``; rows behind these are greedy."""
+    table = np.zeros((num_rows, 8), np.float32)
+    table[: len(draws.uniform), :5] = draws.table()
+    table[:, 5] = _num_stretches(num_rows)
+    return table
+
+
+def draw_by_table(logits: mx.array, table: mx.array, steps: int) -> mx.array:
+    """Draw one token per row, (R,) int32.
+
+    Args:
+        logits: (R, vocab)
+        table, steps: of :func:`kernel_table` and :func:`num_steps`.
+    """
     rows, vocab = logits.shape
-    table = np.zeros((rows, 8), np.float32)
-    table[:, :5] = draws.table()
-    table[:, 5] = _num_stretches(rows)
-    parameters = upload_packed([table.view(np.int32)])
-    launches = _compiled(rows, vocab, logits.dtype, _num_steps(table, vocab))
-    return launches(logits, parameters)
+    return _compiled(rows, vocab, logits.dtype, steps)(logits, table)
 
 
 @lru_cache(_MAX_GRAPHS)
 def _compiled(
-    rows: int, vocab: int, dtype: mx.Dtype, num_steps: int
+    rows: int, vocab: int, dtype: mx.Dtype, steps: int
 ) -> Callable[[mx.array, mx.array], mx.array]:
     """:func:`_launch` for logits of this shape: to replay its graph takes the host half as long."""
-    compiled: Callable[[mx.array, mx.array], mx.array] = mx.compile(
-        partial(_launch, num_steps=num_steps)
-    )
+    compiled: Callable[[mx.array, mx.array], mx.array] = mx.compile(partial(_launch, steps=steps))
     return compiled
 
 
@@ -91,14 +104,13 @@ def _compiled_likeliest(rows: int, vocab: int, dtype: mx.Dtype) -> Callable[[mx.
     return compiled
 
 
-def _launch(logits: mx.array, parameters: mx.array, *, num_steps: int) -> mx.array:
-    """The tokens; ``parameters`` are the bits of (R, 8) float32 as (R * 8,) int32."""
+def _launch(logits: mx.array, parameters: mx.array, *, steps: int) -> mx.array:
+    """The tokens; ``parameters`` are (R, 8) float32."""
     rows = logits.shape[0]
-    parameters = parameters.view(mx.float32).reshape(rows, 8)
     stretches = _num_stretches(rows)
     peaks, places, state = _find_peaks(logits, parameters)
     counts = kept = state  # the first step reads neither
-    for _ in range(num_steps):
+    for _ in range(steps):
         state, counts, kept = _STEP(
             [logits, parameters, peaks, state, counts, kept],
             template=_template(logits),
@@ -148,8 +160,9 @@ def _num_stretches(rows: int) -> int:
     return max(1, min(_MAX_STRETCHES, _WANTED_STRETCHES // rows))
 
 
-def _num_steps(table: npt.NDArray[np.float32], vocab: int) -> int:
-    """As many as the row needs that has most limits to find; the last adds up what is kept."""
+def num_steps(table: Float32Array, vocab: int) -> int:
+    """Launches that look for limits: as many as the row needs that has most of them to find; the
+    last one adds up what is kept."""
     scale, top_k, top_p = table[:, :3].T
     drawn = scale > 0
     by_rank = drawn & (top_k > 0) & (top_k < vocab)

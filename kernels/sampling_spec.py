@@ -27,7 +27,6 @@ from quire.kernels.choice.spec import (
 from quire.kernels.draws import Draws
 from quire.kernels.sampling import sample_on_gpu, take_likeliest_on_gpu
 from quire.kernels.sampling_reference import sample_reference
-from quire.kernels.upload import begin_step
 
 
 class SampleVariant(Enum):
@@ -121,7 +120,6 @@ def _kernel(problem: SampleProblem, settings: Settings) -> list[mx.array]:
         return [take_likeliest_on_gpu(problem.logits)]
     # Parameters go through memory of steps before, as in the engine. Where these have not ended, in
     # a chain, a call may see those of a later one.
-    begin_step()
     return [sample_on_gpu(problem.logits, problem.draws)]
 
 

@@ -31,37 +31,6 @@ _SET_PREFERRED_LOCATION, _SET_ACCESSED_BY = 3, 5
 _CPU, _FIRST_GPU = -1, 0
 
 
-def begin_step() -> None:
-    """Say that a step is about to be built, and that all but the one before it have ended.
-
-    Host memory of steps that have ended is used again.
-    """
-    _staging.begin_step()
-
-
-def upload(arrays: Sequence[Int32Array]) -> list[mx.array]:
-    """The arrays on the device, in their shapes."""
-    if mx.default_device() == mx.cpu:
-        return [mx.array(array) for array in arrays]
-    packed = upload_packed(arrays)
-    parts, start = [], 0
-    for array in arrays:
-        parts.append(packed[start : start + array.size].reshape(array.shape))
-        start += array.size
-    return parts
-
-
-def upload_packed(arrays: Sequence[Int32Array]) -> mx.array:
-    """All values in a row, as one (n,) int32 array."""
-    size = sum(array.size for array in arrays)
-    flat = [array.reshape(-1) for array in arrays]
-    if not mx.cuda.is_available():
-        return mx.array(np.concatenate(flat))
-    slot = _staging.take(size)
-    np.concatenate(flat, out=slot.view[:size])
-    return slot.array[:size] + mx.array(0, mx.int32)
-
-
 class HostSlot:
     """Memory of the host that the GPU reads where it is."""
 
@@ -71,34 +40,42 @@ class HostSlot:
         _keep_on_host(self.view)
 
 
-class _Staging:
-    """Slots are never given back to MLX, which would put a kernel's results into them."""
+class Staging:
+    """Host memory of a few steps. Whoever builds the steps owns it.
+
+    Slots are never given back to MLX, which would put a kernel's results into them.
+    """
 
     def __init__(self) -> None:
         self._free: dict[int, list[HostSlot]] = {}
         self._taken: deque[list[HostSlot]] = deque([[]])
 
     def begin_step(self) -> None:
+        """A step is about to be built, and all but the one before it have ended.
+
+        Host memory of steps that have ended is used again.
+        """
         self._taken.append([])
         while len(self._taken) > _STEPS_UNDER_WAY:
             for slot in self._taken.popleft():
                 self._free.setdefault(slot.view.size, []).append(slot)
 
+    def upload(self, arrays: Sequence[Int32Array]) -> mx.array:
+        """All values of (n,) arrays in a row, as one (n,) int32 array on the device."""
+        if not mx.cuda.is_available():
+            return mx.array(np.concatenate(arrays))
+        size = sum(array.size for array in arrays)
+        slot = self.take(size)
+        np.concatenate(arrays, out=slot.view[:size])
+        return slot.array[:size] + mx.array(0, mx.int32)
+
     def take(self, size: int) -> HostSlot:
-        """A slot for at least ``size`` values, until two more steps have begun."""
+        """Memory for at least ``size`` int32 values, until two more steps have begun."""
         num_values = max(_MIN_VALUES, 1 << math.ceil(math.log2(max(1, size))))
         free = self._free.get(num_values)
         slot = free.pop() if free else HostSlot(num_values)
         self._taken[-1].append(slot)
         return slot
-
-
-_staging = _Staging()
-
-
-def take_slot(size: int) -> HostSlot:
-    """Host memory for at least ``size`` int32 values, until two more steps have begun."""
-    return _staging.take(size)
 
 
 def _keep_on_host(memory: Int32Array) -> None:

@@ -10,18 +10,19 @@ covers every architecture that uses it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from quire.cache.pages import LayerPages, PageShape
+from quire.engine.attention.backend import AttentionBackend, Query, StepInputs
 from quire.kernels.activation import rational_sigmoid
-from quire.kernels.attention import attend
 from quire.kernels.cpu_rope import RowRope
-from quire.kernels.kv_write import Slots
+from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import ExtraScores
-from quire.kernels.ragged import RaggedBatch
 
 _sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention
 _row_rope = RowRope()
@@ -42,66 +43,90 @@ class AttentionUse(NamedTuple):
 
     heads: int
     window: int | None
+    sinks: bool
     is_plain: bool  # stored keys against stored values, no further scores
 
 
-class PendingSum(NamedTuple):
-    """A sum that may be computed together with what follows it."""
+class CurrentStep:
+    """The step that a model is running: its files look for nothing but their caches."""
 
-    output: mx.array  # residual + delta, in the model's shape
-    residual: mx.array  # (T, dim)
-    delta: mx.array  # (T, dim)
-
-
-class StepRows(NamedTuple):
-    """The rows of a step, as every layer needs them."""
-
-    positions: mx.array  # (T,) int32
-    slots: Slots
-    batch: RaggedBatch
-
-
-class StepContext:
-    """The arrays of the step being built, shared by all layers."""
-
-    num_blocks: int
-    block_size: int
-    allow_kernels: bool = True  # False: one of those below was found wrong on this machine
-    allow_fused: bool = True
-    in_place: bool = False  # pages are written and read by kernels
-    positions: mx.array  # (T,) int32
-    slots: Slots
-    batch: RaggedBatch
-    wanted_rows: mx.array | None = None  # rows whose logits are wanted; None: all
-    pending_sum: PendingSum | None = None  # of the block that has just run, if it is fused
-    run_block: Callable[..., tuple[mx.array, mx.array]] | None = None  # fused ones, in this step
+    def __init__(self) -> None:
+        self._inputs: StepInputs | None = None
 
     @property
-    def rows(self) -> StepRows:
-        return StepRows(self.positions, self.slots, self.batch)
+    def inputs(self) -> StepInputs:
+        assert self._inputs is not None, "a paged layer was asked for its place outside of a step"
+        return self._inputs
+
+    @property
+    def logits_rows(self) -> mx.array | None:
+        """Rows whose logits are wanted; None: all, or no step is running."""
+        return None if self._inputs is None else self._inputs.logits_rows
+
+    @contextmanager
+    def running(self, inputs: StepInputs) -> Iterator[None]:
+        assert self._inputs is None, "one step at a time"
+        self._inputs = inputs
+        try:
+            yield
+        finally:
+            self._inputs = None
+
+
+class FinalNorm(nn.Module):
+    """A model's final norm that drops unwanted rows first, and so in front of the head.
+
+    Attributes:
+        selects: whether it does; None while the probe counts how often it is called.
+    """
+
+    def __init__(self, norm: nn.Module, step: CurrentStep) -> None:
+        super().__init__()
+        # Kept out of the module tree, so that parameters keep their names.
+        object.__setattr__(self, "wrapped", norm)
+        object.__setattr__(self, "_step", step)
+        object.__setattr__(self, "calls_of_probe", 0)
+        object.__setattr__(self, "selects", None)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def __call__(self, hidden: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        if self.selects is None:
+            self.calls_of_probe += 1
+        rows = self._step.logits_rows if self.selects else None
+        output: mx.array = self.wrapped(hidden if rows is None else hidden[rows], *args, **kwargs)
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "wrapped"), name)
 
 
 class PagedLayer:
-    """Stands in for the KV cache of one attention layer."""
+    """Stands in for the KV cache of one attention layer.
 
-    def __init__(self, context: StepContext, window: int | None) -> None:
-        self.context = context
+    Attributes:
+        shape: what the layer stores for a token, as the probe showed it.
+        uses: how attention was called on it, as the probe showed it.
+        pages, backend: where and how keys and values are stored, once there is memory for them.
+    """
+
+    def __init__(self, step: CurrentStep, window: int | None) -> None:
+        self._step = step
         self.window = window
-        self.pages: LayerPages | None = None
         self.shape: PageShape | None = None
-        self.uses: set[AttentionUse] = set()  # as the probe showed them
+        self.uses: set[AttentionUse] = set()
+        self.pages: LayerPages | None = None
+        self.backend: AttentionBackend | None = None
+        self.make_pages: Callable[[PageShape], tuple[LayerPages, AttentionBackend]] | None = None
 
     def __bool__(self) -> bool:
         return True  # mlx-lm asks `if cache`
 
     @property
     def offset(self) -> mx.array:
-        return self.context.positions
-
-    @property
-    def in_place(self) -> bool:
-        """Whether kernels write and read the pages."""
-        return self.context.in_place
+        positions: mx.array = self._step.inputs.positions
+        return positions
 
     def make_mask(
         self, num_tokens: int, return_array: bool = False, window_size: int | None = None
@@ -112,7 +137,8 @@ class PagedLayer:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[PageHandle, PageHandle]:
         """Write (T, heads, 1, dim) rows to their slots and return handles to all pages."""
-        if self.pages is None:
+        if self.pages is None and self.make_pages is not None:
+            # The first row ever seen is the probe's: learn the shapes from it.
             self.shape = PageShape(
                 keys.shape[1],
                 keys.shape[3],
@@ -121,41 +147,25 @@ class PagedLayer:
                 keys.dtype,
                 values.dtype,
             )
-            # The first row ever seen is the probe's: learn the shapes from it.
-            self.pages = LayerPages(self.shape, self.context.num_blocks, self.context.block_size)
-        keep_rows = self.context.batch.needs_new_rows
-        self.pages.write(self.context.slots, keys, values, keep_rows=keep_rows)
-        return self.keys_and_values()
+            self.pages, self.backend = self.make_pages(self.shape)
+        assert self.pages is not None, "a layer without pages"
+        assert self.backend is not None, "pages without a backend"
+        arrays = self.backend.write(self.pages, self._step.inputs, keys, values)
+        return PageHandle(self, arrays, is_keys=True), PageHandle(self, arrays, is_keys=False)
 
-    def keys_and_values(self) -> tuple[PageHandle, PageHandle]:
-        return PageHandle(self, is_keys=True), PageHandle(self, is_keys=False)
-
-    def attend(
-        self,
-        queries: mx.array,
-        handles: tuple[PageHandle, PageHandle],
-        scale: float,
-        window: int | None,
-        sinks: mx.array | None,
-        extra: ExtraScores | None,
-    ) -> mx.array:
-        assert self.pages is not None
-        keys, values = handles
-        window = window or self.window
-        is_plain = extra is None and keys.is_keys and not values.is_keys
-        self.uses.add(AttentionUse(queries.shape[1], window, is_plain))
-        arrays = self.pages.arrays
+    def attend(self, query: Query, keys: PageHandle, values: PageHandle) -> mx.array:
+        """Attention to what ``keys`` and ``values`` stand for."""
+        is_plain = query.extra is None and keys.is_keys and not values.is_keys
+        arrays = keys.arrays
         if not is_plain:
             arrays = arrays._replace(keys=keys.pages, values=values.pages)
-        return attend(
-            queries,
-            arrays,
-            self.context.batch,
-            scale=scale,
-            window=window,
-            sinks=sinks,
-            extra=extra,
-        )
+        query = query._replace(window=query.window or self.window)
+        if self.make_pages is not None:
+            self.uses.add(
+                AttentionUse(query.rows.shape[1], query.window, query.sinks is not None, is_plain)
+            )
+        assert self.backend is not None, "pages without a backend"
+        return self.backend.attend(arrays, self._step.inputs, query)
 
 
 class PageHandle:
@@ -164,16 +174,16 @@ class PageHandle:
     Not an array: any use but attention fails loudly.
     """
 
-    __slots__ = ("is_keys", "layer")
+    __slots__ = ("arrays", "is_keys", "layer")
 
-    def __init__(self, layer: PagedLayer, *, is_keys: bool) -> None:
+    def __init__(self, layer: PagedLayer, arrays: PageArrays, *, is_keys: bool) -> None:
         self.layer = layer
+        self.arrays = arrays
         self.is_keys = is_keys
 
     @property
     def pages(self) -> mx.array:
-        assert self.layer.pages is not None
-        return self.layer.pages.keys if self.is_keys else self.layer.pages.values
+        return self.arrays.keys if self.is_keys else self.arrays.values
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -226,7 +236,7 @@ def _dispatch(
         extra = ExtraScores(mask.queries, mask.handle.pages)
     elif mask is not None:
         raise CannotPage("it gives attention a mask of its own, which KV pages cannot apply")
-    return keys.layer.attend(queries, (keys, values), scale, window, sinks, extra)
+    return keys.layer.attend(Query(queries, scale, window, sinks, extra), keys, values)
 
 
 def install() -> None:

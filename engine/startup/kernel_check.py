@@ -41,8 +41,8 @@ def avoid_dropped(device: DeviceName, paged: PagedModel) -> list[str]:
     record = checked_variants(device, sorted(dtypes & set(DTYPES)))
     wrong = [v for v in record.verdicts if v.reason and v.dtype in dtypes]
     selector = selector_for(device)
-    paged.context.allow_kernels = all(selector.runs(Group.PAGES, dtype) for dtype in dtypes)
-    paged.context.allow_fused = all(selector.runs(Group.BLOCKS, dtype) for dtype in dtypes)
+    paged.allow_kernels = all(selector.runs(Group.PAGES, dtype) for dtype in dtypes)
+    paged.allow_fused = all(selector.runs(Group.BLOCKS, dtype) for dtype in dtypes)
     return [
         f"{verdict.operation}.{verdict.variant} is not used for {verdict.dtype}: "
         + " ".join(verdict.reason.split())[:_REASON_LENGTH]

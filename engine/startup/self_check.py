@@ -36,12 +36,12 @@ def check_against_plain_forward(paged: PagedModel, num_blocks: int) -> float:
     """
     token_ids = [(7 * i + 1) % paged.vocab_size for i in range(_PROMPT_LENGTH + _NUM_DECODES + 1)]
     plain = _plain_logits(paged, token_ids)
-    pool = BlockPool(num_blocks, paged.context.block_size, LRU())
+    pool = BlockPool(num_blocks, paged.block_size, LRU())
     scheduler = Scheduler(pool, max_num_seqs=1, max_num_batched_tokens=_CHUNK)
     scheduler.submit(
         GenerateRequest(0, token_ids[:_PROMPT_LENGTH], _NUM_DECODES + 1, SamplingParams())
     )
-    runner = ModelRunner(paged)
+    runner = ModelRunner(paged, max_num_seqs=1)
     errors: list[float] = []
     while (batch := scheduler.schedule()) is not None:
         logits = runner.forward(batch, None)[0].astype(mx.float32)
@@ -61,6 +61,5 @@ def check_against_plain_forward(paged: PagedModel, num_blocks: int) -> float:
 
 
 def _plain_logits(paged: PagedModel, token_ids: list[int]) -> mx.array:
-    paged.context.wanted_rows = None
     logits: mx.array = paged.model(mx.array([token_ids]), cache=make_prompt_cache(paged.model))
     return logits[0].astype(mx.float32)

@@ -12,7 +12,8 @@ from quire.engine.engine import Engine, EngineConfig
 from quire.engine.errors import EngineError, UnsupportedModel
 from quire.engine.messages import Ready, WorkerConfig
 from quire.engine.model.flat_linear import flatten_quantized_linears
-from quire.engine.model.paged_model import PagedModel, page_model
+from quire.engine.model.paged_model import PagedModel
+from quire.engine.model.paging import page_model
 from quire.engine.startup.kernel_check import avoid_dropped, check_kernels
 from quire.engine.startup.loader import LoadedModel, Progress, load_model
 from quire.engine.startup.self_check import check_against_plain_forward
@@ -144,7 +145,7 @@ def _warm_up(paged: PagedModel, config: EngineConfig, context: int, device: Devi
     engine = Engine(paged, replace(config, num_blocks=num_blocks))
     check_against_plain_forward(paged, num_blocks)
     # On CUDA kernels differ with the number of rows, and each takes seconds to compile.
-    every_kernel = device == "cuda" and paged.context.in_place
+    every_kernel = device == "cuda" and paged.in_place
     return warm_up(engine, prompt_length, paged.vocab_size, every_kernel=every_kernel)
 
 

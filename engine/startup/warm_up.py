@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from quire.engine.attention.rows import round_rows
 from quire.engine.engine import Engine
 from quire.engine.messages import GenerateRequest, SamplingParams
-from quire.engine.step.layout import round_rows
-from quire.kernels.buckets import bucket
+from quire.kernels.padding import pad_size
 
 _SHORT_PROMPTS = 64, 12  # tokens
 # Products of quantised weights differ with every 8 rows up to 32, others with powers of two.
@@ -125,7 +125,7 @@ def run_every_kernel(load: Load, prompt_length: int) -> None:
 def run_every_size(load: Load, prompt_length: int) -> None:
     """Run a step of every number of rows that steps are padded to, but the largest."""
     max_num_seqs = load.engine.config.max_num_seqs
-    for rows in sorted({bucket(n + 1) for n in range(max_num_seqs)}):
+    for rows in sorted({pad_size(n + 1) for n in range(max_num_seqs)}):
         for _ in range(min(rows, max_num_seqs)):
             load.submit([1], 2)
         load.drain()

@@ -7,6 +7,7 @@ a preempted or batched request draws what it would have drawn alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -14,24 +15,44 @@ import numpy.typing as npt
 
 from quire.engine.step_batch import Chunk
 from quire.kernels.draws import MIN_TEMPERATURE, Draws
-from quire.kernels.sample_tokens import sample_tokens, take_likeliest
-from quire.kernels.upload import upload
+from quire.kernels.padding import capacity
+from quire.kernels.sample_tokens import is_filtered, samples_by_kernel, take_likeliest
+from quire.kernels.sampling import draw_by_table, kernel_table, num_steps
+from quire.kernels.sampling_reference import sample_reference
+from quire.kernels.tree import Array
+
+_LEAST_BANNED = 8
 
 
-def sample(logits: mx.array, rows: Sequence[Chunk]) -> mx.array:
-    """Draw one token per row.
+@dataclass(frozen=True)
+class SamplingInputs:
+    """How R rows are drawn; a node of a :mod:`quire.kernels.tree`.
 
-    Args:
-        logits: (R, vocab) float32, float16 or bfloat16
-        rows: the R chunks whose last token the logits belong to.
-
-    Returns:
-        (R,) int32 token ids.
+    Attributes:
+        table: (R, 8) float32 for the kernels; None: every row takes its likeliest token.
+        num_steps: of the kernels.
+        banned: (n, 2) int32, rows and tokens that they cannot draw; None: there are none.
     """
-    logits = _ban(logits, rows)
+
+    table: Array | None
+    num_steps: int
+    banned: Array | None
+
+
+def plan_sampling(
+    rows: Sequence[Chunk], num_rows: int, vocab_size: int
+) -> tuple[SamplingInputs, Draws | None]:
+    """On the host, for ``num_rows`` rows of logits, the first of them those of ``rows``.
+
+    Also returns the draws, where they are not all greedy.
+    """
+    banned = [(i, token) for i, row in enumerate(rows) for token in row.banned_token_ids]
+    # More of the last one, so that their number recurs.
+    banned += banned[-1:] * (capacity(len(banned), _LEAST_BANNED) - len(banned))
+    pairs = np.array(banned, np.int32) if banned else None
     params = [row.sampling for row in rows]
     if all(p.temperature < MIN_TEMPERATURE or p.top_k == 1 for p in params):
-        return take_likeliest(logits)
+        return SamplingInputs(None, 0, pairs), None
     draws = Draws(
         temperature=np.array([p.temperature for p in params], np.float64),
         top_k=np.array([p.top_k for p in params], np.int64),
@@ -39,7 +60,29 @@ def sample(logits: mx.array, rows: Sequence[Chunk]) -> mx.array:
         min_p=np.array([p.min_p for p in params], np.float64),
         uniform=uniforms([row.seed for row in rows], [row.output_index for row in rows]),
     )
-    return sample_tokens(logits, draws)
+    table = kernel_table(draws, num_rows)
+    return SamplingInputs(table, num_steps(table, vocab_size), pairs), draws
+
+
+def sample(logits: mx.array, inputs: SamplingInputs, draws: Draws | None) -> mx.array:
+    """Draw one token per row.
+
+    Args:
+        logits: (R, vocab) float32, float16 or bfloat16
+        inputs, draws: of :func:`plan_sampling`, the arrays on the device.
+
+    Returns:
+        (R,) int32 token ids; where no kernel draws only those of the rows that ``draws`` has.
+    """
+    if inputs.banned is not None:
+        logits = logits[:]  # the caller keeps its own: an assignment changes the array object
+        logits[inputs.banned[:, 0], inputs.banned[:, 1]] = -mx.inf
+    if draws is None:
+        return take_likeliest(logits)
+    if samples_by_kernel(logits, is_filtered(draws)):
+        assert inputs.table is not None, "draws without a table"
+        return draw_by_table(logits, inputs.table, inputs.num_steps)
+    return sample_reference(logits[: len(draws.uniform)], draws)
 
 
 def uniforms(seeds: Sequence[int], indices: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -55,13 +98,3 @@ def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))
-
-
-def _ban(logits: mx.array, rows: Sequence[Chunk]) -> mx.array:
-    banned = [(i, token) for i, row in enumerate(rows) for token in row.banned_token_ids]
-    if not banned:
-        return logits
-    (where,) = upload([np.array(banned, np.int32)])
-    allowed = logits[:]  # the caller keeps its own: an assignment changes the array object
-    allowed[where[:, 0], where[:, 1]] = -mx.inf
-    return allowed

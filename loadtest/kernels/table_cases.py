@@ -14,11 +14,12 @@ from typing import Literal
 import mlx.core as mx
 import numpy as np
 
-from quire.kernels.attention import attend
 from quire.kernels.choice.problem import Float64Array, Problem, to_float64
 from quire.kernels.page_arrays import PageArrays
-from quire.kernels.ragged import PromptChunk, RaggedBatch
+from quire.kernels.prompt_attention_spec import PromptShape
+from quire.kernels.ragged import PromptChunk
 from quire.loadtest.kernels.cases import Case, Profile
+from quire.loadtest.kernels.prompt_step import PromptStep
 
 _sdpa = mx.fast.scaled_dot_product_attention
 
@@ -71,8 +72,8 @@ class _Inputs(Problem):
         chunks = [
             PromptChunk(row * length, length, length, table) for row, table in enumerate(tables)
         ]
-        # The layers of a step share it, and the plans it keeps.
-        self.batch = RaggedBatch([], chunks)
+        layer = PromptShape(length, length, _HEADS, _HEADS, _DIM, _DIM, _BLOCK_SIZE)
+        self.step = PromptStep(chunks, layer, mx.float32, gpu=gpu)
 
     def expected(self) -> list[Float64Array]:
         return to_float64([_naive(self.layout, self)])
@@ -99,7 +100,7 @@ def _quire(layout: Layout, x: _Inputs) -> mx.array:
         rows = [array.reshape(-1, _HEADS, 1, _DIM) for array in by_token[1:]]
     queries = by_token[0].reshape(-1, _HEADS, 1, _DIM)
     arrays = PageArrays(*x.pages, x.written, *rows)
-    output = attend(queries, arrays, x.batch, scale=_SCALE).reshape(by_token[0].shape)
+    output = x.step.attend(queries, arrays, _SCALE).reshape(by_token[0].shape)
     return mx.contiguous(output.swapaxes(1, 2)) if layout == "BHSD" else output
 
 

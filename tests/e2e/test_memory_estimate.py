@@ -10,7 +10,7 @@ from model_zoo import FAMILIES, build
 from model_zoo_base import BASE
 from model_zoo_experts import LATENT
 
-from quire.engine.model.paged_model import page_model
+from quire.engine.model.paging import page_model
 from quire.loadtest.model_folder import ModelShape, make_model
 from quire.serve.memory_plan import memory
 from quire.serve.model_facts import facts_of, read_facts

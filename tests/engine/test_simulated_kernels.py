@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any, get_args
+from typing import Any
 from unittest import mock
 
 import mlx.core as mx
 import pytest
 from metal_sim import simulated_kernels
-from mlx_lm.models import qwen3
 from model_zoo import build
 from model_zoo_traffic import reference_generate
 
+from quire.engine.attention.kernel_pages import KernelPages
 from quire.engine.engine import Engine, EngineConfig
 from quire.engine.messages import GenerateRequest, SamplingParams
-from quire.engine.model.fused_blocks import FusedBlock
-from quire.engine.model.paged_model import page_model
+from quire.engine.model.paging import page_model
 from quire.engine.startup.warm_up import Load, run_every_kernel
-from quire.engine.step.compiled_decode import CompiledDecode
-from quire.engine.step.sampler import sample
-from quire.engine.step_batch import Chunk
+from quire.engine.step.runner import HostStep, ModelRunner, Step
 from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.selection import Selector, selecting
 from quire.kernels.paged_decode import Partials
@@ -66,9 +63,8 @@ def test_tokens_equal_those_of_mlx_lm(family: str, pad: bool, choose_as: ChooseA
             encode_ahead=True,
         ),
     )
-    assert model.context.in_place
-    blocks = [m for m in model.model.modules() if isinstance(m, FusedBlock)]
-    assert bool(blocks) == (family in ("qwen3", "llama"))
+    assert model.in_place
+    assert model.is_standard == (family in ("qwen3", "llama"))
     # Prompts of one chunk and of several, one of them with the prefix of another.
     prompts = [[5 + i for i in range(37)], [3, 4, 5], [5 + i for i in range(20)] + [9, 9]]
     for index, prompt in enumerate(prompts):
@@ -103,13 +99,18 @@ def test_prompts_over_pages_in_half_precision(
 
     logits: dict[tuple[int, int], mx.array] = {}  # by request and place in its output
 
-    def sampled(rows: mx.array, chunks: list[Chunk]) -> mx.array:
-        for row, chunk in zip(rows, chunks, strict=True):
-            place = chunk.sequence.request.request_id, chunk.output_index
-            logits[place] = row.astype(mx.float32)
-        return sample(rows, chunks)
+    forward = ModelRunner._forward
 
-    monkeypatch.setattr("quire.engine.step.runner.sample", sampled)
+    def noted_forward(
+        runner: ModelRunner, host: HostStep, previous: Step | None
+    ) -> tuple[mx.array, Any]:
+        rows, uploaded = forward(runner, host, previous)
+        for row, chunk in enumerate(host.batch.sampled):
+            place = chunk.sequence.request.request_id, chunk.output_index
+            logits[place] = rows[row].astype(mx.float32)
+        return rows, uploaded
+
+    monkeypatch.setattr(ModelRunner, "_forward", noted_forward)
     monkeypatch.setattr("quire.kernels.prompt_attention.paged_prompt", counted)
     monkeypatch.setattr("quire.kernels.attention.prompt_attention", noted)
     prompts = [[5 + i for i in range(37)], [3, 4, 5], [5 + i for i in range(20)] + [9, 9]]
@@ -160,7 +161,7 @@ def test_decodes_that_share_a_prefix_read_it_together(
     choose_as("cuda")
     generated: list[dict[int, list[int]]] = []
     for together in (False, True):
-        monkeypatch.setattr(CompiledDecode, "_reads_together", lambda *_, chosen=together: chosen)
+        monkeypatch.setattr(KernelPages, "_reads_together", lambda *_, chosen=together: chosen)
         model = build("qwen3", 0)
         model.apply(lambda array: array.astype(mx.bfloat16))
         config = EngineConfig(num_blocks=80, block_size=16, max_num_seqs=8)
@@ -178,23 +179,3 @@ def test_decodes_that_share_a_prefix_read_it_together(
         assert any(shared) == together
         shared.clear()
     assert generated[0] == generated[1]
-
-
-def test_nobody_looks_for_what_each_row_would_read_by_itself(
-    choose_as: ChooseAs,
-) -> None:
-    args = qwen3.ModelArgs(
-        "qwen3", hidden_size=64, num_hidden_layers=1, intermediate_size=64, num_attention_heads=4,
-        rms_norm_eps=1e-6, vocab_size=50, num_key_value_heads=2, max_position_embeddings=512,
-        rope_theta=1e4, head_dim=32, tie_word_embeddings=True,
-    )  # fmt: skip
-    model = qwen3.Model(args)
-    model.set_dtype(mx.bfloat16)
-    paged = page_model(model, "qwen3")
-    paged.allocate(8, 16)
-    found = {}
-    for device in get_args(DeviceName):
-        choose_as(device)
-        decode = CompiledDecode(paged, None)
-        found[device] = [rows for rows in (0, 8, 300) if decode.may_share(rows)]
-    assert found == {"cuda": [300], "metal": [], "cpu": []}

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from quire.kernels.decode_plan import DecodePlan, DecodeSettings, plan_items
+from quire.kernels.decode_plan import DecodePlan, plan_items
 from quire.kernels.paged_decode import paged_decode
 
 F32, F16, BF16 = mx.float32, mx.float16, mx.bfloat16
@@ -103,13 +103,13 @@ class DecodeCase:
 
     def plan(self) -> DecodePlan:
         lengths = np.array(self.lengths, np.int32)
-        settings = DecodeSettings(self.simdgroups, self.unroll_keys, self.split)
+        settings = self.simdgroups, self.unroll_keys
         if not self.direct:
             items, first_items = plan_items(lengths, self.window, self.split)
-            return DecodePlan(mx.array(items), mx.array(first_items), settings)
+            return DecodePlan(mx.array(items), mx.array(first_items), *settings)
         begin = np.maximum(lengths - (self.window or GARBAGE), 0)
         items = np.stack([np.arange(len(lengths)), begin, lengths, 0 * lengths], axis=1)
-        return DecodePlan(mx.array(items.astype(np.int32)), None, settings)
+        return DecodePlan(mx.array(items.astype(np.int32)), None, *settings)
 
     def run(self) -> mx.array:
         keys, values, tables = self._pages()

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire.kernels.buckets import bucket
 from quire.kernels.decode_plan import default_settings, is_one_per_row, plan_items
+from quire.kernels.padding import pad_size
 
 contexts = st.lists(st.integers(0, 5000), min_size=1, max_size=40)
 
@@ -56,8 +56,8 @@ def test_enough_rows_of_like_contexts_are_not_cut() -> None:
 
 @given(st.integers(1, 10_000))
 def test_buckets_are_few_and_near(count: int) -> None:
-    size = bucket(count)
+    size = pad_size(count)
     assert count <= size <= count * 1.25
-    assert bucket(size) == size
-    sizes = {bucket(n) for n in range(count, 2 * count)}
+    assert pad_size(size) == size
+    sizes = {pad_size(n) for n in range(count, 2 * count)}
     assert len(sizes) <= 5

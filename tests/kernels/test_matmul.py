@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from metal_sim import KernelFault, compiled_ahead, simulated_kernels
 
-from quire.engine.model import fused_blocks
+from quire.engine.model import block_weights
 from quire.kernels import matmul_spec as module
 from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.selection import Selector, selecting
@@ -155,7 +155,7 @@ def test_a_block_multiplies_by_the_selected_variant(
     if bias:
         linear.bias = mx.random.normal((40,))
     linear.apply(lambda array: array.astype(BF16))
-    kind, arrays = fused_blocks._kind(linear), fused_blocks._arrays(linear)
+    kind, arrays = block_weights._kind(linear), block_weights._arrays(linear)
     launched: list[int] = []
 
     def recorded(x: mx.array, *rest: Any) -> mx.array:
@@ -166,7 +166,7 @@ def test_a_block_multiplies_by_the_selected_variant(
     for rows in (9, 65):
         x = mx.random.normal((rows, 64)).astype(BF16)
         with simulated_kernels(orders=1), selecting(Selector("cuda", None)):
-            got = fused_blocks._multiply(x, kind, arrays)
+            got = block_weights._multiply(x, kind, arrays)
         expected = reference(x, linear.weight) + (double(linear.bias) if bias else 0.0)
         assert error(got, expected) < LIMITS[BF16]
     assert launched == [9]

@@ -14,8 +14,10 @@ from quire.kernels import paged_prompt as tiles
 from quire.kernels import prompt_attention as prompts
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import paged_attention
+from quire.kernels.paged_prompt import TiledChunks
 from quire.kernels.prompt_attention_spec import PromptShape, PromptVariant
-from quire.kernels.ragged import PromptChunk, RaggedBatch, TiledChunks
+from quire.kernels.ragged import PromptChunk, RaggedBatch
+from quire.kernels.tree import to_device
 
 BLOCK, HEADS, KV_HEADS, DIM = 8, 4, 2, 16
 LAYER = PromptShape(1, 1, HEADS, KV_HEADS, DIM, DIM, BLOCK)
@@ -143,8 +145,9 @@ def test_every_row_sees_its_own_context(
         lambda chunk: variants[chunk.num_rows % len(variants)],
         dtype=planned_dtype,
         num_before=num_before,
-        num_after=num_after,
+        num_padding_rows=num_after,
     )
+    plan = to_device(plan)
     new = (rows_of(keys, chunks, row), rows_of(values, chunks, row))
     at_hand = new if rows_at_hand else (None, None)
     pages = PageArrays(keys, values, mx.zeros((1,)), *at_hand)

@@ -10,7 +10,7 @@ import pytest
 from decode_case import BF16, F16, F32, GARBAGE, LIMITS, to_float64
 from metal_sim import KernelFault, changed, compiled_ahead, simulated_kernels
 
-from quire.kernels.decode_plan import DecodePlan, DecodeSettings, plan_items
+from quire.kernels.decode_plan import DecodePlan, plan_items
 from quire.kernels.kv_write import Slots
 from quire.kernels.paged_decode import paged_decode, rotate_and_decode
 from quire.kernels.rotate import HeadNorms, Rotary, rotate_and_write
@@ -82,10 +82,9 @@ class Case:
 
     def plan(self) -> DecodePlan:
         lengths = np.array(self.lengths, np.int32)
-        settings = DecodeSettings(self.simdgroups, 2)
         items, first_items = plan_items(lengths, self.window, min(self.split, 1 << 20))
         merged = mx.array(first_items) if self.split < max(self.lengths) else None
-        return DecodePlan(mx.array(items), merged, settings)
+        return DecodePlan(mx.array(items), merged, self.simdgroups, 2)
 
     def check(self) -> None:
         expected, got = self.run(joined=False), self.run(joined=True)

@@ -67,7 +67,8 @@ class SharedCase(DecodeCase):
         return DecodePlan(
             mx.array(items),
             None if first_items is None else mx.array(first_items),
-            plan.settings,
+            plan.simdgroups,
+            plan.unroll_keys,
             mx.array(np.pad(shared.items, ((0, 2), (0, 0)))),  # as the engine pads them
             max(self.parts),
         )

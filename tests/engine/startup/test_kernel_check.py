@@ -14,8 +14,8 @@ from model_zoo_traffic import reference_generate
 
 from quire.engine.engine import Engine, EngineConfig
 from quire.engine.messages import GenerateRequest, SamplingParams
-from quire.engine.model.fused_blocks import FusedBlock
-from quire.engine.model.paged_model import PagedModel, page_model
+from quire.engine.model.paged_model import PagedModel
+from quire.engine.model.paging import page_model
 from quire.engine.startup.kernel_check import avoid_dropped, check_kernels
 from quire.kernels.choice import check, selection
 from quire.kernels.choice.record import Record, Verdict, current_key, load_record, save_record
@@ -104,8 +104,8 @@ def test_a_model_does_without(
         with mock.patch.object(GpuKernel, "__call__", recorded):
             tokens = tokens_of(model, prompt)
     assert tokens == reference_generate(build("qwen3", 0), prompt, 3)[0]
-    assert model.context.in_place is in_place
-    assert any(isinstance(m, FusedBlock) for m in model.model.modules()) is fused
+    assert model.in_place is in_place
+    assert model.is_standard is fused
     assert bool(launched & set(FUSED)) is fused
     assert bool(launched) is in_place
 

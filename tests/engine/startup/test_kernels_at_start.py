@@ -15,7 +15,8 @@ from mlx_lm.models import gemma3_text, qwen3
 from quire.engine.engine import Engine, EngineConfig
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.model.flat_linear import flatten_quantized_linears
-from quire.engine.model.paged_model import PagedModel, page_model
+from quire.engine.model.paged_model import PagedModel
+from quire.engine.model.paging import page_model
 from quire.engine.startup.warm_up import warm_up
 from quire.kernels.choice.selection import Selector, selecting
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue

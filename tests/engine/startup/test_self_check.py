@@ -9,7 +9,8 @@ from model_zoo import build
 
 from quire.engine.errors import UnsupportedModel
 from quire.engine.model.flat_linear import FlatQuantizedLinear, flatten_quantized_linears
-from quire.engine.model.paged_model import PagedModel, page_model
+from quire.engine.model.paged_model import PagedModel
+from quire.engine.model.paging import page_model
 from quire.engine.startup.self_check import check_against_plain_forward
 
 NUM_BLOCKS = 16

@@ -7,10 +7,17 @@ import numpy as np
 import pytest
 
 from quire.engine.messages import SamplingParams
-from quire.engine.step.sampler import sample, uniforms
+from quire.engine.step.sampler import plan_sampling, uniforms
+from quire.engine.step.sampler import sample as sample_planned
 from quire.engine.step_batch import Chunk
 from quire.kernels.draws import Draws
 from quire.kernels.sample_tokens import sample_tokens
+from quire.kernels.tree import to_device
+
+
+def sample(logits: mx.array, rows: list[Chunk]) -> mx.array:
+    inputs, draws = plan_sampling(rows, *logits.shape)
+    return sample_planned(logits, to_device(inputs), draws)
 
 
 def row(params: SamplingParams, seed: int = 0, index: int = 0, banned: tuple[int, ...] = ()):

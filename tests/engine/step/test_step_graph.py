@@ -14,7 +14,7 @@ import pytest
 from model_zoo import build
 
 from quire.engine.messages import SamplingParams
-from quire.engine.model.paged_model import page_model
+from quire.engine.model.paging import page_model
 from quire.engine.step.runner import ModelRunner
 from quire.engine.step_batch import Chunk, StepBatch
 from quire.kernels.choice.chips import DeviceName
@@ -100,7 +100,7 @@ def test_no_launch_is_left_out(family: str, device: DeviceName, launches: Launch
     with selecting(Selector(device, None)):
         model = page_model(build(family, 0), family)
         model.allocate(10, 8)
-        runner = ModelRunner(model)
+        runner = ModelRunner(model, max_num_seqs=8)
 
         def is_finite(batch: StepBatch) -> bool:
             launches.names.clear()

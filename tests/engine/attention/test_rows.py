@@ -8,9 +8,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quire.engine.attention.decode_rows import DecodeRows
+from quire.engine.attention.mlx_pages import MlxPages
+from quire.engine.attention.rows import Rows, round_rows
 from quire.engine.messages import SamplingParams
-from quire.engine.step.layout import Layout
 from quire.engine.step_batch import Chunk, StepBatch
+from quire.kernels.padding import pad_size
+from quire.kernels.ragged import DecodeGroup
 
 BLOCK = 4
 
@@ -40,55 +44,73 @@ def batches(draw: st.DrawFn) -> StepBatch:
     return StepBatch(0, chunks, sum(c.num_tokens == 1 for c in chunks))
 
 
-@settings(max_examples=200, deadline=None)
-@given(batches(), st.sampled_from(["grouped", "ungrouped", "padded", "tiled"]))
-def test_every_token_has_its_row(batch: StepBatch, kind: str) -> None:
-    layout = Layout(
+def laid_out(batch: StepBatch, kind: str) -> Rows:
+    """As one of the backends would, or as all of them could."""
+    decodes = DecodeRows.of(batch.chunks[: batch.num_decodes], BLOCK)
+    if batch.num_decodes:
+        decodes = decodes.clustered()
+    if kind == "mlx":
+        return MlxPages(BLOCK).lay_out(batch)
+    if kind == "plain":
+        return Rows(batch, decodes, BLOCK)
+    count = batch.num_decodes
+    num_decode_rows = count if kind == "chunks" else pad_size(count) if count else 0
+    return Rows(
         batch,
+        decodes,
         BLOCK,
-        group_decodes=kind == "grouped",
-        padded=kind in ("padded", "tiled"),
-        tiled=kind == "tiled",
+        num_decode_rows=num_decode_rows,
+        num_rows=round_rows(num_decode_rows + batch.num_tokens - count),
+        decodes_as_chunks=kind == "chunks",
     )
-    assert layout.tiled == (kind == "tiled" and not layout.shared_runs)
-    rows = {
+
+
+@settings(max_examples=200, deadline=None)
+@given(batches(), st.sampled_from(["mlx", "plain", "padded", "chunks"]))
+def test_every_token_has_its_row(batch: StepBatch, kind: str) -> None:
+    rows = laid_out(batch, kind)
+    found = {
         divmod(int(slot), BLOCK): (int(p), int(t))
-        for slot, p, t in zip(layout.slot_mapping, layout.positions, layout.token_ids, strict=True)
+        for slot, p, t in zip(rows.slot_mapping, rows.positions, rows.token_ids, strict=True)
     }
-    if layout.padded:
-        padding = len(layout.positions) - batch.num_tokens
-        assert rows.pop((0, 0), None) == ((0, 0) if padding else None)
-        num_decodes = 0 if layout.tiled else batch.num_decodes
-        assert padding - layout.num_after == layout.num_decodes - num_decodes
+    padding = len(rows) - batch.num_tokens
+    assert padding == rows.num_padding_rows + rows.num_decode_rows - batch.num_decodes
+    assert found.pop((0, 0), None) == ((0, 0) if padding else None)
     expected = {
         (c.block_ids[p // BLOCK], p % BLOCK): (p, c.token_ids[p - c.start])
         for c in batch.chunks
         for p in range(c.start, c.context_length)
     }
-    assert rows == expected
-    assert {id(c) for c in layout.sampled} == {id(c) for c in batch.sampled}
-    for sampled, row in zip(layout.sampled, layout.sampled_rows, strict=True):
-        assert layout.positions[row] == sampled.context_length - 1
-        assert layout.token_ids[row] == sampled.token_ids[-1]
-    ends = [0, *(c.first_row + c.num_rows for c in layout.prompts)]
-    if layout.tiled:
-        assert [c.first_row for c in layout.prompts] == ends[:-1]
+    assert found == expected
+    for sampled, row in zip(batch.sampled, rows.logits_rows, strict=True):
+        assert rows.positions[row] == sampled.context_length - 1
+        assert rows.token_ids[row] == sampled.token_ids[-1]
+        slot = sampled.block_ids[(sampled.context_length - 1) // BLOCK]
+        assert rows.slot_mapping[row] // BLOCK == slot
+    chunks = rows.with_decodes_as_chunks() if kind == "chunks" else rows.prompts
+    ends = [rows.num_decode_rows, *(c.first_row + c.num_rows for c in chunks)]
+    if kind == "chunks":
+        assert [c.first_row for c in chunks] == [0, *ends[1:-1]]
         assert ends[-1] == batch.num_tokens
-    for attended in layout.prompts:
+    for attended in chunks:
         first = attended.first_row
-        assert layout.positions[first] == attended.start
-        slot = layout.slot_mapping[first]
+        assert rows.positions[first] == attended.start
+        slot = rows.slot_mapping[first]
         assert slot // BLOCK == attended.block_ids[attended.start // BLOCK]
         assert len(attended.block_ids) == -(-attended.context_length // BLOCK)
+
+
+def groups_of(batch: StepBatch) -> list[DecodeGroup]:
+    backend = MlxPages(BLOCK)
+    return backend.plan(backend.lay_out(batch)).groups
 
 
 @settings(max_examples=200, deadline=None)
 @given(batches())
 def test_groups_cover_the_decodes_with_their_own_blocks(batch: StepBatch) -> None:
-    layout = Layout(batch, BLOCK)
     tables = {c.block_ids[-1]: c for c in batch.chunks[: batch.num_decodes]}
     covered = 0
-    for group in layout.groups:
+    for group in groups_of(batch):
         assert group.first_row == covered
         covered += group.num_rows
         shared = group.block_tables[:, : group.num_shared_blocks]
@@ -107,26 +129,11 @@ def test_rows_with_a_long_common_prefix_share_it() -> None:
     common = list(range(1, 21))
     decodes = [chunk(4 * 20 + i, 1, [*common, 100 + i, 200 + i]) for i in range(4)]
     decodes[1:1] = [chunk(90, 1, list(range(300, 323)))]
-    [alone, together] = Layout(StepBatch(0, decodes, 5), BLOCK).groups
+    [alone, together] = groups_of(StepBatch(0, decodes, 5))
     assert alone.num_shared_blocks == 0
     assert alone.num_rows == 1
     assert together.num_shared_blocks == 20
     assert together.num_rows == 4
-
-
-def test_decodes_that_share_are_not_chunks_of_their_own() -> None:
-    common = list(range(1, 21))
-    decodes = [chunk(4 * 20 + i, 1, [*common, 100 + i, 200 + i]) for i in range(3)]
-    batch = StepBatch(0, [*decodes, chunk(0, 6, [300, 301])], 3)
-    options = {"group_decodes": False, "padded": True, "tiled": True}
-    shared = Layout(batch, BLOCK, **options)
-    assert not shared.tiled
-    assert [(run.first_row, run.num_rows) for run in shared.shared_runs] == [(0, 3)]
-    assert [c.num_rows for c in shared.prompts] == [6]
-    alone = Layout(batch, BLOCK, share_decodes=False, **options)
-    assert alone.tiled
-    assert alone.num_decodes == 0
-    assert [c.num_rows for c in alone.prompts] == [1, 1, 1, 6]
 
 
 def test_rows_of_very_different_length_are_not_padded_to_one() -> None:
@@ -134,7 +141,7 @@ def test_rows_of_very_different_length_are_not_padded_to_one() -> None:
         chunk(n, 1, [1000 * i + b for b in range(n // BLOCK + 1)])
         for i, n in enumerate([3, 4000, 5, 3900, 7], start=1)
     ]
-    groups = Layout(StepBatch(0, decodes, 5), BLOCK).groups
+    groups = groups_of(StepBatch(0, decodes, 5))
     assert [g.num_rows for g in groups] == [3, 2]
     assert np.prod(groups[0].block_tables.shape) < 10
 
@@ -145,26 +152,28 @@ def test_what_most_blocks_are_saved_by_is_shared() -> None:
     blocks = [first, second, [1, 2], first, second, first]
     tables = [[*shared, 100 + i] for i, shared in enumerate(blocks)]
     decodes = [chunk(BLOCK * len(table) - 1, 1, table) for table in tables]
-    layout = Layout(StepBatch(0, decodes, 6), BLOCK, group_decodes=False)
-    assert sorted(layout.shared_runs) == [(1, 3, 4 * 22), (4, 2, 4 * 32)]
-    for run in layout.shared_runs:
-        own = layout.decode_tables[run.first_row : run.first_row + run.num_rows]
+    rows = DecodeRows.of(decodes, BLOCK).clustered()
+    runs = rows.runs(BLOCK)
+    assert sorted(runs) == [(1, 3, 4 * 22), (4, 2, 4 * 32)]
+    for run in runs:
+        own = rows.tables[run.first_row : run.first_row + run.num_rows]
         num_shared = run.num_tokens // BLOCK
         assert (own[:, :num_shared] == own[0, :num_shared]).all()
     # Where all share nearly as much as some do, one set is better than two.
     decodes = [chunk(BLOCK * 22 + 3, 1, [*range(1, 22), 50 + i % 2, 100 + i]) for i in range(4)]
-    layout = Layout(StepBatch(0, decodes, 4), BLOCK, group_decodes=False)
-    assert layout.shared_runs == [(0, 4, 4 * 21)]
+    assert DecodeRows.of(decodes, BLOCK).clustered().runs(BLOCK) == [(0, 4, 4 * 21)]
 
 
 @settings(max_examples=200, deadline=None)
 @given(batches())
 def test_runs_share_whole_blocks_and_have_more(batch: StepBatch) -> None:
-    layout = Layout(batch, BLOCK, group_decodes=False)
-    for run in layout.shared_runs:
-        rows = slice(run.first_row, run.first_row + run.num_rows)
-        shared = layout.decode_tables[rows, : run.num_tokens // BLOCK]
+    if not batch.num_decodes:
+        return
+    rows = DecodeRows.of(batch.chunks[: batch.num_decodes], BLOCK).clustered()
+    for run in rows.runs(BLOCK):
+        among = slice(run.first_row, run.first_row + run.num_rows)
+        shared = rows.tables[among, : run.num_tokens // BLOCK]
         assert run.num_rows > 1
         assert run.num_tokens % BLOCK == 0
         assert (shared == shared[0]).all()
-        assert (layout.positions[rows] >= run.num_tokens).all()
+        assert (rows.positions[among] >= run.num_tokens).all()

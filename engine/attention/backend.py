@@ -1,0 +1,114 @@
+"""What the model and the step ask of attention over pages, whoever computes it.
+
+There is one backend for each kind of page storage. All layers whose pages it keeps share the plan
+that it makes of a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import mlx.core as mx
+
+from quire.cache.pages import LayerPages, PageShape
+from quire.engine.attention.rows import Rows
+from quire.engine.step_batch import StepBatch
+from quire.kernels.attention import AttentionPlan
+from quire.kernels.page_arrays import PageArrays
+from quire.kernels.paged_attention import ExtraScores
+from quire.kernels.ragged import RaggedBatch
+from quire.kernels.tree import Array
+
+
+class Heads(NamedTuple):
+    """What attention of one layer is, beside its arrays: layers alike share a plan."""
+
+    heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None  # tokens a row sees, itself included; None: all
+    sinks: bool
+    dtype: mx.Dtype  # of the pages
+
+    @classmethod
+    def of(cls, heads: int, shape: PageShape, window: int | None, sinks: bool) -> Heads:
+        return cls(
+            heads, shape.key_heads, shape.key_dim, shape.value_dim, window, sinks, shape.key_dtype
+        )
+
+
+class Query(NamedTuple):
+    """One call of attention, as a model makes it.
+
+    Attributes:
+        rows: (T, heads, 1, head_dim)
+        window: tokens a row sees, itself included; None: all.
+        sinks: (heads,) logits that take part in the softmax but have no value.
+        extra: further scores (MLA), which kernels do not know.
+    """
+
+    rows: mx.array
+    scale: float
+    window: int | None
+    sinks: mx.array | None = None
+    extra: ExtraScores | None = None
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """Everything a step is given: numpy's arrays while it is planned, MLX's while it runs.
+
+    A node of a :mod:`quire.kernels.tree`: what is an array is uploaded, what is not is part of the
+    key of the step's graph.
+
+    Attributes:
+        token_ids: (T,) int32
+        source_rows: (T,) int32, places in the previous step's samples, -1 where token_ids holds.
+        positions: (T,) int32
+        slot_mapping: (T,) int32, block * block_size + offset: where each row's keys and values go.
+        logits_rows: (R,) int32, rows whose logits are wanted; None: all.
+        plans: by backend, what it needs to attend.
+        fence: (1,) an output of the step before, which writes in place wait for; put here on the
+            device.
+    """
+
+    token_ids: Array
+    source_rows: Array
+    positions: Array
+    slot_mapping: Array
+    logits_rows: Array | None
+    plans: Plans
+    fence: mx.array | None = None
+
+
+@dataclass(frozen=True)
+class Plans:
+    """Attributes:
+    mlx: of layers whose pages MLX's operations write.
+    kernels: of layers whose pages kernels write in place.
+    keeps_rows: whether attention may read new keys and values as rows instead of from pages.
+    """
+
+    mlx: RaggedBatch | None = None
+    kernels: dict[Heads, AttentionPlan] | None = None
+    keeps_rows: bool = False
+
+
+class AttentionBackend(Protocol):
+    """Attention over one kind of page storage."""
+
+    def lay_out(self, batch: StepBatch) -> Rows:
+        """The order and padding of a step's rows that suit it best."""
+
+    def plan(self, rows: Rows) -> Any:
+        """What attention needs to know of a step, on the host; any thread may ask."""
+
+    def write(
+        self, pages: LayerPages, step: StepInputs, keys: mx.array, values: mx.array
+    ) -> PageArrays:
+        """Write (T, heads, 1, dim) rows to their slots; returns what attention reads then."""
+
+    def attend(self, pages: PageArrays, step: StepInputs, query: Query) -> mx.array:
+        """(T, heads, 1, value_dim): each row over its own sequence's pages, up to itself."""

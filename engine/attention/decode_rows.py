@@ -1,0 +1,145 @@
+"""The decodes of a step in the order of their rows, and which of them begin alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from quire.engine.step_batch import Chunk
+from quire.kernels.ragged import DecodeGroup, SharedRun
+
+Int32Array = npt.NDArray[np.int32]
+
+# A decode group is cut where padding its rows to one length would cost more than this.
+_MAX_PADDING = 1.5
+_MIN_PADDING_BLOCKS = 4
+# Blocks saved from being read again that make up for the extra operations of a shared part.
+_MIN_SHARED_BLOCKS = 16
+
+
+@dataclass(frozen=True)
+class DecodeRows:
+    """Sequences of which one token is computed, a row each.
+
+    Attributes:
+        order: (B,) which decode of the batch each row is.
+        positions: (B,) int32
+        num_blocks: (B,) int32, that hold a row's context.
+        tables: (B, max_blocks) int32, padded with the scratch block.
+        clusters: (B,) int32, a number for all rows that begin with the same blocks and are to read
+            them together; 0: a row by itself.
+    """
+
+    order: npt.NDArray[np.intp]
+    positions: Int32Array
+    num_blocks: Int32Array
+    tables: Int32Array
+    clusters: Int32Array
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @classmethod
+    def of(cls, chunks: list[Chunk], block_size: int) -> DecodeRows:
+        """In the order of ``chunks``, without clusters."""
+        count = len(chunks)
+        positions = np.array([chunk.start for chunk in chunks], np.int32)
+        num_blocks = positions // block_size + 1
+        width = int(num_blocks.max(initial=1))
+        tables = np.zeros((count, width), np.int32)
+        # Copies between buffers take a third of the time of assignments to rows of the array.
+        flat = tables.reshape(-1).data
+        for row, n in enumerate(num_blocks.tolist()):
+            flat[row * width : row * width + n] = chunks[row].block_ids[:n]
+        return cls(np.arange(count), positions, num_blocks, tables, np.zeros(count, np.int32))
+
+    def clustered(self) -> DecodeRows:
+        """Those that begin alike side by side, as far as that saves enough."""
+        clusters = _clusters(self.tables, self.num_blocks)
+        if not clusters.any():
+            return self
+        found = DecodeRows(self.order, self.positions, self.num_blocks, self.tables, clusters)
+        return found.taken(np.argsort(clusters, kind="stable"))
+
+    def by_length(self) -> DecodeRows:
+        """Those of a cluster side by side, and among others those of like lengths."""
+        return self.taken(np.lexsort((self.num_blocks, self.clusters)))
+
+    def taken(self, rows: npt.NDArray[np.intp]) -> DecodeRows:
+        return DecodeRows(
+            self.order[rows],
+            self.positions[rows],
+            self.num_blocks[rows],
+            self.tables[rows],
+            self.clusters[rows],
+        )
+
+    def runs(self, block_size: int) -> list[SharedRun]:
+        """The clusters, whose rows lie side by side."""
+        runs = []
+        for cluster in np.unique(self.clusters[self.clusters > 0]):
+            rows = np.flatnonzero(self.clusters == cluster)
+            num_blocks = _num_shared(self.tables[rows], self.num_blocks[rows])
+            runs.append(SharedRun(int(rows[0]), len(rows), block_size * num_blocks))
+        return runs
+
+    def groups(self) -> list[DecodeGroup]:
+        """Rows side by side that attention in MLX operations can treat alike."""
+        groups = []
+        for first, end in pairwise(_cuts(self.num_blocks, self.clusters)):
+            padded = self.tables[first:end, : self.num_blocks[end - 1]]
+            shared = _num_shared(padded, self.num_blocks[first:end]) if self.clusters[first] else 0
+            groups.append(DecodeGroup(first, self.positions[first:end] + 1, padded, shared))
+        return groups
+
+
+def _clusters(tables: Int32Array, num_blocks: Int32Array) -> Int32Array:
+    """A number for all rows that begin with the same blocks, 0 for those that share too few."""
+    clusters = np.zeros(len(tables), np.int32)
+    heads = tables[:, 0].tolist()
+    if len(set(heads)) == len(heads):
+        return clusters
+    for rows, num_shared in _alike(tables, num_blocks, np.arange(len(tables)), 0):
+        if num_shared * (len(rows) - 1) >= _MIN_SHARED_BLOCKS:
+            clusters[rows] = rows[0] + 1
+    return clusters
+
+
+def _alike(
+    tables: Int32Array, num_blocks: Int32Array, rows: npt.NDArray[np.intp], column: int
+) -> list[tuple[npt.NDArray[np.intp], int]]:
+    """Sets of those ``rows`` that agree up to ``column`` and the number of blocks each shares.
+
+    A set is cut into smaller ones that share more if that saves more blocks from being read again.
+    """
+    rows = rows[num_blocks[rows] - 1 > column]  # a row's last block is its own
+    values, counts = np.unique(tables[rows, column], return_counts=True)
+    found: list[tuple[npt.NDArray[np.intp], int]] = []
+    for value in values[counts > 1]:
+        alike = rows[tables[rows, column] == value]
+        num_shared = _num_shared(tables[alike], num_blocks[alike])
+        smaller = _alike(tables, num_blocks, alike, num_shared)
+        saved = sum((len(each) - 1) * shared for each, shared in smaller)
+        found += smaller if saved > (len(alike) - 1) * num_shared else [(alike, num_shared)]
+    return found
+
+
+def _num_shared(tables: Int32Array, num_blocks: Int32Array) -> int:
+    """Leading blocks that all rows have in common; each row's last block is its own."""
+    most = int(num_blocks.min()) - 1
+    differs = (tables[:, :most] != tables[0, :most]).any(axis=0)
+    return int(differs.argmax()) if differs.any() else most
+
+
+def _cuts(num_blocks: Int32Array, clusters: Int32Array) -> list[int]:
+    """Bounds of the groups: one cluster each, and no row much longer than its shortest."""
+    cuts = [0]
+    for row in range(1, len(num_blocks)):
+        shortest = int(num_blocks[cuts[-1]])
+        limit = max(shortest * _MAX_PADDING, shortest + _MIN_PADDING_BLOCKS)
+        if clusters[row] != clusters[cuts[-1]] or num_blocks[row] > limit:
+            cuts.append(row)
+    return [*cuts, len(num_blocks)]

@@ -1,0 +1,223 @@
+"""Pages that kernels write in place and read where they lie: on GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from quire.cache.pages import LayerPages
+from quire.engine.attention.backend import Heads, Query, StepInputs
+from quire.engine.attention.decode_rows import DecodeRows
+from quire.engine.attention.rows import Rows, round_rows
+from quire.engine.step_batch import StepBatch
+from quire.kernels.attention import AttentionPlan, attend
+from quire.kernels.choice.selection import select
+from quire.kernels.decode_plan import DecodePlan, DecodeSettings, default_settings, plan_rows
+from quire.kernels.kv_write import Slots, write_in_place
+from quire.kernels.mixed_attention_spec import MIXED_ATTENTION, MixedShape, MixedVariant
+from quire.kernels.padding import capacity, pad_size
+from quire.kernels.page_arrays import PageArrays
+from quire.kernels.paged_decode_spec import PAGED_DECODE, DecodeShape
+from quire.kernels.paged_prompt import plan_tiles
+from quire.kernels.prompt_attention import PromptPlan, PromptVariant, plan_prompts
+from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION, PromptShape
+from quire.kernels.ragged import PromptChunk, SharedRun
+from quire.kernels.shared_context import plan_shared
+from quire.kernels.shared_context_spec import SHARED_CONTEXT, SharedShape, SharedVariant
+
+Int32Array = npt.NDArray[np.int32]
+
+_LEAST_TABLE_WIDTH = 16  # blocks
+
+
+class KernelPages:
+    """Kernels take rows of any lengths together, so that only rows that share pages are sorted.
+
+    Rows are padded to sizes that recur: then a step's graph can be compiled once and replayed.
+    """
+
+    def __init__(self, kinds: Sequence[Heads], block_size: int) -> None:
+        """``kinds`` are those of all layers."""
+        self._kinds = list(kinds)
+        self._block_size = block_size
+
+    def lay_out(self, batch: StepBatch) -> Rows:
+        count = batch.num_decodes
+        decodes = DecodeRows.of(batch.chunks[:count], self._block_size)
+        if count:
+            clustered = decodes.clustered()
+            if clustered is not decodes and self._share(clustered):
+                decodes = clustered
+        together = not decodes.clusters.any() and self._takes_all(batch)
+        num_decode_rows = count if together or not count else pad_size(count)
+        num_rows = num_decode_rows + batch.num_tokens - count
+        if batch.num_tokens > count:
+            num_rows = round_rows(num_rows)
+        return Rows(
+            batch,
+            decodes,
+            self._block_size,
+            num_decode_rows=num_decode_rows,
+            num_rows=num_rows,
+            decodes_as_chunks=together,
+        )
+
+    def plan(self, rows: Rows) -> dict[Heads, AttentionPlan]:
+        if rows.decodes_as_chunks:
+            chunks = rows.with_decodes_as_chunks()
+            return {heads: self._plan_together(rows, chunks, heads) for heads in self._kinds}
+        tables, runs = None, []
+        if len(rows.decodes):
+            tables = _widen(rows.decodes.tables, rows.num_decode_rows)
+            runs = rows.decodes.runs(self._block_size)
+        plans = {}
+        for heads in self._kinds:
+            decodes = prompts = None
+            if tables is not None:
+                lengths = rows.positions[: rows.num_decode_rows] + 1
+                decodes = self._plan_decodes(lengths, heads, runs)
+            if rows.prompts:
+                prompts = self._plan_prompts(rows, heads)
+            plans[heads] = AttentionPlan(decodes, tables, prompts)
+        return plans
+
+    def write(
+        self, pages: LayerPages, step: StepInputs, keys: mx.array, values: mx.array
+    ) -> PageArrays:
+        written = write_in_place(
+            pages.keys,
+            pages.values,
+            keys.astype(pages.keys.dtype),
+            values.astype(pages.values.dtype),
+            Slots(step.slot_mapping, self._block_size, step.fence),
+            keep_rows=step.plans.keeps_rows,
+        )
+        return PageArrays(pages.keys, pages.values, written.token, written.keys, written.values)
+
+    def attend(self, pages: PageArrays, step: StepInputs, query: Query) -> mx.array:
+        assert step.plans.kernels is not None, "a step without a plan for these pages"
+        heads = Heads(
+            query.rows.shape[1],
+            pages.keys.shape[1],
+            pages.keys.shape[3],
+            pages.values.shape[3],
+            query.window,
+            query.sinks is not None,
+            pages.keys.dtype,
+        )
+        return attend(
+            query.rows,
+            pages,
+            step.plans.kernels[heads],
+            scale=query.scale,
+            window=query.window,
+            sinks=query.sinks,
+        )
+
+    # ---- prompt chunks
+
+    def _takes_all(self, batch: StepBatch) -> bool:
+        """Whether one launch of the kernel for prompts takes all rows of a layer, decodes too."""
+        decodes, prompts = batch.chunks[: batch.num_decodes], batch.chunks[batch.num_decodes :]
+        if not prompts:
+            return False
+        longest = max((chunk.context_length for chunk in decodes), default=0)
+        for heads in self._kinds:
+            for chunk in prompts:
+                variant = self._prompt_variant(chunk.num_tokens, chunk.context_length, heads)
+                if variant is not PromptVariant.PAGED_KERNEL:
+                    return False
+            if not decodes:
+                continue
+            seen = longest if heads.window is None else min(longest, heads.window)
+            shape = MixedShape(
+                len(decodes), seen, *self._common(heads), heads.window is not None, heads.sinks
+            )
+            if select(MIXED_ATTENTION, shape, heads.dtype).variant is not MixedVariant.FUSED:
+                return False
+        return True
+
+    def _plan_together(self, rows: Rows, chunks: list[PromptChunk], heads: Heads) -> AttentionPlan:
+        tiles = plan_tiles(chunks, heads.window, heads.heads, heads.kv_heads, rows.num_padding_rows)
+        return AttentionPlan(None, None, PromptPlan(tiles, [], [], None))
+
+    def _plan_prompts(self, rows: Rows, heads: Heads) -> PromptPlan:
+        return plan_prompts(
+            rows.prompts,
+            heads.window,
+            self._prompt_shape(1, 1, heads),
+            lambda chunk: self._prompt_variant(chunk.num_rows, chunk.context_length, heads),
+            dtype=heads.dtype,
+            num_before=rows.num_decode_rows,
+            num_padding_rows=rows.num_padding_rows,
+        )
+
+    def _prompt_variant(self, num_rows: int, context: int, heads: Heads) -> PromptVariant:
+        shape = self._prompt_shape(num_rows, context, heads)
+        return select(PROMPT_ATTENTION, shape, heads.dtype).variant
+
+    def _prompt_shape(self, num_rows: int, context: int, heads: Heads) -> PromptShape:
+        return PromptShape(
+            num_rows,
+            context,
+            *self._common(heads),
+            from_start=num_rows == context,
+            window=heads.window is not None,
+            sinks=heads.sinks,
+        )
+
+    # ---- decodes
+
+    def _share(self, decodes: DecodeRows) -> bool:
+        """Whether rows that begin alike read what they share together, in any layer."""
+        runs, lengths = decodes.runs(self._block_size), decodes.positions + 1
+        return any(self._reads_together(lengths, heads, runs) for heads in self._kinds)
+
+    def _plan_decodes(
+        self, lengths: Int32Array, heads: Heads, runs: Sequence[SharedRun]
+    ) -> DecodePlan:
+        shared, own = None, lengths
+        if runs and self._reads_together(lengths, heads, runs):
+            shared = plan_shared(runs, len(lengths), heads.heads, heads.kv_heads)
+            own = lengths - shared.num_tokens
+        return plan_rows(lengths, heads.window, self._settings(own, heads), shared)
+
+    def _reads_together(self, lengths: Int32Array, heads: Heads, runs: Sequence[SharedRun]) -> bool:
+        """Whether the rows of ``runs`` read what they share once for all of them."""
+        if heads.window is not None:
+            return False
+        rows = np.concatenate([np.arange(r.first_row, r.first_row + r.num_rows) for r in runs])
+        context = sum(run.num_rows * run.num_tokens for run in runs) // len(rows)
+        own = int(lengths[rows].mean()) - context
+        shape = SharedShape(len(rows), context, own, *self._common(heads), heads.sinks)
+        choice = select(SHARED_CONTEXT, shape, heads.dtype)
+        return choice.variant is SharedVariant.CASCADE
+
+    def _settings(self, lengths: Int32Array, heads: Heads) -> DecodeSettings:
+        """The defaults for these contexts, or what was tuned for contexts like them."""
+        seen = lengths if heads.window is None else np.minimum(lengths, heads.window)
+        shape = DecodeShape(
+            len(lengths),
+            max(1, int(seen.mean())),
+            *self._common(heads),
+            window=heads.window is not None,
+            sinks=heads.sinks,
+        )
+        choice = select(PAGED_DECODE, shape, heads.dtype)
+        group = heads.heads // heads.kv_heads
+        settings = default_settings(lengths, heads.window, heads.kv_heads, group)
+        return settings._replace(**choice.settings)
+
+    def _common(self, heads: Heads) -> tuple[int, int, int, int, int]:
+        """What all shapes say of a layer: heads, key heads, their sizes and the block size."""
+        return (*heads[:4], self._block_size)
+
+
+def _widen(tables: Int32Array, size: int) -> Int32Array:
+    """Pad to ``size`` rows and a power of two columns, with the scratch block."""
+    padded = np.zeros((size, capacity(tables.shape[1], _LEAST_TABLE_WIDTH)), np.int32)
+    padded[: tables.shape[0], : tables.shape[1]] = tables
+    return padded

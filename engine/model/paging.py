@@ -1,0 +1,140 @@
+"""Puts a model over pages: caches are replaced, and a probe shows what its layers store."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt_cache
+
+from quire.cache.pages import LayerPages, PageShape
+from quire.engine.attention.backend import AttentionBackend, Plans, StepInputs
+from quire.engine.attention.mlx_pages import MlxPages
+from quire.engine.errors import UnsupportedModel
+from quire.engine.model.paged_model import PagedModel
+from quire.engine.model.seam import CannotPage, CurrentStep, FinalNorm, PagedLayer, install
+from quire.kernels.ragged import DecodeGroup, RaggedBatch
+from quire.kernels.tree import to_device
+
+logger = logging.getLogger(__name__)
+
+# What mlx-lm's model files call the norm between the last layer and the head.
+_FINAL_NORMS = (
+    "norm",
+    "ln_f",
+    "final_layernorm",
+    "norm_f",
+    "final_norm",
+    "embedding_norm",
+    "out_norm",
+    "output_norm",
+    "final_layer_norm",
+    "ln_out",
+    "ln_final",
+)
+_PROBE_BLOCK_SIZE = 8
+
+
+def page_model(model: nn.Module, name: str) -> PagedModel:
+    """Put ``model`` over pages and learn their shapes by running two tokens through it.
+
+    Raises:
+        UnsupportedModel: the architecture keeps other state than keys and values, or does something
+            with them that attention over pages cannot follow.
+    """
+    install()
+    step = CurrentStep()
+    cache, layers = _replace_caches(model, step, name)
+    norm = _wrap_final_norm(model, step)
+    paged = PagedModel(model, name, step, cache, layers, norm)
+    backend = MlxPages(_PROBE_BLOCK_SIZE)
+
+    def make_pages(shape: PageShape) -> tuple[LayerPages, AttentionBackend]:
+        return LayerPages(shape, 3, _PROBE_BLOCK_SIZE), backend
+
+    for layer in layers:
+        layer.make_pages = make_pages
+    try:
+        logits = paged(mx.array([0, 0]), _probe_step())
+        mx.eval(logits)
+    except CannotPage as error:
+        raise UnsupportedModel(name, str(error)) from error
+    except Exception as error:  # whatever a model file does with a cache it does not know
+        logger.debug("%s over pages", name, exc_info=True)
+        reason = "its code computes with cached keys, values or positions in a way of its own"
+        raise UnsupportedModel(name, f"{reason} ({type(error).__name__})") from error
+    # A model that runs its layers more than once needs every row until the last time.
+    if norm is not None:
+        norm.selects = norm.calls_of_probe == 1
+    for layer in layers:
+        layer.make_pages = None
+    # Models that share keys and values between layers leave some caches unused.
+    paged.layers = [layer for layer in layers if layer.shape is not None]
+    if not paged.layers:
+        raise UnsupportedModel(name, "it computes attention without storing keys and values")
+    paged.vocab_size = logits.shape[-1]
+    return paged
+
+
+def _probe_step() -> StepInputs:
+    """Two rows of two sequences at different positions: a model that takes the offset for a single
+    number fails at once, and not when it meets its first batch."""
+    positions = np.array([0, 3], np.int32)
+    tables = np.array([[1], [2]], np.int32)
+    groups = [DecodeGroup(0, positions + 1, tables)]
+    return to_device(
+        StepInputs(
+            token_ids=np.zeros(2, np.int32),
+            source_rows=np.full(2, -1, np.int32),
+            positions=positions,
+            slot_mapping=tables[:, 0] * _PROBE_BLOCK_SIZE + positions,
+            logits_rows=None,
+            plans=Plans(mlx=RaggedBatch(groups, [])),
+        )
+    )
+
+
+def _replace_caches(
+    model: nn.Module, step: CurrentStep, name: str
+) -> tuple[list[Any], list[PagedLayer]]:
+    """The model's cache list with every KV cache replaced, and the replacements in order."""
+    layers: list[PagedLayer] = []
+
+    def replace(cache: Any) -> Any:
+        if cache is None:
+            return None
+        if type(cache) is CacheList:
+            return CacheList(*(replace(part) for part in cache.caches))
+        if type(cache) is KVCache:
+            window = None
+        elif type(cache) is RotatingKVCache and cache.keep == 0:
+            window = cache.max_size
+        else:
+            raise UnsupportedModel(name, _why_not(type(cache).__name__))
+        layers.append(PagedLayer(step, window))
+        return layers[-1]
+
+    return [replace(cache) for cache in make_prompt_cache(model)], layers
+
+
+def _why_not(cache_type: str) -> str:
+    if cache_type == "ArraysCache":
+        return "it has recurrent layers, whose state cannot be kept in KV pages"
+    return f"its layers keep a {cache_type}, which has no paged form"
+
+
+def _wrap_final_norm(model: nn.Module, step: CurrentStep) -> FinalNorm | None:
+    """Wrap the norm that stands beside the model's layers, if it has one."""
+    for _, module in model.named_modules():
+        if not any(isinstance(module.get(name), list) for name in ("layers", "h", "blocks")):
+            continue
+        for name in _FINAL_NORMS:
+            norm = module.get(name)
+            if isinstance(norm, nn.Module):
+                wrapped = FinalNorm(norm, step)
+                setattr(module, name, wrapped)
+                return wrapped
+    return None

@@ -1,0 +1,63 @@
+"""A step's numbers on their way to the device, and its tokens on their way back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from quire.kernels.download import Download
+from quire.kernels.tree import HostArray, Span, join, spans, split, unpack
+from quire.kernels.upload import Staging
+
+Uploaded = mx.array | list[mx.array]  # all arrays in a row, (n,) int32, or one by one
+
+
+class Form(NamedTuple):
+    """All about a tree but the numbers in its arrays: steps of one form are one graph."""
+
+    static: Any
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HostTree:
+    """A tree taken apart."""
+
+    form: Form
+    arrays: list[HostArray]
+
+    @classmethod
+    def of(cls, tree: Any) -> HostTree:
+        arrays, static = split(tree)
+        return cls(Form(static, spans(arrays)), arrays)
+
+
+class Transfer:
+    """Moves the arrays of steps. At most one step runs while another is built."""
+
+    def __init__(self) -> None:
+        self._staging = Staging()
+
+    def begin_step(self) -> None:
+        """A step is about to be built, and all but the one before it have ended."""
+        self._staging.begin_step()
+
+    def upload(self, arrays: Sequence[HostArray]) -> Uploaded:
+        """The arrays on the device. One upload is one launch on CUDA; on the CPU it is a copy of
+        each array, and slices would cost more."""
+        if mx.default_device() == mx.cpu:
+            return [mx.array(array) for array in arrays]
+        return self._staging.upload([array.reshape(-1).view(np.int32) for array in arrays])
+
+    def download(self, tokens: mx.array) -> Download:
+        return Download(tokens, self._staging)
+
+
+def received(form: Form, uploaded: Uploaded) -> Any:
+    """The tree whose arrays were uploaded."""
+    arrays = unpack(uploaded, form.spans) if isinstance(uploaded, mx.array) else uploaded
+    return join(arrays, form.static)

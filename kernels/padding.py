@@ -1,0 +1,14 @@
+"""Sizes that recur, so that compiled graphs do."""
+
+from __future__ import annotations
+
+
+def pad_size(count: int) -> int:
+    """``count`` rounded up to one of at most four sizes per power of two: where padding costs."""
+    step = max(1, 1 << max(0, count.bit_length() - 3))
+    return -(-count // step) * step
+
+
+def capacity(count: int, least: int = 1) -> int:
+    """The power of two that holds ``count``, and no less than ``least``: where padding is free."""
+    return 1 << (max(count, least) - 1).bit_length()
