@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 Result = TypeVar("Result")
 
 
-class Submit(Protocol[T]):
+class Submit(Protocol):
     """Has a job done, now or later. What the job raises is raised at once or by the future."""
 
     def __call__(self, job: Callable[[], T], /) -> Future[T]: ...
@@ -24,11 +24,11 @@ def do_now(job: Callable[[], T], /) -> Future[T]:
     return future
 
 
-class DeviceThread(Generic[T]):
+class DeviceThread:
     """Jobs of another thread for the one that made this."""
 
     def __init__(self) -> None:
-        self._jobs: SimpleQueue[tuple[Callable[[], T], Future[T]] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
 
     def submit(self, job: Callable[[], T], /) -> Future[T]:
         """Have ``job`` done after those submitted before."""

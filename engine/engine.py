@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
+from llguidance import LLMatcher
 
 from quire.cache.block_pool import BlockPool
 from quire.cache.eviction import PolicyName, make_policy
 from quire.engine.device_thread import DeviceThread, Submit, do_now
+from quire.engine.errors import EngineError, GrammarError
+from quire.engine.grammar import Bitmask, GrammarCompiler, forbid, mask_words
 from quire.engine.messages import GenerateRequest, TokenOutput, WorkerStats
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
 from quire.engine.scheduler import Scheduler
-from quire.engine.step.runner import HostStep, ModelRunner, Step
+from quire.engine.step.runner import Forward, HostStep, ModelRunner, Step
+from quire.engine.step_batch import StepBatch
+
+# How long an engine with nothing else to do waits for a grammar between two looks at its inbox.
+_COMPILE_WAIT = 0.005  # seconds
 
 
 @dataclass(frozen=True)
@@ -43,8 +52,16 @@ class Engine:
     unless :meth:`encode_on` makes them two.
     """
 
-    def __init__(self, model: Any, config: EngineConfig, name: str | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        config: EngineConfig,
+        name: str | None = None,
+        grammars: GrammarCompiler | None = None,
+    ) -> None:
         """``model`` is an mlx-lm model, or one that has been paged already.
+
+        Without ``grammars`` no request may have one.
 
         Raises:
             UnsupportedModel: the architecture cannot run over pages.
@@ -67,7 +84,9 @@ class Engine:
         ahead = config.encode_ahead
         self._encode_ahead = model.in_place if ahead is None else ahead
         self._next: Future[Step] | None = None
-        self._encode: Submit[Step] = do_now
+        self._encode: Submit = do_now
+        self._grammars = grammars
+        self._compiling: dict[int, tuple[GenerateRequest, Future[LLMatcher]]] = {}
         self._num_steps = 0
 
     @property
@@ -75,7 +94,7 @@ class Engine:
         """Whether a step's graph is built while the step before it runs."""
         return self._encode_ahead
 
-    def encode_on(self, device: DeviceThread[Step]) -> None:
+    def encode_on(self, device: DeviceThread) -> None:
         """From now on :meth:`step` is called beside ``device``, whose thread made the engine.
 
         It leaves to that thread what needs MLX: a step is encoded there while here the tokens of
@@ -85,37 +104,59 @@ class Engine:
         self._encode = device.submit
 
     def submit(self, request: GenerateRequest) -> None:
-        """Queue a request. Raises what :meth:`Scheduler.submit` raises."""
-        self.scheduler.submit(request)
+        """Queue a request. Raises what :meth:`Scheduler.submit` raises, and GrammarError."""
+        if not request.grammar:
+            self.scheduler.submit(request)
+            return
+        if self._grammars is None:
+            raise GrammarError("this model takes no grammars")
+        compiled = self._grammars.compile(request.grammar)
+        if compiled.done():
+            self.scheduler.submit(request, self._grammars.new_state(compiled.result()))
+        else:
+            self._compiling[request.request_id] = request, compiled
 
     def abort(self, request_id: int) -> None:
-        self.scheduler.abort(request_id)
+        if self._compiling.pop(request_id, None) is None:
+            self.scheduler.abort(request_id)
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or self._next is not None
+        return self.scheduler.has_work or self._next is not None or bool(self._compiling)
 
     def step(self, receive: Callable[[], None] | None = None) -> list[TokenOutput]:
         """Run one step and return its new tokens; the first step of a burst returns none.
 
         ``receive`` is called at the last moment at which a request submitted or aborted can still
         take part in the step that is built next.
+
+        A step with grammars is handed to the device in two halves: its forward pass at once, and
+        its samples when the tokens of the step before have shown what may be drawn.
         """
         running, self._next = self._next, None
         if running is not None and not self._encode_ahead:
             self._runner.launch(running.result())
         if receive is not None:
             receive()
+        outputs = self._submit_compiled(wait=running is None and not self.scheduler.has_work)
         batch = self.scheduler.schedule()
+        forward: Future[Forward] | None = None
         if batch is not None:
             host_step = self._runner.prepare(batch)
-            self._next = self._encode(partial(self._encode_step, host_step, running))
-        if running is None:
-            return []
-        step = running.result()
-        tokens = self._runner.collect(step)
-        self._num_steps += 1
-        return self.scheduler.commit(step.batch, tokens)
+            if batch.has_grammars:
+                forward = self._encode(partial(self._encode_forward, host_step, running))
+            else:
+                self._next = self._encode(partial(self._encode_step, host_step, running))
+        if running is not None:
+            step = running.result()
+            tokens = self._runner.collect(step)
+            self._num_steps += 1
+            outputs += self.scheduler.commit(step.batch, tokens)
+        if batch is not None and forward is not None:
+            masks, failed = self._fill_masks(batch)
+            outputs += failed
+            self._next = self._encode(partial(self._encode_samples, forward, masks))
+        return outputs
 
     def _encode_step(self, host_step: HostStep, previous: Future[Step] | None) -> Step:
         step = self._runner.build(host_step, None if previous is None else previous.result())
@@ -123,11 +164,61 @@ class Engine:
             self._runner.launch(step)
         return step
 
+    def _encode_forward(self, host_step: HostStep, previous: Future[Step] | None) -> Forward:
+        before = None if previous is None else previous.result()
+        forward = self._runner.build_forward(host_step, before)
+        if self._encode_ahead:
+            self._runner.launch_forward(forward)
+        return forward
+
+    def _encode_samples(self, forward: Future[Forward], masks: Bitmask) -> Step:
+        step = self._runner.sample(forward.result(), masks)
+        if self._encode_ahead:
+            self._runner.launch(step)
+        return step
+
+    def _submit_compiled(self, wait: bool) -> list[TokenOutput]:
+        """Queue requests whose grammars are ready; the outputs of those that cannot be."""
+        if not self._compiling:
+            return []
+        assert self._grammars is not None
+        futures = [compiled for _, compiled in self._compiling.values()]
+        done = wait_for(futures, _COMPILE_WAIT if wait else 0, FIRST_COMPLETED).done
+        refused = []
+        for request, compiled in list(self._compiling.values()):
+            if compiled not in done:
+                continue
+            del self._compiling[request.request_id]
+            try:
+                self.scheduler.submit(request, self._grammars.new_state(compiled.result()))
+            except (EngineError, ValueError) as error:
+                refused.append(TokenOutput(request.request_id, [], "error", error=str(error)))
+        return refused
+
+    def _fill_masks(self, batch: StepBatch) -> tuple[Bitmask, list[TokenOutput]]:
+        """Which tokens each sampled row may draw, and the outputs of grammars that failed."""
+        assert self._grammars is not None
+        rows = batch.sampled
+        states = [None if chunk.sequence.finished else chunk.grammar for chunk in rows]
+        masks = np.empty((len(rows), mask_words(self._grammars.vocab_size)), np.int32)
+        self._grammars.fill_masks(states, masks)
+        failed = []
+        for chunk, state, mask in zip(rows, states, masks, strict=True):
+            if state is None:
+                continue
+            try:
+                state.check()
+            except GrammarError as error:
+                failed.append(self.scheduler.fail(chunk.sequence, str(error)))
+            if chunk.banned_token_ids:
+                forbid(mask, chunk.banned_token_ids)
+        return masks, failed
+
     def stats(self) -> WorkerStats:
         scheduler, pool = self.scheduler, self._pool
         return WorkerStats(
             requests_running=len(scheduler.running),
-            requests_waiting=len(scheduler.waiting),
+            requests_waiting=len(scheduler.waiting) + len(self._compiling),
             blocks_used=pool.num_used,
             blocks_cached=pool.num_cached,
             blocks_free=pool.num_free,

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from quire.cache.block_hash import BlockHash, root_hash
 from quire.cache.block_pool import BlockPool
 from quire.cache.block_table import BlockTable
-from quire.engine.errors import RequestTooLong
+from quire.engine.errors import GrammarError, RequestTooLong
+from quire.engine.grammar import GrammarState
 from quire.engine.messages import FinishReason, GenerateRequest, TokenOutput
 from quire.engine.sequence import Sequence
 from quire.engine.step_batch import Chunk, StepBatch
@@ -73,8 +74,11 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def submit(self, request: GenerateRequest) -> None:
+    def submit(self, request: GenerateRequest, grammar: GrammarState | None = None) -> None:
         """Queue a request.
+
+        Args:
+            grammar: what the output must fit, at its start.
 
         Raises:
             RequestTooLong: it could not finish even with the whole pool to itself.
@@ -98,6 +102,7 @@ class Scheduler:
             BlockTable(self.pool, self._root(request)),
             list(request.prompt_token_ids),
             seed=secrets.randbits(64) if seed is None else seed,
+            grammar=grammar,
         )
         self._sequences[request.request_id] = sequence
         self.waiting.append(sequence)
@@ -251,6 +256,7 @@ class Scheduler:
             seed=sequence.seed,
             output_index=output_index,
             banned_token_ids=request.stop_token_ids if output_index < request.min_tokens else [],
+            grammar=sequence.grammar,
         )
         sequence.num_computed_tokens = end
         sequence.last_step = step_id
@@ -285,15 +291,33 @@ class Scheduler:
         request = sequence.request
         num_outputs = len(sequence.token_ids) - len(request.prompt_token_ids)
         reason: FinishReason | None = None
+        grammar_ended = False
+        if sequence.grammar is not None:
+            try:
+                sequence.grammar.accept(token)
+            except GrammarError as error:
+                return self.fail(sequence, str(error))
+            grammar_ended = sequence.grammar.is_finished
         if token in request.stop_token_ids and num_outputs > request.min_tokens:
+            reason, grammar_ended = "stop", False
+        elif grammar_ended:
             reason = "stop"
         elif num_outputs >= request.max_tokens:
             reason = "length"
         if reason is not None:
             self._finish(sequence)
         return TokenOutput(
-            request.request_id, [token], reason, num_cached_tokens=sequence.num_cached_tokens or 0
+            request.request_id,
+            [token],
+            reason,
+            num_cached_tokens=sequence.num_cached_tokens or 0,
+            ends_with_text=grammar_ended,
         )
+
+    def fail(self, sequence: Sequence, error: str) -> TokenOutput:
+        """End a request that cannot go on."""
+        self._finish(sequence)
+        return TokenOutput(sequence.request.request_id, [], "error", error=error)
 
     # ---- giving up blocks
 

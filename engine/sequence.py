@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quire.cache.block_table import BlockTable
+from quire.engine.grammar import GrammarState
 from quire.engine.messages import GenerateRequest
 
 
@@ -23,6 +24,7 @@ class Sequence:
     num_cached_tokens: int | None = None  # prefix-cache hit of the first admission
     admissions: int = 0  # tells rows scheduled before a preemption from those after it
     finished: bool = False
+    grammar: GrammarState | None = None  # has taken the output tokens that the host has seen
 
     @property
     def num_tokens(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from quire.engine.grammar import GrammarState
 from quire.engine.messages import SamplingParams
 from quire.engine.sequence import Sequence
 
@@ -30,6 +31,9 @@ class Chunk(msgspec.Struct, eq=False):  # a quarter of a dataclass's time to mak
     seed: int
     output_index: int  # of the token sampled, counted from 0: the position of the random draw
     banned_token_ids: list[int]  # cannot be sampled here
+    # What may be sampled, once the token before is known; it gives way to banned_token_ids as long
+    # as anything is left.
+    grammar: GrammarState | None = None
 
     @property
     def context_length(self) -> int:
@@ -48,6 +52,11 @@ class StepBatch:
 
     def __post_init__(self) -> None:
         self.sampled = [chunk for chunk in self.chunks if chunk.samples]
+
+    @property
+    def has_grammars(self) -> bool:
+        """Whether a row can only be sampled once the step before has been read."""
+        return any(chunk.grammar is not None for chunk in self.sampled)
 
     @property
     def num_tokens(self) -> int:

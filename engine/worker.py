@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
@@ -33,9 +32,6 @@ from quire.engine.messages import (
     WorkerConfig,
 )
 from quire.engine.startup.boot import prepare_mlx
-
-if TYPE_CHECKING:
-    from quire.engine.step.runner import Step
 
 logger = logging.getLogger("quire.worker")
 
@@ -96,7 +92,7 @@ class Worker:
     def _serve_beside_device(self) -> None:
         """Serve on a second thread; this one, whose MLX's streams are, encodes steps for it."""
         sys.setswitchinterval(_SWITCH_INTERVAL)
-        device: DeviceThread[Step] = DeviceThread()
+        device = DeviceThread()
         self._engine.encode_on(device)
         device.run_beside(self._serve)
 
@@ -134,8 +130,6 @@ class Worker:
             # An id beyond the embedding table reads foreign memory instead of failing.
             if not all(0 <= token < self._vocab_size for token in request.prompt_token_ids):
                 raise ValueError(f"token ids must be between 0 and {self._vocab_size - 1}")
-            if request.grammar:
-                raise ValueError("this worker takes no grammars")
             self._engine.submit(request)
         except (EngineError, ValueError) as error:
             self._refused.append(TokenOutput(request.request_id, [], "error", error=str(error)))

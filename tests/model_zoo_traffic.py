@@ -12,7 +12,6 @@ from model_zoo_base import VOCAB
 from quire.engine.device_thread import DeviceThread
 from quire.engine.engine import Engine, EngineConfig
 from quire.engine.messages import GenerateRequest, SamplingParams, TokenOutput, WorkerStats
-from quire.engine.step.runner import Step
 
 TOKEN_BUDGET = 64  # most prompts are longer, so they are cut into chunks beside other decodes
 POOL_TOKENS = 400  # hardly more than the longest request, too few for all that run at once
@@ -119,7 +118,7 @@ def compare_with_reference(
         return serve(engine, requests, seed), serve(engine, newest, seed)
 
     if encode_ahead:
-        device: DeviceThread[Step] = DeviceThread()
+        device = DeviceThread()
         engine.encode_on(device)
         first, second = device.run_beside(serve_both)
     else:

@@ -10,6 +10,8 @@ import mlx.core as mx
 from quire.engine.device import DeviceName, select_device, usable_memory
 from quire.engine.engine import Engine, EngineConfig
 from quire.engine.errors import EngineError, UnsupportedModel
+from quire.engine.grammar import GrammarCompiler
+from quire.engine.grammar_tokens import make_tokenizer
 from quire.engine.messages import Ready, WorkerConfig
 from quire.engine.model.flat_linear import flatten_quantized_linears
 from quire.engine.model.paged_model import PagedModel
@@ -94,8 +96,17 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
             *notes,
             f"context limited to {max_model_len} of {wanted_len} tokens by --kv-cache-memory",
         ]
+    grammars = None
+    try:
+        grammars = _grammars(config, paged.vocab_size)
+    except ValueError as error:
+        notes = [*notes, f"structured output is not available: {error}"]
     mixed = warmed.mixed_prompt_tokens
-    engine = Engine(paged, replace(engine_config, num_blocks=num_blocks, mixed_prompt_tokens=mixed))
+    engine = Engine(
+        paged,
+        replace(engine_config, num_blocks=num_blocks, mixed_prompt_tokens=mixed),
+        grammars=grammars,
+    )
     mx.reset_peak_memory()
     progress("warming up", 1, 1)
     return Startup(
@@ -112,8 +123,18 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
             weight_bytes=loaded.weight_bytes,
             kv_cache_bytes=num_blocks * config.block_size * paged.bytes_per_token,
             notes=notes,
+            grammars=grammars is not None,
         ),
     )
+
+
+def _grammars(config: WorkerConfig, vocab_size: int) -> GrammarCompiler:
+    """Made at the start: to read a large vocabulary holds up all threads for a second.
+
+    Raises ``ValueError`` for tokenizers that llguidance does not know.
+    """
+    file = Path(config.model_path) / "tokenizer.json"
+    return GrammarCompiler(make_tokenizer(str(file), config.eos_token_ids, vocab_size))
 
 
 def _limit_memory(device: DeviceName) -> None:

@@ -13,17 +13,21 @@ import numpy.typing as npt
 
 from quire.engine.attention.backend import StepInputs
 from quire.engine.attention.rows import Rows, round_rows
+from quire.engine.grammar import Bitmask
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.recurring import DIRECT_RUNS, Recurring
 from quire.engine.step.sampler import SamplingInputs, plan_sampling, sample
 from quire.engine.step.transfer import Form, HostTree, Transfer, Uploaded, received
 from quire.engine.step_batch import StepBatch
+from quire.kernels.bitmask import apply_bitmask
 from quire.kernels.download import Download
 from quire.kernels.draws import Draws
 from quire.kernels.padding import capacity, pad_size
 
 # MLX keeps smaller arrays in memory that host and GPU take turns to own.
 _MIN_TOKENS = 4
+# One launch for each shape, instead of one for each operation over the whole vocabulary.
+_masked: Callable[[mx.array, mx.array], mx.array] = mx.compile(apply_bitmask)
 _SMALL_LOGITS = 16  # rows, up to which their number is padded to powers of two
 
 
@@ -35,6 +39,15 @@ class HostStep:
     inputs: HostTree  # StepInputs
     sampling: HostTree  # SamplingInputs
     draws: Draws | None  # None: all rows take their likeliest token
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A step up to its logits, of which nothing has been sampled yet."""
+
+    host: HostStep
+    logits: mx.array  # (R, vocab), the first of them those of batch.sampled
+    uploaded: Uploaded  # what sampling needs
 
 
 @dataclass(slots=True)
@@ -91,8 +104,24 @@ class ModelRunner:
         ``previous`` is the step before, whose samples are inputs of this one wherever a chunk names
         a source row; it need not have finished.
         """
-        logits, uploaded = self._forward(host, previous)
-        sampling: SamplingInputs = received(host.sampling.form, uploaded)
+        return self.sample(self.build_forward(host, previous))
+
+    def build_forward(self, host: HostStep, previous: Step | None) -> Forward:
+        """The first half of :meth:`build`, for steps whose masks are not known yet."""
+        return Forward(host, *self._forward(host, previous))
+
+    def sample(self, forward: Forward, masks: Bitmask | None = None) -> Step:
+        """The second half of :meth:`build`.
+
+        Args:
+            masks: (batch.sampled, ceil(vocab / 32)) int32, the tokens that each row may draw; see
+                :func:`quire.kernels.bitmask.apply_bitmask`.
+        """
+        logits, host = forward.logits, forward.host
+        if masks is not None:
+            padding = logits.shape[0] - len(masks)
+            logits = _masked(logits, mx.array(np.pad(masks, ((0, padding), (0, 0)))))
+        sampling: SamplingInputs = received(host.sampling.form, forward.uploaded)
         tokens = sample(logits, sampling, host.draws)
         if self._recurs and tokens.size < self._num_tokens:
             tokens = mx.pad(tokens, (0, self._num_tokens - tokens.size))
@@ -106,6 +135,10 @@ class ModelRunner:
     def launch(self, step: Step) -> None:
         """Hand the step to the device."""
         mx.async_eval(step.tokens, step.download.pending)
+
+    def launch_forward(self, forward: Forward) -> None:
+        """Hand the first half of a step to the device."""
+        mx.async_eval(forward.logits)
 
     def collect(self, step: Step) -> list[int]:
         """Wait for the step and read its samples: the one host read of a step.

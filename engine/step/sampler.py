@@ -46,7 +46,9 @@ def plan_sampling(
 
     Also returns the draws, where they are not all greedy.
     """
-    banned = [(i, token) for i, row in enumerate(rows) for token in row.banned_token_ids]
+    # Where a grammar makes a mask, that forbids them.
+    banning = [(i, row) for i, row in enumerate(rows) if row.grammar is None]
+    banned = [(i, token) for i, row in banning for token in row.banned_token_ids]
     # More of the last one, so that their number recurs.
     banned += banned[-1:] * (capacity(len(banned), _LEAST_BANNED) - len(banned))
     pairs = np.array(banned, np.int32) if banned else None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
+import jsonschema
+import pydantic
 import pytest
 from live_server import Server
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +71,112 @@ def test_the_next_turn_is_served_from_the_prefix_cache(client: OpenAI) -> None:
     assert details.cached_tokens is not None
     # All but the last unfinished block of the first turn and its answer.
     assert details.cached_tokens >= first.usage.total_tokens - 20
+
+
+ADD: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "a": {"type": "integer", "minimum": 0, "maximum": 99},
+                "why": {"enum": ["fun", "profit"]},
+            },
+            "required": ["a", "why"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "add"}}], ids=str
+)
+def test_a_forced_call_is_made_and_fits_its_schema(client: OpenAI, choice: Any) -> None:
+    other = {"type": "function", "function": {"name": "other", "parameters": {"type": "object"}}}
+    tools: Any = [ADD] if choice == "required" else [other, ADD]
+    for seed in range(5):
+        answer = client.chat.completions.create(
+            model="quire-demo",
+            messages=[{"role": "user", "content": "Hello!"}],
+            tools=tools,
+            tool_choice=choice,
+            parallel_tool_calls=False,
+            temperature=1.5,
+            seed=seed,
+            max_tokens=300,
+        )
+        message = answer.choices[0].message
+        assert answer.choices[0].finish_reason == "tool_calls"
+        assert not message.content
+        assert message.tool_calls is not None
+        [call] = message.tool_calls
+        assert call.type == "function"
+        assert call.function.name == "add"
+        jsonschema.validate(json.loads(call.function.arguments), ADD["function"]["parameters"])
+
+
+def test_an_answer_in_a_wanted_form(client: OpenAI) -> None:
+    class Sum(pydantic.BaseModel):
+        answer: int
+        sure: bool
+
+    answer = client.chat.completions.parse(
+        model="quire-demo",
+        messages=[{"role": "user", "content": "Answer in JSON: what is 3 + 4?"}],
+        response_format=Sum,
+        temperature=0,
+        max_tokens=200,
+    )
+    assert isinstance(answer.choices[0].message.parsed, Sum)
+
+
+def test_anthropics_api_forces_calls_and_forms_too(demo: Server) -> None:
+    function = ADD["function"]
+    body: dict[str, object] = {
+        "model": "quire-demo",
+        "max_tokens": 300,
+        "temperature": 1,
+        "messages": [{"role": "user", "content": "Hello!"}],
+    }
+    tools = [{"name": "add", "input_schema": function["parameters"]}]
+    status, _, text = demo.post(
+        "/v1/messages", {**body, "tools": tools, "tool_choice": {"type": "any"}}
+    )
+    assert status == 200, text
+    answer = json.loads(text)
+    calls = [block for block in answer["content"] if block["type"] == "tool_use"]
+    assert calls
+    for call in calls:
+        jsonschema.validate(call["input"], function["parameters"])
+    form = {"format": {"type": "json_schema", "schema": function["parameters"]}}
+    status, _, text = demo.post("/v1/messages", {**body, "output_config": form})
+    assert status == 200, text
+    [block] = json.loads(text)["content"]
+    jsonschema.validate(json.loads(block["text"]), function["parameters"])
+    form = {"format": {"type": "json_schema", "schema": {"properties": {"a": {"not": {}}}}}}
+    status, _, text = demo.post("/v1/messages", {**body, "output_config": form})
+    assert status == 400
+    assert "output_config.format.schema.properties.a cannot be used" in text
+
+
+def test_the_responses_api_forces_calls_and_forms_too(client: OpenAI) -> None:
+    function = ADD["function"]
+    fields: Any = {"model": "quire-demo", "input": "Hello!", "max_output_tokens": 300}
+    called = client.responses.create(
+        tools=[{"type": "function", **function}], tool_choice="required", **fields
+    )
+    calls = [item for item in called.output if item.type == "function_call"]
+    assert calls
+    for call in calls:
+        jsonschema.validate(json.loads(call.arguments), function["parameters"])
+    form: Any = {"type": "json_schema", "name": "n", "schema": function["parameters"]}
+    answered = client.responses.create(text={"format": form}, **fields)
+    jsonschema.validate(json.loads(answered.output_text), function["parameters"])
+    form["schema"] = {"properties": {"a": {"not": {}}}}
+    with pytest.raises(
+        BadRequestError, match=r"text\.format\.schema\.properties\.a cannot be used"
+    ):
+        client.responses.create(text={"format": form}, **fields)

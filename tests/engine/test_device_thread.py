@@ -14,7 +14,7 @@ from model_zoo import build
 from quire.engine.device_thread import DeviceThread
 from quire.engine.engine import Engine, EngineConfig
 from quire.engine.messages import GenerateRequest, SamplingParams, TokenOutput
-from quire.engine.step.runner import ModelRunner, Step
+from quire.engine.step.runner import ModelRunner
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ def traffic(engine: Engine) -> dict[int, list[TokenOutput]]:
 
 
 def beside(engine: Engine, work: Callable[[Engine], T]) -> T:
-    device: DeviceThread[Step] = DeviceThread()
+    device = DeviceThread()
     engine.encode_on(device)
     return device.run_beside(lambda: work(engine))
 
