@@ -30,7 +30,7 @@ class DecodeGroup:
     context_lengths: Array  # (B,) int32, the row's own token included
     block_tables: Array  # (B, max_blocks) int32, padded with the scratch block
     num_shared_blocks: int = 0  # leading columns of block_tables, full and equal in all rows
-    _views: dict[int | None, tuple[mx.array, mx.array]] = field(default_factory=dict, init=False)
+    views: dict[int | None, tuple[Array, Array]] = field(default_factory=dict)  # by window
 
     @property
     def num_rows(self) -> int:
@@ -39,35 +39,39 @@ class DecodeGroup:
     def view(self, window: int | None, block_size: int) -> tuple[mx.array, mx.array]:
         """Block tables (B, n) and score biases (B, n, 1, 1, block_size), cut to the window.
 
-        Without a window they leave out the shared blocks.
+        Without a window they leave out the shared blocks. Made on the host, as :meth:`make_view`
+        does before a step is uploaded, and else here.
         """
-        if window not in self._views:
-            self._views[window] = self._make_view(window, block_size)
-        return self._views[window]
+        if window not in self.views:
+            self.make_view(window, block_size)
+        tables, bias = map(as_mlx, self.views[window])
+        self.views[window] = tables, bias
+        return tables, bias
+
+    def make_view(self, window: int | None, block_size: int) -> None:
+        lengths, tables = np.array(self.context_lengths)[:, None], np.array(self.block_tables)
+        if window is None:
+            columns = np.arange(self.num_shared_blocks, tables.shape[1], dtype=np.int32)[None]
+            tables = tables[:, self.num_shared_blocks :]
+        else:
+            # W keys touch at most this many blocks, wherever they start.
+            touched = min(tables.shape[1], -(-(window - 1) // block_size) + 1)
+            columns = np.maximum(lengths - window, 0) // block_size
+            columns = columns + np.arange(touched, dtype=np.int32)
+            # Columns behind the last block repeat it; their positions keep it from counting twice.
+            tables = np.take_along_axis(tables, np.minimum(columns, tables.shape[1] - 1), axis=1)
+        positions = columns[:, :, None] * block_size + np.arange(block_size, dtype=np.int32)
+        visible = positions < lengths[:, :, None]
+        if window is not None:
+            visible &= positions >= lengths[:, :, None] - window
+        bias = np.where(visible, np.float32(0), np.float32(MASKED))
+        self.views[window] = tables, bias[:, :, None, None, :]
 
     def shared_blocks(self, window: int | None) -> mx.array | None:
         """Ids of the blocks that every row sees whole, unless a window hides part of them."""
         if window is not None or not self.num_shared_blocks:
             return None
         return as_mlx(self.block_tables)[0, : self.num_shared_blocks]
-
-    def _make_view(self, window: int | None, block_size: int) -> tuple[mx.array, mx.array]:
-        lengths, tables = as_mlx(self.context_lengths)[:, None], as_mlx(self.block_tables)
-        width = tables.shape[1]
-        if window is None:
-            columns = mx.arange(self.num_shared_blocks, width)[None]
-            tables = tables[:, self.num_shared_blocks :]
-        else:
-            # W keys touch at most this many blocks, wherever they start.
-            touched = min(width, -(-(window - 1) // block_size) + 1)
-            columns = mx.maximum(lengths - window, 0) // block_size + mx.arange(touched)
-            # Columns behind the last block repeat it; their positions keep it from counting twice.
-            tables = mx.take_along_axis(tables, mx.minimum(columns, width - 1), axis=1)
-        positions = columns[:, :, None] * block_size + mx.arange(block_size)
-        visible = positions < lengths[:, :, None]
-        if window is not None:
-            visible = visible & (positions >= lengths[:, :, None] - window)
-        return tables, mx.where(visible, 0.0, MASKED)[:, :, None, None, :]
 
 
 class SharedRun(NamedTuple):

@@ -64,8 +64,9 @@ class StepInputs:
     key of the step's graph.
 
     Attributes:
-        token_ids: (T,) int32
-        source_rows: (T,) int32, places in the previous step's samples, -1 where token_ids holds.
+        token_ids: (T,) int32, where they are known.
+        token_places: (T,) int32, where each row's token stands in token_ids followed by the samples
+            of the step before.
         positions: (T,) int32
         slot_mapping: (T,) int32, block * block_size + offset: where each row's keys and values go.
         logits_rows: (R,) int32, rows whose logits are wanted; None: all.
@@ -75,7 +76,7 @@ class StepInputs:
     """
 
     token_ids: Array
-    source_rows: Array
+    token_places: Array
     positions: Array
     slot_mapping: Array
     logits_rows: Array | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import mlx.core as mx
 
 from quire.cache.pages import LayerPages
@@ -18,19 +20,25 @@ from quire.kernels.ragged import RaggedBatch
 class MlxPages:
     """A write replaces the page arrays, in place if nobody else holds them."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, windows: Iterable[int | None] = ()) -> None:
+        """``windows`` are those of all layers, as far as they are known."""
         self._block_size = block_size
+        self._windows = set(windows)
         self._slots: tuple[mx.array, Slots] | None = None
 
     def lay_out(self, batch: StepBatch) -> Rows:
         """Rows that begin alike, and then those of like lengths, side by side."""
         decodes = DecodeRows.of(batch.chunks[: batch.num_decodes], self._block_size)
-        if batch.num_decodes:
+        if batch.num_decodes > 1:
             decodes = decodes.clustered().by_length()
         return Rows(batch, decodes, self._block_size)
 
     def plan(self, rows: Rows) -> RaggedBatch:
-        return RaggedBatch(rows.decodes.groups() if len(rows.decodes) else [], rows.prompts)
+        groups = rows.decodes.groups() if len(rows.decodes) else []
+        for group in groups:
+            for window in self._windows:
+                group.make_view(window, self._block_size)
+        return RaggedBatch(groups, rows.prompts)
 
     def write(
         self, pages: LayerPages, step: StepInputs, keys: mx.array, values: mx.array

@@ -20,7 +20,8 @@ class Rows:
 
     Attributes:
         positions, slot_mapping, token_ids: (T,) int32
-        source_rows: (T,) int32, places in the previous step's samples, -1 where token_ids holds.
+        token_places: (T,) int32, where each row's token stands in token_ids followed by the samples
+            of the step before.
         decodes: in the order of their rows.
         num_decode_rows: decodes and the rows that pad them.
         decodes_as_chunks: whether attention takes them as prompt chunks of one row.
@@ -48,13 +49,16 @@ class Rows:
         self.positions = np.zeros(size, np.int32)
         self.slot_mapping = np.zeros(size, np.int32)
         self.token_ids = np.zeros(size, np.int32)
-        self.source_rows = np.full(size, -1, np.int32)
+        self.token_places = np.arange(size, dtype=np.int32)
         self.prompts: list[PromptChunk] = []
         chunks = batch.chunks[:count]
         last_rows: list[int] = []
         if count:
-            self._place_decodes([chunks[i] for i in decodes.order], block_size)
-            last_rows = np.argsort(decodes.order).tolist()
+            order = decodes.order.tolist()
+            self._place_decodes([chunks[i] for i in order], block_size)
+            last_rows = [0] * count
+            for decode_row, i in enumerate(order):
+                last_rows[i] = decode_row
         row = self.num_decode_rows
         for chunk in batch.chunks[count:]:
             self._place_prompt(chunk, row, block_size)
@@ -81,7 +85,9 @@ class Rows:
         decodes, count = self.decodes, len(chunks)
         self.positions[:count] = decodes.positions
         self.token_ids[:count] = [chunk.token_ids[0] if chunk.token_ids else 0 for chunk in chunks]
-        self.source_rows[:count] = [chunk.source_row for chunk in chunks]
+        for row, chunk in enumerate(chunks):
+            if chunk.source_row >= 0:
+                self.token_places[row] = len(self) + chunk.source_row
         last_blocks = decodes.tables[np.arange(count), decodes.num_blocks - 1]
         self.slot_mapping[:count] = last_blocks * block_size + decodes.positions % block_size
 

@@ -35,6 +35,7 @@ class PagedModel:
         block_size: tokens per block, once there are pages.
         allow_kernels: False where a kernel that writes or reads pages was found wrong here.
         allow_fused: False where one was that a standard block needs.
+        is_standard: whether the forward pass is our own, of standard blocks.
     """
 
     vocab_size: int
@@ -60,6 +61,7 @@ class PagedModel:
         self.layers = layers
         self.allow_kernels = True
         self.allow_fused = True
+        self.is_standard = False
         self._step = step
         self._cache = cache
         self._final_norm = final_norm
@@ -69,7 +71,8 @@ class PagedModel:
 
     def __call__(self, token_ids: mx.array, step: StepInputs) -> mx.array:
         """(T,) int token ids -> (R, vocab) logits of the rows that ``step`` wants."""
-        if self._standard is not None:
+        if self.is_standard:
+            assert self._standard is not None, "standard blocks that nobody has read"
             return self._standard(token_ids, step, list(self._pages()))
         with self._step.running(step):
             logits: mx.array = self.model(token_ids[:, None], cache=self._cache)
@@ -82,11 +85,6 @@ class PagedModel:
     def bytes_per_token(self) -> int:
         """Bytes that one token takes in the pages of all layers."""
         return sum(layer.shape.bytes_per_token for layer in self.layers if layer.shape)
-
-    @property
-    def is_standard(self) -> bool:
-        """Whether the forward pass is our own, of standard blocks."""
-        return self._standard is not None
 
     @property
     def in_place(self) -> bool:
@@ -113,17 +111,24 @@ class PagedModel:
         by_kernels = [layer for layer in self.layers if self.fits_kernels(layer, block_size)]
         kinds = {heads: None for layer in by_kernels for heads in _heads(layer)}
         self._kernels = KernelPages(list(kinds), block_size) if by_kernels else None
-        self._mlx = MlxPages(block_size) if len(by_kernels) < len(self.layers) else None
+        others = [layer for layer in self.layers if layer not in by_kernels]
+        windows = {use.window for layer in others for use in layer.uses}
+        self._mlx = MlxPages(block_size, windows) if others else None
         for layer in self.layers:
             assert layer.shape is not None, "a layer that the probe has not seen"
             layer.pages = None  # the old ones, before there are new ones
             layer.pages = LayerPages(layer.shape, num_blocks, block_size)
             layer.backend = self._kernels if layer in by_kernels else self._mlx
-        if self._standard is None and self.in_place and self.allow_fused:
+        self.is_standard = self.in_place and self.allow_fused and self._read_standard()
+
+    def _read_standard(self) -> bool:
+        """Whether all blocks are standard; their weights are joined once."""
+        if self._standard is None:
             part = standard_part(self.model)
             heads = [_heads(layer) for layer in self.layers]
             if part is not None and all(len(found) == 1 for found in heads):
                 self._standard = StandardForward(part, [found[0] for found in heads])
+        return self._standard is not None
 
     def lay_out(self, batch: StepBatch) -> Rows:
         """The rows of a step in the order that suits attention; on any thread."""

@@ -88,7 +88,7 @@ def _probe_step() -> StepInputs:
     return to_device(
         StepInputs(
             token_ids=np.zeros(2, np.int32),
-            source_rows=np.full(2, -1, np.int32),
+            token_places=np.arange(2, dtype=np.int32),
             positions=positions,
             slot_mapping=tables[:, 0] * _PROBE_BLOCK_SIZE + positions,
             logits_rows=None,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -43,12 +42,3 @@ class Recurring(Generic[Result]):
         # The newest comes last.
         self._forms[form] = (runs if runs == _COMPILED else runs + 1), function
         return function(*args)
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Inside, forms are compiled when they come first."""
-        direct_runs, self._direct_runs = self._direct_runs, 0
-        try:
-            yield
-        finally:
-            self._direct_runs = direct_runs

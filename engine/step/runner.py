@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -74,9 +73,7 @@ class ModelRunner:
         self._recurs = model.in_place
         self._run: Callable[..., mx.array] = partial(_run, model)
         if self._recurs:
-            self._run = self._recurring = Recurring(
-                self._run, DIRECT_RUNS if model.is_standard else 1
-            )
+            self._run = Recurring(self._run, DIRECT_RUNS if model.is_standard else 1)
         # Samples of every step are as many: those of the one before are inputs of a graph.
         self._num_tokens = max(_MIN_TOKENS, _pad_logits(max_num_seqs))
         self._no_tokens = mx.zeros((self._num_tokens,), mx.int32)
@@ -88,7 +85,7 @@ class ModelRunner:
         logits_rows = self._logits_rows(rows)
         inputs = StepInputs(
             token_ids=rows.token_ids,
-            source_rows=rows.source_rows,
+            token_places=rows.token_places,
             positions=rows.positions,
             slot_mapping=rows.slot_mapping,
             logits_rows=logits_rows,
@@ -147,15 +144,6 @@ class ModelRunner:
         """
         return step.download.read()[: len(step.batch.sampled)]
 
-    @contextmanager
-    def compiling(self) -> Iterator[None]:
-        """Inside, graphs are compiled when their form comes first, not when it recurs."""
-        if not self._recurs:
-            yield
-            return
-        with self._recurring.at_once():
-            yield
-
     def _forward(self, host: HostStep, previous: Step | None) -> tuple[mx.array, Uploaded]:
         """Logits, and what is left of the upload for sampling."""
         self._transfer.begin_step()
@@ -187,8 +175,7 @@ def _run(model: PagedModel, form: Form, uploaded: Uploaded, previous: mx.array) 
             them, so that writes in place have to wait for nothing else.
     """
     step: StepInputs = received(form, uploaded)
-    sampled = previous[mx.maximum(step.source_rows, 0)]
-    token_ids = mx.where(step.source_rows < 0, step.token_ids, sampled)
+    token_ids = mx.concatenate([step.token_ids, previous])[step.token_places]
     return model(token_ids, replace(step, fence=previous[:1]))
 
 

@@ -14,9 +14,12 @@ from model_zoo import build
 from model_zoo_traffic import reference_generate
 
 from quire.engine.attention.kernel_pages import KernelPages
+from quire.engine.attention.mlx_pages import MlxPages
 from quire.engine.engine import Engine, EngineConfig
 from quire.engine.messages import GenerateRequest, SamplingParams
+from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
+from quire.engine.model.seam import PagedLayer
 from quire.engine.startup.warm_up import Load, run_every_kernel
 from quire.engine.step.runner import HostStep, ModelRunner, Step
 from quire.kernels.choice.chips import DeviceName
@@ -179,3 +182,48 @@ def test_decodes_that_share_a_prefix_read_it_together(
         assert any(shared) == together
         shared.clear()
     assert generated[0] == generated[1]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text"])
+def test_layers_that_no_kernel_takes_stand_beside_others(
+    family: str, monkeypatch: pytest.MonkeyPatch, choose_as: ChooseAs
+) -> None:
+    choose_as("cuda")
+    fits = PagedModel.fits_kernels
+
+    def fits_if_odd(model: PagedModel, layer: PagedLayer, block_size: int) -> bool:
+        return bool(model.layers.index(layer) % 2) and fits(model, layer, block_size)
+
+    monkeypatch.setattr(PagedModel, "fits_kernels", fits_if_odd)
+    model = page_model(build(family, 0), family)
+    config = EngineConfig(num_blocks=40, block_size=8, max_num_seqs=4, max_num_batched_tokens=24)
+    engine = Engine(model, config)
+    backends = {type(layer.backend) for layer in model.layers}
+    assert backends == {KernelPages, MlxPages}
+    assert not engine.encodes_ahead
+    prompts = [[5 + i for i in range(37)], [3, 4, 5], [5 + i for i in range(20)] + [9, 9]]
+    for index, prompt in enumerate(prompts):
+        engine.submit(GenerateRequest(index, prompt, 5, SamplingParams(temperature=0)))
+    tokens: dict[int, list[int]] = {}
+    while engine.has_work:
+        for output in engine.step():
+            tokens.setdefault(output.request_id, []).extend(output.token_ids)
+    reference = build(family, 0)
+    for index, prompt in enumerate(prompts):
+        assert tokens[index] == reference_generate(reference, prompt, 5)[0]
+
+
+def test_pages_of_another_size_may_be_for_other_operations() -> None:
+    """Block sizes that no kernel takes run mlx-lm's own forward pass, also after others did not."""
+    model = page_model(build("qwen3", 0), "qwen3")
+    prompt = list(range(3, 22))
+    expected = reference_generate(build("qwen3", 0), prompt, 3)[0]
+    for block_size, in_place in ((8, True), (12, False), (16, True)):
+        engine = Engine(model, EngineConfig(num_blocks=20, block_size=block_size, max_num_seqs=2))
+        assert model.in_place == model.is_standard == in_place
+        engine.submit(GenerateRequest(0, prompt, 3, SamplingParams(temperature=0)))
+        tokens: list[int] = []
+        while engine.has_work:
+            for output in engine.step():
+                tokens += output.token_ids
+        assert tokens == expected

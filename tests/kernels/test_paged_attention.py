@@ -203,7 +203,7 @@ def test_a_shared_prefix_is_read_once_with_the_same_result(
     sinks = np.linspace(-1, 2, case.heads) if with_sinks else None
     assert_close(case, window=window, sinks=sinks)
     group.num_shared_blocks = 4
-    group._views.clear()
+    group.views.clear()
     assert_close(case, window=window, sinks=sinks)
 
 

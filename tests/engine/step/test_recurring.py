@@ -31,19 +31,6 @@ def test_a_form_is_traced_when_it_has_come_often_enough() -> None:
     assert runs.count == 5
 
 
-def test_a_form_may_be_traced_at_once() -> None:
-    runs = Runs()
-    function = Recurring(runs, direct_runs=3)
-    with function.at_once():
-        for k in range(4):
-            assert function(2, mx.array([k])).tolist() == [k * k]
-    assert function(2, mx.array([7])).tolist() == [49]
-    assert runs.count == 1
-    function(3, mx.array([1]))
-    function(3, mx.array([1]))
-    assert runs.count == 3
-
-
 def test_of_too_many_forms_the_one_used_longest_ago_is_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
