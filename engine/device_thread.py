@@ -1,4 +1,7 @@
-"""Work for the one thread that uses MLX: its streams belong to the thread that made them."""
+"""Work for the one thread that builds graphs: MLX's streams belong to the thread that made them.
+
+The other thread of a worker only waits for results and reads memory counters.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker process: one model, one thread on MLX, frames in and frames out.
+"""The worker process: one model, one thread that builds MLX's graphs, frames in and frames out.
 
 Started by the front end as `python -m quire.engine.worker`, with its configuration as one line of
 JSON on standard input. Standard input stays open as a life line: when it closes, the front end is

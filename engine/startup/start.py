@@ -48,7 +48,7 @@ class Startup:
 
 
 def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> Startup:
-    """Load, probe, check, size and warm up. All on the calling thread, the only one to use MLX.
+    """Load, probe, check, size and warm up, on the thread whose MLX streams the engine will use.
 
     Raises:
         EngineError: the model cannot be served; the message says why.
