@@ -24,6 +24,12 @@ class SamplingParams(msgspec.Struct, frozen=True):
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int | None = None  # None draws a fresh seed for the request
+    presence_penalty: float = 0.0  # taken off the logit of every token drawn before
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether what was drawn before changes the logits."""
+        return self.presence_penalty != 0
 
 
 # ---- front end -> worker

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from quire.cache.block_table import BlockTable
 from quire.engine.grammar import GrammarState
 from quire.engine.messages import GenerateRequest
+from quire.engine.seen_tokens import SeenTokens
 
 
 @dataclass(slots=True, eq=False)
@@ -25,11 +26,19 @@ class Sequence:
     admissions: int = 0  # tells rows scheduled before a preemption from those after it
     finished: bool = False
     grammar: GrammarState | None = None  # has taken the output tokens that the host has seen
+    _seen: SeenTokens | None = None
 
     @property
     def num_tokens(self) -> int:
         """Pending ones included."""
         return len(self.token_ids) + self.num_pending_tokens
+
+    def seen_tokens(self) -> SeenTokens:
+        """Counts of the output tokens that the host has seen."""
+        if self._seen is None:
+            self._seen = SeenTokens(len(self.request.prompt_token_ids))
+        self._seen.read(self.token_ids)
+        return self._seen
 
     @property
     def num_wanted_tokens(self) -> int:

@@ -19,7 +19,8 @@ class Chunk(msgspec.Struct, eq=False):  # a quarter of a dataclass's time to mak
     of the previous step's samples that holds the one id the host has not seen yet.
     """
 
-    sequence: Sequence  # for the scheduler's commit; the runner reads only the fields below
+    # For the scheduler's commit, and for what it has drawn; all else a step needs stands below.
+    sequence: Sequence
     admission: int
     start: int  # position of the first token
     num_tokens: int

@@ -141,6 +141,7 @@ class GenerationRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: StopStrings | None = None
     stop_token_ids: list[TokenId] | None = None
@@ -162,7 +163,6 @@ class GenerationRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     # Not supported yet: see REFUSED.
     n: int | None = None
     logit_bias: dict[str, float] | None = None
-    presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: float | None = None
 
@@ -251,7 +251,6 @@ class DetokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
 REFUSED: Final[Mapping[str, tuple[object, ...]]] = {
     "n": (1,),
     "logit_bias": ({},),
-    "presence_penalty": (0.0,),
     "frequency_penalty": (0.0,),
     "repetition_penalty": (1.0,),
     "logprobs": (False,),

@@ -126,4 +126,5 @@ def _sampling(body: GenerationRequest, default: SamplingParams) -> SamplingParam
         top_p=top_p,
         min_p=default.min_p if body.min_p is None else body.min_p,
         seed=body.seed,
+        presence_penalty=body.presence_penalty or 0.0,
     )

@@ -46,6 +46,7 @@ class Forward:
 
     host: HostStep
     logits: mx.array  # (R, vocab), the first of them those of batch.sampled
+    previous: mx.array  # (n,) int32, the samples of the step before
     uploaded: Uploaded  # what sampling needs
 
 
@@ -105,7 +106,9 @@ class ModelRunner:
 
     def build_forward(self, host: HostStep, previous: Step | None) -> Forward:
         """The first half of :meth:`build`, for steps whose masks are not known yet."""
-        return Forward(host, *self._forward(host, previous))
+        tokens = self._no_tokens if previous is None else previous.tokens
+        logits, uploaded = self._forward(host, tokens)
+        return Forward(host, logits, tokens, uploaded)
 
     def sample(self, forward: Forward, masks: Bitmask | None = None) -> Step:
         """The second half of :meth:`build`.
@@ -119,15 +122,15 @@ class ModelRunner:
             padding = logits.shape[0] - len(masks)
             logits = _masked(logits, mx.array(np.pad(masks, ((0, padding), (0, 0)))))
         sampling: SamplingInputs = received(host.sampling.form, forward.uploaded)
-        tokens = sample(logits, sampling, host.draws)
+        tokens = sample(logits, sampling, host.draws, forward.previous)
         if self._recurs and tokens.size < self._num_tokens:
             tokens = mx.pad(tokens, (0, self._num_tokens - tokens.size))
         return Step(host.batch, tokens, self._transfer.download(tokens))
 
     def forward(self, batch: StepBatch, previous: Step | None) -> mx.array:
         """(R, vocab) logits of each sampled row, or of the step's last row if R is 0."""
-        logits, _ = self._forward(self.prepare(batch), previous)
-        return logits[: max(1, len(batch.sampled))]
+        forward = self.build_forward(self.prepare(batch), previous)
+        return forward.logits[: max(1, len(batch.sampled))]
 
     def launch(self, step: Step) -> None:
         """Hand the step to the device."""
@@ -144,14 +147,13 @@ class ModelRunner:
         """
         return step.download.read()[: len(step.batch.sampled)]
 
-    def _forward(self, host: HostStep, previous: Step | None) -> tuple[mx.array, Uploaded]:
+    def _forward(self, host: HostStep, previous: mx.array) -> tuple[mx.array, Uploaded]:
         """Logits, and what is left of the upload for sampling."""
         self._transfer.begin_step()
         arrays = host.inputs.arrays
         uploaded = self._transfer.upload([*arrays, *host.sampling.arrays])
-        tokens = self._no_tokens if previous is None else previous.tokens
         count = sum(map(np.size, arrays)) if isinstance(uploaded, mx.array) else len(arrays)
-        return self._run(host.inputs.form, uploaded[:count], tokens), uploaded[count:]
+        return self._run(host.inputs.form, uploaded[:count], previous), uploaded[count:]
 
     def _logits_rows(self, rows: Rows) -> npt.NDArray[np.int32] | None:
         """Padded with the last one, so that their number recurs; None: those of all rows."""

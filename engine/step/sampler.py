@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from quire.engine.step.penalties import Penalties, penalize, plan_penalties
 from quire.engine.step_batch import Chunk
 from quire.kernels.draws import MIN_TEMPERATURE, Draws
 from quire.kernels.padding import capacity
@@ -32,11 +33,13 @@ class SamplingInputs:
         table: (R, 8) float32 for the kernels; None: every row takes its likeliest token.
         num_steps: of the kernels.
         banned: (n, 2) int32, rows and tokens that they cannot draw; None: there are none.
+        penalties: None: no row has any.
     """
 
     table: Array | None
     num_steps: int
     banned: Array | None
+    penalties: Penalties | None
 
 
 def plan_sampling(
@@ -52,9 +55,10 @@ def plan_sampling(
     # More of the last one, so that their number recurs.
     banned += banned[-1:] * (capacity(len(banned), _LEAST_BANNED) - len(banned))
     pairs = np.array(banned, np.int32) if banned else None
+    penalties = plan_penalties(rows, num_rows)
     params = [row.sampling for row in rows]
     if all(p.temperature < MIN_TEMPERATURE or p.top_k == 1 for p in params):
-        return SamplingInputs(None, 0, pairs), None
+        return SamplingInputs(None, 0, pairs, penalties), None
     draws = Draws(
         temperature=np.array([p.temperature for p in params], np.float64),
         top_k=np.array([p.top_k for p in params], np.int64),
@@ -63,19 +67,24 @@ def plan_sampling(
         uniform=uniforms([row.seed for row in rows], [row.output_index for row in rows]),
     )
     table = kernel_table(draws, num_rows)
-    return SamplingInputs(table, num_steps(table, vocab_size), pairs), draws
+    return SamplingInputs(table, num_steps(table, vocab_size), pairs, penalties), draws
 
 
-def sample(logits: mx.array, inputs: SamplingInputs, draws: Draws | None) -> mx.array:
+def sample(
+    logits: mx.array, inputs: SamplingInputs, draws: Draws | None, previous: mx.array
+) -> mx.array:
     """Draw one token per row.
 
     Args:
         logits: (R, vocab) float32, float16 or bfloat16
         inputs, draws: of :func:`plan_sampling`, the arrays on the device.
+        previous: (n,) int32, the samples of the step before.
 
     Returns:
         (R,) int32 token ids; where no kernel draws only those of the rows that ``draws`` has.
     """
+    if inputs.penalties is not None:
+        logits = penalize(logits, inputs.penalties, previous)
     if inputs.banned is not None:
         logits = logits[:]  # the caller keeps its own: an assignment changes the array object
         logits[inputs.banned[:, 0], inputs.banned[:, 1]] = -mx.inf

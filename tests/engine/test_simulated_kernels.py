@@ -21,7 +21,7 @@ from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
 from quire.engine.model.seam import PagedLayer
 from quire.engine.startup.warm_up import Load, run_every_kernel
-from quire.engine.step.runner import HostStep, ModelRunner, Step
+from quire.engine.step.runner import HostStep, ModelRunner
 from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.selection import Selector, selecting
 from quire.kernels.paged_decode import Partials
@@ -105,7 +105,7 @@ def test_prompts_over_pages_in_half_precision(
     forward = ModelRunner._forward
 
     def noted_forward(
-        runner: ModelRunner, host: HostStep, previous: Step | None
+        runner: ModelRunner, host: HostStep, previous: mx.array
     ) -> tuple[mx.array, Any]:
         rows, uploaded = forward(runner, host, previous)
         for row, chunk in enumerate(host.batch.sampled):

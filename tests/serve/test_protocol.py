@@ -45,7 +45,6 @@ UNSUPPORTED = [
     (chat, {"top_logprobs": 3}),
     (chat, {"functions": [{"name": "f"}]}),
     (chat, {"function_call": {"name": "f"}}),
-    (chat, {"presence_penalty": 0.5}),
     (chat, {"frequency_penalty": -1}),
     (chat, {"repetition_penalty": 1.1}),
     (chat, {"logit_bias": {"50256": -100}}),

@@ -17,7 +17,7 @@ from quire.kernels.tree import to_device
 
 def sample(logits: mx.array, rows: list[Chunk]) -> mx.array:
     inputs, draws = plan_sampling(rows, *logits.shape)
-    return sample_planned(logits, to_device(inputs), draws)
+    return sample_planned(logits, to_device(inputs), draws, mx.array([0], mx.int32))
 
 
 def row(params: SamplingParams, seed: int = 0, index: int = 0, banned: tuple[int, ...] = ()):

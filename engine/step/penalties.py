@@ -1,0 +1,97 @@
+"""Logits of tokens that a row has drawn before.
+
+The newest of a row's tokens may be known to the device only: it is taken from the samples of the
+step before, and counts like the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from quire.engine.step_batch import Chunk
+from quire.kernels.padding import capacity
+from quire.kernels.tree import Array
+
+Int32Array = npt.NDArray[np.int32]
+
+_LEAST_DRAWN, _LEAST_NEWEST = 64, 4
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """What R rows hold against tokens; a node of a :mod:`quire.kernels.tree`.
+
+    Attributes:
+        drawn: (n, 3) int32, a row, a token and how often the row has drawn it.
+        newest: (m, 2) int32, a row and where its token that the host does not know stands among
+            the samples of the step before; None: all are known.
+        presence: (R,) float32, what a token loses that was drawn, however often.
+    """
+
+    drawn: Array
+    newest: Array | None
+    presence: Array
+
+
+def plan_penalties(rows: Sequence[Chunk], num_rows: int) -> Penalties | None:
+    """On the host, for ``num_rows`` rows of logits, the first of them those of ``rows``; None where
+    no row has anything to hold against a token."""
+    penalized = [(i, row) for i, row in enumerate(rows) if row.sampling.penalizes]
+    if not penalized:
+        return None
+    drawn = []
+    for i, row in penalized:
+        table = row.sequence.seen_tokens().table()
+        drawn.append(np.insert(table, 0, i, axis=1))
+    newest = [(i, row.source_row) for i, row in penalized if row.source_row >= 0]
+    presence = np.zeros(num_rows, np.float32)
+    presence[[i for i, _ in penalized]] = [row.sampling.presence_penalty for _, row in penalized]
+    return Penalties(
+        drawn=_padded(np.concatenate(drawn), _LEAST_DRAWN),
+        newest=_padded(np.array(newest, np.int32), _LEAST_NEWEST) if newest else None,
+        presence=presence,
+    )
+
+
+def penalize(logits: mx.array, penalties: Penalties, previous: mx.array) -> mx.array:
+    """The logits less what tokens have to lose.
+
+    Args:
+        logits: (R, vocab)
+        penalties: of :func:`plan_penalties`, the arrays on the device.
+        previous: (n,) int32, the samples of the step before.
+
+    Returns:
+        (R, vocab) float32; where nothing is held against a token, its logit is what it was.
+    """
+    rows, tokens, counts = penalties.drawn.T
+    if penalties.newest is not None:
+        newest_rows, newest = penalties.newest[:, 0], previous[penalties.newest[:, 1]]
+        newest_of = mx.full(penalties.presence.shape, -1, mx.int32)
+        newest_of[newest_rows] = newest
+        again = tokens == newest_of[rows]
+        counts = counts + again
+        # Of each row's newest token: one, or one more than before.
+        count_of = mx.ones(penalties.presence.shape, mx.int32)
+        count_of = count_of.at[rows].maximum(mx.where(again, counts, 1))
+        rows = mx.concatenate([rows, newest_rows])
+        tokens = mx.concatenate([tokens, newest])
+        counts = mx.concatenate([counts, count_of[newest_rows]])
+    logits = logits.astype(mx.float32)[:]  # the caller keeps its own
+    values = logits[rows, tokens]
+    # A token may stand there twice, but then with one count: which of them is written is the same.
+    logits[rows, tokens] = values - (counts > 0) * penalties.presence[rows]
+    return logits
+
+
+def _padded(table: Int32Array, least: int) -> Int32Array:
+    """With more of the last row, so that the number of rows recurs; at least one, of zeros."""
+    if not len(table):
+        table = np.zeros((1, table.shape[1]), np.int32)
+    missing = capacity(len(table), least) - len(table)
+    return np.concatenate([table, np.repeat(table[-1:], missing, axis=0)])

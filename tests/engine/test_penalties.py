@@ -1,0 +1,138 @@
+"""What has been drawn weighs on what is drawn next: as in mlx-lm's loop, in any company."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.generate import generate_step
+from model_zoo import build
+
+from quire.engine.device_thread import DeviceThread
+from quire.engine.engine import Engine, EngineConfig
+from quire.engine.messages import GenerateRequest, SamplingParams
+
+LENGTH = 40
+GREEDY = SamplingParams(temperature=0)
+
+
+def make_engine(**options: Any) -> Engine:
+    defaults = {"num_blocks": 128, "max_num_seqs": 32, "max_num_batched_tokens": 64}
+    return Engine(build("llama"), EngineConfig(**{**defaults, **options}))
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    draw = random.Random(seed)
+    return [draw.randrange(100) for _ in range(length)]
+
+
+def run(engine: Engine, *requests: GenerateRequest) -> dict[int, list[int]]:
+    tokens: dict[int, list[int]] = {request.request_id: [] for request in requests}
+    for request in requests:
+        engine.submit(request)
+    while engine.has_work:
+        for output in engine.step():
+            tokens[output.request_id] += output.token_ids
+    engine.scheduler.check()
+    return tokens
+
+
+def reference(ids: list[int], params: SamplingParams, late: int = 0) -> list[int]:
+    """Greedy, by mlx-lm's loop, with the penalties as they are defined, token by token.
+
+    ``late`` leaves out so many of the newest tokens.
+    """
+
+    def penalties(tokens: mx.array, logits: mx.array) -> mx.array:
+        found: list[float] = logits[0].tolist()
+        outputs: list[int] = tokens.tolist()[len(ids) :]  # type: ignore[index,assignment]
+        drawn = Counter(outputs[: len(outputs) - late])
+        for token, count in drawn.items():
+            found[token] -= penalty_of(params, count)
+        return mx.array([found])
+
+    steps = generate_step(
+        mx.array(ids), build("llama"), max_tokens=LENGTH, logits_processors=[penalties]
+    )
+    return [int(token) for token, _ in steps]
+
+
+def penalty_of(params: SamplingParams, count: int) -> float:
+    return params.presence_penalty
+
+
+PENALTIES = [
+    SamplingParams(temperature=0, presence_penalty=1.5),
+    SamplingParams(temperature=0, presence_penalty=-2),
+    SamplingParams(temperature=0, presence_penalty=0.25),
+]
+
+
+@pytest.mark.parametrize("params", PENALTIES, ids=repr)
+@pytest.mark.parametrize("encode_ahead", [False, True])
+def test_tokens_are_those_of_mlx_lm(params: SamplingParams, encode_ahead: bool) -> None:
+    prompts = [prompt(23, seed) for seed in (16, 20, 4, 30)]  # whose answers repeat themselves
+    expected = [reference(ids, params) for ids in prompts]
+    assert expected != [reference(ids, GREEDY) for ids in prompts], "penalties make no difference"
+    late = [reference(ids, params, late=1) for ids in prompts]
+    assert expected != late, "the newest token makes no difference"
+    requests = [GenerateRequest(i, ids, LENGTH, params) for i, ids in enumerate(prompts)]
+    assert [*run(make_engine(encode_ahead=encode_ahead), *requests).values()] == expected
+
+
+def crowd() -> list[GenerateRequest]:
+    """32 requests of every kind: with penalties and without, greedy and not."""
+    kinds = [
+        *PENALTIES,
+        SamplingParams(temperature=0),
+        SamplingParams(temperature=0.9, top_p=0.9, seed=3),
+        SamplingParams(temperature=1.3, seed=4, presence_penalty=0.7),
+        SamplingParams(temperature=0.8, top_k=20, seed=5, presence_penalty=-1),
+    ]
+    return [
+        GenerateRequest(i, prompt(3 + i % 30, seed=i), 20 + i % 20, kinds[i % len(kinds)])
+        for i in range(32)
+    ]
+
+
+def test_a_batch_of_many_kinds_draws_what_each_draws_alone() -> None:
+    together = run(make_engine(), *crowd())
+    for request in crowd():
+        assert run(make_engine(), request)[request.request_id] == together[request.request_id]
+
+
+def test_the_same_where_sequences_are_preempted() -> None:
+    requests = crowd()[:12]
+    tight = make_engine(num_blocks=14)
+    assert run(tight, *requests) == run(make_engine(), *requests)
+    assert tight.stats().preemptions > 0
+
+
+def test_the_same_on_two_threads() -> None:
+    device = DeviceThread()
+    engine = make_engine(encode_ahead=True)
+    engine.encode_on(device)
+    assert device.run_beside(lambda: run(engine, *crowd())) == run(make_engine(), *crowd())
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_rows_without_penalties_are_not_rounded_otherwise(dtype: mx.Dtype) -> None:
+    def engine() -> Engine:
+        model = build("llama")
+        model.apply(lambda array: array.astype(dtype))
+        return Engine(model, EngineConfig(num_blocks=128, max_num_batched_tokens=512))
+
+    plain = [r for r in crowd() if not r.sampling.penalizes]
+    with_others = run(engine(), *plain, *(r for r in crowd() if r.sampling.penalizes))
+    # Beside as many rows: the products of half precision differ with their number.
+    doubles = [
+        GenerateRequest(r.request_id, r.prompt_token_ids, r.max_tokens, SamplingParams())
+        for r in crowd()
+        if r.sampling.penalizes
+    ]
+    without = run(engine(), *plain, *doubles)
+    for request in plain:
+        assert with_others[request.request_id] == without[request.request_id]
