@@ -17,11 +17,12 @@ endif
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format types unit test-models bench clean
+.PHONY: help serve test lint format types unit test-long test-models bench clean
 
 help:
 	@echo "make serve        serve the demo model on http://127.0.0.1:8000 (ARGS=\"--model ...\")"
 	@echo "make test         lint, types, import rules and tests"
+	@echo "make test-long    tests that take minutes"
 	@echo "make test-models  every model family against mlx-lm, token for token"
 	@echo "make format       format the code"
 
@@ -46,7 +47,10 @@ types: .venv/dev.stamp
 		-p quire.deploy -p quire.loadtest
 
 unit: .venv/dev.stamp
-	$(BIN)/pytest -m "not models" $(ARGS)
+	$(BIN)/pytest -m "not models and not long" $(ARGS)
+
+test-long: .venv/dev.stamp
+	$(BIN)/pytest -m long $(ARGS)
 
 test-models: .venv/dev.stamp
 	$(BIN)/pytest tests/models/test_zoo_builds.py $(ARGS)

@@ -1,17 +1,16 @@
-"""Which device to run on, and how much memory it has."""
+"""Which device to run on."""
 
 from __future__ import annotations
-
-import os
-import sys
-from pathlib import Path
-from typing import Any, Literal
 
 import mlx.core as mx
 
 from quire.engine.errors import EngineError
+from quire.engine.memory.budget import DeviceName
 
-DeviceName = Literal["metal", "cuda", "cpu"]
+_WITHOUT_GPU = (
+    "MLX finds no GPU that Metal can use ({reason}): in a virtual machine, or on a Mac without "
+    "one, run with --device cpu"
+)
 
 
 def select_device(wanted: str) -> DeviceName:
@@ -30,38 +29,13 @@ def select_device(wanted: str) -> DeviceName:
             "device cuda is not available: it needs an NVIDIA GPU and MLX's CUDA build "
             "(pip install 'quire[cuda13]')"
         )
-    mx.set_default_device(mx.cpu if wanted == "cpu" else mx.gpu)
     device: DeviceName = "metal" if wanted == "metal" else "cuda" if wanted == "cuda" else "cpu"
+    if device == "metal":
+        # It counts as available wherever MLX was built for it.
+        try:
+            mx.device_info()
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise EngineError(_WITHOUT_GPU.format(reason=reason)) from error
+    mx.set_default_device(mx.cpu if device == "cpu" else mx.gpu)
     return device
-
-
-def usable_memory(device: DeviceName) -> int:
-    """Bytes that weights, KV pages and activations may take together.
-
-    On Metal this is what the system recommends as working set; going beyond it risks a panic. On
-    CUDA and the CPU it is what can be had now, a container's limit included.
-    """
-    if device == "cpu":
-        return _spare_memory() + mx.get_active_memory()
-    info: dict[str, Any] = mx.device_info()
-    if device == "cuda" and "free_memory" in info:
-        return int(info["free_memory"]) + mx.get_active_memory() + mx.get_cache_memory()
-    if "max_recommended_working_set_size" in info:
-        return int(info["max_recommended_working_set_size"])
-    raise EngineError(
-        f"MLX does not tell how much memory the {device} device has: set --kv-cache-memory"
-    )
-
-
-def _spare_memory() -> int:
-    if sys.platform != "linux":
-        return int(os.sysconf("SC_PHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE")) // 2
-    fields = dict(
-        line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line
-    )
-    spare = int(fields["MemAvailable"].split()[0]) * 1024
-    limit = Path("/sys/fs/cgroup/memory.max")
-    used = Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        spare = min(spare, int(text) - int(used.read_text()))
-    return spare

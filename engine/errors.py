@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class EngineError(Exception):
     """Base of everything the engine raises on purpose."""
@@ -26,3 +28,18 @@ class RequestTooLong(EngineError):
 
 class GrammarError(EngineError):
     """A request's grammar is wrong, or needs more time or memory than one request may take."""
+
+
+# What MLX, CUDA and Metal say of memory that is not there.
+_OUT_OF_MEMORY = re.compile(
+    r"unable to allocate|out ?of ?memory|insufficient memory|bad_alloc"
+    r"|resource limit|maximum allowed buffer size",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device, and not the program, is what failed: less might have fitted."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+    )

@@ -48,6 +48,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     max_num_seqs: int = 64
     max_num_batched_tokens: int | None = None  # None: by device
     eviction_policy: Literal["lru", "fifo", "cost"] = "lru"
+    memory_fraction: float | None = None  # of what the device can give; None: by device
     log_level: str = "info"
     eos_token_ids: list[int] = []  # what ends a text; grammars allow them where a text may end
 
@@ -92,6 +93,16 @@ class LoadFailed(msgspec.Struct, tag=True, frozen=True):
     message: str  # one line, fit to show to a user
 
 
+class MemoryLimits(msgspec.Struct, frozen=True):
+    """Bytes that a worker keeps to."""
+
+    usable: int  # what the device could give
+    limit: int  # weights, pages, activations and buffers kept for reuse together
+    activations: int  # measured: what a step needs beside weights and pages
+    cache: int  # freed buffers that MLX keeps for reuse
+    wired: int  # that macOS keeps resident; 0 elsewhere
+
+
 class Ready(msgspec.Struct, tag=True, frozen=True):
     """The worker has warmed up and takes requests."""
 
@@ -107,6 +118,7 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
     kv_cache_bytes: int
     notes: list[str] = []  # facts worth logging, e.g. which BLAS is in use
     grammars: bool = False  # whether requests may have one
+    limits: MemoryLimits | None = None
 
 
 class TokenOutput(msgspec.Struct, array_like=True, frozen=True):

@@ -17,7 +17,7 @@ from quire.engine.startup.boot import add_device_argument, start_device
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from quire.engine.device import DeviceName
+    from quire.engine.memory.budget import DeviceName
     from quire.kernels.choice.check import Use
     from quire.kernels.choice.record import Verdict
     from quire.kernels.choice.spec import AnySpec
@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _machine(device: DeviceName, blas: str | None) -> Iterable[tuple[str, str]]:
-    from quire.engine.device import usable_memory
+    from quire.engine.memory.budget import Budget
+    from quire.engine.memory.machine import usable_memory
     from quire.kernels.choice.chips import current_chip
 
     chip = current_chip()
@@ -88,7 +89,10 @@ def _machine(device: DeviceName, blas: str | None) -> Iterable[tuple[str, str]]:
         yield "gpu cores", " or ".join(map(str, chip.cores))
     yield "bandwidth", f"{chip.bandwidth:g} GB/s (published)" if chip.bandwidth else "not known"
     try:
-        yield "memory", f"{usable_memory(device) / 2**30:.1f} GiB usable"
+        usable = usable_memory(device)
+        limit = Budget(device, usable, None).limit
+        yield "memory", f"{usable / 2**30:.1f} GiB usable"
+        yield "limit", f"{limit / 2**30:.1f} GiB for a worker unless --memory-fraction says"
     except EngineError as error:
         yield "memory", str(error)
     if blas is not None:

@@ -30,7 +30,7 @@ def _parts() -> Iterator[dict[str, Any]]:
         return
     import mlx.core as mx
 
-    from quire.engine.device import usable_memory
+    from quire.engine.memory.machine import usable_memory
     from quire.kernels.choice.check import in_use, list_gaps
     from quire.kernels.choice.chips import current_chip
     from quire.loadtest.kernels.device import copy_bandwidth

@@ -13,7 +13,7 @@ from quire.engine.messages import WorkerConfig
 from quire.engine.startup.boot import add_device_argument, start_device
 
 if TYPE_CHECKING:
-    from quire.engine.device import DeviceName
+    from quire.engine.memory.budget import DeviceName
     from quire.kernels.choice.record import Timing
     from quire.kernels.choice.sizes import ModelSizes
 

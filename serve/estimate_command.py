@@ -9,16 +9,9 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from quire.serve.memory_plan import (
-    SMALLEST_STEP,
-    STEP_TOKENS,
-    Device,
-    Memory,
-    Verdict,
-    judge,
-    memory,
-    working_set,
-)
+from quire.engine.memory.budget import SMALLEST_STEP, STEP_TOKENS, working_set
+from quire.engine.memory.budget import DeviceName as Device
+from quire.serve.memory_plan import Memory, Verdict, judge, memory
 from quire.serve.model_facts import Bits, ModelFacts, facts_from_hub, read_facts
 from quire.serve.model_files import resolve_model
 from quire.serve.served_model import ModelFilesError

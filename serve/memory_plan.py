@@ -5,18 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from quire.engine.memory.budget import (
+    DEFAULT_FRACTION,
+    SMALLEST_STEP,
+    STEP_TOKENS,
+    working_set,
+)
+from quire.engine.memory.budget import DeviceName as Device
 from quire.serve.model_facts import Bits, ModelFacts
 
-Device = Literal["metal", "cuda", "cpu"]
-
-# What macOS recommends as the GPU's working set: this share of the memory, by its size.
-_SMALL_MAC = 36 * 2**30
-_SMALL_MAC_SHARE = 2 / 3
-_LARGE_MAC_SHARE = 3 / 4
-# What the engine takes of that by itself; settings may go further.
-DEFAULT_SHARE = 0.85
-STEP_TOKENS: dict[Device, int] = {"metal": 512, "cuda": 2048, "cpu": 512}
-SMALLEST_STEP = 128  # tokens
 LEAST_CONTEXT = 512  # tokens; a model that has room for less is not worth serving
 # Numbers that one token of a step keeps per layer, in multiples of a layer's sizes: fitted to peaks
 # that were measured with the default steps. On the CPU the buffers of about one layer are alive at
@@ -37,13 +34,6 @@ class Memory:
     @property
     def total(self) -> int:
         return self.weights + self.kv_cache + self.activations
-
-
-def working_set(ram: int, device: Device) -> int:
-    """Bytes that a program may use of ``ram``, the machine's memory or a CUDA device's."""
-    if device != "metal":
-        return ram
-    return int(ram * (_SMALL_MAC_SHARE if ram <= _SMALL_MAC else _LARGE_MAC_SHARE))
 
 
 def memory(
@@ -92,7 +82,7 @@ def judge(
     """``tokens``: what the KV cache is wanted to hold."""
     usable = working_set(ram, device)
     step = STEP_TOKENS[device]
-    room = _room(facts, device, int(DEFAULT_SHARE * usable), step, bits)
+    room = _room(facts, device, int(DEFAULT_FRACTION * usable), step, bits)
     if room >= tokens:
         return Verdict("fits", step, room)
     while step >= SMALLEST_STEP:

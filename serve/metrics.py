@@ -102,6 +102,13 @@ class WorkerCollector(Collector):
         if info:
             blocks["free"] = info.num_blocks
             memory |= {"weights": info.weight_bytes, "kv_cache": info.kv_cache_bytes}
+            if (limits := info.limits) is not None:
+                memory |= {
+                    "activations": limits.activations,
+                    "limit": limits.limit,
+                    "cache_limit": limits.cache,
+                    "wired_limit": limits.wired,
+                }
         if stats:
             blocks = {
                 "used": stats.blocks_used,

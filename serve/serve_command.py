@@ -216,6 +216,12 @@ class ModelServer:
             *(info.architecture, info.device, info.dtype),
             *(info.num_blocks, info.block_size, info.max_model_len),
         )
+        if (limits := info.limits) is not None:
+            logger.info(
+                "worker memory in MiB: %d weights, %d KV cache, %d for a step; limit %d of %d",
+                *(info.weight_bytes >> 20, info.kv_cache_bytes >> 20, limits.activations >> 20),
+                *(limits.limit >> 20, limits.usable >> 20),
+            )
         for note in info.notes:
             logger.info("worker: %s", note)
         if not self._announced:
@@ -270,6 +276,7 @@ def worker_config(
         device=settings.device,
         block_size=settings.block_size,
         kv_cache_memory=settings.kv_cache_memory,
+        memory_fraction=settings.memory_fraction,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,

@@ -81,6 +81,16 @@ def _seconds(value: object) -> float:
     return float(value)
 
 
+def _fraction(value: object) -> float:
+    if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{0,3}\.?[0-9]{1,9}\s*", value):
+        value = float(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError("must be a number")
+    if not 0.05 <= value <= 1:
+        raise ValueError("must be from 0.05 to 1")
+    return float(value)
+
+
 _UNITS = {
     "": 1,
     "b": 1,
@@ -166,6 +176,13 @@ class ServeSettings:
     )
     kv_cache_memory: int | None = _row(
         None, parse_size, "memory for the KV cache, e.g. 2GiB; default: from the device", "SIZE"
+    )
+    memory_fraction: float | None = _row(
+        None,
+        _fraction,
+        "share of the device's memory for everything; default: 0.85, and on Macs and CPUs the "
+        "KV cache takes half of what the rest leaves",
+        "0.05-1",
     )
     tool_parser: str = _row(
         "auto",

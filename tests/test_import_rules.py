@@ -15,7 +15,11 @@ QUIRE_IMPORTS = {
     "kernels": set(),
     "cache": set(),
     "engine": {"quire.cache", "quire.kernels"},
-    "serve": {"quire.engine.messages", "quire.engine.grammar_tokens"},
+    "serve": {
+        "quire.engine.messages",
+        "quire.engine.grammar_tokens",
+        "quire.engine.memory.budget",
+    },
     "deploy": {"quire.serve.settings"},
     "loadtest": set(),
     # The kernel benchmarks, unlike the rest of the load test, do not go through a server.
@@ -46,6 +50,8 @@ WITHOUT_MLX = (
     "engine/step_batch.py",
     "engine/grammar.py",
     "engine/grammar_tokens.py",
+    "engine/memory/budget.py",
+    "engine/memory/fit.py",
 )
 
 

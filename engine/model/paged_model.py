@@ -87,6 +87,11 @@ class PagedModel:
         return sum(layer.shape.bytes_per_token for layer in self.layers if layer.shape)
 
     @property
+    def page_bytes(self) -> int:
+        """Bytes of all pages."""
+        return sum(pages.nbytes for pages in self._pages())
+
+    @property
     def in_place(self) -> bool:
         """Whether kernels write the pages of all layers.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from quire.engine.startup.openblas import load_openblas
 
 if TYPE_CHECKING:
-    from quire.engine.device import DeviceName
+    from quire.engine.memory.budget import DeviceName
 
 _CHOICES = ("auto", "metal", "cuda", "cpu")
 

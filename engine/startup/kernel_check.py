@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from quire.engine.device import DeviceName
+from quire.engine.memory.budget import DeviceName
 from quire.engine.model.paged_model import PagedModel
 from quire.kernels.choice.check import checked_variants
 from quire.kernels.choice.selection import selector_for

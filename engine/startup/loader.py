@@ -12,8 +12,9 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model as load_mlx_lm_model
 
-from quire.engine.device import DeviceName, usable_memory
 from quire.engine.errors import ModelLoadError
+from quire.engine.memory.budget import DeviceName
+from quire.engine.memory.fit import too_heavy
 
 # Weights are read from disk in portions of about this size, so that progress can be shown.
 _PORTION_BYTES = 256 << 20
@@ -31,18 +32,15 @@ class LoadedModel:
     widened: bool  # half-precision weights were made float32
 
 
-def load_model(path: Path, device: DeviceName, progress: Progress) -> LoadedModel:
-    """Load the weights under ``path`` into memory.
+def load_model(path: Path, device: DeviceName, limit: int, progress: Progress) -> LoadedModel:
+    """Load the weights under ``path`` into memory, of which they may take ``limit`` bytes.
 
     Raises:
         ModelLoadError: the folder is incomplete or broken, or the weights do not fit.
     """
     size = sum(file.stat().st_size for file in path.glob("model*.safetensors"))
-    available = usable_memory(device)
-    if size > available:
-        raise ModelLoadError(
-            f"the weights in {path} take {_gib(size)}, but only {_gib(available)} are available"
-        )
+    if size > limit:
+        raise ModelLoadError(too_heavy(size, None, limit))
     try:
         # Never from a hub, never with code from the folder.
         model, config = load_mlx_lm_model(path, lazy=True, strict=True, trust_remote_code=False)
@@ -53,11 +51,8 @@ def load_model(path: Path, device: DeviceName, progress: Progress) -> LoadedMode
     widened = device == "cpu" and _widen(model)
     parameters = [array for _, array in tree_flatten(model.parameters())]
     total = sum(array.nbytes for array in parameters)
-    if total > available:
-        raise ModelLoadError(
-            f"the weights of {path} take {_gib(total)} on this device, but only "
-            f"{_gib(available)} are available"
-        )
+    if total > limit:
+        raise ModelLoadError(too_heavy(total, _dtype_name(config, parameters), limit))
     try:
         _read(parameters, total, progress)
     except RuntimeError as error:
@@ -119,7 +114,3 @@ def _context_length(config: dict[str, Any]) -> int | None:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{text[:300]}" if text else type(error).__name__
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"

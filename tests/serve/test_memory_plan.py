@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from quire.engine.memory.budget import working_set
 from quire.serve import cli
-from quire.serve.memory_plan import activations, judge, memory, working_set
+from quire.serve.memory_plan import activations, judge, memory
 from quire.serve.model_facts import ModelFacts, Tensor, facts_of
 
 GIB = 2**30

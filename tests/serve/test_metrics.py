@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from quire.engine.messages import Ready, WorkerStats
+from quire.engine.messages import MemoryLimits, Ready, WorkerStats
 from quire.serve.metrics import HTTPMetricsMiddleware, Metrics
 
 READY = Ready("llama", "cpu", "float32", 100, 2048, 4, 16, 50, 1000, 2000)
@@ -57,6 +58,16 @@ def test_it_answers_while_loading_and_says_so():
     assert value(metrics, "model_ready") == 1
     assert value(metrics, "kv_blocks", state="free") == 50
     assert value(metrics, "memory_bytes", kind="weights") == 1000
+
+
+def test_the_limits_of_memory_are_shown():
+    metrics = Metrics()
+    limits = MemoryLimits(usable=9000, limit=8000, activations=700, cache=600, wired=5000)
+    metrics.worker.ready(msgspec.structs.replace(READY, limits=limits))
+    kinds = {"limit": 8000, "activations": 700, "cache_limit": 600, "wired_limit": 5000}
+    assert {k: value(metrics, "memory_bytes", kind=k) for k in kinds} == kinds
+    metrics.worker.lost()
+    assert value(metrics, "memory_bytes", kind="limit") is None
 
 
 def test_the_gauges_mirror_one_snapshot():

@@ -64,6 +64,7 @@ SAMPLES = {
         "enable_thinking=False, reasoning_effort=low,thinking_budget=5",
         (("enable_thinking", False), ("reasoning_effort", "low"), ("thinking_budget", 5)),
     ),
+    "memory_fraction": ("0.5", 0.5),
     "kv_cache_memory": ("2GiB", 2 * 2**30),
     "block_size": ("32", 32),
     "max_num_seqs": ("8", 8),

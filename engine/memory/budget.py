@@ -1,0 +1,133 @@
+"""How a device's memory is divided: the one place where that is decided. Plain arithmetic.
+
+All that a worker holds stays within one limit, a fraction of what the device can give:
+
+    weights + pools + activations of a step + buffers kept for the next step <= limit
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+DeviceName = Literal["metal", "cuda", "cpu"]
+
+DEFAULT_FRACTION = 0.85
+# A step's tokens unless told otherwise: what keeps the gaps between a stream's tokens short while a
+# prompt is computed beside it.
+STEP_TOKENS: dict[DeviceName, int] = {"cpu": 512, "metal": 512, "cuda": 2048}
+SMALLEST_STEP = 128  # tokens
+
+# What macOS recommends as the GPU's working set: this share of the memory, by its size.
+_SMALL_MAC = 36 << 30
+_SMALL_MAC_SHARE = 2 / 3
+_LARGE_MAC_SHARE = 3 / 4
+# Unless a fraction is given, pools leave the other half of the rest to the machine's owner.
+_POOL_SHARES: dict[DeviceName, float] = {"metal": 0.5, "cuda": 1.0, "cpu": 0.5}
+# On the CPU the memory is everybody's, and hardly enough computes for more.
+_CPU_POOL_BYTES = 2 << 30
+_CPU_POOL_SEQUENCES = 16
+# MLX reuses a freed buffer only for nearly the same size, so that the sizes of several steps wait
+# beside each other; a tenth over the sum of all else is what a load may leave behind.
+_CACHE_SLACK = 0.05
+
+
+def working_set(ram: int, device: DeviceName) -> int:
+    """Bytes that a program may use of ``ram``, the machine's memory or a CUDA device's."""
+    if device != "metal":
+        return ram
+    return int(ram * (_SMALL_MAC_SHARE if ram <= _SMALL_MAC else _LARGE_MAC_SHARE))
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Equal units that a model keeps for its requests, such as KV blocks.
+
+    Attributes:
+        unit_bytes: of one.
+        least: units without which it cannot serve.
+        enough: units that all requests at a time could use.
+    """
+
+    unit_bytes: int
+    least: int
+    enough: int
+
+
+class DoesNotFit(Exception):
+    """Memory is too short for what a pool needs at least."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes.
+
+    Attributes:
+        device: whose memory it is.
+        usable: what the device can give, what the worker holds already included.
+        fraction: of that, as asked for; None: the default.
+        weights: of the model.
+        activations: that a step needs on top.
+    """
+
+    device: DeviceName
+    usable: int
+    fraction: float | None
+    weights: int = 0
+    activations: int = 0
+
+    @property
+    def limit(self) -> int:
+        """What everything together stays within."""
+        return int((self.fraction or DEFAULT_FRACTION) * self.usable)
+
+    @property
+    def rest(self) -> int:
+        """What weights, a step and the buffers kept from it leave; negative if they do not fit."""
+        return self.limit - self.weights - 2 * self.activations
+
+    def pool_bytes(self, one: int) -> int:
+        """What all pools together take at most unless the settings say.
+
+        They may hold ``one`` request of full length, in so many bytes, wherever it fits.
+        """
+        rest = max(self.rest, 0)
+        share = _POOL_SHARES[self.device] if self.fraction is None else 1.0
+        room = int(share * rest)
+        if self.device == "cpu":
+            room = min(room, _CPU_POOL_BYTES)
+        return max(room, min(rest, one))
+
+    def cache_bytes(self, pools: int) -> int:
+        """Freed buffers that MLX may keep, beside ``pools`` bytes of pools.
+
+        As many as a step needs, so that one of the same sizes allocates nothing.
+        """
+        held = self.weights + pools + self.activations
+        wanted = self.activations + int(_CACHE_SLACK * held)
+        return max(self.activations, min(wanted, self.limit - held))
+
+
+def sequences_to_hold(device: DeviceName, max_num_seqs: int) -> int:
+    """How many sequences of full length a pool is made for at most."""
+    return min(max_num_seqs, _CPU_POOL_SEQUENCES) if device == "cpu" else max_num_seqs
+
+
+def divide(room: int, pools: Sequence[Pool]) -> list[int]:
+    """Units of each pool within ``room`` bytes: at least ``least``, and up to ``enough``.
+
+    What the least leaves is shared by what each could still use.
+
+    Raises:
+        DoesNotFit: ``room`` does not hold the least of all.
+    """
+    rest = room - sum(pool.least * pool.unit_bytes for pool in pools)
+    if rest < 0:
+        raise DoesNotFit
+    wanted = [max(0, pool.enough - pool.least) * pool.unit_bytes for pool in pools]
+    part = min(1.0, rest / max(1, sum(wanted)))
+    return [
+        pool.least + int(part * more) // pool.unit_bytes
+        for pool, more in zip(pools, wanted, strict=True)
+    ]

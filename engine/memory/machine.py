@@ -1,0 +1,90 @@
+"""How much memory a device can give, read from the machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from quire.engine.errors import EngineError
+from quire.engine.memory.budget import DeviceName
+
+
+def usable_memory(device: DeviceName) -> int:
+    """Bytes that this process may take in all, what it holds already included.
+
+    On Metal this is what the system recommends as working set; going beyond it risks a panic. On
+    CUDA and the CPU it is what can be had now, a container's limit included.
+
+    Raises:
+        EngineError: MLX does not tell.
+    """
+    if device == "cpu":
+        return available_memory() + mx.get_active_memory() + mx.get_cache_memory()
+    info: dict[str, Any] = mx.device_info()
+    if device == "cuda" and "free_memory" in info:
+        return int(info["free_memory"]) + mx.get_active_memory() + mx.get_cache_memory()
+    if "max_recommended_working_set_size" in info:
+        return int(info["max_recommended_working_set_size"])
+    raise EngineError(f"MLX does not tell how much memory the {device} device has")
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes of the machine's memory that can be had now; ``root`` holds proc and sys."""
+    if sys.platform != "linux":
+        return int(os.sysconf("SC_PHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE")) // 2
+    fields = _fields(root / "proc/meminfo")
+    spare = [fields["MemAvailable"] * 1024]
+    spare += [limit - used for limit, used in _control_groups(root)]
+    return max(0, min(spare))
+
+
+def _control_groups(root: Path) -> Iterator[tuple[int, int]]:
+    """(limit, used) of every control group with a limit that this process is in.
+
+    Files that were read count as used until somebody needs the memory, so they are taken off.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    base = root / "sys/fs/cgroup"
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            mount, names = base, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            mount = base / "memory"
+        else:
+            continue
+        folder = mount / path.lstrip("/")
+        # Inside a container the group's own folder is often the mount itself.
+        for place in (folder, *folder.parents):
+            if place == mount.parent:
+                break
+            found = _limit(place, *names)
+            if found is not None:
+                yield found
+
+
+def _limit(folder: Path, limit: str, used: str, inactive: str) -> tuple[int, int] | None:
+    try:
+        text = (folder / limit).read_text().strip()
+        if text == "max":
+            return None
+        stat = folder / "memory.stat"
+        files = _fields(stat).get(inactive, 0) if stat.exists() else 0
+        return int(text), int((folder / used).read_text()) - files
+    except (OSError, ValueError):
+        return None
+
+
+def _fields(file: Path) -> dict[str, int]:
+    """Lines of a name and a number."""
+    words = [line.replace(":", " ").split() for line in file.read_text().splitlines()]
+    return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdigit()}
