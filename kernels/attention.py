@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from quire.kernels.decode_plan import DecodePlan
+from quire.kernels.heads import Scoring
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_decode import paged_decode
-from quire.kernels.prompt_attention import PromptPlan, prompt_attention
+from quire.kernels.prompt_attention import prompt_attention
+from quire.kernels.prompt_plan import PromptPlan
 from quire.kernels.shared_context import attend_shared
 from quire.kernels.tree import Array
 
@@ -29,44 +31,26 @@ class AttentionPlan:
     prompts: PromptPlan | None
 
 
-def attend(
-    queries: mx.array,
-    pages: PageArrays,
-    plan: AttentionPlan,
-    *,
-    scale: float,
-    window: int | None,
-    sinks: mx.array | None = None,
-) -> mx.array:
+def attend(queries: mx.array, pages: PageArrays, plan: AttentionPlan, scoring: Scoring) -> mx.array:
     """Causal attention of every row over its own sequence's pages.
 
     Args:
         queries: (T, heads, 1, head_dim); decode rows first, then the chunks.
-        window: each row sees the last ``window`` tokens, itself included, as ``plan`` was made for;
-            None sees all.
-        sinks: (heads,) logits that take part in the softmax but have no value.
+        pages: that kernels have written.
+        scoring: with the window that ``plan`` was made for.
 
     Returns:
         (T, heads, 1, value_dim) in the dtype of ``queries``.
     """
-    dtype, fence = queries.dtype, pages.written
-    assert fence is not None, "pages that nobody has written in place"
+    dtype = queries.dtype
     queries = queries.astype(pages.keys.dtype)
     output = None
     if plan.decodes is not None:
         assert plan.block_tables is not None, "decodes without block tables"
-        decodes = (
-            queries[: plan.block_tables.shape[0]],
-            pages.keys,
-            pages.values,
-            plan.block_tables,
-            plan.decodes,
-        )
-        shared = attend_shared(*decodes, scale=scale, written=fence)
-        output = paged_decode(*decodes, scale=scale, written=fence, sinks=sinks, shared=shared)
+        rows = queries[: plan.block_tables.shape[0]]
+        decodes = rows, pages, plan.block_tables, plan.decodes, scoring
+        output = paged_decode(*decodes, shared=attend_shared(*decodes))
     if plan.prompts is not None:
-        output = prompt_attention(
-            queries, pages, plan.prompts, scale=scale, window=window, sinks=sinks, before=output
-        )
+        output = prompt_attention(queries, pages, plan.prompts, scoring, before=output)
     assert output is not None, "a step without rows"
     return output.astype(dtype)

@@ -15,6 +15,8 @@ from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.problem import Float64Array, Problem, normal, to_float64, waiting
 from quire.kernels.choice.sizes import AttentionSizes
 from quire.kernels.choice.spec import Limit, Settings
+from quire.kernels.heads import Heads, Scoring
+from quire.kernels.page_arrays import PageArrays
 
 _SOFTCAP = 30.0
 
@@ -120,9 +122,9 @@ class Pages:
         self.sinks = normal((shape.heads,), dtype, random[3]) if has_sinks else None
         self.softcap = _SOFTCAP if getattr(shape, "softcap", False) else None
         self.window = max(1, max(lengths) // 2) if getattr(shape, "window", False) else None
-        # What in-place writes return; here nothing is left to wait for.
-        self.written = mx.zeros((1,), mx.int32)
-        mx.eval(self.written)
+        # Of in-place writes; here nothing is left to wait for.
+        self._fence = mx.zeros((1,), mx.int32)
+        mx.eval(self._fence)
         self._device_tables = mx.array(self.tables)
         self._visible: mx.array | None = None
         if min(lengths) < max(lengths):
@@ -132,6 +134,20 @@ class Pages:
         visible -= num_shared_blocks * shape.block_size * (len(lengths) - 1)
         per_token = shape.kv_heads * (shape.key_dim + shape.value_dim) * dtype.size
         self.num_bytes = visible * per_token + 2 * self.queries.nbytes
+
+    @property
+    def arrays(self) -> PageArrays:
+        return PageArrays(self.keys, self.values, self._fence)
+
+    @property
+    def scoring(self) -> Scoring:
+        return Scoring(self.scale, self.window, self.sinks)
+
+    @property
+    def heads(self) -> Heads:
+        shape, has_sinks = self.shape, self.sinks is not None
+        dims = shape.heads, shape.kv_heads, shape.key_dim, shape.value_dim
+        return Heads(*dims, self.window, has_sinks, self.keys.dtype)
 
     def asked(self, result: mx.array) -> Pages:
         """The same pages with the result of attention as queries, or queries that wait for it."""

@@ -10,13 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NotRequired, TypedDict, Unpack
 
 import mlx.core as mx
 
 _rope: Callable[..., mx.array] = mx.fast.rope
 
 Tables = tuple[mx.array, mx.array]
+
+
+class _Others(TypedDict):
+    """The arguments of ``mx.fast.rope`` that say what turns by how much."""
+
+    base: float | None
+    scale: float
+    freqs: NotRequired[mx.array | None]
+    stream: NotRequired[Any]
 
 
 class RowRope:
@@ -35,26 +44,15 @@ class RowRope:
         dims: int,
         *,
         traditional: bool,
-        base: float | None,
-        scale: float,
         offset: int | mx.array,
-        freqs: mx.array | None = None,
-        stream: Any = None,
+        **others: Unpack[_Others],
     ) -> mx.array:
-        rows = isinstance(offset, mx.array) and offset.shape == (a.shape[0],)
-        if not rows or a.ndim != 4 or a.shape[2] != 1 or a.dtype != mx.float32:
-            return _rope(
-                a,
-                dims,
-                traditional=traditional,
-                base=base,
-                scale=scale,
-                offset=offset,
-                freqs=freqs,
-                stream=stream,
-            )
-        assert isinstance(offset, mx.array)
-        cos, sin = self._tables_for(offset, dims, base, scale, freqs)
+        is_row = a.ndim == 4 and a.shape[2] == 1 and a.dtype == mx.float32
+        if not is_row or not isinstance(offset, mx.array) or offset.shape != (a.shape[0],):
+            return _rope(a, dims, traditional=traditional, offset=offset, **others)
+        cos, sin = self._tables_for(
+            offset, dims, others["base"], others["scale"], others.get("freqs")
+        )
         half = dims // 2
         if traditional:
             pairs = a[..., :dims].reshape(*a.shape[:3], half, 2)

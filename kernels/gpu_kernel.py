@@ -14,13 +14,14 @@ import hashlib
 import re
 import struct
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
+import numpy as np
 
 TemplateValue = int | bool | mx.Dtype
 
@@ -55,7 +56,7 @@ class GpuKernel:
 
     def __call__(
         self,
-        inputs: Sequence[mx.array],
+        inputs: Sequence[mx.array | None],
         *,
         template: dict[str, TemplateValue],
         groups: tuple[int, int, int],
@@ -65,8 +66,29 @@ class GpuKernel:
     ) -> list[mx.array]:
         """Run over ``groups`` threadgroups of ``threads`` threads each.
 
-        Arrays that are not row-contiguous are copied first. Outputs start uninitialised.
+        An input of None is one that the kernel does not read under this ``template``. Arrays that
+        are not row-contiguous are copied first. Outputs start uninitialised.
         """
+        return self.launch(
+            [_nothing() if array is None else array for array in inputs],
+            template=template,
+            groups=groups,
+            threads=threads,
+            output_shapes=output_shapes,
+            output_dtypes=output_dtypes,
+        )
+
+    def launch(
+        self,
+        inputs: Sequence[mx.array],
+        *,
+        template: dict[str, TemplateValue],
+        groups: tuple[int, int, int],
+        threads: int,
+        output_shapes: Sequence[tuple[int, ...]],
+        output_dtypes: Sequence[mx.Dtype],
+    ) -> list[mx.array]:
+        """The same with all inputs there."""
         key = (
             tuple(template.items()),
             groups,
@@ -144,6 +166,12 @@ class GpuKernel:
             "header": header,
             "source": body,
         }
+
+
+@cache
+def _nothing() -> mx.array:
+    """Stands for an input that is not read; of a size that Metal treats as any other."""
+    return mx.array(np.zeros(16, np.float32))
 
 
 def _file(name: str) -> Traversable:

@@ -25,6 +25,7 @@ from quire.kernels.choice.spec import (
     round_up,
 )
 from quire.kernels.kv_write import Slots, gather_context, scatter, write_in_place
+from quire.kernels.page_arrays import PageArrays
 
 
 class WriteVariant(Enum):
@@ -72,9 +73,9 @@ class WriteProblem(Problem):
         # Block 0 is nobody's.
         free = np.arange(shape.block_size, num_blocks * shape.block_size)
         self.mapping = np.random.default_rng(seed).permutation(free)[: shape.rows].astype(np.int32)
-        nothing_before = mx.zeros((1,), mx.int32)
-        self.slots = Slots(ints(self.mapping), shape.block_size, nothing_before)
-        mx.eval(nothing_before, self.slots.mapping, self.slots.indices(shape.kv_heads))
+        self.slots = Slots(ints(self.mapping), shape.block_size)
+        self.fence = mx.zeros((1,), mx.int32)
+        mx.eval(self.fence, self.slots.mapping, self.slots.indices(shape.kv_heads))
         self.num_bytes = 2 * sum(new.nbytes for new in self.rows)
 
     def expected(self) -> list[Float64Array]:
@@ -85,23 +86,24 @@ class WriteProblem(Problem):
         return results + (rows if self.shape.keep_rows else [])
 
     def chained(self, result: Sequence[mx.array]) -> WriteProblem:
-        """A write in place waits for the token of the one before. The scatter goes on with the very
+        """A write in place waits for the fence of the one before. The scatter goes on with the very
         arrays it replaced: had the result arrays of its own, MLX would copy the pool each time."""
         other = copy.copy(self)
         *_, last = result
         if last.size == 1:
-            other.slots = copy.copy(self.slots)
-            other.slots.after = last
+            other.fence = last
         else:
             other.scattered = list(result[:2])
         return other
 
 
 def _in_place(problem: WriteProblem, settings: Settings) -> list[mx.array]:
-    pages, rows, keep = problem.in_place, problem.rows, problem.shape.keep_rows
-    written = write_in_place(pages[0], pages[1], rows[0], rows[1], problem.slots, keep_rows=keep)
-    kept = [] if written.keys is None or written.values is None else written[1:]
-    return [*mx.depends(pages, [written.token]), *kept, written.token]
+    pages = PageArrays(problem.in_place[0], problem.in_place[1], problem.fence)
+    (keys, values), mapping = problem.rows, problem.slots.mapping
+    written = write_in_place(pages, keys, values, mapping, keep_rows=problem.shape.keep_rows)
+    kept = [rows for rows in (written.new_keys, written.new_values) if rows is not None]
+    fence = written.needed_fence()
+    return [*mx.depends(problem.in_place, [fence]), *kept, fence]
 
 
 def _scatter(problem: WriteProblem, settings: Settings) -> list[mx.array]:
@@ -162,8 +164,8 @@ class GatherProblem(Problem):
         ]
         order = 1 + np.random.default_rng(seed).permutation(num_blocks - 1)
         self.tables = order.reshape(shape.sequences, shape.blocks)
-        self.block_ids, self.written = ints(self.tables), mx.zeros((1,), mx.int32)
-        mx.eval(self.block_ids, self.written)
+        self.block_ids, self.fence = ints(self.tables), mx.zeros((1,), mx.int32)
+        mx.eval(self.block_ids, self.fence)
         self.num_bytes = 2 * sum(array.nbytes for array in self.pages)
 
     def expected(self) -> list[Float64Array]:
@@ -172,8 +174,8 @@ class GatherProblem(Problem):
 
 
 def _copy(problem: GatherProblem, settings: Settings) -> list[mx.array]:
-    keys, values = problem.pages
-    return list(gather_context(keys, values, problem.block_ids, problem.written))
+    pages = PageArrays(problem.pages[0], problem.pages[1], problem.fence)
+    return list(gather_context(pages, problem.block_ids))
 
 
 def _index(problem: GatherProblem, settings: Settings) -> list[mx.array]:

@@ -35,12 +35,11 @@ from quire.kernels.choice.spec import (
     round_up,
 )
 from quire.kernels.decode_plan import default_settings, plan_on_device
-from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import paged_attention
 from quire.kernels.paged_decode import paged_decode
 from quire.kernels.paged_prompt import paged_prompt, tile_chunks
-from quire.kernels.prompt_attention import PromptVariant, plan_prompts, prompt_attention
-from quire.kernels.prompt_attention_spec import PromptShape
+from quire.kernels.prompt_attention import prompt_attention
+from quire.kernels.prompt_plan import PromptVariant, plan_prompts
 from quire.kernels.ragged import DecodeGroup, PromptChunk, RaggedBatch
 from quire.kernels.tree import to_device
 
@@ -86,7 +85,7 @@ class MixedProblem(PagedProblem):
         contexts = np.array(lengths, np.int32)
         self.tables = ints(pages.tables[: shape.rows])
         mx.eval(self.tables)
-        self.tiles = tile_chunks(self.chunks, pages.window, shape.heads, shape.kv_heads)
+        self.tiles = tile_chunks(self.chunks, pages.heads)
         group = DecodeGroup(0, contexts, pages.tables[: shape.rows])
         self.batch = RaggedBatch([group], prompts)
         settings = default_settings(
@@ -95,9 +94,8 @@ class MixedProblem(PagedProblem):
         self.decodes = plan_on_device(contexts, pages.window, settings)
         is_half = dtype != mx.float32
         variant = PromptVariant.PAGED_KERNEL if is_half else PromptVariant.SDPA_PER_CHUNK
-        layer = PromptShape(1, 1, *shape[2:7], window=shape.window, sinks=shape.sinks)
         plan = plan_prompts(
-            prompts, pages.window, layer, lambda _: variant, dtype=dtype, num_before=shape.rows
+            prompts, pages.heads, shape.block_size, lambda _: variant, num_before=shape.rows
         )
         self.prompts = to_device(plan)
 
@@ -110,27 +108,16 @@ class MixedProblem(PagedProblem):
 
 def _fused(problem: MixedProblem, settings: Settings) -> list[mx.array]:
     pages = problem.pages
-    arrays = pages.queries, pages.keys, pages.values, problem.tiles
-    return [paged_prompt(*arrays, scale=pages.scale, written=pages.written, sinks=pages.sinks)]
+    return [paged_prompt(pages.queries, pages.arrays, problem.tiles, pages.scoring)]
 
 
 def _separate(problem: MixedProblem, settings: Settings) -> list[mx.array]:
     pages, rows = problem.pages, problem.shape.rows
-    scale, window, sinks = pages.scale, pages.window, pages.sinks
-    queries, keys, values = pages.queries, pages.keys, pages.values
+    queries, arrays, scoring = pages.queries, pages.arrays, pages.scoring
     if mx.default_device() == mx.cpu:
-        batch = problem.batch
-        return [
-            paged_attention(queries, keys, values, batch, scale=scale, window=window, sinks=sinks)
-        ]
-    decoding = queries[:rows], keys, values, problem.tables, problem.decodes
-    decoded = paged_decode(*decoding, scale=scale, written=pages.written, sinks=sinks)
-    in_place = PageArrays(keys, values, pages.written)
-    plan = problem.prompts
-    output = prompt_attention(
-        queries, in_place, plan, scale=scale, window=window, sinks=sinks, before=decoded
-    )
-    return [output]
+        return [paged_attention(queries, arrays, problem.batch, scoring)]
+    decoded = paged_decode(queries[:rows], arrays, problem.tables, problem.decodes, scoring)
+    return [prompt_attention(queries, arrays, problem.prompts, scoring, before=decoded)]
 
 
 def _tuned(sizes: ModelSizes, device: DeviceName, block_size: int) -> Iterator[MixedShape]:

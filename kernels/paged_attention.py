@@ -13,6 +13,8 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from quire.kernels.exponential import LOG2_E, exp2_difference
+from quire.kernels.heads import Scoring
+from quire.kernels.page_arrays import PageArrays
 from quire.kernels.ragged import MASKED, PromptChunk, RaggedBatch
 
 # Bound before anything wraps the attribute of the module.
@@ -34,70 +36,72 @@ class ExtraScores(NamedTuple):
 
 def paged_attention(
     queries: mx.array,
-    key_pages: mx.array,
-    value_pages: mx.array,
+    pages: PageArrays,
     batch: RaggedBatch,
-    *,
-    scale: float,
-    window: int | None = None,
-    sinks: mx.array | None = None,
+    scoring: Scoring,
     extra: ExtraScores | None = None,
 ) -> mx.array:
     """Causal attention of every row over its own sequence's pages.
 
     Args:
         queries: (T, heads, 1, head_dim); decode rows first, then the chunks, as in ``batch``.
-        key_pages: (num_blocks, kv_heads, block_size, head_dim)
-        value_pages: (num_blocks, kv_heads, block_size, value_dim)
-        window: each row sees the last ``window`` tokens, itself included; None sees all.
-        sinks: (heads,) logits that take part in the softmax but have no value.
         extra: further scores, see :class:`ExtraScores`.
 
     Returns:
         (T, heads, 1, value_dim) in the dtype of ``queries``.
     """
+    key_parts = [pages.keys]
     if extra is not None:
         # The scores of both parts are one dot product over concatenated vectors.
-        queries = mx.concatenate([queries * scale, extra.queries], axis=-1)
-        scale = 1.0
-    key_parts = [key_pages] if extra is None else [key_pages, extra.key_pages]
-    block_size = key_pages.shape[2]
-    # The specification tries out functions of this module.
-    from quire.kernels.choice.selection import select
-    from quire.kernels.prompt_attention import PromptVariant
-    from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION, PromptShape
-
+        queries = mx.concatenate([queries * scoring.scale, extra.queries], axis=-1)
+        scoring = scoring._replace(scale=1.0)
+        key_parts.append(extra.key_pages)
     parts = []
     for group in batch.groups:
-        tables, bias = group.view(window, block_size)
+        tables, bias = group.view(scoring.window, pages.keys.shape[2])
         rows = queries[group.first_row : group.first_row + group.num_rows]
         keys = _gather(key_parts, tables)
         shared = None
-        if (blocks := group.shared_blocks(window)) is not None:
-            shared = _join(_gather(key_parts, blocks)), _join(value_pages[blocks])
-        parts.append(_decode(rows, keys, value_pages[tables], bias, scale, sinks, shared))
+        if (blocks := group.shared_blocks(scoring.window)) is not None:
+            shared = _join(_gather(key_parts, blocks)), _join(pages.values[blocks])
+        parts.append(_decode(rows, keys, pages.values[tables], bias, scoring, shared))
     for chunk in batch.chunks:
         rows = queries[chunk.first_row : chunk.first_row + chunk.num_rows]
-        shape = PromptShape(
-            rows=chunk.num_rows,
-            context=chunk.context_length,
-            heads=queries.shape[1],
-            kv_heads=key_pages.shape[1],
-            key_dim=queries.shape[3],
-            value_dim=value_pages.shape[3],
-            block_size=block_size,
-            from_start=chunk.start == 0,
-            window=window is not None,
-            sinks=sinks is not None,
-        )
-        choice = select(PROMPT_ATTENTION, shape, key_pages.dtype)
-        prompt = prompt_tiles if choice.variant is PromptVariant.SDPA_TILED else prompt_sdpa
-        first = chunk.first_block(chunk.start, window, block_size)
-        blocks = chunk.blocks_from(first)
-        keys = _join(_gather(key_parts, blocks))
-        values = _join(value_pages[blocks])
-        parts += prompt(rows, keys, values, chunk, first * block_size, scale, window, sinks)
+        parts += _prompt(rows, key_parts, pages.values, chunk, scoring)
     return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+
+def _prompt(
+    queries: mx.array,  # (n, heads, 1, head_dim)
+    key_parts: list[mx.array],  # pages whose rows follow each other in a key
+    value_pages: mx.array,
+    chunk: PromptChunk,
+    scoring: Scoring,
+) -> list[mx.array]:
+    # The specification tries out functions of this module.
+    from quire.kernels.choice.selection import select
+    from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION, PromptShape
+    from quire.kernels.prompt_plan import PromptVariant
+
+    kv_heads, block_size = key_parts[0].shape[1:3]
+    shape = PromptShape(
+        rows=chunk.num_rows,
+        context=chunk.context_length,
+        heads=queries.shape[1],
+        kv_heads=kv_heads,
+        key_dim=queries.shape[3],
+        value_dim=value_pages.shape[3],
+        block_size=block_size,
+        from_start=chunk.start == 0,
+        window=scoring.window is not None,
+        sinks=scoring.sinks is not None,
+    )
+    choice = select(PROMPT_ATTENTION, shape, key_parts[0].dtype)
+    attend = prompt_tiles if choice.variant is PromptVariant.SDPA_TILED else prompt_sdpa
+    first = chunk.first_block(chunk.start, scoring.window, block_size)
+    blocks = chunk.blocks_from(first)
+    keys, values = _join(_gather(key_parts, blocks)), _join(value_pages[blocks])
+    return attend(queries, keys, values, chunk, first * block_size, scoring)
 
 
 def _decode(
@@ -105,17 +109,17 @@ def _decode(
     keys: mx.array,  # (B, n, kv_heads, block_size, head_dim)
     values: mx.array,  # (B, n, kv_heads, block_size, value_dim)
     bias: mx.array,  # (B, n, 1, 1, block_size)
-    scale: float,
-    sinks: mx.array | None,
+    scoring: Scoring,
     shared: tuple[mx.array, mx.array] | None,  # keys and values, (1, kv_heads, s, dim)
 ) -> mx.array:
     rows, heads, _, head_dim = queries.shape
     kv_heads = keys.shape[2]
-    grouped = (queries * (scale * LOG2_E)).reshape(rows, 1, kv_heads, heads // kv_heads, head_dim)
+    grouped = queries * (scoring.scale * LOG2_E)
+    grouped = grouped.reshape(rows, 1, kv_heads, heads // kv_heads, head_dim)
     scores = (grouped @ keys.swapaxes(-1, -2)).astype(mx.float32) + bias
     peak = scores.max(axis=(1, 4), keepdims=True)
-    if sinks is not None:
-        sink = _log2(sinks).reshape(1, 1, kv_heads, -1, 1)
+    if scoring.sinks is not None:
+        sink = _log2(scoring.sinks).reshape(1, 1, kv_heads, -1, 1)
         peak = mx.maximum(peak, sink)
     if shared is not None:
         shared_keys, shared_values = shared
@@ -133,7 +137,7 @@ def _decode(
         weights = exp2_difference(shared_scores, flat_peak)
         total = total + _rows_first(weights.sum(axis=3, keepdims=True), grouped.shape)
         output = output + _rows_first(weights.astype(values.dtype) @ shared_values, grouped.shape)
-    if sinks is not None:
+    if scoring.sinks is not None:
         total = total + exp2_difference(sink, peak)
     output = (output / total).astype(queries.dtype)
     return output.reshape(rows, heads, 1, -1)
@@ -151,17 +155,16 @@ def prompt_tiles(
     values: mx.array,  # (1, kv_heads, num_keys, value_dim)
     chunk: PromptChunk,
     first_key: int,
-    scale: float,
-    window: int | None,
-    sinks: mx.array | None,
+    scoring: Scoring,
 ) -> list[mx.array]:
     """One chunk in tiles of query rows, in MLX operations; see :func:`prompt_sdpa`."""
     num_rows, heads, _, head_dim = queries.shape
     kv_heads = keys.shape[1]
     # The query heads that share a key head are rows of one matrix product.
-    grouped = (queries * (scale * LOG2_E)).transpose(2, 1, 0, 3)
+    grouped = (queries * (scoring.scale * LOG2_E)).transpose(2, 1, 0, 3)
     grouped = grouped.reshape(kv_heads, heads // kv_heads, num_rows, head_dim)
-    sink = None if sinks is None else _log2(sinks).reshape(kv_heads, -1, 1, 1)
+    sink = None if scoring.sinks is None else _log2(scoring.sinks).reshape(kv_heads, -1, 1, 1)
+    window = scoring.window
     span = keys.shape[2] if window is None else min(keys.shape[2], window)
     tile_rows = _TILE_SCORES // (heads * span)
     tile_rows = max(_TILE_ROWS.start, min(tile_rows // 8 * 8, _TILE_ROWS.stop - 1))
@@ -195,9 +198,7 @@ def prompt_sdpa(
     values: mx.array,
     chunk: PromptChunk,
     first_key: int,
-    scale: float,
-    window: int | None,
-    sinks: mx.array | None,
+    scoring: Scoring,
 ) -> list[mx.array]:
     """One chunk through MLX's fused attention.
 
@@ -210,6 +211,7 @@ def prompt_sdpa(
     """
     num_keys = chunk.context_length - first_key
     mask: mx.array | str = "causal"
+    window = scoring.window
     if window is not None and num_keys > window:
         rows = range(chunk.start, chunk.context_length)
         mask = chunk.bias(rows, range(first_key, chunk.context_length), window) > MASKED / 2
@@ -217,9 +219,9 @@ def prompt_sdpa(
         queries.transpose(2, 1, 0, 3),
         keys[:, :, :num_keys],
         values[:, :, :num_keys],
-        scale=scale,
+        scale=scoring.scale,
         mask=mask,
-        sinks=sinks,
+        sinks=scoring.sinks,
     )
     return [output.transpose(2, 1, 0, 3)]
 

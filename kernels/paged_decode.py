@@ -6,16 +6,15 @@ the items' partial results are merged by a second kernel (flash decoding: Dao et
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 import mlx.core as mx
-import numpy as np
 
 from quire.kernels.decode_plan import DecodePlan
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue, float_bits
-from quire.kernels.kv_write import Slots
-from quire.kernels.rotate import HeadNorms, Rotary
+from quire.kernels.heads import Scoring
+from quire.kernels.page_arrays import PageArrays
+from quire.kernels.rotate import HeadNorms, ProjectedRows, Rotary
 
 # Query heads that share each load of a key; more than these take another threadgroup. A lane of an
 # Apple GPU has 128 registers, which queries and sums of more heads would not leave room in.
@@ -32,7 +31,7 @@ _decode = GpuKernel(
         "sinks",
         "shared_partials",
         "shared_stats",
-        "written",
+        "fence",
         "positions",
         "slot_mapping",
         "inverse_frequencies",
@@ -69,13 +68,6 @@ class Partials(NamedTuple):
     stats: mx.array
 
 
-@cache
-def _no_partials() -> Partials:
-    """What stands where no row shares anything; of a size that Metal treats as any other."""
-    nothing = mx.array(np.zeros(16, np.float32))
-    return Partials(nothing, nothing)
-
-
 def fits_lanes(head_dims: tuple[int, int], dtype: mx.Dtype, block_size: int) -> bool:
     """Whether the keys that a simdgroup loads at a time lie in one block."""
     return 32 // _lanes(head_dims, dtype) <= block_size
@@ -83,14 +75,11 @@ def fits_lanes(head_dims: tuple[int, int], dtype: mx.Dtype, block_size: int) -> 
 
 def paged_decode(
     queries: mx.array,
-    key_pages: mx.array,
-    value_pages: mx.array,
+    pages: PageArrays,
     block_tables: mx.array,
     plan: DecodePlan,
+    scoring: Scoring,
     *,
-    scale: float,
-    written: mx.array,
-    sinks: mx.array | None = None,
     softcap: float | None = None,
     shared: Partials | None = None,
 ) -> mx.array:
@@ -98,74 +87,47 @@ def paged_decode(
 
     Args:
         queries: (B, heads, 1, key_dim) in the dtype of the pages.
-        key_pages: (num_blocks, kv_heads, block_size, key_dim)
-        value_pages: (num_blocks, kv_heads, block_size, value_dim)
         block_tables: (B, max_blocks) int32. Entries of whole blocks in front of a window are looked
             up too, and must be ids of blocks; entries behind a context are not.
-        written: output of whatever wrote the pages last, so that it is done before.
-        sinks: (heads,) logits that take part in the softmax but have no value.
+        scoring: with the window that ``plan`` was made for.
         softcap: scores become softcap * tanh(score / softcap).
         shared: results of ``plan.shared_items``.
 
     Returns:
         (B, heads, 1, value_dim) in the dtype of ``queries``; zeros for rows without context.
     """
-    unrotated = [plan.items] * 5
-    return _attend(
-        queries,
-        (queries.shape[1], queries.shape[3], value_pages.shape[3]),
-        key_pages,
-        value_pages,
-        block_tables,
-        plan,
-        unrotated,
-        {"ROTATE": False, "ROTARY": 0, "TRADITIONAL": False, "HAS_NORMS": False, "EPS": 0},
-        scale=scale,
-        written=written,
-        sinks=sinks,
-        softcap=softcap,
-        shared=shared,
-    )
+    rows = _Rows(queries, queries.shape[1])
+    return _attend(rows, pages, block_tables, plan, scoring, softcap, shared)
 
 
 def rotate_and_decode(
-    qkv: mx.array,
-    key_pages: mx.array,
-    value_pages: mx.array,
+    projected: ProjectedRows,
+    pages: PageArrays,
     block_tables: mx.array,
     plan: DecodePlan,
-    positions: mx.array,
-    slots: Slots,
+    scoring: Scoring,
     rotary: Rotary,
     norms: HeadNorms | None,
-    *,
-    scale: float,
 ) -> mx.array:
     """:func:`quire.kernels.rotate.rotate_and_write` and :func:`paged_decode` in one launch.
 
     The rows share nothing that ``plan`` would have read together, and their newest tokens are in
     the plan but not yet in the pages.
 
-    Args:
-        qkv: (B, (heads + 2 * kv_heads) * head_dim), as of ``rotate_and_write``.
+    Returns:
+        (B, heads, 1, head_dim) in the dtype of ``projected.qkv``.
     """
-    assert slots.after is not None, "an in-place write needs the step before to wait for"
-    kv_heads, _, head_dim = key_pages.shape[1:]
-    frequencies = rotary.inverse_frequencies
-    return _attend(
-        qkv,
-        (qkv.shape[1] // head_dim - 2 * kv_heads, head_dim, head_dim),
-        key_pages,
-        value_pages,
-        block_tables,
-        plan,
-        [
-            positions,
-            slots.mapping,
-            frequencies,
-            frequencies if norms is None else norms.query,
-            frequencies if norms is None else norms.key,
-        ],
+    kv_heads, _, head_dim = pages.keys.shape[1:]
+    rows = _Rows(
+        projected.qkv,
+        projected.qkv.shape[1] // head_dim - 2 * kv_heads,
+        (
+            projected.positions,
+            projected.slot_mapping,
+            rotary.inverse_frequencies,
+            None if norms is None else norms.query,
+            None if norms is None else norms.key,
+        ),
         {
             "ROTATE": True,
             "ROTARY": rotary.dims,
@@ -173,38 +135,49 @@ def rotate_and_decode(
             "HAS_NORMS": norms is not None,
             "EPS": float_bits(norms.eps if norms is not None else 0.0),
         },
-        scale=scale,
-        written=slots.after,
     )
+    return _attend(rows, pages, block_tables, plan, scoring)
+
+
+class _Rows(NamedTuple):
+    """Queries, or rows from which the kernel itself makes queries, keys and values.
+
+    Attributes:
+        array: (B, heads, 1, key_dim), or (B, (heads + 2 * kv_heads) * head_dim).
+        rotation: positions, slot_mapping, inverse_frequencies, query_norm and key_norm.
+        template: what the kernel does with them.
+    """
+
+    array: mx.array
+    heads: int
+    rotation: tuple[mx.array | None, ...] = (None,) * 5
+    template: dict[str, TemplateValue] = {  # noqa: RUF012
+        "ROTATE": False,
+        "ROTARY": 0,
+        "TRADITIONAL": False,
+        "HAS_NORMS": False,
+        "EPS": 0,
+    }
 
 
 def _attend(
-    queries: mx.array,
-    heads_and_dims: tuple[int, int, int],
-    key_pages: mx.array,
-    value_pages: mx.array,
+    rows: _Rows,
+    pages: PageArrays,
     block_tables: mx.array,
     plan: DecodePlan,
-    rotation: list[mx.array],
-    rotation_template: dict[str, TemplateValue],
-    *,
-    scale: float,
-    written: mx.array,
-    sinks: mx.array | None = None,
+    scoring: Scoring,
     softcap: float | None = None,
     shared: Partials | None = None,
 ) -> mx.array:
-    rows = block_tables.shape[0]
-    heads, key_dim, value_dim = heads_and_dims
-    kv_heads, block_size = key_pages.shape[1:3]
+    (kv_heads, block_size, key_dim), value_dim = pages.keys.shape[1:], pages.values.shape[3]
+    heads, dtype = rows.heads, rows.array.dtype
     per_kv = heads // kv_heads
     tiles = -(-per_kv // (_MAX_GROUP_ON_METAL if mx.metal.is_available() else _MAX_GROUP))
-    num_items = plan.items.shape[0]
+    num_rows, num_items = block_tables.shape[0], plan.items.shape[0]
     direct = plan.first_items is None
-    lanes = _lanes((key_dim, value_dim), queries.dtype)
     template: dict[str, TemplateValue] = {
-        "T": queries.dtype,
-        "OUT": queries.dtype if direct else mx.float32,
+        "T": dtype,
+        "OUT": dtype if direct else mx.float32,
         "DK": key_dim,
         "DV": value_dim,
         "KV_HEADS": kv_heads,
@@ -212,44 +185,30 @@ def _attend(
         "GROUP": -(-per_kv // tiles),
         "BLOCK_SIZE": block_size,
         "SIMDGROUPS": plan.simdgroups,
-        "UNROLL_KEYS": min(plan.unroll_keys, lanes),
+        "UNROLL_KEYS": min(plan.unroll_keys, _lanes((key_dim, value_dim), dtype)),
         "DIRECT": direct,
-        "HAS_SINKS": sinks is not None,
-        "SCALE": float_bits(scale),
+        "HAS_SINKS": scoring.sinks is not None,
+        "SCALE": float_bits(scoring.scale),
         "SOFTCAP": float_bits(softcap or 0.0),
-        **rotation_template,
+        **rows.template,
     }
+    partials = shared or (None, None)
+    context = pages.keys, pages.values, block_tables, plan.items, scoring.sinks
     output, stats = _decode(
-        [
-            queries,
-            key_pages,
-            value_pages,
-            block_tables,
-            plan.items,
-            plan.items if sinks is None else sinks,
-            *(shared or _no_partials()),
-            written,
-            *rotation,
-        ],
+        [rows.array, *context, *partials, pages.needed_fence(), *rows.rotation],
         template=template,
         groups=(num_items, kv_heads, tiles),
         threads=32 * plan.simdgroups,
         output_shapes=[
-            (rows, heads, 1, value_dim) if direct else (num_items, heads, value_dim),
+            (num_rows, heads, 1, value_dim) if direct else (num_items, heads, value_dim),
             (1,) if direct else (num_items, heads, 2),
         ],
-        output_dtypes=[queries.dtype if direct else mx.float32, mx.float32],
+        output_dtypes=[dtype if direct else mx.float32, mx.float32],
     )
     if plan.first_items is None:
         return output
-    return merge_items(
-        Partials(output, stats),
-        plan.first_items,
-        sinks,
-        queries.dtype,
-        items=plan.items,
-        shared=shared,
-    )
+    own = Partials(output, stats)
+    return merge_items(own, plan.first_items, scoring.sinks, dtype, plan.items, shared)
 
 
 def merge_items(
@@ -276,9 +235,9 @@ def merge_items(
         [
             *partials,
             first_items,
-            first_items if sinks is None else sinks,
-            first_items if items is None else items,
-            *(shared or _no_partials()),
+            sinks,
+            items,
+            *(shared or (None, None)),
         ],
         template={
             "T": dtype,

@@ -101,13 +101,10 @@ def _in_pages(problem: DecodeProblem, settings: Settings) -> list[mx.array]:
     pages = problem.pages
     output = paged_decode(
         pages.queries,
-        pages.keys,
-        pages.values,
+        pages.arrays,
         problem.tables,
         problem.plan(settings),
-        scale=pages.scale,
-        written=pages.written,
-        sinks=pages.sinks,
+        pages.scoring,
         softcap=pages.softcap,
     )
     return [output]
@@ -115,16 +112,7 @@ def _in_pages(problem: DecodeProblem, settings: Settings) -> list[mx.array]:
 
 def _reference(problem: DecodeProblem, settings: Settings) -> list[mx.array]:
     pages = problem.pages
-    output = paged_attention(
-        pages.queries,
-        pages.keys,
-        pages.values,
-        problem.batch,
-        scale=pages.scale,
-        window=pages.window,
-        sinks=pages.sinks,
-    )
-    return [output]
+    return [paged_attention(pages.queries, pages.arrays, problem.batch, pages.scoring)]
 
 
 def fits_decode(shape: DecodeShape, dtype: str) -> bool:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue, float_bits
+from quire.kernels.heads import Heads, Scoring
 from quire.kernels.padding import capacity
+from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_decode import Partials, merge_items
 from quire.kernels.ragged import PromptChunk
 from quire.kernels.tree import Array, to_device
@@ -36,7 +39,7 @@ _LEAST_ITEMS, _LEAST_CHUNKS, _LEAST_WIDTH = 32, 8, 16
 
 _prompt = GpuKernel(
     "paged_prompt",
-    inputs=("queries", "key_pages", "value_pages", "block_tables", "items", "sinks", "written"),
+    inputs=("queries", "key_pages", "value_pages", "block_tables", "items", "sinks", "fence"),
     outputs=("output", "stats"),
     headers=("fragments", "attention_fragments"),
 )
@@ -54,7 +57,6 @@ class TiledChunks:
         first_items: (num_rows + 1,) int32, where each row's partial results begin; None if there
             are only whole ones.
         num_results: of the items, one or more for each row.
-        window: tokens a row sees, itself included; None: all.
     """
 
     num_rows: int
@@ -62,15 +64,10 @@ class TiledChunks:
     block_tables: Array
     first_items: Array | None
     num_results: int
-    window: int | None
 
 
 def plan_tiles(
-    chunks: Sequence[PromptChunk],
-    window: int | None,
-    heads: int,
-    kv_heads: int,
-    num_padding_rows: int = 0,
+    chunks: Sequence[PromptChunk], heads: Heads, num_padding_rows: int = 0
 ) -> TiledChunks:
     """Cut ``chunks`` into work items, on the host; the arrays have sizes that recur.
 
@@ -86,11 +83,11 @@ def plan_tiles(
         last = chunks[-1].first_row + chunks[-1].num_rows
         rows.append((last, num_padding_rows, -num_padding_rows, 0, done))
         done += num_padding_rows
-    items = tile_rows(np.array(rows, np.int32), heads // kv_heads)
-    if window is not None:
-        items[:, 4] = np.maximum(items[:, 2] - window + 1, 0)
+    items = tile_rows(np.array(rows, np.int32), heads.group)
+    if heads.window is not None:
+        items[:, 4] = np.maximum(items[:, 2] - heads.window + 1, 0)
     items[:, 5] = items[:, 2] + items[:, 1]
-    items, first_items, num_results = _cut_contexts(items, done, kv_heads)
+    items, first_items, num_results = _cut_contexts(items, done, heads.kv_heads)
     width = capacity(max(len(chunk.block_ids) for chunk in chunks), _LEAST_WIDTH)
     block_tables = np.zeros((capacity(len(chunks), _LEAST_CHUNKS), width), np.int32)
     for row, chunk in enumerate(chunks):
@@ -99,89 +96,66 @@ def plan_tiles(
         num_results = capacity(num_results)
     padded = np.zeros((capacity(len(items), _LEAST_ITEMS), _ITEM), np.int32)
     padded[: len(items)] = items
-    return TiledChunks(done, padded, block_tables, first_items, num_results, window)
+    return TiledChunks(done, padded, block_tables, first_items, num_results)
 
 
 def tile_chunks(
-    chunks: Sequence[PromptChunk],
-    window: int | None,
-    heads: int,
-    kv_heads: int,
-    num_padding_rows: int = 0,
+    chunks: Sequence[PromptChunk], heads: Heads, num_padding_rows: int = 0
 ) -> TiledChunks:
     """What :func:`plan_tiles` says, uploaded."""
-    return to_device(plan_tiles(chunks, window, heads, kv_heads, num_padding_rows))
+    return to_device(plan_tiles(chunks, heads, num_padding_rows))
 
 
 def paged_prompt(
-    queries: mx.array,
-    key_pages: mx.array,
-    value_pages: mx.array,
-    chunks: TiledChunks,
-    *,
-    scale: float,
-    written: mx.array,
-    sinks: mx.array | None = None,
+    queries: mx.array, pages: PageArrays, chunks: TiledChunks, scoring: Scoring
 ) -> mx.array:
     """Causal attention of the chunks' rows over their sequences' pages.
 
     Args:
         queries: (T, heads, 1, key_dim), all rows of the step, in the dtype of the pages.
-        key_pages: (num_blocks, kv_heads, block_size, key_dim)
-        value_pages: (num_blocks, kv_heads, block_size, value_dim)
-        written: output of whatever wrote the pages last, so that it is done before.
-        sinks: (heads,) logits that take part in the softmax but have no value.
+        scoring: with the window that ``chunks`` were cut for.
 
     Returns:
         (chunks.num_rows, heads, 1, value_dim) in the dtype of ``queries``.
     """
-    output, stats = attend_tiles(
-        queries,
-        key_pages,
-        value_pages,
-        chunks.block_tables,
-        chunks.items,
-        chunks.num_results,
-        is_whole=chunks.first_items is None,
-        window=chunks.window,
-        scale=scale,
-        written=written,
-        sinks=sinks,
-    )
+    items = TileItems(chunks.items, chunks.num_results, is_whole=chunks.first_items is None)
+    output, stats = attend_tiles(queries, pages, chunks.block_tables, items, scoring)
     if chunks.first_items is None:
         return output
-    return merge_items(Partials(output, stats), chunks.first_items, sinks, queries.dtype)
+    return merge_items(Partials(output, stats), chunks.first_items, scoring.sinks, queries.dtype)
+
+
+class TileItems(NamedTuple):
+    """Work items, each some rows over a stretch of the keys.
+
+    Attributes:
+        array: (N, 8) int32, as in :class:`TiledChunks`.
+        num_results: of all items.
+        is_whole: each result is of all keys that its row sees.
+    """
+
+    array: mx.array
+    num_results: int
+    is_whole: bool
 
 
 def attend_tiles(
     queries: mx.array,
-    key_pages: mx.array,
-    value_pages: mx.array,
+    pages: PageArrays,
     block_tables: mx.array,
-    items: mx.array,
-    num_results: int,
-    *,
-    is_whole: bool,
-    window: int | None,
-    scale: float,
-    written: mx.array,
-    sinks: mx.array | None = None,
+    items: TileItems,
+    scoring: Scoring,
 ) -> tuple[mx.array, mx.array]:
-    """Attention of work items, each some rows over a stretch of the keys.
-
-    Args:
-        items: (N, 8) int32, as in :class:`TiledChunks`; what it does not say is as in
-            :func:`paged_prompt`.
-        num_results: of all items.
-        is_whole: each result is of all keys that its row sees.
+    """Attention of work items; what is not said here is as in :func:`paged_prompt`.
 
     Returns:
-        (num_results, heads, 1, value_dim) in the dtype of ``queries`` and nothing if
-        ``is_whole``, else the two arrays of :class:`Partials`.
+        (num_results, heads, 1, value_dim) in the dtype of ``queries`` and nothing if the items are
+        whole, else the two arrays of :class:`Partials`.
     """
     heads, key_dim = queries.shape[1], queries.shape[3]
-    kv_heads, block_size = key_pages.shape[1:3]
-    value_dim = value_pages.shape[3]
+    kv_heads, block_size = pages.keys.shape[1:3]
+    value_dim = pages.values.shape[3]
+    num_results, is_whole = items.num_results, items.is_whole
     group = _group(heads // kv_heads)
     stages = _num_stages()
     template: dict[str, TemplateValue] = {
@@ -196,23 +170,23 @@ def attend_tiles(
         "SIMDGROUPS": _SIMDGROUPS,
         "KEYS": _KEYS if _fits(_KEYS, stages, key_dim, value_dim) else _KEYS // 2,
         "STAGES": stages,
-        "WINDOW": window or 0,
+        "WINDOW": scoring.window or 0,
         "DIRECT": is_whole,
-        "HAS_SINKS": sinks is not None,
-        "SCALE": float_bits(scale),
+        "HAS_SINKS": scoring.sinks is not None,
+        "SCALE": float_bits(scoring.scale),
     }
     output, stats = _prompt(
         [
             queries,
-            key_pages,
-            value_pages,
+            pages.keys,
+            pages.values,
             block_tables,
-            items,
-            items if sinks is None else sinks,
-            written,
+            items.array,
+            scoring.sinks,
+            pages.needed_fence(),
         ],
         template=template,
-        groups=(items.shape[0], kv_heads, -(-(heads // kv_heads) // group)),
+        groups=(items.array.shape[0], kv_heads, -(-(heads // kv_heads) // group)),
         threads=32 * _SIMDGROUPS,
         output_shapes=[
             (num_results, heads, 1, value_dim),

@@ -35,12 +35,8 @@ from quire.kernels.choice.spec import (
 )
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import prompt_sdpa, prompt_tiles
-from quire.kernels.prompt_attention import (
-    PromptPlan,
-    PromptVariant,
-    plan_prompts,
-    prompt_attention,
-)
+from quire.kernels.prompt_attention import prompt_attention
+from quire.kernels.prompt_plan import PromptPlan, PromptVariant, plan_prompts
 from quire.kernels.ragged import PromptChunk
 from quire.kernels.tree import to_device
 
@@ -74,7 +70,7 @@ class PromptProblem(PagedProblem):
         start = shape.context - shape.rows
         if shape.from_start != (start == 0):
             raise ValueError(f"{shape.rows} rows of {shape.context} tokens: from_start is wrong")
-        self.shape, self.dtype = shape, dtype
+        self.shape = shape
         self.pages = Pages(shape, [shape.context], dtype, seed, shape.rows)
         self.num_bytes = self.pages.num_bytes
         seen = sum(range(start + 1, shape.context + 1))
@@ -85,15 +81,14 @@ class PromptProblem(PagedProblem):
         mx.eval(new)
         at_hand = new if shape.from_start else (None, None)
         pages = self.pages
-        self.in_place = PageArrays(pages.keys, pages.values, pages.written, *at_hand)
+        self.in_place = PageArrays(*pages.arrays[:3], *at_hand)
         self._plans: dict[PromptVariant, PromptPlan] = {}
 
     def plan(self, variant: PromptVariant) -> PromptPlan:
         """One for all layers of a step."""
         if variant not in self._plans:
-            plan = plan_prompts(
-                [self.chunk], self.pages.window, self.shape, lambda _: variant, dtype=self.dtype
-            )
+            heads, block_size = self.pages.heads, self.shape.block_size
+            plan = plan_prompts([self.chunk], heads, block_size, lambda _: variant)
             self._plans[variant] = to_device(plan)
         return self._plans[variant]
 
@@ -105,15 +100,8 @@ class PromptProblem(PagedProblem):
 
 def _planned(variant: PromptVariant, problem: PromptProblem, settings: Settings) -> list[mx.array]:
     pages = problem.pages
-    output = prompt_attention(
-        pages.queries,
-        problem.in_place,
-        problem.plan(variant),
-        scale=pages.scale,
-        window=pages.window,
-        sinks=pages.sinks,
-    )
-    return [output]
+    plan = problem.plan(variant)
+    return [prompt_attention(pages.queries, problem.in_place, plan, pages.scoring)]
 
 
 def _gathered(
@@ -125,8 +113,7 @@ def _gathered(
     keys, values = (
         array[blocks].swapaxes(0, 1).flatten(1, 2)[None] for array in (pages.keys, pages.values)
     )
-    at, sinks = first * block_size, pages.sinks
-    parts = attention(pages.queries, keys, values, chunk, at, pages.scale, pages.window, sinks)
+    parts = attention(pages.queries, keys, values, chunk, first * block_size, pages.scoring)
     return [mx.concatenate(parts)]
 
 

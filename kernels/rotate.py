@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 
 from quire.kernels.gpu_kernel import GpuKernel, float_bits
-from quire.kernels.kv_write import Slots
+from quire.kernels.page_arrays import PageArrays
 
 _SIMDGROUPS = 4
 
@@ -22,9 +23,9 @@ _rotate = GpuKernel(
         "inverse_frequencies",
         "query_norm",
         "key_norm",
-        "after",
+        "fence",
     ),
-    outputs=("queries", "keys", "values", "written"),
+    outputs=("queries", "keys", "values", "new_fence"),
     headers=("rotary",),
 )
 
@@ -47,52 +48,54 @@ class HeadNorms:
     eps: float
 
 
-@dataclass(frozen=True)
-class RotatedRows:
-    queries: mx.array  # (T, heads, 1, head_dim)
-    keys: mx.array | None  # (T, kv_heads, 1, head_dim), if asked for
-    values: mx.array | None
-    written: mx.array  # token, (1,) int32
+class ProjectedRows(NamedTuple):
+    """Rows of a step as a layer's projections give them, and where they go.
+
+    Attributes:
+        qkv: (T, (heads + 2 * kv_heads) * head_dim), heads of queries, then keys, then values.
+        positions: (T,) int32
+        slot_mapping: (T,) int32, block * block_size + offset.
+    """
+
+    qkv: mx.array
+    positions: mx.array
+    slot_mapping: mx.array
 
 
 def rotate_and_write(
-    qkv: mx.array,
-    key_pages: mx.array,
-    value_pages: mx.array,
-    positions: mx.array,
-    slots: Slots,
+    projected: ProjectedRows,
+    pages: PageArrays,
     rotary: Rotary,
     norms: HeadNorms | None,
     *,
     keep_rows: bool,
-) -> RotatedRows:
+) -> tuple[mx.array, PageArrays]:
     """What a standard attention layer does between its projections and attention.
 
     Args:
-        qkv: (T, (heads + 2 * kv_heads) * head_dim), heads of queries, then keys, then values.
-        key_pages, value_pages: (num_blocks, kv_heads, block_size, head_dim), written in place;
-            see :func:`quire.kernels.kv_write.write_in_place` for what orders the writes.
-        positions: (T,) int32
+        pages: written in place, with the fence of whoever read them last.
         keep_rows: return the new keys and values too.
+
+    Returns:
+        Queries, (T, heads, 1, head_dim), and the pages with the fence of this write.
     """
-    kv_heads, block_size, head_dim = key_pages.shape[1:]
-    rows = positions.shape[0]
+    qkv = projected.qkv
+    kv_heads, block_size, head_dim = pages.keys.shape[1:]
+    rows = qkv.shape[0]
     all_heads = qkv.shape[1] // head_dim
     heads = all_heads - 2 * kv_heads
-    assert slots.after is not None, "an in-place write needs the step before to wait for"
     kept = (rows, kv_heads, 1, head_dim) if keep_rows else (1,)
-    frequencies = rotary.inverse_frequencies
-    queries, keys, values, written = _rotate(
+    queries, keys, values, fence = _rotate(
         [
             qkv,
-            key_pages,
-            value_pages,
-            positions,
-            slots.mapping,
-            frequencies,
-            frequencies if norms is None else norms.query,
-            frequencies if norms is None else norms.key,
-            slots.after,
+            pages.keys,
+            pages.values,
+            projected.positions,
+            projected.slot_mapping,
+            rotary.inverse_frequencies,
+            None if norms is None else norms.query,
+            None if norms is None else norms.key,
+            pages.needed_fence(),
         ],
         template={
             "T": qkv.dtype,
@@ -113,5 +116,5 @@ def rotate_and_write(
         output_dtypes=[qkv.dtype, qkv.dtype, qkv.dtype, mx.int32],
     )
     if not keep_rows:
-        return RotatedRows(queries, None, None, written)
-    return RotatedRows(queries, keys, values, written)
+        return queries, PageArrays(pages.keys, pages.values, fence)
+    return queries, PageArrays(pages.keys, pages.values, fence, keys, values)

@@ -26,11 +26,13 @@ from quire.kernels.choice.spec import (
 )
 from quire.kernels.decode_plan import default_settings, plan_on_device
 from quire.kernels.kv_write import Slots, scatter
+from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import paged_attention
 from quire.kernels.paged_decode import fits_lanes, rotate_and_decode
 from quire.kernels.paged_decode_spec import DecodeShape
 from quire.kernels.ragged import DecodeGroup, RaggedBatch
-from quire.kernels.rotate_spec import Projected
+from quire.kernels.rotate import ProjectedRows
+from quire.kernels.rotate_spec import RandomRows
 
 
 class RotatingDecodeVariant(Enum):
@@ -67,12 +69,12 @@ class RotatingDecodeProblem(Problem):
             *shape[:4], key_dim=dim, value_dim=dim, block_size=block_size, window=shape.window
         )
         before = self.before = Pages(decodes, lengths.tolist(), dtype, seed, shape.rows)
-        self.rows = Projected(shape, lengths - 1, dtype, mx.random.key(seed + 1))
+        self.rows = RandomRows(shape, lengths - 1, dtype, mx.random.key(seed + 1))
         self.num_bytes = before.num_bytes + self.rows.qkv.nbytes
         self.blocks = before.tables[np.arange(shape.rows), (lengths - 1) // block_size]
         self.offsets = (lengths - 1) % block_size
         mapping = ints(self.blocks * block_size + self.offsets)
-        self.slots = Slots(mapping, block_size, before.written)
+        self.slots = Slots(mapping, block_size)
         self.tables = ints(before.tables)
         # Each variant writes to pages of its own, whose results stay for the next call.
         self.fused, self.separate = (
@@ -100,30 +102,25 @@ class RotatingDecodeProblem(Problem):
 
 
 def _fused(problem: RotatingDecodeProblem, settings: Settings) -> list[mx.array]:
-    rows, pages = problem.rows, problem.fused
+    rows, before = problem.rows, problem.before
     output = rotate_and_decode(
-        rows.qkv,
-        pages[0],
-        pages[1],
+        ProjectedRows(rows.qkv, rows.positions, problem.slots.mapping),
+        PageArrays(problem.fused[0], problem.fused[1], before.arrays.fence),
         problem.tables,
         problem.plan,
-        rows.positions,
-        problem.slots,
+        before.scoring,
         rows.rotary,
         rows.norms,
-        scale=problem.before.scale,
     )
-    return [output, *mx.depends(pages, [output])]
+    return [output, *mx.depends(problem.fused, [output])]
 
 
 def _separate(problem: RotatingDecodeProblem, settings: Settings) -> list[mx.array]:
     queries, *new = problem.rows.by_mlx()
-    for pages, rows in zip(problem.separate, new, strict=True):
-        scatter(pages, rows, problem.slots)
-    before, (keys, values) = problem.before, problem.separate
-    output = paged_attention(
-        queries, keys, values, problem.batch, scale=before.scale, window=before.window
-    )
+    for array, rows in zip(problem.separate, new, strict=True):
+        scatter(array, rows, problem.slots)
+    pages = PageArrays(problem.separate[0], problem.separate[1])
+    output = paged_attention(queries, pages, problem.batch, problem.before.scoring)
     return [output, *problem.separate]
 
 

@@ -25,7 +25,8 @@ from quire.kernels.choice.spec import (
     round_up,
 )
 from quire.kernels.kv_write import Slots, scatter
-from quire.kernels.rotate import HeadNorms, Rotary, rotate_and_write
+from quire.kernels.page_arrays import PageArrays
+from quire.kernels.rotate import HeadNorms, ProjectedRows, Rotary, rotate_and_write
 
 _EPS = 1e-5
 _BASE = 10000.0  # of rotary frequencies
@@ -70,7 +71,7 @@ class RotatedHeads(Protocol):
     def traditional(self) -> bool: ...
 
 
-class Projected:
+class RandomRows:
     """Random rows of queries, keys and values, (rows, (heads + 2 * kv_heads) * head_dim), and what
     turns them to their positions."""
 
@@ -95,7 +96,7 @@ class Projected:
         self.rotary = Rotary(frequencies, shape.rotary_dim, shape.traditional)
         self.norms = HeadNorms(self.weights[0], self.weights[1], _EPS) if shape.norms else None
 
-    def waiting(self, result: Sequence[mx.array]) -> Projected:
+    def waiting(self, result: Sequence[mx.array]) -> RandomRows:
         """The same rows once ``result`` is there."""
         other = copy.copy(self)
         other.qkv = waiting(self.qkv, result)
@@ -153,7 +154,7 @@ class RotateProblem(Problem):
         rng = np.random.default_rng(seed)
         random = mx.random.split(mx.random.key(seed), 3)
         positions = rng.integers(0, _MAX_POSITION, shape.rows)
-        self.rows = Projected(shape, positions, dtype, random[0])
+        self.rows = RandomRows(shape, positions, dtype, random[0])
         num_blocks = 2 + -(-2 * shape.rows // shape.block_size)
         size = num_blocks, shape.kv_heads, shape.block_size, shape.head_dim
 
@@ -166,8 +167,9 @@ class RotateProblem(Problem):
         # Block 0 is nobody's.
         free = np.arange(shape.block_size, num_blocks * shape.block_size)
         self.mapping = rng.permutation(free)[: shape.rows].astype(np.int32)
-        self.slots = Slots(ints(self.mapping), shape.block_size, mx.zeros((1,), mx.int32))
-        mx.eval(self.slots.mapping, self.slots.after)
+        self.slots = Slots(ints(self.mapping), shape.block_size)
+        self.fence = mx.zeros((1,), mx.int32)
+        mx.eval(self.slots.mapping, self.fence)
         self.num_bytes = 2 * self.rows.qkv.nbytes
 
     def expected(self) -> list[Float64Array]:
@@ -185,19 +187,16 @@ class RotateProblem(Problem):
 
 
 def _fused(problem: RotateProblem, settings: Settings) -> list[mx.array]:
-    given, pages = problem.rows, problem.fused
-    rows = rotate_and_write(
-        given.qkv,
-        pages[0],
-        pages[1],
-        given.positions,
-        problem.slots,
+    given = problem.rows
+    queries, pages = rotate_and_write(
+        ProjectedRows(given.qkv, given.positions, problem.slots.mapping),
+        PageArrays(problem.fused[0], problem.fused[1], problem.fence),
         given.rotary,
         given.norms,
         keep_rows=problem.shape.keep_rows,
     )
-    kept = [] if rows.keys is None or rows.values is None else [rows.keys, rows.values]
-    return [rows.queries, *mx.depends(pages, [rows.written]), *kept]
+    kept = [rows for rows in (pages.new_keys, pages.new_values) if rows is not None]
+    return [queries, *mx.depends(problem.fused, [pages.needed_fence()]), *kept]
 
 
 def _separate(problem: RotateProblem, settings: Settings) -> list[mx.array]:

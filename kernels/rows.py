@@ -33,7 +33,7 @@ def take_rows(arrays: Sequence[mx.array], indices: mx.array) -> list[mx.array]:
     for name, size in zip("ABC", [*packs, *[0] * missing], strict=True):
         template[f"PACKS_{name}"] = size
     taken = _take(
-        [*arrays, *[arrays[0]] * missing, indices],
+        [*arrays, *[None] * missing, indices],
         template=template,
         groups=(-(-count * sum(packs) // _THREADS), 1, 1),
         threads=_THREADS,

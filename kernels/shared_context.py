@@ -12,8 +12,10 @@ import mlx.core as mx
 import numpy as np
 
 from quire.kernels.decode_plan import DecodePlan, SharedPlan
+from quire.kernels.heads import Scoring
+from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_decode import Partials
-from quire.kernels.paged_prompt import attend_tiles, tile_rows
+from quire.kernels.paged_prompt import TileItems, attend_tiles, tile_rows
 from quire.kernels.ragged import SharedRun
 
 _WANTED_THREADGROUPS = 256
@@ -54,13 +56,10 @@ def _power_of_two(count: int) -> int:
 
 def attend_shared(
     queries: mx.array,
-    key_pages: mx.array,
-    value_pages: mx.array,
+    pages: PageArrays,
     block_tables: mx.array,
     plan: DecodePlan,
-    *,
-    scale: float,
-    written: mx.array,
+    scoring: Scoring,
 ) -> Partials | None:
     """Attention to the shared parts of contexts; None if ``plan`` has none.
 
@@ -74,16 +73,7 @@ def attend_shared(
     """
     if plan.shared_items is None:
         return None
-    values, stats = attend_tiles(
-        queries,
-        key_pages,
-        value_pages,
-        block_tables,
-        plan.shared_items,
-        block_tables.shape[0] * plan.most_shared_parts,
-        is_whole=False,
-        window=None,
-        scale=scale,
-        written=written,
-    )
-    return Partials(values, stats)
+    num_results = block_tables.shape[0] * plan.most_shared_parts
+    items = TileItems(plan.shared_items, num_results, is_whole=False)
+    # Sinks take part once, where the parts are merged.
+    return Partials(*attend_tiles(queries, pages, block_tables, items, Scoring(scoring.scale)))

@@ -97,12 +97,9 @@ class SharedProblem(PagedProblem):
 
     def decode(self, variant: SharedVariant) -> list[mx.array]:
         pages = self.pages
-        decoding = pages.queries, pages.keys, pages.values, self.tables, self.plans[variant]
-        scale, written = pages.scale, pages.written
-        shared = attend_shared(*decoding, scale=scale, written=written)
-        return [
-            paged_decode(*decoding, scale=scale, written=written, sinks=pages.sinks, shared=shared)
-        ]
+        plan, scoring = self.plans[variant], pages.scoring
+        decoding = pages.queries, pages.arrays, self.tables, plan, scoring
+        return [paged_decode(*decoding, shared=attend_shared(*decoding))]
 
 
 def _plan(shape: SharedShape, lengths: npt.NDArray[np.int32], runs: list[SharedRun]) -> DecodePlan:
@@ -116,9 +113,8 @@ def _plan(shape: SharedShape, lengths: npt.NDArray[np.int32], runs: list[SharedR
 
 
 def _reference(problem: SharedProblem, settings: Settings) -> list[mx.array]:
-    pages, batch = problem.pages, problem.batch
-    arrays = pages.queries, pages.keys, pages.values
-    return [paged_attention(*arrays, batch, scale=pages.scale, sinks=pages.sinks)]
+    pages = problem.pages
+    return [paged_attention(pages.queries, pages.arrays, problem.batch, pages.scoring)]
 
 
 def _fits(shape: SharedShape, dtype: str) -> bool:

@@ -11,32 +11,15 @@ from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
-from quire.cache.pages import LayerPages, PageShape
+from quire.cache.pages import LayerPages
 from quire.engine.attention.rows import Rows
 from quire.engine.step_batch import StepBatch
 from quire.kernels.attention import AttentionPlan
+from quire.kernels.heads import Heads, Scoring
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import ExtraScores
 from quire.kernels.ragged import RaggedBatch
 from quire.kernels.tree import Array
-
-
-class Heads(NamedTuple):
-    """What attention of one layer is, beside its arrays: layers alike share a plan."""
-
-    heads: int
-    kv_heads: int
-    key_dim: int
-    value_dim: int
-    window: int | None  # tokens a row sees, itself included; None: all
-    sinks: bool
-    dtype: mx.Dtype  # of the pages
-
-    @classmethod
-    def of(cls, heads: int, shape: PageShape, window: int | None, sinks: bool) -> Heads:
-        return cls(
-            heads, shape.key_heads, shape.key_dim, shape.value_dim, window, sinks, shape.key_dtype
-        )
 
 
 class Query(NamedTuple):
@@ -44,15 +27,11 @@ class Query(NamedTuple):
 
     Attributes:
         rows: (T, heads, 1, head_dim)
-        window: tokens a row sees, itself included; None: all.
-        sinks: (heads,) logits that take part in the softmax but have no value.
         extra: further scores (MLA), which kernels do not know.
     """
 
     rows: mx.array
-    scale: float
-    window: int | None
-    sinks: mx.array | None = None
+    scoring: Scoring
     extra: ExtraScores | None = None
 
 

@@ -9,21 +9,22 @@ import numpy as np
 import numpy.typing as npt
 
 from quire.cache.pages import LayerPages
-from quire.engine.attention.backend import Heads, Query, StepInputs
+from quire.engine.attention.backend import Query, StepInputs
 from quire.engine.attention.decode_rows import DecodeRows
 from quire.engine.attention.rows import Rows, round_rows
 from quire.engine.step_batch import StepBatch
 from quire.kernels.attention import AttentionPlan, attend
 from quire.kernels.choice.selection import select
 from quire.kernels.decode_plan import DecodePlan, DecodeSettings, default_settings, plan_rows
-from quire.kernels.kv_write import Slots, write_in_place
+from quire.kernels.heads import Heads
+from quire.kernels.kv_write import write_in_place
 from quire.kernels.mixed_attention_spec import MIXED_ATTENTION, MixedShape, MixedVariant
 from quire.kernels.padding import capacity, pad_size
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_decode_spec import PAGED_DECODE, DecodeShape
 from quire.kernels.paged_prompt import plan_tiles
-from quire.kernels.prompt_attention import PromptPlan, PromptVariant, plan_prompts
 from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION, PromptShape
+from quire.kernels.prompt_plan import PromptPlan, PromptVariant, plan_prompts
 from quire.kernels.ragged import PromptChunk, SharedRun
 from quire.kernels.shared_context import plan_shared
 from quire.kernels.shared_context_spec import SHARED_CONTEXT, SharedShape, SharedVariant
@@ -87,15 +88,13 @@ class KernelPages:
     def write(
         self, pages: LayerPages, step: StepInputs, keys: mx.array, values: mx.array
     ) -> PageArrays:
-        written = write_in_place(
-            pages.keys,
-            pages.values,
+        return write_in_place(
+            PageArrays(pages.keys, pages.values, step.fence),
             keys.astype(pages.keys.dtype),
             values.astype(pages.values.dtype),
-            Slots(step.slot_mapping, self._block_size, step.fence),
+            step.slot_mapping,
             keep_rows=step.plans.keeps_rows,
         )
-        return PageArrays(pages.keys, pages.values, written.token, written.keys, written.values)
 
     def attend(self, pages: PageArrays, step: StepInputs, query: Query) -> mx.array:
         assert step.plans.kernels is not None, "a step without a plan for these pages"
@@ -104,18 +103,11 @@ class KernelPages:
             pages.keys.shape[1],
             pages.keys.shape[3],
             pages.values.shape[3],
-            query.window,
-            query.sinks is not None,
+            query.scoring.window,
+            query.scoring.sinks is not None,
             pages.keys.dtype,
         )
-        return attend(
-            query.rows,
-            pages,
-            step.plans.kernels[heads],
-            scale=query.scale,
-            window=query.window,
-            sinks=query.sinks,
-        )
+        return attend(query.rows, pages, step.plans.kernels[heads], query.scoring)
 
     # ---- prompt chunks
 
@@ -141,16 +133,15 @@ class KernelPages:
         return True
 
     def _plan_together(self, rows: Rows, chunks: list[PromptChunk], heads: Heads) -> AttentionPlan:
-        tiles = plan_tiles(chunks, heads.window, heads.heads, heads.kv_heads, rows.num_padding_rows)
+        tiles = plan_tiles(chunks, heads, rows.num_padding_rows)
         return AttentionPlan(None, None, PromptPlan(tiles, [], [], None))
 
     def _plan_prompts(self, rows: Rows, heads: Heads) -> PromptPlan:
         return plan_prompts(
             rows.prompts,
-            heads.window,
-            self._prompt_shape(1, 1, heads),
+            heads,
+            self._block_size,
             lambda chunk: self._prompt_variant(chunk.num_rows, chunk.context_length, heads),
-            dtype=heads.dtype,
             num_before=rows.num_decode_rows,
             num_padding_rows=rows.num_padding_rows,
         )
@@ -207,8 +198,7 @@ class KernelPages:
             sinks=heads.sinks,
         )
         choice = select(PAGED_DECODE, shape, heads.dtype)
-        group = heads.heads // heads.kv_heads
-        settings = default_settings(lengths, heads.window, heads.kv_heads, group)
+        settings = default_settings(lengths, heads.window, heads.kv_heads, heads.group)
         return settings._replace(**choice.settings)
 
     def _common(self, heads: Heads) -> tuple[int, int, int, int, int]:

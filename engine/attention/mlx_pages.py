@@ -48,18 +48,9 @@ class MlxPages:
         slots = self._slots[1]
         scatter(pages.keys, keys, slots)
         scatter(pages.values, values, slots)
-        return PageArrays(pages.keys, pages.values, None)
+        return PageArrays(pages.keys, pages.values)
 
     def attend(self, pages: PageArrays, step: StepInputs, query: Query) -> mx.array:
         batch = step.plans.mlx
         assert batch is not None, "a step without a plan for these pages"
-        return paged_attention(
-            query.rows,
-            pages.keys,
-            pages.values,
-            batch,
-            scale=query.scale,
-            window=query.window,
-            sinks=query.sinks,
-            extra=query.extra,
-        )
+        return paged_attention(query.rows, pages, batch, query.scoring, query.extra)

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from quire.cache.pages import LayerPages
-from quire.engine.attention.backend import AttentionBackend, Heads, Plans, StepInputs
+from quire.engine.attention.backend import AttentionBackend, Plans, StepInputs
 from quire.engine.attention.kernel_pages import KernelPages
 from quire.engine.attention.mlx_pages import MlxPages
 from quire.engine.attention.rows import Rows
@@ -17,6 +17,7 @@ from quire.engine.model.block_weights import standard_part
 from quire.engine.model.seam import CurrentStep, FinalNorm, PagedLayer
 from quire.engine.model.standard import StandardForward
 from quire.engine.step_batch import StepBatch
+from quire.kernels.heads import Heads
 
 
 def on_gpu() -> bool:
@@ -158,5 +159,7 @@ class PagedModel:
 
 
 def _heads(layer: PagedLayer) -> list[Heads]:
-    assert layer.shape is not None, "a layer that the probe has not seen"
-    return [Heads.of(use.heads, layer.shape, use.window, use.sinks) for use in layer.uses]
+    shape = layer.shape
+    assert shape is not None, "a layer that the probe has not seen"
+    dims = shape.key_heads, shape.key_dim, shape.value_dim
+    return [Heads(use.heads, *dims, use.window, use.sinks, shape.key_dtype) for use in layer.uses]

@@ -21,6 +21,7 @@ from quire.cache.pages import LayerPages, PageShape
 from quire.engine.attention.backend import AttentionBackend, Query, StepInputs
 from quire.kernels.activation import rational_sigmoid
 from quire.kernels.cpu_rope import RowRope
+from quire.kernels.heads import Scoring
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import ExtraScores
 
@@ -159,10 +160,14 @@ class PagedLayer:
         arrays = keys.arrays
         if not is_plain:
             arrays = arrays._replace(keys=keys.pages, values=values.pages)
-        query = query._replace(window=query.window or self.window)
+        scoring = query.scoring
+        scoring = scoring._replace(window=scoring.window or self.window)
+        query = query._replace(scoring=scoring)
         if self.make_pages is not None:
             self.uses.add(
-                AttentionUse(query.rows.shape[1], query.window, query.sinks is not None, is_plain)
+                AttentionUse(
+                    query.rows.shape[1], scoring.window, scoring.sinks is not None, is_plain
+                )
             )
         assert self.backend is not None, "pages without a backend"
         return self.backend.attend(arrays, self._step.inputs, query)
@@ -236,7 +241,8 @@ def _dispatch(
         extra = ExtraScores(mask.queries, mask.handle.pages)
     elif mask is not None:
         raise CannotPage("it gives attention a mask of its own, which KV pages cannot apply")
-    return keys.layer.attend(Query(queries, scale, window, sinks, extra), keys, values)
+    query = Query(queries, Scoring(scale, window, sinks), extra)
+    return keys.layer.attend(query, keys, values)
 
 
 def install() -> None:

@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from quire.cache.pages import LayerPages
-from quire.engine.attention.backend import Heads, StepInputs
+from quire.engine.attention.backend import StepInputs
 from quire.engine.model.block_weights import BlockKind, BlockWeights, multiply, read_blocks
 from quire.engine.model.recurring import Recurring
 from quire.kernels.attention import AttentionPlan, attend
 from quire.kernels.block_ops import add_rms_norm, swiglu_joined
 from quire.kernels.choice.selection import select
-from quire.kernels.kv_write import Slots
+from quire.kernels.heads import Heads, Scoring
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_decode import rotate_and_decode
-from quire.kernels.rotate import HeadNorms, Rotary, rotate_and_write
+from quire.kernels.rotate import HeadNorms, ProjectedRows, Rotary, rotate_and_write
 from quire.kernels.rotate_and_decode_spec import (
     ROTATE_AND_DECODE,
     RotatingDecodeShape,
@@ -106,7 +106,7 @@ def _run_block(
     else:
         residual, normed = add_rms_norm(residual, terms[1], weights.input_norm, kind.input_eps)
     qkv = multiply(normed, kind.qkv, weights.qkv)
-    attended = _attend(form, weights, qkv, step, PageArrays(keys, values, None))
+    attended = _attend(form, weights, qkv, step, PageArrays(keys, values, step.fence))
     projected = multiply(attended, kind.output, weights.output)
     residual, normed = add_rms_norm(residual, projected, weights.output_norm, kind.output_eps)
     gated = swiglu_joined(multiply(normed, kind.gate_up, weights.gate_up))
@@ -120,7 +120,8 @@ def _attend(
     kind, heads = form.kind, form.heads
     assert step.plans.kernels is not None, "a step without a plan for these pages"
     plan = step.plans.kernels[heads]
-    slots = Slots(step.slot_mapping, pages.keys.shape[2], step.fence)
+    projected = ProjectedRows(qkv, step.positions, step.slot_mapping)
+    scoring = Scoring(kind.scale, heads.window)
     rotary = Rotary(weights.rotary, kind.rotary_dims, kind.traditional)
     norms = None
     if kind.head_norm_eps is not None:
@@ -129,30 +130,13 @@ def _attend(
         assert plan.decodes is not None
         assert plan.block_tables is not None
         attended = rotate_and_decode(
-            qkv,
-            pages.keys,
-            pages.values,
-            plan.block_tables,
-            plan.decodes,
-            step.positions,
-            slots,
-            rotary,
-            norms,
-            scale=kind.scale,
+            projected, pages, plan.block_tables, plan.decodes, scoring, rotary, norms
         )
     else:
-        rotated = rotate_and_write(
-            qkv,
-            pages.keys,
-            pages.values,
-            step.positions,
-            slots,
-            rotary,
-            norms,
-            keep_rows=step.plans.keeps_rows,
+        queries, pages = rotate_and_write(
+            projected, pages, rotary, norms, keep_rows=step.plans.keeps_rows
         )
-        pages = PageArrays(pages.keys, pages.values, rotated.written, rotated.keys, rotated.values)
-        attended = attend(rotated.queries, pages, plan, scale=kind.scale, window=heads.window)
+        attended = attend(queries, pages, plan, scoring)
     return attended.reshape(qkv.shape[0], -1)
 
 

@@ -51,7 +51,7 @@ def relative_difference(found: Sequence[Float64Array], expected: Sequence[Float6
     """The largest difference between two results, relative to the largest expected value of each
     array; infinite if one is not a number, or if arrays or shapes differ.
 
-    Arrays found beyond the expected ones, such as the token of a write in place, do not count.
+    Arrays found beyond the expected ones, such as the fence of a write in place, do not count.
     """
     found = found[: len(expected)]
     if [a.shape for a in found] != [b.shape for b in expected]:

@@ -1,6 +1,6 @@
 // Writes the keys and values of all rows into their slots, in place.
 // One thread moves one pack. The pages are inputs, so MLX believes they are only read: whoever reads
-// them next takes `written` as an input, and `after` is an output of whoever read them last.
+// them next takes `new_fence` as an input, and `fence` is an output of whoever read them last.
 // KEEP_ROWS also copies the rows, for readers of the new rows alone: one that took them from where
 // they came from would not need this kernel, and MLX leaves out what nobody needs.
 
@@ -30,4 +30,4 @@ if (row < int(slot_mapping_shape[0])) {
     if (KEEP_ROWS) ((DEVICE quire::Pack*)kept_values)[source] = moved;
   }
 }
-if (index == 0) written[0] = 1;
+if (index == 0) new_fence[0] = 1;

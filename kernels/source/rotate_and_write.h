@@ -38,4 +38,4 @@ if (row < int(slot_mapping_shape[0])) {
     }
   }
 }
-if (index == 0 && lane == 0) written[0] = 1;
+if (index == 0 && lane == 0) new_fence[0] = 1;

@@ -15,8 +15,8 @@ import mlx.core as mx
 import numpy as np
 
 from quire.kernels.choice.problem import Float64Array, Problem, to_float64
+from quire.kernels.heads import Heads
 from quire.kernels.page_arrays import PageArrays
-from quire.kernels.prompt_attention_spec import PromptShape
 from quire.kernels.ragged import PromptChunk
 from quire.loadtest.kernels.cases import Case, Profile
 from quire.loadtest.kernels.prompt_step import PromptStep
@@ -67,13 +67,13 @@ class _Inputs(Problem):
         # Keys and values as the step has them beside their pages.
         self.rows = [array.reshape(-1, _HEADS, 1, _DIM) for array in by_token[1:]]
         mx.eval(self.rows)
-        self.written = mx.zeros((1,), mx.int32) if gpu else None
+        self.fence = mx.zeros((1,), mx.int32) if gpu else None
         tables = np.arange(batch * blocks, dtype=np.int32).reshape(batch, blocks)
         chunks = [
             PromptChunk(row * length, length, length, table) for row, table in enumerate(tables)
         ]
-        layer = PromptShape(length, length, _HEADS, _HEADS, _DIM, _DIM, _BLOCK_SIZE)
-        self.step = PromptStep(chunks, layer, mx.float32, gpu=gpu)
+        heads = Heads(_HEADS, _HEADS, _DIM, _DIM, None, False, mx.float32)
+        self.step = PromptStep(chunks, heads, _BLOCK_SIZE, gpu=gpu)
 
     def expected(self) -> list[Float64Array]:
         return to_float64([_naive(self.layout, self)])
@@ -91,7 +91,7 @@ def _quire(layout: Layout, x: _Inputs) -> mx.array:
     With heads first, which it never has them, that takes copies. On GPUs, where whole prompts in
     float32 are MLX's to attend to anyway, its own function is better then.
     """
-    if layout == "BHSD" and x.written is not None:
+    if layout == "BHSD" and x.fence is not None:
         return _mlx(layout, x)
     rows = x.rows
     by_token = x.arrays
@@ -99,7 +99,7 @@ def _quire(layout: Layout, x: _Inputs) -> mx.array:
         by_token = [array.swapaxes(1, 2) for array in x.arrays]
         rows = [array.reshape(-1, _HEADS, 1, _DIM) for array in by_token[1:]]
     queries = by_token[0].reshape(-1, _HEADS, 1, _DIM)
-    arrays = PageArrays(*x.pages, x.written, *rows)
+    arrays = PageArrays(*x.pages, x.fence, *rows)
     output = x.step.attend(queries, arrays, _SCALE).reshape(by_token[0].shape)
     return mx.contiguous(output.swapaxes(1, 2)) if layout == "BHSD" else output
 

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from quire.kernels.decode_plan import DecodePlan, plan_items
+from quire.kernels.heads import Scoring
+from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_decode import paged_decode
 
 F32, F16, BF16 = mx.float32, mx.float16, mx.bfloat16
@@ -116,13 +118,10 @@ class DecodeCase:
         queries, sinks = self._queries
         return paged_decode(
             queries,
-            keys,
-            values,
+            PageArrays(keys, values, mx.zeros((1,), mx.int32)),
             tables,
             self.plan(),
-            scale=self.scale,
-            written=mx.zeros((1,), mx.int32),
-            sinks=sinks,
+            Scoring(self.scale, self.window, sinks),
             softcap=self.softcap,
         )
 

@@ -11,6 +11,8 @@ import numpy as np
 from decode_case import BF16, F32, GARBAGE, LIMITS, Float64Array, to_float64
 
 from quire.kernels import paged_prompt as module
+from quire.kernels.heads import Heads, Scoring
+from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_prompt import paged_prompt, tile_chunks
 from quire.kernels.ragged import PromptChunk
 
@@ -92,19 +94,20 @@ class PromptCase:
             mock.patch.object(module, "_MAX_PARTS", GARBAGE),
             mock.patch.object(module, "_MIN_PART", self.part or 1),
         ):
-            heads = queries.shape[1]
-            tiled = tile_chunks(chunks, self.window, heads, self.kv_heads, self.num_after)
+            heads = Heads(
+                queries.shape[1],
+                self.kv_heads,
+                *self.dims,
+                window=self.window,
+                sinks=self.sinks,
+                dtype=self.dtype,
+            )
+            tiled = tile_chunks(chunks, heads, self.num_after)
         assert (tiled.first_items is None) == (self.part is None)
         with mock.patch.object(module, "_num_stages", return_value=self.stages):
-            return paged_prompt(
-                queries,
-                keys,
-                values,
-                tiled,
-                scale=self.dims[0] ** -0.5,
-                written=mx.zeros((1,), mx.int32),
-                sinks=sinks,
-            )
+            pages = PageArrays(keys, values, mx.zeros((1,), mx.int32))
+            scoring = Scoring(self.dims[0] ** -0.5, self.window, sinks)
+            return paged_prompt(queries, pages, tiled, scoring)
 
     def expected(self) -> Float64Array:
         """(rows, heads, 1, value_dim); zeros for the rows behind the chunks."""

@@ -172,7 +172,7 @@ def test_a_kernel_that_does_not_compile_is_dropped(
     def fail(*args: object, **options: object) -> None:
         raise RuntimeError("unable to build the library")
 
-    monkeypatch.setattr(GpuKernel, "__call__", fail)
+    monkeypatch.setattr(GpuKernel, "launch", fail)
     record = checked_variants("cuda", ["bfloat16"])
     (verdict,) = record.verdicts
     assert verdict.reason == "RuntimeError: unable to build the library"
@@ -196,7 +196,7 @@ def test_a_passing_failure_is_not_remembered(reason: str, monkeypatch: pytest.Mo
     def fail(*args: object, **options: object) -> None:
         raise RuntimeError(reason)
 
-    monkeypatch.setattr(GpuKernel, "__call__", fail)
+    monkeypatch.setattr(GpuKernel, "launch", fail)
     record = checked_variants("metal", ["float32"])
     assert record.dropped() == {("kv_write", "in_place", "float32")}
     assert chosen(mx.float32, "metal").variant is WriteVariant.SCATTER
@@ -210,7 +210,7 @@ def test_a_record_that_cannot_be_written_holds_for_the_process(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "quire").touch()
-    monkeypatch.setattr(GpuKernel, "__call__", lambda *args, **options: [mx.zeros((1,))])
+    monkeypatch.setattr(GpuKernel, "launch", lambda *args, **options: [mx.zeros((1,))])
     checked_variants("metal", ["float32"])
     assert "the kernels will be checked again at the next start" in caplog.text
     assert not record_path(load_record("metal").key).exists()

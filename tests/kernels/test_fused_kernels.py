@@ -11,8 +11,8 @@ from decode_case import BF16, F16, F32, LIMITS, Float64Array, to_float64
 from metal_sim import KernelFault, compiled_ahead, simulated_kernels
 
 from quire.kernels.block_ops import add_rms_norm
-from quire.kernels.kv_write import Slots
-from quire.kernels.rotate import HeadNorms, Rotary, RotatedRows, rotate_and_write
+from quire.kernels.page_arrays import PageArrays
+from quire.kernels.rotate import HeadNorms, ProjectedRows, Rotary, rotate_and_write
 
 EPS = 1e-3
 
@@ -66,22 +66,18 @@ class RotateCase:
     def slots(self) -> list[int]:
         return [3, 23, 8, 0, 15][: self.rows]
 
-    def run(self) -> tuple[RotatedRows, mx.array, mx.array]:
+    def run(self) -> tuple[mx.array, PageArrays]:
         qkv, key_pages, value_pages, weights = self.inputs()
         norms = HeadNorms(weights[0], weights[1], EPS) if self.norms else None
-        rotated = rotate_and_write(
-            qkv,
-            key_pages,
-            value_pages,
-            mx.array(self.positions),
-            Slots(mx.array(self.slots), self.block_size, after=mx.array([1])),
+        return rotate_and_write(
+            ProjectedRows(qkv, mx.array(self.positions), mx.array(self.slots)),
+            PageArrays(key_pages, value_pages, mx.array([1])),
             Rotary(
                 mx.array(self.frequencies.astype(np.float32)), self.rotary_dims, self.traditional
             ),
             norms,
             keep_rows=self.keep_rows,
         )
-        return rotated, key_pages, value_pages
 
     def expected(self) -> tuple[Float64Array, Float64Array, Float64Array]:
         """Queries, keys and values, (rows, heads, head_dim) each."""
@@ -105,17 +101,17 @@ class RotateCase:
         return turned
 
     def check(self) -> None:
-        rotated, *pages = self.run()
+        rotated, pages = self.run()
         queries, keys, values = self.expected()
-        assert_near(rotated.queries[:, :, 0], queries, self.dtype)
-        for array, before, new in zip(pages, self.inputs()[1:3], (keys, values), strict=True):
+        assert_near(rotated[:, :, 0], queries, self.dtype)
+        for array, before, new in zip(pages[:2], self.inputs()[1:3], (keys, values), strict=True):
             expected = to_float64(before)
             for row, slot in enumerate(self.slots):
                 expected[slot // self.block_size, :, slot % self.block_size] = new[row]
             assert_near(array, expected, self.dtype)
             untouched = expected == to_float64(before)
             assert (to_float64(array) == to_float64(before))[untouched].all()
-        for kept, wanted in ((rotated.keys, keys), (rotated.values, values)):
+        for kept, wanted in ((pages.new_keys, keys), (pages.new_values, values)):
             assert (kept is not None) == self.keep_rows
             if kept is not None:
                 assert_near(kept[:, :, 0], wanted, self.dtype)

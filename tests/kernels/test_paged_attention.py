@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quire.kernels.heads import Scoring
 from quire.kernels.kv_write import Slots, scatter
+from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import ExtraScores, paged_attention
 from quire.kernels.ragged import DecodeGroup, PromptChunk, RaggedBatch
 
@@ -88,13 +90,10 @@ class Case:
         extra = ExtraScores(self.extra_queries, array(self.ep)) if self.extra_dim else None
         out = paged_attention(
             self.queries,
-            array(self.kp),
-            array(self.vp),
+            PageArrays(array(self.kp), array(self.vp)),
             self.batch,
-            scale=scale,
-            window=window,
-            sinks=None if sinks is None else array(sinks),
-            extra=extra,
+            Scoring(scale, window, None if sinks is None else array(sinks)),
+            extra,
         )
         return np.array(out.astype(mx.float32))[:, :, 0]
 

@@ -12,52 +12,44 @@ from hypothesis import strategies as st
 
 from quire.kernels import paged_prompt as tiles
 from quire.kernels import prompt_attention as prompts
+from quire.kernels.heads import Heads, Scoring
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import paged_attention
 from quire.kernels.paged_prompt import TiledChunks
-from quire.kernels.prompt_attention_spec import PromptShape, PromptVariant
+from quire.kernels.prompt_plan import PromptVariant, plan_prompts
 from quire.kernels.ragged import PromptChunk, RaggedBatch
 from quire.kernels.tree import to_device
 
 BLOCK, HEADS, KV_HEADS, DIM = 8, 4, 2, 16
-LAYER = PromptShape(1, 1, HEADS, KV_HEADS, DIM, DIM, BLOCK)
+LAYER = Heads(HEADS, KV_HEADS, DIM, DIM, window=None, sinks=False, dtype=mx.float16)
 
 
-def gather(
-    keys: mx.array, values: mx.array, blocks: mx.array, written: mx.array
-) -> tuple[mx.array, mx.array]:
+def gather(pages: PageArrays, blocks: mx.array) -> tuple[mx.array, mx.array]:
     """What the kernel does, in MLX."""
 
     def join(pages: mx.array) -> mx.array:
         found = pages[blocks].swapaxes(1, 2)
         return found.reshape(blocks.shape[0], KV_HEADS, -1, DIM)
 
-    return join(keys), join(values)
+    return join(pages.keys), join(pages.values)
 
 
 def follow_items(
-    queries: mx.array,
-    key_pages: mx.array,
-    value_pages: mx.array,
-    chunks: TiledChunks,
-    *,
-    scale: float,
-    written: mx.array,
-    sinks: mx.array | None,
+    queries: mx.array, pages: PageArrays, chunks: TiledChunks, scoring: Scoring
 ) -> mx.array:
     """What the kernels do, item by item, in NumPy."""
-    keys, values = (np.array(pages).transpose(0, 2, 1, 3) for pages in (key_pages, value_pages))
+    keys, values = (np.array(array).transpose(0, 2, 1, 3) for array in pages[:2])
     results = np.full((chunks.num_results, HEADS, DIM), np.nan)
     peaks, totals = np.zeros((2, chunks.num_results, HEADS))
     for row, count, start, table, begin, end, first, step in np.array(chunks.items).tolist():
         blocks = np.array(chunks.block_tables)[table]
         context = keys[blocks].reshape(-1, KV_HEADS, DIM), values[blocks].reshape(-1, KV_HEADS, DIM)
         for token in range(count):
-            low = max(begin, 0 if chunks.window is None else start + token - chunks.window + 1)
+            low = max(begin, start + token + 1 - (scoring.window or 1 << 30))
             seen = slice(low, max(low, min(end, start + token + 1)))
             for head in range(HEADS):
                 k, v = (each[seen, head * KV_HEADS // HEADS] for each in context)
-                scores = k @ np.array(queries[row + token, head, 0]) * scale
+                scores = k @ np.array(queries[row + token, head, 0]) * scoring.scale
                 at = first + token * step, head
                 peaks[at] = scores.max(initial=-1e30)
                 weights = np.exp(scores - peaks[at])
@@ -138,12 +130,11 @@ def test_every_row_sees_its_own_context(
     if num_before:
         before = mx.array(rng.standard_normal((num_before, HEADS, 1, DIM)).astype(np.float32))
     # Whatever mixture of variants is chosen: by the chunk's length.
-    plan = prompts.plan_prompts(
+    plan = plan_prompts(
         chunks,
-        window,
-        LAYER,
+        LAYER._replace(window=window, dtype=planned_dtype),
+        BLOCK,
         lambda chunk: variants[chunk.num_rows % len(variants)],
-        dtype=planned_dtype,
         num_before=num_before,
         num_padding_rows=num_after,
     )
@@ -151,12 +142,9 @@ def test_every_row_sees_its_own_context(
     new = (rows_of(keys, chunks, row), rows_of(values, chunks, row))
     at_hand = new if rows_at_hand else (None, None)
     pages = PageArrays(keys, values, mx.zeros((1,)), *at_hand)
-    got = prompts.prompt_attention(
-        queries, pages, plan, scale=0.3, window=window, sinks=None, before=before
-    )
-    expected = paged_attention(
-        queries, keys, values, RaggedBatch([], chunks), scale=0.3, window=window
-    )
+    scoring = Scoring(0.3, window)
+    got = prompts.prompt_attention(queries, pages, plan, scoring, before=before)
+    expected = paged_attention(queries, pages, RaggedBatch([], chunks), scoring)
     if before is not None:
         expected = mx.concatenate([before, expected])
     assert got.shape == (row + num_after, HEADS, 1, DIM)
@@ -170,26 +158,23 @@ def test_short_chunks_of_many_lengths_are_one_batch() -> None:
         PromptChunk(int(first), n, n, np.zeros(-(-n // BLOCK), np.int32))
         for first, n in zip(starts[:-1], counts, strict=True)
     ]
-    plan = prompts.plan_prompts(
-        chunks, None, LAYER, lambda _: PromptVariant.SDPA_PADDED, dtype=mx.float16
-    )
+    plan = plan_prompts(chunks, LAYER, BLOCK, lambda _: PromptVariant.SDPA_PADDED)
     assert len(plan.padded) == 1
     assert not plan.alone
 
 
 def test_a_long_aligned_chunk_goes_alone() -> None:
     chunk = PromptChunk(0, 2048, 4096, np.zeros(512, np.int32))
-    plan = prompts.plan_prompts(
-        [chunk], None, LAYER, lambda _: PromptVariant.SDPA_PADDED, dtype=mx.float16
-    )
+    plan = plan_prompts([chunk], LAYER, BLOCK, lambda _: PromptVariant.SDPA_PADDED)
     assert plan.alone == [chunk]
     assert plan.order is None
 
 
 def test_a_short_chunk_after_a_long_context_fills_the_device() -> None:
     chunk = PromptChunk(0, 3, 9000, np.arange(1, 1126, dtype=np.int32))
-    tiled = tiles.tile_chunks([chunk], None, 32, 8)
+    heads = LAYER._replace(heads=32, kv_heads=8)
+    tiled = tiles.tile_chunks([chunk], heads)
     assert tiled.first_items is not None
     assert tiled.items.shape[0] * 8 >= 128
     many = [PromptChunk(i * 64, 64, 4096, np.arange(512, dtype=np.int32)) for i in range(40)]
-    assert tiles.tile_chunks(many, None, 32, 8).first_items is None
+    assert tiles.tile_chunks(many, heads).first_items is None

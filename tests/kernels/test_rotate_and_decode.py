@@ -11,9 +11,10 @@ from decode_case import BF16, F16, F32, GARBAGE, LIMITS, to_float64
 from metal_sim import KernelFault, changed, compiled_ahead, simulated_kernels
 
 from quire.kernels.decode_plan import DecodePlan, plan_items
-from quire.kernels.kv_write import Slots
+from quire.kernels.heads import Scoring
+from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_decode import paged_decode, rotate_and_decode
-from quire.kernels.rotate import HeadNorms, Rotary, rotate_and_write
+from quire.kernels.rotate import HeadNorms, ProjectedRows, Rotary, rotate_and_write
 
 
 @dataclass(frozen=True)
@@ -59,26 +60,14 @@ class Case:
         )
         norms = HeadNorms(weights[0], weights[1], 1e-3) if self.norms else None
         positions = mx.array(np.array(self.lengths, np.int32) - 1)
-        where = Slots(mx.array(np.array(slots, np.int32)), size, after=mx.array([1]))
-        block_tables, plan, scale = mx.array(tables), self.plan(), self.head_dim**-0.5
+        projected = ProjectedRows(qkv, positions, mx.array(np.array(slots, np.int32)))
+        pages = PageArrays(keys, values, mx.array([1]))
+        decoding = mx.array(tables), self.plan(), Scoring(self.head_dim**-0.5, self.window)
         if joined:
-            output = rotate_and_decode(
-                qkv, keys, values, block_tables, plan, positions, where, rotary, norms, scale=scale
-            )
+            output = rotate_and_decode(projected, pages, *decoding, rotary, norms)
             return output, keys, values
-        rotated = rotate_and_write(
-            qkv, keys, values, positions, where, rotary, norms, keep_rows=False
-        )
-        output = paged_decode(
-            rotated.queries,
-            keys,
-            values,
-            block_tables,
-            plan,
-            scale=scale,
-            written=rotated.written,
-        )
-        return output, keys, values
+        queries, pages = rotate_and_write(projected, pages, rotary, norms, keep_rows=False)
+        return paged_decode(queries, pages, *decoding), keys, values
 
     def plan(self) -> DecodePlan:
         lengths = np.array(self.lengths, np.int32)

@@ -16,8 +16,8 @@ from quire.kernels.choice.spec import Variant as V
 from quire.kernels.kv_write_spec import KV_WRITE, WriteShape, WriteVariant
 from quire.kernels.matmul_spec import DenseShape
 from quire.kernels.paged_decode_spec import PAGED_DECODE, DecodeProblem, DecodeShape, DecodeVariant
-from quire.kernels.prompt_attention import PromptVariant
 from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION, PromptShape
+from quire.kernels.prompt_plan import PromptVariant
 from quire.kernels.quantized_matmul_spec import QUANTIZED_MATMUL, MatmulShape
 from quire.kernels.rotate_and_decode_spec import (
     ROTATE_AND_DECODE,

@@ -17,6 +17,8 @@ from metal_sim import KernelFault, build_all, changed, collected_texts, simulate
 
 from quire.kernels import paged_prompt
 from quire.kernels.decode_plan import DecodePlan, plan_items
+from quire.kernels.heads import Scoring
+from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_decode import paged_decode
 from quire.kernels.ragged import SharedRun
 from quire.kernels.shared_context import attend_shared, plan_shared
@@ -76,14 +78,12 @@ class SharedCase(DecodeCase):
     def run(self) -> mx.array:
         keys, values, tables = self._pages()
         queries, sinks = self._queries
-        written = mx.zeros((1,), mx.int32)
-        decoding = queries, keys, values, tables, self.plan()
+        pages = PageArrays(keys, values, mx.zeros((1,), mx.int32))
+        decoding = queries, pages, tables, self.plan(), Scoring(self.scale, sinks=sinks)
         with mock.patch.object(paged_prompt, "_num_stages", return_value=1):  # as on Metal
-            shared = attend_shared(*decoding, scale=self.scale, written=written)
+            shared = attend_shared(*decoding)
         assert shared is not None
-        return paged_decode(
-            *decoding, scale=self.scale, written=written, sinks=sinks, shared=shared
-        )
+        return paged_decode(*decoding, shared=shared)
 
 
 # Row 0 shares nothing, nor do rows between the runs; own parts begin anywhere in a tile.

@@ -8,7 +8,8 @@ import mlx.core as mx
 import numpy as np
 from decode_case import Float64Array, to_float64
 
-from quire.kernels.kv_write import Slots, gather_context, write_in_place
+from quire.kernels.kv_write import gather_context, write_in_place
+from quire.kernels.page_arrays import PageArrays
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,13 @@ class WriteCase:
             context = page[blocks].swapaxes(0, 1)
             expected.append(context.reshape(1, context.shape[0], -1, context.shape[-1]))
 
-        slots = Slots(mx.array(mapping), size, after=mx.array([1]))
-        kept = write_in_place(pages[0], pages[1], new[0], new[1], slots, keep_rows=True)
-        assert kept.keys is not None
-        assert kept.values is not None
-        contexts = gather_context(pages[0], pages[1], mx.array(blocks)[None], kept.token)
+        before = PageArrays(pages[0], pages[1], mx.array([1]))
+        kept = write_in_place(before, new[0], new[1], mx.array(mapping), keep_rows=True)
+        assert kept.new_keys is not None
+        assert kept.new_values is not None
+        contexts = gather_context(kept, mx.array(blocks)[None])
         expected += [to_float64(rows) for rows in new]
-        return [*pages, *contexts, kept.keys, kept.values], expected
+        return [*pages, *contexts, kept.new_keys, kept.new_values], expected
 
     def check(self) -> None:
         result, expected = self.run()

@@ -8,12 +8,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from quire.engine.attention.backend import Heads
 from quire.engine.attention.kernel_pages import KernelPages
 from quire.engine.messages import SamplingParams
 from quire.engine.step.transfer import HostTree
 from quire.engine.step_batch import Chunk, StepBatch
 from quire.kernels.choice.selection import Selector, selecting
+from quire.kernels.heads import Heads
 
 BLOCK = 16
 HEADS = Heads(32, 8, 128, 128, None, False, mx.bfloat16)

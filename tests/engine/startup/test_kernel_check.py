@@ -95,13 +95,13 @@ def test_a_model_does_without(
         mock.patch("quire.engine.model.paged_model.on_gpu", return_value=True),
         simulated_kernels(orders=1),
     ):
-        run = GpuKernel.__call__
+        run = GpuKernel.launch
 
         def recorded(self: GpuKernel, *args: object, **options: object) -> list[mx.array]:
             launched.add(self.name)
             return run(self, *args, **options)
 
-        with mock.patch.object(GpuKernel, "__call__", recorded):
+        with mock.patch.object(GpuKernel, "launch", recorded):
             tokens = tokens_of(model, prompt)
     assert tokens == reference_generate(build("qwen3", 0), prompt, 3)[0]
     assert model.in_place is in_place

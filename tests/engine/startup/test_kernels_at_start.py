@@ -49,7 +49,7 @@ def texts() -> Iterator[set[tuple[object, ...]]]:
     with (
         selecting(Selector("cuda", None)),
         mock.patch("quire.engine.model.paged_model.on_gpu", return_value=True),
-        mock.patch.object(GpuKernel, "__call__", call),
+        mock.patch.object(GpuKernel, "launch", call),
     ):
         yield met
     mx.enable_compile()

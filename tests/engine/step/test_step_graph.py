@@ -67,7 +67,7 @@ def launches() -> Iterator[Launches]:
     mx.disable_compile()
     with (
         mock.patch("quire.engine.model.paged_model.on_gpu", return_value=True),
-        mock.patch.object(GpuKernel, "__call__", call),
+        mock.patch.object(GpuKernel, "launch", call),
     ):
         yield stand_in
     mx.enable_compile()

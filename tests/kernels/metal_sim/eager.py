@@ -19,7 +19,7 @@ Mutations = Mapping[str, Mutation]
 
 @contextmanager
 def simulated_kernels(mutations: Mutations | None = None, orders: int = 3) -> Iterator[None]:
-    """Within it every call of a :class:`GpuKernel` runs at once in the simulator.
+    """Within it every launch of a :class:`GpuKernel` runs at once in the simulator.
 
     What a kernel writes into its inputs is written into the very arrays it was given, as on a GPU.
 
@@ -29,7 +29,7 @@ def simulated_kernels(mutations: Mutations | None = None, orders: int = 3) -> It
     """
     unused = set(mutations or {})
 
-    def call(
+    def launch(
         self: GpuKernel,
         inputs: Sequence[mx.array],
         *,
@@ -55,7 +55,7 @@ def simulated_kernels(mutations: Mutations | None = None, orders: int = 3) -> It
             _overwrite(array, after)
         return result.outputs
 
-    with _in_place_of_launches(call):
+    with _in_place_of_launches(launch):
         yield
     if unused:
         raise ValueError(f"no launch of {', '.join(sorted(unused))}, which was to be changed")
@@ -77,7 +77,7 @@ def collected_texts(mutations: Mutations | None = None) -> Iterator[list[tuple[M
     """Within it kernels return zeros, and their texts with their names go into the list."""
     texts: list[tuple[MetalText, str]] = []
 
-    def call(
+    def launch(
         self: GpuKernel,
         inputs: Sequence[mx.array],
         *,
@@ -97,7 +97,7 @@ def collected_texts(mutations: Mutations | None = None) -> Iterator[list[tuple[M
             for shape, dtype in zip(output_shapes, output_dtypes, strict=True)
         ]
 
-    with _in_place_of_launches(call):
+    with _in_place_of_launches(launch):
         yield texts
 
 
@@ -105,7 +105,7 @@ def collected_texts(mutations: Mutations | None = None) -> Iterator[list[tuple[M
 def launches_by(note: Callable[..., None]) -> Iterator[None]:
     """Within it kernels return zeros, and ``note`` is called with what tells texts apart."""
 
-    def call(
+    def launch(
         self: GpuKernel,
         inputs: Sequence[mx.array],
         *,
@@ -119,16 +119,16 @@ def launches_by(note: Callable[..., None]) -> Iterator[None]:
         pairs = zip(output_shapes, output_dtypes, strict=True)
         return [mx.zeros(shape, dtype) for shape, dtype in pairs]
 
-    with _in_place_of_launches(call):
+    with _in_place_of_launches(launch):
         yield
 
 
 @contextmanager
-def _in_place_of_launches(call: Callable[..., list[mx.array]]) -> Iterator[None]:
-    """Within it ``call`` gets arrays: compiled functions would trace it, and not call it again."""
+def _in_place_of_launches(launch: Callable[..., list[mx.array]]) -> Iterator[None]:
+    """Within it ``launch`` gets arrays: compiled functions would trace it and not call it again."""
     mx.disable_compile()
     try:
-        with mock.patch.object(GpuKernel, "__call__", call):
+        with mock.patch.object(GpuKernel, "launch", launch):
             yield
     finally:
         mx.enable_compile()
