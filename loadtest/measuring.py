@@ -1,0 +1,173 @@
+"""The page of measurements, docs/measuring.md, written from the raw results beside this file.
+
+`python -m quire.loadtest.measuring` writes it anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from quire.loadtest.compare import comparisons
+from quire.loadtest.kernels.results import CaseResult, KernelsResult, load_kernels
+from quire.loadtest.kernels.table import baselines
+from quire.loadtest.report import number
+from quire.loadtest.results import CompareResult, LoadResult, load_result
+
+_ROOT = Path(__file__).parent.parent
+_RESULTS = _ROOT / "loadtest" / "results"
+_PAGE = _ROOT / "docs" / "measuring.md"
+_NOT_TIMES = {"model_families.json"}  # what `make test-models` writes
+
+_HEAD = """\
+# Measurements
+
+Every table is made of one raw file in [loadtest/results](../loadtest/results), by
+`python -m quire.loadtest.measuring`; tests compare this page with them. Above each stand the
+command that measured it, as it was called then, and the machine. How the figures are taken:
+
+- Servers are compared in turns within one run, each freshly started, with the same texts; figures
+  are medians of the rounds that did not fail. A ratio above 1 says that the first one is better.
+- Kernels are timed in chains, each call on the result of the one before, so that what is timed is
+  really computed; figures are medians, and a ratio above 1 says that the kernel is faster.
+- Steps are medians of many, of the engine beside mlx-lm's own batch, or before and after a change.
+- Hosts of one name differ in speed: compare within a table, not between two.
+
+To measure your own machine: `quire bench compare --help`, `quire bench kernels --help`,
+`python -m quire.loadtest.steps --help`, or all in one by `quire report`.
+"""
+
+
+def measuring_page(folder: Path = _RESULTS) -> str:
+    """The whole page, in Markdown.
+
+    Raises:
+        ValueError: a file in ``folder`` is not a result.
+    """
+    files = [path for path in sorted(folder.glob("*.json")) if path.name not in _NOT_TIMES]
+    return "\n".join([_HEAD, *("\n".join(_section(path)) for path in files)])
+
+
+def _section(path: Path) -> Iterator[str]:
+    raw = json.loads(path.read_bytes())
+    yield f"## {path.stem}\n"
+    yield f"[Raw figures](../loadtest/results/{path.name}).\n"
+    yield f"```sh\n{raw['command']}\n```\n"
+    match raw.get("kind"):
+        case "compare":
+            result = load_result(path)
+            assert isinstance(result, CompareResult)
+            yield from _compare(result)
+        case "kernels":
+            yield from _kernels(load_kernels(path))
+        case _:
+            yield from _steps(raw)
+
+
+def _compare(result: CompareResult) -> Iterator[str]:
+    where = result.environment
+    machine = ", ".join(where.gpus) or f"{where.cpu_count} cores, no GPU"
+    yield f"{where.machine}, {machine}, MLX {where.packages.get('mlx', '?')}, {where.time[:10]}."
+    for setup in result.servers:
+        preload = f"LD_PRELOAD={setup.preload} " if setup.preload else ""
+        yield f"- {setup.name}: `{preload}{setup.command}`"
+    yield ""
+    names = [setup.name for setup in result.servers]
+    rows = []
+    for workload in dict.fromkeys(run.workload for run in result.runs):
+        for place, comparison in enumerate(comparisons(result, workload)):
+            medians = [number(comparison.medians[name]) for name in names]
+            what = _workload(result, workload) if place == 0 else ""
+            rows.append([what, comparison.label, *medians, number(comparison.ratio)])
+    yield from _table(["load", "", *names, "ratio"], rows, text=2)
+    if failed := [f"{run.server} {run.workload}" for run in result.runs if run.failure]:
+        yield f"Failed, and left out: {', '.join(failed)}.\n"
+
+
+def _workload(result: CompareResult, name: str) -> str:
+    """What a load was, in a few words."""
+    found = next((r.result for r in result.runs if r.workload == name and r.result), None)
+    if not isinstance(found, LoadResult):
+        return name
+    spec = found.workload
+    clients = f"{found.clients} client" + "s" * (found.clients != 1)
+    return f"{spec.name}: {spec.requests} requests, {clients}, {spec.max_tokens} out"
+
+
+def _kernels(result: KernelsResult) -> Iterator[str]:
+    """A row for each way that an operation was computed in, beside those of others."""
+    yield (
+        f"{result.chip} ({result.device}), where a copy moves {number(result.copy_gb_per_s)} GB/s; "
+        f"MLX {result.environment.packages.get('mlx', '?')}, {result.environment.time[:10]}.\n"
+    )
+    for operation in dict.fromkeys(case.operation for case in result.cases):
+        cases = [case for case in result.cases if case.operation == operation]
+        against = baselines(cases)
+        rows = [row for case in cases for row in _ways(case, against)]
+        titles = [operation, "", "us", "GB/s", *(f"vs {name}" for name in against)]
+        yield from _table(titles, rows, text=2)
+
+
+def _ways(case: CaseResult, against: Sequence[str]) -> Iterator[list[str]]:
+    for variant in case.variants:
+        if variant.failure:
+            yield [case.name, variant.name, "failed", *[""] * (1 + len(against))]
+        elif not variant.is_baseline:
+            ratios = [number(case.speed_against(name, variant)) for name in against]
+            figures = number(variant.throughput), number(variant.gb_per_s)
+            yield [case.name, variant.name, *figures, *ratios]
+
+
+def _steps(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Steps of the engine beside mlx-lm's batch (`ms`), or before and after a change."""
+    about = [raw[key] for key in ("machine", "blas", "model", "note") if raw.get(key)]
+    yield ". ".join(line[:1].upper() + line[1:] for line in about) + ".\n"
+    if "ms" in raw:
+        times = {name: _pooled(runs) for name, runs in raw["ms"].items()}
+    elif "pairs" in raw:
+        times = {name: _pooled([pair[name] for pair in raw["pairs"]]) for name in _CHANGE}
+    else:
+        times = {name: _pooled([run["ms"] for run in raw[name]["runs"]]) for name in _CHANGE}
+    first, second = ("bare", "engine") if "ms" in raw else _CHANGE
+    rows = [
+        [what, number(old), number(new), number(old / new)]
+        for what, old in times[first].items()
+        if (new := times[second].get(what)) is not None
+    ]
+    titles = ["mlx-lm's batch", "engine"] if "ms" in raw else list(_CHANGE)
+    yield from _table(["ms a step", *titles, "ratio"], rows)
+
+
+_CHANGE = "before", "after"
+
+
+def _pooled(runs: Sequence[Any]) -> dict[str, float]:
+    """Medians over all steps of all runs; a run without names is of one kind of steps."""
+    named = [run if isinstance(run, dict) else {"decode": run} for run in runs]
+    pooled: dict[str, list[float]] = {}
+    for run in named:
+        for what, values in run.items():
+            pooled.setdefault(what, []).extend(values)
+    return {what: statistics.median(values) for what, values in pooled.items()}
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) -> Iterator[str]:
+    """The first ``text`` columns on the left, the others on the right."""
+    yield f"| {' | '.join(titles)} |"
+    yield "|" + "---|" * text + "---:|" * (len(titles) - text)
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+    yield ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=_PAGE)
+    parser.parse_args().out.write_text(measuring_page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
