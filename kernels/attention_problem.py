@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -34,20 +34,23 @@ PAGED_LIMITS: Mapping[str, Limit] = {
 }
 NO_SOFTCAP: Mapping[str, Limit] = {"softcap": Limit(values=(False,))}
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Any)  # a named tuple
 Paged = TypeVar("Paged", bound="PagedProblem")
 
 # Bound before anything wraps the attribute of the module.
 _sdpa = mx.fast.scaled_dot_product_attention
 
 
-def for_head_dims(make: Callable[[int, int], T]) -> dict[str, T]:
-    """Shapes to survey, by their head sizes."""
+def surveyed_shapes(common: T) -> dict[str, T]:
+    """By name: the shape ``common`` with the head sizes of models, and with each flag it knows."""
     found = {}
     for key_dim, value_dim in _HEAD_DIMS:
         same = key_dim == value_dim
         label = f"head_dim {key_dim}" if same else f"dims {key_dim} and {value_dim}"
-        found[label] = make(key_dim, value_dim)
+        found[label] = common._replace(key_dim=key_dim, value_dim=value_dim)
+    for flag in ("window", "sinks", "softcap"):
+        if flag in common._fields:
+            found[flag] = common._replace(**{flag: True})
     return found
 
 

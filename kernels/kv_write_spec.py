@@ -10,7 +10,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from quire.kernels.attention_problem import for_head_dims
+from quire.kernels.attention_problem import surveyed_shapes
 from quire.kernels.choice.problem import Float64Array, Problem, ints, normal, to_float64
 from quire.kernels.choice.spec import (
     ANYWHERE,
@@ -127,7 +127,7 @@ KV_WRITE = Spec(
     problem=WriteProblem,
     checked=(WriteShape(5, 2, 128, 128, 16, keep_rows=True), WriteShape(37, 3, 192, 128, 8)),
     surveyed={
-        **for_head_dims(lambda key, value: _COMMON._replace(key_dim=key, value_dim=value)),
+        **surveyed_shapes(_COMMON),
         **{f"block_size {n}": _COMMON._replace(block_size=n) for n in (4, 8, 16, 32, 64)},
     },
     group=Group.PAGES,
@@ -194,6 +194,6 @@ GATHER_PAGES = Spec(
     defaults=(Default(GatherVariant.COPY, GPUS),),
     problem=GatherProblem,
     checked=(GatherShape(1, 3, 2, 128, 128, 16), GatherShape(3, 2, 3, 192, 128, 8)),
-    surveyed=for_head_dims(lambda key, value: GatherShape(1, 64, 8, key, value, 16)),
+    surveyed=surveyed_shapes(GatherShape(1, 64, 8, 128, 128, 16)),
     group=Group.PAGES,
 )

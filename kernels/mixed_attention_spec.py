@@ -15,9 +15,9 @@ from quire.kernels.attention_problem import (
     PAGED_LIMITS,
     PagedProblem,
     Pages,
-    for_head_dims,
     head_numbers,
     spread,
+    surveyed_shapes,
 )
 from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.problem import Float64Array, ints
@@ -150,12 +150,7 @@ MIXED_ATTENTION = Spec(
         MixedShape(5, 90, 4, 4, 64, 64, 8, window=True),
         MixedShape(2, 1100, 4, 2, 192, 128, 16, sinks=True),
     ),
-    surveyed={
-        **for_head_dims(lambda key, value: _COMMON._replace(key_dim=key, value_dim=value)),
-        "window": _COMMON._replace(window=True),
-        "sinks": _COMMON._replace(sinks=True),
-        "softcap": _COMMON._replace(softcap=True),
-    },
+    surveyed=surveyed_shapes(_COMMON),
     tuned=_tuned,
     untimed=("sinks", "softcap"),
 )

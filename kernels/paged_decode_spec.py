@@ -16,9 +16,9 @@ from quire.kernels.attention_problem import (
     PagedProblem,
     Pages,
     fits_memory,
-    for_head_dims,
     head_numbers,
     spread,
+    surveyed_shapes,
     windows,
 )
 from quire.kernels.choice.chips import DeviceName
@@ -165,11 +165,8 @@ PAGED_DECODE = Spec(
         DecodeShape(2, 40, 4, 2, 256, 256, 16, softcap=True),
     ),
     surveyed={
-        **for_head_dims(lambda key, value: _COMMON._replace(key_dim=key, value_dim=value)),
+        **surveyed_shapes(_COMMON),
         **{f"block_size {n}": _COMMON._replace(block_size=n) for n in (4, 8, 16, 32, 64)},
-        "window": _COMMON._replace(window=True),
-        "sinks": _COMMON._replace(sinks=True),
-        "softcap": _COMMON._replace(softcap=True),
     },
     tuned=_tuned,
     baselines=BY_SDPA,

@@ -14,8 +14,8 @@ from quire.kernels.attention_problem import (
     PAGED_LIMITS,
     PagedProblem,
     Pages,
-    for_head_dims,
     head_numbers,
+    surveyed_shapes,
     windows,
 )
 from quire.kernels.choice.chips import DeviceName
@@ -184,12 +184,7 @@ PROMPT_ATTENTION = Spec(
         PromptShape(20, 40, 4, 2, 192, 128, 16, from_start=False, sinks=True),
         PromptShape(5, 1100, 8, 2, 64, 64, 16, from_start=False),
     ),
-    surveyed={
-        **for_head_dims(lambda key, value: _COMMON._replace(key_dim=key, value_dim=value)),
-        "window": _COMMON._replace(window=True),
-        "sinks": _COMMON._replace(sinks=True),
-        "softcap": _COMMON._replace(softcap=True),
-    },
+    surveyed=surveyed_shapes(_COMMON),
     tuned=_tuned,
     baselines=BY_SDPA,
     untimed=("sinks", "softcap"),

@@ -20,7 +20,8 @@ from quire.loadtest.http import BaseURL
 from quire.loadtest.kernels.command import add_commands as add_kernel_commands
 from quire.loadtest.model_folder import SHAPES, ModelShape, make_model
 from quire.loadtest.report import print_comparison, print_load, print_run, print_stall
-from quire.loadtest.results import CompareResult, LoadResult, StallResult, save_result
+from quire.loadtest.result_file import save
+from quire.loadtest.results import CompareResult, LoadResult, StallResult
 from quire.loadtest.serve import LoadOptions, find_target, measure_load
 from quire.loadtest.servers import find_openblas, mlx_lm_spec, quire_spec
 from quire.loadtest.stall import StallOptions, measure_stall
@@ -138,7 +139,7 @@ def _serve(args: argparse.Namespace) -> int:
     result = asyncio.run(measure())
     print_load(Console(), result)
     if args.out:
-        save_result(args.out, result)
+        save(args.out, result)
     return 1 if result.summary.errors else 0
 
 
@@ -189,7 +190,7 @@ def _stall(args: argparse.Namespace) -> int:
     result = asyncio.run(measure())
     print_stall(Console(), result)
     if args.out:
-        save_result(args.out, result)
+        save(args.out, result)
     return 0
 
 
@@ -259,7 +260,7 @@ def _compare(args: argparse.Namespace) -> int:
         def heard(so_far: CompareResult) -> None:
             print_run(console, so_far.runs[-1])
             if args.out:
-                save_result(args.out, so_far)
+                save(args.out, so_far)
 
         async def measure() -> CompareResult:
             # Cancelling, unlike dying, stops the server that is running.

@@ -15,8 +15,8 @@ from typing import Any
 from quire.loadtest.compare import comparisons
 from quire.loadtest.kernels.results import CaseResult, KernelsResult, load_kernels
 from quire.loadtest.kernels.table import baselines
-from quire.loadtest.report import number
 from quire.loadtest.results import CompareResult, LoadResult, load_result
+from quire.loadtest.stats import number
 
 _ROOT = Path(__file__).parent.parent
 _RESULTS = _ROOT / "loadtest" / "results"

@@ -8,7 +8,7 @@ from rich.table import Table
 from quire.loadtest.compare import comparisons, identical_answers
 from quire.loadtest.records import RequestRecord
 from quire.loadtest.results import ComparedRun, CompareResult, LoadResult, StallResult
-from quire.loadtest.stats import Distribution
+from quire.loadtest.stats import Distribution, number
 
 _LATENCIES = (
     ("time to first token", "ttft_ms"),
@@ -16,15 +16,6 @@ _LATENCIES = (
     ("time per output token", "tpot_ms"),
     ("end to end", "e2e_ms"),
 )
-
-
-def number(value: float | None) -> str:
-    """Three significant digits or a whole number; a dash for a figure that is missing."""
-    if value is None:
-        return "-"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 def _latency_table(result: LoadResult) -> Table:

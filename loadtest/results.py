@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from quire.loadtest.environment import Environment
 from quire.loadtest.records import RequestRecord
+from quire.loadtest.result_file import FORMAT_VERSION, load
 from quire.loadtest.stats import Distribution, LoadSummary
 from quire.loadtest.workloads import WorkloadSpec
-
-FORMAT_VERSION = 1
-
-
-class ResultError(ValueError):
-    """The file is not a result of this format version."""
 
 
 class LoadResult(msgspec.Struct, tag="load", tag_field="kind"):
@@ -88,25 +82,9 @@ class CompareResult(msgspec.Struct, tag="compare", tag_field="kind"):
 
 
 Result = LoadResult | StallResult | CompareResult
-_decode: Callable[[bytes], Result] = msgspec.json.Decoder(Result).decode
-
-
-class _Header(msgspec.Struct):
-    format_version: int
-
-
-def save_result(path: Path, result: Result) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.encode(result) + b"\n")
 
 
 def load_result(path: Path) -> Result:
     """Read a result file. Raises :class:`ResultError` naming the file and what is wrong."""
-    data = path.read_bytes()
-    try:
-        version = msgspec.json.decode(data, type=_Header).format_version
-        if version != FORMAT_VERSION:
-            raise ResultError(f"{path}: format version {version}, expected {FORMAT_VERSION}")
-        return _decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ResultError(f"{path}: not a load test result: {error}") from None
+    result: Result = load(path, Result, "load test result")
+    return result

@@ -114,3 +114,12 @@ def summarize(
         tpot_ms=Distribution.of(value for value in tpot if value is not None),
         e2e_ms=Distribution.of(record.end_ms for record in done),
     )
+
+
+def number(value: float | None) -> str:
+    """Three significant digits or a whole number; a dash for a figure that is missing."""
+    if value is None:
+        return "-"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from quire.engine.startup.boot import prepare_mlx
+from quire.loadtest.result_file import save
 
 # The names of all specifications, listed without MLX, and one of its own.
 OPERATIONS = (
@@ -65,7 +66,6 @@ def _kernels(args: argparse.Namespace) -> int:
     from quire.loadtest.kernels.cases import Profile, cases_of
     from quire.loadtest.kernels.device import use_device
     from quire.loadtest.kernels.plot import require_matplotlib, save_plot
-    from quire.loadtest.kernels.results import save_kernels
     from quire.loadtest.kernels.table import print_case, print_kernels
 
     if args.plot:
@@ -80,7 +80,7 @@ def _kernels(args: argparse.Namespace) -> int:
     )
     print_kernels(console, result)
     if args.out:
-        save_kernels(args.out, result)
+        save(args.out, result)
     if args.plot:
         save_plot(args.plot, result)
     return 1 if result.failures else 0

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from quire.kernels.choice.timing import Samples, is_faster
 from quire.loadtest.kernels.results import KernelsResult, VariantResult
-from quire.loadtest.kernels.table import number
+from quire.loadtest.stats import number
 
 # A change counts if the medians are this far apart, and more than noise explains.
 THRESHOLD = 1.10

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from quire.loadtest.environment import Environment
-
-FORMAT_VERSION = 1
-
-
-class KernelResultError(ValueError):
-    """The file is not a kernel benchmark of this format version."""
+from quire.loadtest.result_file import FORMAT_VERSION, load
 
 
 class VariantResult(msgspec.Struct):
@@ -99,25 +93,7 @@ class KernelsResult(msgspec.Struct, tag="kernels", tag_field="kind"):
         ]
 
 
-class _Header(msgspec.Struct):
-    format_version: int
-
-
-_decode: Callable[[bytes], KernelsResult] = msgspec.json.Decoder(KernelsResult).decode
-
-
-def save_kernels(path: Path, result: KernelsResult) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.encode(result) + b"\n")
-
-
 def load_kernels(path: Path) -> KernelsResult:
-    """Read a result. Raises :class:`KernelResultError` naming the file and what is wrong."""
-    data = path.read_bytes()
-    try:
-        version = msgspec.json.decode(data, type=_Header).format_version
-        if version != FORMAT_VERSION:
-            raise KernelResultError(f"{path}: format version {version}, expected {FORMAT_VERSION}")
-        return _decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise KernelResultError(f"{path}: not a kernel benchmark: {error}") from None
+    """Read a result. Raises :class:`ResultError` naming the file and what is wrong."""
+    result: KernelsResult = load(path, KernelsResult, "kernel benchmark")
+    return result

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from quire.loadtest.kernels.results import CaseResult, KernelsResult
+from quire.loadtest.stats import number
 
 LEGEND = (
     "us per call: latency, each call evaluated alone; chained, each call on the result of the one\n"
@@ -14,15 +15,6 @@ LEGEND = (
     "than that variant) are of chained calls. In all variants those of sample also write the\n"
     "logits, and those of most products run one more small kernel."
 )
-
-
-def number(value: float | None) -> str:
-    """Three significant digits or a whole number; a dash for a figure that is missing."""
-    if value is None:
-        return "-"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 def print_case(console: Console, case: CaseResult) -> None:

@@ -12,7 +12,8 @@ import pytest
 from fake_chat_server import Answer, Request, complete_answer, respond, serving
 
 from quire.loadtest import command, environment
-from quire.loadtest.results import LoadResult, ResultError, load_result
+from quire.loadtest.result_file import ResultError
+from quire.loadtest.results import LoadResult, load_result
 
 
 def _run(*argv: str) -> int:

@@ -23,7 +23,8 @@ from quire.loadtest.kernels.bench import run_case
 from quire.loadtest.kernels.cases import Profile, cases_of
 from quire.loadtest.kernels.command import OPERATIONS
 from quire.loadtest.kernels.device import use_device
-from quire.loadtest.kernels.results import load_kernels, save_kernels
+from quire.loadtest.kernels.results import load_kernels
+from quire.loadtest.result_file import save
 
 ON_CPU = Profile("cpu", quick=True)
 
@@ -56,7 +57,7 @@ def test_the_command_prints_a_table_and_writes_json_and_a_picture(
     assert len(scatter.latency_us) == len(scatter.throughput_us) == len(scatter.host_us) == 20
     # Keys and values of 8 rows, 8 heads of 32 in float32, read and written.
     assert scatter.bytes_moved == 2 * 2 * 8 * 8 * 32 * 4
-    save_kernels(tmp_path / "again.json", result)
+    save(tmp_path / "again.json", result)
     assert load_kernels(tmp_path / "again.json") == result
     picture = plot.read_bytes()
     assert picture.startswith(b"\x89PNG")

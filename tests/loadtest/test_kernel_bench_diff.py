@@ -17,8 +17,8 @@ from quire.loadtest.kernels.results import (
     KernelsResult,
     VariantResult,
     load_kernels,
-    save_kernels,
 )
+from quire.loadtest.result_file import save
 
 
 @pytest.mark.parametrize("change", [1.0, 1.05, 1.3])
@@ -88,7 +88,7 @@ def test_chained_calls_are_not_compared_with_queued_ones(tmp_path: Path) -> None
     assert len(compare_kernels(new, new).changes) == 1
     # Files from before there were chains say nothing of them.
     path = tmp_path / "old.json"
-    save_kernels(path, old)
+    save(path, old)
     path.write_bytes(path.read_bytes().replace(b',"chained":false', b""))
     assert b"chained" not in path.read_bytes()
     assert load_kernels(path) == old
@@ -104,8 +104,8 @@ def test_the_exit_code_says_whether_anything_became_slower(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, new = tmp_path / "old.json", tmp_path / "new.json"
-    save_kernels(old, _result({"kernel": _around(100, 0.02)}))
-    save_kernels(new, _result({"kernel": _around(125, 0.02)}, chip="NVIDIA H100"))
+    save(old, _result({"kernel": _around(100, 0.02)}))
+    save(new, _result({"kernel": _around(125, 0.02)}, chip="NVIDIA H100"))
     assert load_kernels(new) == _result({"kernel": _around(125, 0.02)}, chip="NVIDIA H100")
     assert _diff(old, old) == 0
     assert "0 slower by more than 10 %" in capsys.readouterr().out
