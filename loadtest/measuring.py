@@ -36,6 +36,8 @@ command that measured it, as it was called then, and the machine. How the figure
   really computed; figures are medians, and a ratio above 1 says that the kernel is faster.
 - Steps are medians of many, of the engine beside mlx-lm's own batch, or before and after a change.
 - Hosts of one name differ in speed: compare within a table, not between two.
+- The models have random weights and the sizes of real ones: `quire bench make-model bench-model`,
+  `quire bench make-model qwen3-0.6b --shape qwen3-0.6b`, and qwen3-8b likewise.
 
 To measure your own machine: `quire bench compare --help`, `quire bench kernels --help`,
 `python -m quire.loadtest.steps --help`, or all in one by `quire report`.
