@@ -22,6 +22,7 @@ from quire.engine.messages import GenerateRequest, TokenOutput, WorkerStats
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
 from quire.engine.scheduler import Scheduler
+from quire.engine.step.restrictions import ends_of_bad_words
 from quire.engine.step.runner import Forward, HostStep, ModelRunner, Step
 from quire.engine.step_batch import StepBatch
 
@@ -149,9 +150,9 @@ class Engine:
                 self._next = self._encode(partial(self._encode_step, host_step, running))
         if running is not None:
             step = running.result()
-            tokens = self._runner.collect(step)
+            tokens, logprobs = self._runner.collect(step)
             self._num_steps += 1
-            outputs += self.scheduler.commit(step.batch, tokens)
+            outputs += self.scheduler.commit(step.batch, tokens, logprobs)
         if batch is not None and forward is not None:
             masks, failed = self._fill_masks(batch)
             outputs += failed
@@ -210,8 +211,8 @@ class Engine:
                 state.check()
             except GrammarError as error:
                 failed.append(self.scheduler.fail(chunk.sequence, str(error)))
-            if chunk.banned_token_ids:
-                forbid(mask, chunk.banned_token_ids)
+            if banned := [*chunk.banned_token_ids, *ends_of_bad_words(chunk.sequence)]:
+                forbid(mask, banned)
         return masks, failed
 
     def stats(self) -> WorkerStats:

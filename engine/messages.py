@@ -16,7 +16,8 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 class SamplingParams(msgspec.Struct, frozen=True):
     """How the next token is drawn from the logits of one row.
 
-    Filters apply after the temperature, in the order top-k, top-p, min-p.
+    In this order: the bias is added, penalties are taken off, what is not allowed is taken out; the
+    temperature, and the filters top-k, top-p and min-p.
     """
 
     temperature: float = 1.0  # 0 selects the most likely token
@@ -24,12 +25,24 @@ class SamplingParams(msgspec.Struct, frozen=True):
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int | None = None  # None draws a fresh seed for the request
+    logit_bias: dict[int, float] = {}  # by token
     presence_penalty: float = 0.0  # taken off the logit of every token drawn before
+    frequency_penalty: float = 0.0  # taken off as often as the token was drawn before
+    # Divides the logits of tokens in the prompt or drawn before that are above 0, and multiplies
+    # those below (Keskar et al., CTRL, 2019).
+    repetition_penalty: float = 1.0
+    allowed_token_ids: list[int] = []  # none: all are
+    # None of these token sequences is drawn; a grammar may want them all the same.
+    bad_words: list[list[int]] = []
 
     @property
     def penalizes(self) -> bool:
-        """Whether what was drawn before changes the logits."""
-        return self.presence_penalty != 0
+        """Whether tokens that have come up have other logits."""
+        return (
+            self.presence_penalty != 0
+            or self.frequency_penalty != 0
+            or self.repetition_penalty != 1
+        )
 
 
 # ---- front end -> worker
@@ -66,6 +79,10 @@ class GenerateRequest(msgspec.Struct, tag=True, frozen=True):
     # llguidance's text of a grammar that the output must fit, or "". The output ends with it even
     # before min_tokens.
     grammar: str = ""
+    # Report each output token's log-probability, and those of so many of the likeliest tokens.
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None  # the same of the prompt's tokens
+    priority: int = 0  # smaller ones are admitted first and give up their blocks last
 
 
 class Abort(msgspec.Struct, tag=True, frozen=True):
@@ -121,6 +138,15 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
     limits: MemoryLimits | None = None
 
 
+class TokenLogprobs(msgspec.Struct, array_like=True, frozen=True):
+    """Natural logarithms of probabilities, from the model's own logits: nothing that a request
+    sets is in them, not even its temperature."""
+
+    logprob: float  # of the token itself
+    top_ids: list[int] = []  # the likeliest tokens, best first
+    top_logprobs: list[float] = []
+
+
 class TokenOutput(msgspec.Struct, array_like=True, frozen=True):
     """New tokens of one request. The last one carries a finish reason.
 
@@ -134,6 +160,9 @@ class TokenOutput(msgspec.Struct, array_like=True, frozen=True):
     error: str | None = None  # set with finish_reason "error"
     # With finish_reason "stop": the last token is no stop token but completes what a grammar wants.
     ends_with_text: bool = False
+    logprobs: list[TokenLogprobs] = []  # of each of token_ids, where the request asks for them
+    # With the first token: of each prompt token but the first, where the request asks for them.
+    prompt_logprobs: list[TokenLogprobs] = []
 
 
 class WorkerStats(msgspec.Struct, frozen=True):

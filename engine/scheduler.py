@@ -21,9 +21,12 @@ from quire.cache.block_pool import BlockPool
 from quire.cache.block_table import BlockTable
 from quire.engine.errors import GrammarError, RequestTooLong
 from quire.engine.grammar import GrammarState
-from quire.engine.messages import FinishReason, GenerateRequest, TokenOutput
+from quire.engine.messages import FinishReason, GenerateRequest, TokenLogprobs, TokenOutput
 from quire.engine.sequence import Sequence
 from quire.engine.step_batch import Chunk, StepBatch
+
+# Prompt tokens of a step whose log-probabilities are wanted: each takes logits over the vocabulary.
+_MAX_SCORED = 64
 
 
 @dataclass(slots=True)
@@ -54,7 +57,7 @@ class Scheduler:
                 f"max_num_seqs ({max_num_seqs}), or decodes could starve prompts"
             )
         self.pool = pool
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: deque[Sequence] = deque()  # by priority, then by age
         self.running: list[Sequence] = []  # oldest first
         self.stats = SchedulerStats()
         self._max_num_seqs = max_num_seqs
@@ -105,13 +108,24 @@ class Scheduler:
             grammar=grammar,
         )
         self._sequences[request.request_id] = sequence
-        self.waiting.append(sequence)
+        self._enqueue(sequence)
 
     def abort(self, request_id: int) -> None:
         """Drop a request; unknown ids are ignored, since it may have finished meanwhile."""
         sequence = self._sequences.get(request_id)
         if sequence is not None:
             self._finish(sequence)
+
+    def _enqueue(self, sequence: Sequence, *, first: bool = False) -> None:
+        """Behind, or in front of, those who wait with the same priority."""
+        priority = sequence.request.priority
+        place = len(self.waiting)
+        while place and (
+            self.waiting[place - 1].request.priority > priority
+            or (first and self.waiting[place - 1].request.priority == priority)
+        ):
+            place -= 1
+        self.waiting.insert(place, sequence)
 
     def _root(self, request: GenerateRequest) -> BlockHash:
         return root_hash(self._model_name, salt=request.cache_salt)
@@ -147,7 +161,7 @@ class Scheduler:
         enough = True
         preempted: set[Sequence] = set()
         for sequence, num_wanted in wanting:
-            num_tokens = min(num_wanted, budget)
+            num_tokens = self._limited(sequence, min(num_wanted, budget), planned)
             if sequence in preempted or num_tokens == 0:
                 continue
             wanted = sequence.num_computed_tokens + num_tokens
@@ -155,7 +169,7 @@ class Scheduler:
                 enough = False
                 if sequence.table.blocks_for(wanted) <= self.pool.num_available + self._num_held:
                     break  # enough is on its way back: sit this step out
-                victim = self.running[-1]
+                victim = self._victim()
                 budget += planned.pop(victim, 0)
                 self._preempt(victim)
                 preempted.add(victim)
@@ -181,12 +195,15 @@ class Scheduler:
                 break
             if sequence.num_pending_tokens:
                 break  # preempted with a token in flight, which belongs to its prompt now
-            prefix = sequence.table.find_prefix(sequence.token_ids)
+            # What is cached has no logits any more.
+            prefix = [] if sequence.num_unscored else sequence.table.find_prefix(sequence.token_ids)
             if self._should_wait(sequence, prefix, coming):
                 continue
             start = len(prefix) * self.pool.block_size
             num_missing = len(sequence.token_ids) - start
-            num_tokens = min(num_missing, budget)
+            num_tokens = self._limited(sequence, min(num_missing, budget), planned)
+            if not num_tokens:
+                continue
             if num_tokens < num_missing and not may_cut:
                 break
             rest = sequence.table.blocks_for(len(sequence.token_ids)) - sequence.table.blocks_for(
@@ -209,12 +226,24 @@ class Scheduler:
             reserve += rest
             may_cut = not is_limited
 
+    def _limited(self, sequence: Sequence, num_tokens: int, planned: dict[Sequence, int]) -> int:
+        """Fewer tokens where more of the prompt would be scored than a step holds."""
+        if not sequence.num_unscored:
+            return num_tokens
+        taken = sum(count for other, count in planned.items() if other.num_unscored)
+        return min(num_tokens, _MAX_SCORED - taken)
+
+    def _victim(self) -> Sequence:
+        """Who gives up blocks: the youngest of the lowest priority."""
+        lowest = max(sequence.request.priority for sequence in self.running)
+        return next(s for s in reversed(self.running) if s.request.priority == lowest)
+
     def _should_wait(self, sequence: Sequence, prefix: list[int], coming: set[BlockHash]) -> bool:
         """Whether somebody else is computing much of this prompt right now.
 
         Requests that share a long prefix and arrive together would otherwise all compute it.
         """
-        if not coming:
+        if not coming or sequence.num_unscored:
             return False
         size = self.pool.block_size
         shared = size * sequence.table.num_coming(len(prefix), sequence.token_ids, coming)
@@ -257,6 +286,8 @@ class Scheduler:
             output_index=output_index,
             banned_token_ids=request.stop_token_ids if output_index < request.min_tokens else [],
             grammar=sequence.grammar,
+            scored_token_ids=sequence.scored_behind(start, end),
+            logprobs=request.logprobs,
         )
         sequence.num_computed_tokens = end
         sequence.last_step = step_id
@@ -264,30 +295,42 @@ class Scheduler:
 
     # ---- results
 
-    def commit(self, batch: StepBatch, sampled: SequenceABC[int]) -> list[TokenOutput]:
+    def commit(
+        self,
+        batch: StepBatch,
+        sampled: SequenceABC[int],
+        logprobs: SequenceABC[TokenLogprobs] = (),
+    ) -> list[TokenOutput]:
         """Take the tokens of a step that has retired; steps retire in order.
 
-        ``sampled`` has one token per chunk of ``batch.sampled``.
+        ``sampled`` has one token per chunk of ``batch.sampled``, and ``logprobs`` one entry per
+        entry of ``batch.reported``.
         """
         self._retired = batch.step_id
         outputs = []
         tokens = iter(sampled)
+        drawn, scored = iter(logprobs), iter(logprobs[len(logprobs) - batch.num_scored :])
         for chunk in batch.chunks:
             token = next(tokens) if chunk.samples else None
+            reported = [next(drawn)] if chunk.samples and chunk.logprobs is not None else []
+            scores = [next(scored) for _ in chunk.scored_token_ids]
             sequence = chunk.sequence
             if sequence.finished:
                 continue
             if chunk.admission == sequence.admissions and sequence.table.block_ids:
                 sequence.table.register(sequence.token_ids, chunk.context_length)
+            # After a preemption what has been scored comes again.
+            known = len(sequence.prompt_logprobs) - chunk.start
+            sequence.prompt_logprobs += scores[max(0, known) :]
             if token is None:
                 continue
             sequence.token_ids.append(token)
             sequence.num_pending_tokens -= 1
-            outputs.append(self._output(sequence, token))
+            outputs.append(self._output(sequence, token, reported))
         self._release_held()
         return outputs
 
-    def _output(self, sequence: Sequence, token: int) -> TokenOutput:
+    def _output(self, sequence: Sequence, token: int, logprobs: list[TokenLogprobs]) -> TokenOutput:
         request = sequence.request
         num_outputs = len(sequence.token_ids) - len(request.prompt_token_ids)
         reason: FinishReason | None = None
@@ -312,6 +355,8 @@ class Scheduler:
             reason,
             num_cached_tokens=sequence.num_cached_tokens or 0,
             ends_with_text=grammar_ended,
+            logprobs=logprobs,
+            prompt_logprobs=sequence.prompt_logprobs if num_outputs == 1 else [],
         )
 
     def fail(self, sequence: Sequence, error: str) -> TokenOutput:
@@ -328,7 +373,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.stats.preemptions += 1
         self.running.remove(sequence)
-        self.waiting.appendleft(sequence)
+        self._enqueue(sequence, first=True)
         self._give_up_blocks(sequence)
         sequence.num_computed_tokens = 0
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quire.cache.block_table import BlockTable
 from quire.engine.grammar import GrammarState
-from quire.engine.messages import GenerateRequest
+from quire.engine.messages import GenerateRequest, TokenLogprobs
 from quire.engine.seen_tokens import SeenTokens
 
 
@@ -26,6 +26,8 @@ class Sequence:
     admissions: int = 0  # tells rows scheduled before a preemption from those after it
     finished: bool = False
     grammar: GrammarState | None = None  # has taken the output tokens that the host has seen
+    # Of each prompt token but the first, as far as the host has them; empty where nobody asks.
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     _seen: SeenTokens | None = None
 
     @property
@@ -33,10 +35,25 @@ class Sequence:
         """Pending ones included."""
         return len(self.token_ids) + self.num_pending_tokens
 
+    @property
+    def num_unscored(self) -> int:
+        """Prompt tokens whose log-probabilities are wanted and not known yet."""
+        if self.request.prompt_logprobs is None:
+            return 0
+        return len(self.request.prompt_token_ids) - 1 - len(self.prompt_logprobs)
+
+    def scored_behind(self, start: int, end: int) -> list[int]:
+        """The tokens that follow on those at ``start`` to ``end``, where they are scored."""
+        if not self.num_unscored:
+            return []
+        return self.request.prompt_token_ids[start + 1 : end + 1]
+
     def seen_tokens(self) -> SeenTokens:
-        """Counts of the output tokens that the host has seen."""
+        """Counts of the output tokens that the host has seen, and the prompt's if they matter."""
         if self._seen is None:
-            self._seen = SeenTokens(len(self.request.prompt_token_ids))
+            request = self.request
+            with_prompt = request.sampling.repetition_penalty != 1
+            self._seen = SeenTokens(request.prompt_token_ids, with_prompt=with_prompt)
         self._seen.read(self.token_ids)
         return self._seen
 

@@ -19,7 +19,8 @@ class Chunk(msgspec.Struct, eq=False):  # a quarter of a dataclass's time to mak
     of the previous step's samples that holds the one id the host has not seen yet.
     """
 
-    # For the scheduler's commit, and for what it has drawn; all else a step needs stands below.
+    # For the scheduler's commit, for what was drawn before and for what is reported; all else that
+    # a step needs stands below.
     sequence: Sequence
     admission: int
     start: int  # position of the first token
@@ -35,6 +36,10 @@ class Chunk(msgspec.Struct, eq=False):  # a quarter of a dataclass's time to mak
     # What may be sampled, once the token before is known; it gives way to banned_token_ids as long
     # as anything is left.
     grammar: GrammarState | None = None
+    # The prompt's tokens that follow on the chunk's first tokens, where they are to be scored.
+    scored_token_ids: list[int] = []
+    # How many of the likeliest tokens are reported beside the sampled one; None: it is not either.
+    logprobs: int | None = None
 
     @property
     def context_length(self) -> int:
@@ -50,14 +55,31 @@ class StepBatch:
     chunks: list[Chunk]
     num_decodes: int
     sampled: list[Chunk] = field(init=False)  # in the order of the step's samples
+    scored: list[Chunk] = field(init=False)  # with prompt tokens to be scored
 
     def __post_init__(self) -> None:
         self.sampled = [chunk for chunk in self.chunks if chunk.samples]
+        self.scored = [chunk for chunk in self.chunks if chunk.scored_token_ids]
 
     @property
     def has_grammars(self) -> bool:
         """Whether a row can only be sampled once the step before has been read."""
         return any(chunk.grammar is not None for chunk in self.sampled)
+
+    @property
+    def reported(self) -> list[int]:
+        """How many of the likeliest tokens each token has beside it whose log-probability is
+        wanted: sampled ones, then scored ones."""
+        drawn = [chunk.logprobs for chunk in self.sampled if chunk.logprobs is not None]
+        return drawn + [
+            chunk.sequence.request.prompt_logprobs or 0
+            for chunk in self.scored
+            for _ in chunk.scored_token_ids
+        ]
+
+    @property
+    def num_scored(self) -> int:
+        return sum(len(chunk.scored_token_ids) for chunk in self.scored)
 
     @property
     def num_tokens(self) -> int:

@@ -27,7 +27,8 @@ class Rows:
         decodes_as_chunks: whether attention takes them as prompt chunks of one row.
         prompts: the prompt chunks as attention sees them.
         num_padding_rows: behind the prompt chunks.
-        logits_rows: the row of the last token of each chunk that samples, in the batch's order.
+        logits_rows: the row of the last token of each chunk that samples, in the batch's order, and
+            behind them the rows whose next tokens are scored.
     """
 
     def __init__(
@@ -68,6 +69,10 @@ class Rows:
         self.logits_rows = [
             last for chunk, last in zip(batch.chunks, last_rows, strict=True) if chunk.samples
         ]
+        if batch.scored:
+            for chunk, last in zip(batch.chunks, last_rows, strict=True):
+                first = last - chunk.num_tokens + 1
+                self.logits_rows += range(first, first + len(chunk.scored_token_ids))
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -1,4 +1,4 @@
-"""Logits of tokens that a row has drawn before.
+"""Logits of tokens that have come up in a row before.
 
 The newest of a row's tokens may be known to the device only: it is taken from the samples of the
 step before, and counts like the others.
@@ -19,7 +19,7 @@ from quire.kernels.tree import Array
 
 Int32Array = npt.NDArray[np.int32]
 
-_LEAST_DRAWN, _LEAST_NEWEST = 64, 4
+_LEAST_SEEN, _LEAST_NEWEST = 64, 4
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,17 @@ class Penalties:
     """What R rows hold against tokens; a node of a :mod:`quire.kernels.tree`.
 
     Attributes:
-        drawn: (n, 3) int32, a row, a token and how often the row has drawn it.
+        seen: (n, 4) int32, a row, a token, how often the row has drawn it, and whether it counts as
+            seen without that.
         newest: (m, 2) int32, a row and where its token that the host does not know stands among
             the samples of the step before; None: all are known.
-        presence: (R,) float32, what a token loses that was drawn, however often.
+        strengths: (3, R) float32: what a drawn token loses, what it loses each time, and what a
+            seen token's logit is divided or multiplied by.
     """
 
-    drawn: Array
+    seen: Array
     newest: Array | None
-    presence: Array
+    strengths: Array
 
 
 def plan_penalties(rows: Sequence[Chunk], num_rows: int) -> Penalties | None:
@@ -44,17 +46,17 @@ def plan_penalties(rows: Sequence[Chunk], num_rows: int) -> Penalties | None:
     penalized = [(i, row) for i, row in enumerate(rows) if row.sampling.penalizes]
     if not penalized:
         return None
-    drawn = []
-    for i, row in penalized:
-        table = row.sequence.seen_tokens().table()
-        drawn.append(np.insert(table, 0, i, axis=1))
+    seen = [np.insert(row.sequence.seen_tokens().table(), 0, i, axis=1) for i, row in penalized]
     newest = [(i, row.source_row) for i, row in penalized if row.source_row >= 0]
-    presence = np.zeros(num_rows, np.float32)
-    presence[[i for i, _ in penalized]] = [row.sampling.presence_penalty for _, row in penalized]
+    strengths = np.zeros((3, num_rows), np.float32)
+    strengths[2] = 1
+    for i, row in penalized:
+        p = row.sampling
+        strengths[:, i] = p.presence_penalty, p.frequency_penalty, p.repetition_penalty
     return Penalties(
-        drawn=_padded(np.concatenate(drawn), _LEAST_DRAWN),
+        seen=_padded(np.concatenate(seen), _LEAST_SEEN),
         newest=_padded(np.array(newest, np.int32), _LEAST_NEWEST) if newest else None,
-        presence=presence,
+        strengths=strengths,
     )
 
 
@@ -69,23 +71,28 @@ def penalize(logits: mx.array, penalties: Penalties, previous: mx.array) -> mx.a
     Returns:
         (R, vocab) float32; where nothing is held against a token, its logit is what it was.
     """
-    rows, tokens, counts = penalties.drawn.T
+    rows, tokens, counts, in_prompt = penalties.seen.T
     if penalties.newest is not None:
         newest_rows, newest = penalties.newest[:, 0], previous[penalties.newest[:, 1]]
-        newest_of = mx.full(penalties.presence.shape, -1, mx.int32)
+        num_rows = penalties.strengths.shape[1]
+        newest_of = mx.full((num_rows,), -1, mx.int32)
         newest_of[newest_rows] = newest
         again = tokens == newest_of[rows]
         counts = counts + again
         # Of each row's newest token: one, or one more than before.
-        count_of = mx.ones(penalties.presence.shape, mx.int32)
-        count_of = count_of.at[rows].maximum(mx.where(again, counts, 1))
+        count_of = mx.ones((num_rows,), mx.int32).at[rows].maximum(mx.where(again, counts, 1))
         rows = mx.concatenate([rows, newest_rows])
         tokens = mx.concatenate([tokens, newest])
         counts = mx.concatenate([counts, count_of[newest_rows]])
+        in_prompt = mx.concatenate([in_prompt, mx.zeros_like(newest)])
+    presence, frequency, repetition = penalties.strengths[:, rows]
     logits = logits.astype(mx.float32)[:]  # the caller keeps its own
     values = logits[rows, tokens]
+    drawn = counts > 0
+    repeated = mx.where(values > 0, values / repetition, values * repetition)
+    values = mx.where(drawn | (in_prompt > 0), repeated, values)
     # A token may stand there twice, but then with one count: which of them is written is the same.
-    logits[rows, tokens] = values - (counts > 0) * penalties.presence[rows]
+    logits[rows, tokens] = values - drawn * presence - counts * frequency
     return logits
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -13,8 +14,15 @@ import numpy.typing as npt
 from quire.engine.attention.backend import StepInputs
 from quire.engine.attention.rows import Rows, round_rows
 from quire.engine.grammar import Bitmask
+from quire.engine.messages import TokenLogprobs
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.recurring import DIRECT_RUNS, Recurring
+from quire.engine.step.logprobs import (
+    LogprobInputs,
+    logprobs_of,
+    plan_logprobs,
+    read_logprobs,
+)
 from quire.engine.step.sampler import SamplingInputs, plan_sampling, sample
 from quire.engine.step.transfer import Form, HostTree, Transfer, Uploaded, received
 from quire.engine.step_batch import StepBatch
@@ -36,8 +44,9 @@ class HostStep:
 
     batch: StepBatch
     inputs: HostTree  # StepInputs
-    sampling: HostTree  # SamplingInputs
+    sampling: HostTree  # SamplingInputs and LogprobInputs, or None for these
     draws: Draws | None  # None: all rows take their likeliest token
+    num_drawn: int  # rows of logits from which tokens are drawn; others only score a prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +65,20 @@ class Step:
 
     batch: StepBatch
     tokens: mx.array  # int32, one for each of batch.sampled; those behind mean nothing
-    download: Download  # of the tokens
+    download: Download  # of the tokens, and of log-probabilities behind them
+    num_top: int  # of the likeliest tokens beside each log-probability
+
+
+class Results(NamedTuple):
+    """Of a step.
+
+    Attributes:
+        tokens: one for each of batch.sampled.
+        logprobs: one for each of batch.reported.
+    """
+
+    tokens: list[int]
+    logprobs: list[TokenLogprobs]
 
 
 class ModelRunner:
@@ -92,9 +114,15 @@ class ModelRunner:
             logits_rows=logits_rows,
             plans=self._model.plan(rows),
         )
-        num_logits = len(rows) if logits_rows is None else len(logits_rows)
-        sampling, draws = plan_sampling(batch.sampled, num_logits, self._model.vocab_size)
-        return HostStep(batch, HostTree.of(inputs), HostTree.of(sampling), draws)
+        num_drawn = len(rows) if logits_rows is None else len(logits_rows)
+        vocab_size = self._model.vocab_size
+        if batch.scored:
+            count = max(1, len(batch.sampled))
+            num_drawn = min(num_drawn, _pad_logits(count) if self._recurs else count)
+        sampling, draws = plan_sampling(batch.sampled, num_drawn, vocab_size)
+        logprobs = plan_logprobs(batch, vocab_size)
+        sampled = HostTree.of((sampling, logprobs))
+        return HostStep(batch, HostTree.of(inputs), sampled, draws, num_drawn)
 
     def build(self, host: HostStep, previous: Step | None) -> Step:
         """Build the graph of one step; nothing is computed yet.
@@ -117,15 +145,21 @@ class ModelRunner:
             masks: (batch.sampled, ceil(vocab / 32)) int32, the tokens that each row may draw; see
                 :func:`quire.kernels.bitmask.apply_bitmask`.
         """
-        logits, host = forward.logits, forward.host
+        host = forward.host
+        logits = forward.logits[: host.num_drawn] if host.batch.scored else forward.logits
         if masks is not None:
             padding = logits.shape[0] - len(masks)
             logits = _masked(logits, mx.array(np.pad(masks, ((0, padding), (0, 0)))))
-        sampling: SamplingInputs = received(host.sampling.form, forward.uploaded)
+        sampling: SamplingInputs
+        logprobs: LogprobInputs | None
+        sampling, logprobs = received(host.sampling.form, forward.uploaded)
         tokens = sample(logits, sampling, host.draws, forward.previous)
         if self._recurs and tokens.size < self._num_tokens:
             tokens = mx.pad(tokens, (0, self._num_tokens - tokens.size))
-        return Step(host.batch, tokens, self._transfer.download(tokens))
+        if logprobs is None:
+            return Step(host.batch, tokens, self._transfer.download(tokens), 0)
+        values = mx.concatenate([tokens, logprobs_of(forward.logits, tokens, logprobs)])
+        return Step(host.batch, tokens, self._transfer.download(values), logprobs.num_top)
 
     def forward(self, batch: StepBatch, previous: Step | None) -> mx.array:
         """(R, vocab) logits of each sampled row, or of the step's last row if R is 0."""
@@ -140,12 +174,17 @@ class ModelRunner:
         """Hand the first half of a step to the device."""
         mx.async_eval(forward.logits)
 
-    def collect(self, step: Step) -> list[int]:
+    def collect(self, step: Step) -> Results:
         """Wait for the step and read its samples: the one host read of a step.
 
         The step has been launched, by this thread or another one.
         """
-        return step.download.read()[: len(step.batch.sampled)]
+        values = step.download.read()
+        tokens = values[: len(step.batch.sampled)]
+        if len(values) == step.tokens.size:
+            return Results(tokens, [])
+        values = values[step.tokens.size :]
+        return Results(tokens, read_logprobs(values, step.num_top, step.batch.reported))
 
     def _forward(self, host: HostStep, previous: mx.array) -> tuple[mx.array, Uploaded]:
         """Logits, and what is left of the upload for sampling."""

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quire.engine.step.penalties import Penalties, penalize, plan_penalties
+from quire.engine.step.restrictions import Restrictions, plan_restrictions, restrict
 from quire.engine.step_batch import Chunk
 from quire.kernels.draws import MIN_TEMPERATURE, Draws
 from quire.kernels.padding import capacity
@@ -22,7 +23,7 @@ from quire.kernels.sampling import draw_by_table, kernel_table, num_steps
 from quire.kernels.sampling_reference import sample_reference
 from quire.kernels.tree import Array
 
-_LEAST_BANNED = 8
+_LEAST_BIASED = 8
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,28 @@ class SamplingInputs:
     Attributes:
         table: (R, 8) float32 for the kernels; None: every row takes its likeliest token.
         num_steps: of the kernels.
-        banned: (n, 2) int32, rows and tokens that they cannot draw; None: there are none.
-        penalties: None: no row has any.
+        bias, penalties, restrictions: in the order in which they change the logits; None: no row
+            has any.
     """
 
     table: Array | None
     num_steps: int
-    banned: Array | None
-    penalties: Penalties | None
+    bias: Bias | None = None
+    penalties: Penalties | None = None
+    restrictions: Restrictions | None = None
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A node of a :mod:`quire.kernels.tree`.
+
+    Attributes:
+        places: (n, 2) int32, rows and tokens.
+        values: (n,) float32, which are added there.
+    """
+
+    places: Array
+    values: Array
 
 
 def plan_sampling(
@@ -49,16 +64,14 @@ def plan_sampling(
 
     Also returns the draws, where they are not all greedy.
     """
-    # Where a grammar makes a mask, that forbids them.
-    banning = [(i, row) for i, row in enumerate(rows) if row.grammar is None]
-    banned = [(i, token) for i, row in banning for token in row.banned_token_ids]
-    # More of the last one, so that their number recurs.
-    banned += banned[-1:] * (capacity(len(banned), _LEAST_BANNED) - len(banned))
-    pairs = np.array(banned, np.int32) if banned else None
-    penalties = plan_penalties(rows, num_rows)
+    changes = (
+        _plan_bias(rows),
+        plan_penalties(rows, num_rows),
+        plan_restrictions(rows, vocab_size),
+    )
     params = [row.sampling for row in rows]
     if all(p.temperature < MIN_TEMPERATURE or p.top_k == 1 for p in params):
-        return SamplingInputs(None, 0, pairs, penalties), None
+        return SamplingInputs(None, 0, *changes), None
     draws = Draws(
         temperature=np.array([p.temperature for p in params], np.float64),
         top_k=np.array([p.top_k for p in params], np.int64),
@@ -67,7 +80,23 @@ def plan_sampling(
         uniform=uniforms([row.seed for row in rows], [row.output_index for row in rows]),
     )
     table = kernel_table(draws, num_rows)
-    return SamplingInputs(table, num_steps(table, vocab_size), pairs, penalties), draws
+    return SamplingInputs(table, num_steps(table, vocab_size), *changes), draws
+
+
+def _plan_bias(rows: Sequence[Chunk]) -> Bias | None:
+    biased = [
+        (i, token, value)
+        for i, row in enumerate(rows)
+        if row.sampling.logit_bias
+        for token, value in row.sampling.logit_bias.items()
+    ]
+    if not biased:
+        return None
+    size = capacity(len(biased), _LEAST_BIASED)
+    places, values = np.zeros((size, 2), np.int32), np.zeros(size, np.float32)
+    places[: len(biased)] = [place for *place, _ in biased]
+    values[: len(biased)] = [value for _, _, value in biased]
+    return Bias(places, values)
 
 
 def sample(
@@ -83,11 +112,13 @@ def sample(
     Returns:
         (R,) int32 token ids; where no kernel draws only those of the rows that ``draws`` has.
     """
+    if inputs.bias is not None:
+        rows, tokens = inputs.bias.places.T
+        logits = logits.astype(mx.float32).at[rows, tokens].add(inputs.bias.values)
     if inputs.penalties is not None:
         logits = penalize(logits, inputs.penalties, previous)
-    if inputs.banned is not None:
-        logits = logits[:]  # the caller keeps its own: an assignment changes the array object
-        logits[inputs.banned[:, 0], inputs.banned[:, 1]] = -mx.inf
+    if inputs.restrictions is not None:
+        logits = restrict(logits, inputs.restrictions, previous)
     if draws is None:
         return take_likeliest(logits)
     if samples_by_kernel(logits, is_filtered(draws)):

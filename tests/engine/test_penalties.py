@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 from collections import Counter
 from typing import Any
@@ -50,8 +52,19 @@ def reference(ids: list[int], params: SamplingParams, late: int = 0) -> list[int
         found: list[float] = logits[0].tolist()
         outputs: list[int] = tokens.tolist()[len(ids) :]  # type: ignore[index,assignment]
         drawn = Counter(outputs[: len(outputs) - late])
+        for token, bias in params.logit_bias.items():
+            found[token] += bias
+        for token in {*ids, *drawn} if params.repetition_penalty != 1 else ():
+            r = params.repetition_penalty
+            found[token] = found[token] / r if found[token] > 0 else found[token] * r
         for token, count in drawn.items():
-            found[token] -= penalty_of(params, count)
+            found[token] -= params.presence_penalty + params.frequency_penalty * count
+        if params.allowed_token_ids:
+            allowed = set(params.allowed_token_ids)
+            found = [x if token in allowed else -math.inf for token, x in enumerate(found)]
+        for *head, end in params.bad_words:
+            if outputs[len(outputs) - late - len(head) : len(outputs) - late] == head:
+                found[end] = -math.inf
         return mx.array([found])
 
     steps = generate_step(
@@ -60,14 +73,28 @@ def reference(ids: list[int], params: SamplingParams, late: int = 0) -> list[int
     return [int(token) for token, _ in steps]
 
 
-def penalty_of(params: SamplingParams, count: int) -> float:
-    return params.presence_penalty
-
-
 PENALTIES = [
     SamplingParams(temperature=0, presence_penalty=1.5),
     SamplingParams(temperature=0, presence_penalty=-2),
     SamplingParams(temperature=0, presence_penalty=0.25),
+    SamplingParams(temperature=0, frequency_penalty=0.8),
+    SamplingParams(temperature=0, frequency_penalty=-1.1, presence_penalty=0.5),
+    SamplingParams(temperature=0, repetition_penalty=1.3),
+    SamplingParams(temperature=0, repetition_penalty=0.8, frequency_penalty=1.7),
+    SamplingParams(
+        temperature=0,
+        repetition_penalty=1.2,
+        presence_penalty=0.5,
+        frequency_penalty=1.3,
+        logit_bias={13: 2.5, 40: -1.5},
+    ),
+]
+PLAIN = [GREEDY, SamplingParams(temperature=0.9, top_p=0.9, seed=3)]
+RESTRICTIONS = [
+    SamplingParams(temperature=0, logit_bias={13: 4.0, 40: -100.0, 90: 3.0}),
+    SamplingParams(temperature=0, allowed_token_ids=[3, 5, 13, 40, 99, 123]),
+    SamplingParams(temperature=0, allowed_token_ids=list(range(0, 128, 2)), logit_bias={4: 3.0}),
+    SamplingParams(temperature=0, bad_words=[[13], [40, 123], [90, 135, 13], [5, 5]]),
 ]
 
 
@@ -83,14 +110,37 @@ def test_tokens_are_those_of_mlx_lm(params: SamplingParams, encode_ahead: bool) 
     assert [*run(make_engine(encode_ahead=encode_ahead), *requests).values()] == expected
 
 
+@pytest.mark.parametrize("params", RESTRICTIONS, ids=repr)
+def test_bias_and_restrictions_are_as_defined(params: SamplingParams) -> None:
+    prompts = [prompt(23, seed) for seed in (16, 20, 4, 30)]
+    expected = [reference(ids, params) for ids in prompts]
+    assert expected != [reference(ids, GREEDY) for ids in prompts], "it makes no difference"
+    requests = [GenerateRequest(i, ids, LENGTH, params) for i, ids in enumerate(prompts)]
+    assert [*run(make_engine(), *requests).values()] == expected
+
+
+def test_the_end_of_a_bad_word_is_banned_though_the_token_before_is_not_known_yet() -> None:
+    [free] = run(make_engine(), GenerateRequest(0, prompt(23, 16), LENGTH, GREEDY)).values()
+    pairs = [[free[i], free[i + 1]] for i in (5, 9)]
+    params = SamplingParams(temperature=0, bad_words=[*pairs, free[20:23]])
+    for ahead in (False, True):
+        request = GenerateRequest(0, prompt(23, 16), LENGTH, params)
+        [tokens] = run(make_engine(encode_ahead=ahead), request).values()
+        assert tokens[:6] == free[:6]
+        assert tokens == reference(prompt(23, 16), params)
+        assert all(list(pair) not in pairs for pair in itertools.pairwise(tokens))
+
+
 def crowd() -> list[GenerateRequest]:
     """32 requests of every kind: with penalties and without, greedy and not."""
     kinds = [
         *PENALTIES,
-        SamplingParams(temperature=0),
-        SamplingParams(temperature=0.9, top_p=0.9, seed=3),
+        *RESTRICTIONS,
+        *PLAIN,
         SamplingParams(temperature=1.3, seed=4, presence_penalty=0.7),
         SamplingParams(temperature=0.8, top_k=20, seed=5, presence_penalty=-1),
+        SamplingParams(temperature=0.9, seed=6, repetition_penalty=1.2, bad_words=[[1, 2], [3]]),
+        SamplingParams(temperature=1.1, top_p=0.8, seed=7, allowed_token_ids=list(range(50))),
     ]
     return [
         GenerateRequest(i, prompt(3 + i % 30, seed=i), 20 + i % 20, kinds[i % len(kinds)])
@@ -125,13 +175,13 @@ def test_rows_without_penalties_are_not_rounded_otherwise(dtype: mx.Dtype) -> No
         model.apply(lambda array: array.astype(dtype))
         return Engine(model, EngineConfig(num_blocks=128, max_num_batched_tokens=512))
 
-    plain = [r for r in crowd() if not r.sampling.penalizes]
-    with_others = run(engine(), *plain, *(r for r in crowd() if r.sampling.penalizes))
+    plain = [r for r in crowd() if r.sampling in PLAIN]
+    with_others = run(engine(), *plain, *(r for r in crowd() if r.sampling not in PLAIN))
     # Beside as many rows: the products of half precision differ with their number.
     doubles = [
         GenerateRequest(r.request_id, r.prompt_token_ids, r.max_tokens, SamplingParams())
         for r in crowd()
-        if r.sampling.penalizes
+        if r.sampling not in PLAIN
     ]
     without = run(engine(), *plain, *doubles)
     for request in plain:
