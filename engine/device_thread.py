@@ -27,6 +27,26 @@ def do_now(job: Callable[[], T], /) -> Future[T]:
     return future
 
 
+class _Later(Future[T]):
+    def __init__(self, job: Callable[[], T]) -> None:
+        super().__init__()
+        self._job: Callable[[], T] | None = job
+
+    def result(self, timeout: float | None = None) -> T:
+        job, self._job = self._job, None
+        if job is not None:
+            try:
+                self.set_result(job())
+            except BaseException as error:
+                self.set_exception(error)
+        return super().result(timeout)
+
+
+def do_later(job: Callable[[], T], /) -> Future[T]:
+    """On the thread that first asks for the result, and then."""
+    return _Later(job)
+
+
 class DeviceThread:
     """Jobs of another thread for the one that made this."""
 

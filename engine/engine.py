@@ -15,7 +15,7 @@ from llguidance import LLMatcher
 
 from quire.cache.block_pool import BlockPool
 from quire.cache.eviction import PolicyName, make_policy
-from quire.engine.device_thread import DeviceThread, Submit, do_now
+from quire.engine.device_thread import DeviceThread, Submit, do_later, do_now
 from quire.engine.errors import EngineError, GrammarError
 from quire.engine.grammar import Bitmask, GrammarCompiler, forbid, mask_words
 from quire.engine.messages import GenerateRequest, TokenOutput, WorkerStats
@@ -142,12 +142,16 @@ class Engine:
         outputs = self._submit_compiled(wait=running is None and not self.scheduler.has_work)
         batch = self.scheduler.schedule()
         forward: Future[Forward] | None = None
+        encode = self._encode
         if batch is not None:
             host_step = self._runner.prepare(batch)
+            if host_step.layers_at_once is not None and not self._encode_ahead:
+                # Its first layers run while it is built: not beside the step before.
+                encode = do_later
             if batch.has_grammars:
-                forward = self._encode(partial(self._encode_forward, host_step, running))
+                forward = encode(partial(self._encode_forward, host_step, running))
             else:
-                self._next = self._encode(partial(self._encode_step, host_step, running))
+                self._next = encode(partial(self._encode_step, host_step, running))
         if running is not None:
             step = running.result()
             tokens, logprobs = self._runner.collect(step)
@@ -156,7 +160,7 @@ class Engine:
         if batch is not None and forward is not None:
             masks, failed = self._fill_masks(batch)
             outputs += failed
-            self._next = self._encode(partial(self._encode_samples, forward, masks))
+            self._next = encode(partial(self._encode_samples, forward, masks))
         return outputs
 
     def _encode_step(self, host_step: HostStep, previous: Future[Step] | None) -> Step:

@@ -7,8 +7,10 @@ from typing import Literal
 
 from quire.engine.memory.budget import (
     DEFAULT_FRACTION,
+    PIECES_AHEAD,
     SMALLEST_STEP,
     STEP_TOKENS,
+    layers_at_once,
     working_set,
 )
 from quire.engine.memory.budget import DeviceName as Device
@@ -17,7 +19,7 @@ from quire.serve.model_facts import Bits, ModelFacts
 LEAST_CONTEXT = 512  # tokens; a model that has room for less is not worth serving
 # Numbers that one token of a step keeps per layer, in multiples of a layer's sizes: fitted to peaks
 # that were measured with the default steps. On the CPU the buffers of about one layer are alive at
-# a time, on GPUs those of all layers until the step ends.
+# a time, on GPUs those of two pieces of a long step, and of a short one those of all layers.
 _CPU_ACTIVATIONS = {"intermediate": 7.0, "hidden": 8.4, "heads_size": 2.8, "kv_size": 5.4}
 _GPU_ACTIVATIONS = {"intermediate": 4.0, "hidden": 3.0, "heads_size": 3.0, "kv_size": 2.0}
 
@@ -57,9 +59,13 @@ def memory(
 def activations(facts: ModelFacts, device: Device, step_tokens: int) -> int:
     """Bytes that a step of prompts needs on top of weights and pages."""
     factors = _CPU_ACTIVATIONS if device == "cpu" else _GPU_ACTIVATIONS
-    layers = 1 if device == "cpu" else facts.layers
+    width = _width(facts, device)
+    layers = 1
+    if device != "cpu":
+        piece = layers_at_once(step_tokens * facts.heads_size * width, facts.layers)
+        layers = facts.layers if piece is None else PIECES_AHEAD * piece
     numbers = sum(factor * getattr(facts, name) for name, factor in factors.items())
-    return int(step_tokens * layers * numbers * _width(facts, device))
+    return int(step_tokens * layers * numbers * width)
 
 
 def _width(facts: ModelFacts, device: Device) -> int:

@@ -33,13 +33,15 @@ EXCEPTIONS = {
     # The commands that inspect or measure what a worker runs.
     "loadtest/doctor.py": {"quire.engine", "quire.kernels"},
     "loadtest/machine_probe.py": {"quire.engine", "quire.kernels"},
+    "loadtest/activations.py": {"quire.engine"},
     "loadtest/steps.py": {"quire.engine"},
     "loadtest/tune.py": {"quire.engine", "quire.kernels"},
 }
 
 MAY_USE_MLX = {"kernels", "engine", "loadtest/kernels"}
 MLX_EXCEPTIONS = {
-    *("cache/pages.py", "loadtest/machine_probe.py", "loadtest/steps.py", "loadtest/tune.py")
+    *("cache/pages.py", "loadtest/activations.py", "loadtest/machine_probe.py"),
+    *("loadtest/steps.py", "loadtest/tune.py"),
 }
 MAY_USE_MLX_LM = {"engine"}
 MLX_LM_EXCEPTIONS = {"loadtest/steps.py"}

@@ -31,6 +31,11 @@ _CPU_POOL_SEQUENCES = 16
 # MLX reuses a freed buffer only for nearly the same size, so that the sizes of several steps wait
 # beside each other; a tenth over the sum of all else is what a load may leave behind.
 _CACHE_SLACK = 0.05
+# On GPUs long steps are handed over in pieces: queries of the layers in one. A layer's other
+# buffers are some 15 to 20 times as large.
+_PIECE_BYTES = 16 << 20
+# Pieces that are not done yet: the device computes one while the next is built.
+PIECES_AHEAD = 2
 
 
 def working_set(ram: int, device: DeviceName) -> int:
@@ -38,6 +43,17 @@ def working_set(ram: int, device: DeviceName) -> int:
     if device != "metal":
         return ram
     return int(ram * (_SMALL_MAC_SHARE if ram <= _SMALL_MAC else _LARGE_MAC_SHARE))
+
+
+def layers_at_once(query_bytes: int, num_layers: int) -> int | None:
+    """Layers in a piece of a step of prompts, or None if it is handed to the device whole.
+
+    Args:
+        query_bytes: of one layer, for all rows of the step.
+        num_layers: of the model.
+    """
+    count = max(1, _PIECE_BYTES // max(1, query_bytes))
+    return count if PIECES_AHEAD * count < num_layers else None
 
 
 @dataclass(frozen=True)

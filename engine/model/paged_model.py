@@ -13,7 +13,9 @@ from quire.engine.attention.backend import AttentionBackend, Plans, StepInputs
 from quire.engine.attention.kernel_pages import KernelPages
 from quire.engine.attention.mlx_pages import MlxPages
 from quire.engine.attention.rows import Rows
+from quire.engine.memory.budget import layers_at_once
 from quire.engine.model.block_weights import standard_part
+from quire.engine.model.pace import Pace
 from quire.engine.model.seam import CurrentStep, FinalNorm, PagedLayer
 from quire.engine.model.standard import StandardForward
 from quire.engine.step_batch import StepBatch
@@ -70,12 +72,18 @@ class PagedModel:
         self._mlx: MlxPages | None = None
         self._kernels: KernelPages | None = None
 
-    def __call__(self, token_ids: mx.array, step: StepInputs) -> mx.array:
-        """(T,) int token ids -> (R, vocab) logits of the rows that ``step`` wants."""
+    def __call__(
+        self, token_ids: mx.array, step: StepInputs, layers_at_once: int | None = None
+    ) -> mx.array:
+        """(T,) int token ids -> (R, vocab) logits of the rows that ``step`` wants.
+
+        With ``layers_at_once`` all but the last layers have been handed to the device then.
+        """
+        pace = None if layers_at_once is None else Pace(layers_at_once)
         if self.is_standard:
             assert self._standard is not None, "standard blocks that nobody has read"
-            return self._standard(token_ids, step, list(self._pages()))
-        with self._step.running(step):
+            return self._standard(token_ids, step, list(self._pages()), pace)
+        with self._step.running(step, pace):
             logits: mx.array = self.model(token_ids[:, None], cache=self._cache)
         rows = step.logits_rows
         if rows is not None and (self._final_norm is None or not self._final_norm.selects):
@@ -141,6 +149,19 @@ class PagedModel:
         backend: AttentionBackend | None = self._mlx or self._kernels
         assert backend is not None, "a model without pages"
         return backend.lay_out(batch)
+
+    def layers_at_once(self, num_rows: int) -> int | None:
+        """Of a step of so many rows of prompts; None: all, as on the CPU, where MLX builds a few
+        tens of operations ahead anyway."""
+        if not on_gpu():
+            return None
+        sizes = [
+            use.heads * layer.shape.key_dim * layer.shape.key_dtype.size
+            for layer in self.layers
+            if layer.shape is not None
+            for use in layer.uses
+        ]
+        return layers_at_once(num_rows * max(sizes, default=0), len(self.layers))
 
     def plan(self, rows: Rows) -> Plans:
         """How attention of all layers sees ``rows``, on the host; on any thread."""

@@ -19,6 +19,7 @@ import mlx.nn as nn
 
 from quire.cache.pages import LayerPages, PageShape
 from quire.engine.attention.backend import AttentionBackend, Query, StepInputs
+from quire.engine.model.pace import Pace
 from quire.kernels.activation import rational_sigmoid
 from quire.kernels.cpu_rope import RowRope
 from quire.kernels.heads import Scoring
@@ -53,6 +54,7 @@ class CurrentStep:
 
     def __init__(self) -> None:
         self._inputs: StepInputs | None = None
+        self.pace: Pace | None = None  # of a step that is handed over in pieces
 
     @property
     def inputs(self) -> StepInputs:
@@ -65,13 +67,13 @@ class CurrentStep:
         return None if self._inputs is None else self._inputs.logits_rows
 
     @contextmanager
-    def running(self, inputs: StepInputs) -> Iterator[None]:
+    def running(self, inputs: StepInputs, pace: Pace | None = None) -> Iterator[None]:
         assert self._inputs is None, "one step at a time"
-        self._inputs = inputs
+        self._inputs, self.pace = inputs, pace
         try:
             yield
         finally:
-            self._inputs = None
+            self._inputs = self.pace = None
 
 
 class FinalNorm(nn.Module):
@@ -156,6 +158,9 @@ class PagedLayer:
 
     def attend(self, query: Query, keys: PageHandle, values: PageHandle) -> mx.array:
         """Attention to what ``keys`` and ``values`` stand for."""
+        if self._step.pace is not None:
+            # Queries depend on all layers before.
+            self._step.pace.passed(query.rows)
         is_plain = query.extra is None and keys.is_keys and not values.is_keys
         arrays = keys.arrays
         if not is_plain:

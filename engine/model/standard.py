@@ -17,6 +17,7 @@ import mlx.core as mx
 from quire.cache.pages import LayerPages
 from quire.engine.attention.backend import StepInputs
 from quire.engine.model.block_weights import BlockKind, BlockWeights, multiply, read_blocks
+from quire.engine.model.pace import Pace
 from quire.engine.model.recurring import Recurring
 from quire.kernels.attention import AttentionPlan, attend
 from quire.kernels.block_ops import add_rms_norm, swiglu_joined
@@ -58,11 +59,17 @@ class StandardForward:
         self._run_block = Recurring(_run_block, direct_runs=0)
 
     def __call__(
-        self, token_ids: mx.array, step: StepInputs, pages: Sequence[LayerPages]
+        self,
+        token_ids: mx.array,
+        step: StepInputs,
+        pages: Sequence[LayerPages],
+        pace: Pace | None = None,
     ) -> mx.array:
         """(T,) int32 -> (R, vocab) logits of the rows that ``step`` wants.
 
-        ``pages`` are those of each block, written in place.
+        Args:
+            pages: those of each block, written in place.
+            pace: at which a long step is handed over in pieces.
         """
         inner = self._model.model
         terms: tuple[mx.array, ...] = (inner.embed_tokens(token_ids),)
@@ -70,6 +77,8 @@ class StandardForward:
         for (kind, weights), heads, own in zip(self._blocks, self._heads, pages, strict=True):
             form = BlockForm(kind, heads, static)
             terms = self._run_block(form, arrays, terms, tuple(weights), own.keys, own.values)
+            if pace is not None:
+                pace.passed(*terms)
         residual, delta = terms
         if step.logits_rows is not None:
             residual, delta = residual[step.logits_rows], delta[step.logits_rows]

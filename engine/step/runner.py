@@ -47,6 +47,7 @@ class HostStep:
     sampling: HostTree  # SamplingInputs and LogprobInputs, or None for these
     draws: Draws | None  # None: all rows take their likeliest token
     num_drawn: int  # rows of logits from which tokens are drawn; others only score a prompt
+    layers_at_once: int | None  # handed to the device while the rest is built; None: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,10 @@ class ModelRunner:
         sampling, draws = plan_sampling(batch.sampled, num_drawn, vocab_size)
         logprobs = plan_logprobs(batch, vocab_size)
         sampled = HostTree.of((sampling, logprobs))
-        return HostStep(batch, HostTree.of(inputs), sampled, draws, num_drawn)
+        at_once = None
+        if batch.num_tokens > batch.num_decodes:
+            at_once = self._model.layers_at_once(len(rows))
+        return HostStep(batch, HostTree.of(inputs), sampled, draws, num_drawn, at_once)
 
     def build(self, host: HostStep, previous: Step | None) -> Step:
         """Build the graph of one step; nothing is computed yet.
@@ -192,7 +196,10 @@ class ModelRunner:
         arrays = host.inputs.arrays
         uploaded = self._transfer.upload([*arrays, *host.sampling.arrays])
         count = sum(map(np.size, arrays)) if isinstance(uploaded, mx.array) else len(arrays)
-        return self._run(host.inputs.form, uploaded[:count], previous), uploaded[count:]
+        run = self._run
+        if host.layers_at_once is not None:
+            run = partial(_run, self._model, layers_at_once=host.layers_at_once)
+        return run(host.inputs.form, uploaded[:count], previous), uploaded[count:]
 
     def _logits_rows(self, rows: Rows) -> npt.NDArray[np.int32] | None:
         """Padded with the last one, so that their number recurs; None: those of all rows."""
@@ -207,17 +214,24 @@ class ModelRunner:
         return np.array(wanted, np.int32)
 
 
-def _run(model: PagedModel, form: Form, uploaded: Uploaded, previous: mx.array) -> mx.array:
+def _run(
+    model: PagedModel,
+    form: Form,
+    uploaded: Uploaded,
+    previous: mx.array,
+    layers_at_once: int | None = None,
+) -> mx.array:
     """(R, vocab) logits of a step.
 
     Args:
         form: of its :class:`StepInputs`.
         previous: (n,) int32, the samples of the step before. All attention of that step is behind
             them, so that writes in place have to wait for nothing else.
+        layers_at_once: as in :class:`HostStep`.
     """
     step: StepInputs = received(form, uploaded)
     token_ids = mx.concatenate([step.token_ids, previous])[step.token_places]
-    return model(token_ids, replace(step, fence=previous[:1]))
+    return model(token_ids, replace(step, fence=previous[:1]), layers_at_once)
 
 
 def _pad_logits(count: int) -> int:
