@@ -93,20 +93,20 @@ def _measure(paged: PagedModel, tokens: int, args: argparse.Namespace) -> list[d
     ids = itertools.count()
     # The first round is not counted: kernels are compiled, and buffers cached.
     for turn in range(args.rounds + 1):
-        for name, (peaks, times) in found.items():
+        for name, (sizes, seconds) in found.items():
             count = counts[name] if name in counts else int(name)
             paged.layers_at_once = lambda rows, count=count: count  # type: ignore[method-assign, misc]
-            peak, seconds = _run(engine, tokens, next(ids))
+            peak, elapsed = _run(engine, tokens, next(ids))
             if turn:
-                peaks.append(peak)
-                times.append(1000 * seconds)
-    del paged.layers_at_once  # type: ignore[attr-defined]
+                sizes.append(peak)
+                seconds.append(elapsed)
+    del paged.layers_at_once
     rows = []
     for name, (peaks, times) in found.items():
         label = f"{name}: {chosen or 'whole'}" if name == "chosen" else name
-        peak, ms = max(peaks) / 2**20, statistics.median(times)
-        print(f"{tokens:7} {label:>14} {peak:10.0f} {ms:11.1f}", flush=True)
-        rows.append({"tokens": tokens, "layers": label, "peak_bytes": peaks, "ms": times})
+        peak_mib, ms = max(peaks) / 2**20, 1000 * statistics.median(times)
+        print(f"{tokens:7} {label:>14} {peak_mib:10.0f} {ms:11.1f}", flush=True)
+        rows.append({"tokens": tokens, "layers": label, "peak_bytes": peaks, "seconds": times})
     return rows
 
 
