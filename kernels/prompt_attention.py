@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from quire.kernels.gather_rows import join_rows, take_rows
 from quire.kernels.heads import Scoring
 from quire.kernels.kv_write import gather_context
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import prompt_sdpa
 from quire.kernels.paged_prompt import paged_prompt
 from quire.kernels.prompt_plan import PaddedChunks, PromptPlan
-from quire.kernels.rows import join_rows, take_rows
 
 _sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention
 

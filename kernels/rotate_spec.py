@@ -11,7 +11,6 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from quire.kernels.block_ops_spec import rms_normed
 from quire.kernels.choice.problem import Float64Array, Problem, ints, normal, to_float64, waiting
 from quire.kernels.choice.spec import (
     ANYWHERE,
@@ -24,6 +23,7 @@ from quire.kernels.choice.spec import (
     Variant,
     round_up,
 )
+from quire.kernels.fused_ops_spec import rms_normed
 from quire.kernels.kv_write import Slots, scatter
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.rotate import HeadNorms, ProjectedRows, Rotary, rotate_and_write

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from quire.kernels.block_ops_spec import ADD_RMS_NORM, SWIGLU
 from quire.kernels.choice.spec import AnySpec
+from quire.kernels.fused_ops_spec import ADD_RMS_NORM, SWIGLU
 from quire.kernels.kv_write_spec import GATHER_PAGES, KV_WRITE
 from quire.kernels.matmul_spec import MATMUL
 from quire.kernels.mixed_attention_spec import MIXED_ATTENTION

@@ -23,7 +23,7 @@ from quire.kernels.choice.spec import (
     Variant,
     round_up,
 )
-from quire.kernels.rows import join_rows, take_rows
+from quire.kernels.gather_rows import join_rows, take_rows
 
 
 class RowsVariant(Enum):

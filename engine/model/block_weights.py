@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx_lm.models.rope_utils import Llama3RoPE
 
 from quire.engine.model.flat_linear import flat_product
-from quire.kernels.block_ops import fits_packs
+from quire.kernels.fused_ops import fits_packs
 from quire.kernels.linear import matmul
 from quire.kernels.rotate import Rotary
 

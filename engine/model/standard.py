@@ -20,8 +20,8 @@ from quire.engine.model.block_weights import BlockKind, BlockWeights, multiply, 
 from quire.engine.model.pace import Pace
 from quire.engine.model.recurring import Recurring
 from quire.kernels.attention import AttentionPlan, attend
-from quire.kernels.block_ops import add_rms_norm, swiglu_joined
 from quire.kernels.choice.selection import select
+from quire.kernels.fused_ops import add_rms_norm, swiglu_joined
 from quire.kernels.heads import Heads, Scoring
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_decode import rotate_and_decode

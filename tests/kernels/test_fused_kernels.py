@@ -10,7 +10,7 @@ import pytest
 from decode_case import BF16, F16, F32, LIMITS, Float64Array, to_float64
 from metal_sim import KernelFault, compiled_ahead, simulated_kernels
 
-from quire.kernels.block_ops import add_rms_norm
+from quire.kernels.fused_ops import add_rms_norm
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.rotate import HeadNorms, ProjectedRows, Rotary, rotate_and_write
 

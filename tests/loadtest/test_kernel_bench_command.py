@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from quire.kernels.attention_problem import Pages
-from quire.kernels.block_ops_spec import ADD_RMS_NORM
 from quire.kernels.choice.problem import to_float64
 from quire.kernels.choice.spec import AnySpec
+from quire.kernels.fused_ops_spec import ADD_RMS_NORM
 from quire.kernels.kv_write_spec import KV_WRITE, WriteShape, WriteVariant
 from quire.kernels.specs import SPECS
 from quire.loadtest import command

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from quire.kernels.block_ops import add_rms_norm, swiglu_joined
 from quire.kernels.choice.problem import Float64Array, Problem, normal, to_float64
 from quire.kernels.choice.spec import (
     ANYWHERE,
@@ -23,6 +22,7 @@ from quire.kernels.choice.spec import (
     Variant,
     round_up,
 )
+from quire.kernels.fused_ops import add_rms_norm, swiglu_joined
 
 _EPS = 1e-5
 
