@@ -13,7 +13,6 @@ from typing import Any
 from rich.console import Console
 
 from quire.engine.startup.boot import prepare_mlx
-from quire.loadtest.result_file import save
 
 # The names of all specifications, listed without MLX, and one of its own.
 OPERATIONS = (
@@ -67,6 +66,7 @@ def _kernels(args: argparse.Namespace) -> int:
     from quire.loadtest.kernels.device import use_device
     from quire.loadtest.kernels.plot import require_matplotlib, save_plot
     from quire.loadtest.kernels.table import print_case, print_kernels
+    from quire.loadtest.result_file import save
 
     if args.plot:
         require_matplotlib()  # now, and not after minutes of measuring
