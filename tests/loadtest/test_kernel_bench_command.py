@@ -145,12 +145,12 @@ def test_calls_of_a_chain_have_the_values_of_single_ones(spec: AnySpec) -> None:
     assert second.difference(found, to_float64(variant.run(same, {}))) == 0
 
 
-def test_a_write_in_a_chain_waits_for_the_token_before() -> None:
+def test_a_write_in_a_chain_waits_for_the_one_before() -> None:
     problem = KV_WRITE.problem(WriteShape(5, 2, 64, 64, 16), mx.float32, 0, False)
-    token = mx.array([1], mx.int32)
-    chained = problem.chained([*problem.in_place, token])
-    assert chained.slots.after is token
-    assert problem.slots.after is not token
+    fence = mx.array([1], mx.int32)
+    chained = problem.chained([*problem.in_place, fence])
+    assert chained.fence is fence
+    assert problem.fence is not fence
 
 
 def test_writes_of_a_chain_are_all_made_in_one_pool() -> None:
