@@ -54,6 +54,16 @@ class BlockTable:
         """Names of the full blocks of ``token_ids`` that this table will register later."""
         return self._names[self._num_registered : len(token_ids) // self._pool.block_size]
 
+    def names(self, num_blocks: int) -> list[BlockHash]:
+        """Of the first blocks, after :meth:`find_prefix` was asked."""
+        return self._names[:num_blocks]
+
+    def name_before(self, position: int, token_ids: Sequence[int]) -> BlockHash | None:
+        """Of the block that ends at ``position``; None if its tokens are not known yet."""
+        extend_chain(self._names, self._root, token_ids, self._pool.block_size)
+        index = position // self._pool.block_size - 1
+        return self._names[index] if index < len(self._names) else None
+
     def num_coming(
         self, first: int, token_ids: Sequence[int], coming: Collection[BlockHash]
     ) -> int:

@@ -15,10 +15,11 @@ from llguidance import LLMatcher
 
 from quire.cache.block_pool import BlockPool
 from quire.cache.eviction import PolicyName, make_policy
+from quire.cache.state_pool import StatePool
 from quire.engine.device_thread import DeviceThread, Submit, do_later, do_now
 from quire.engine.errors import EngineError, GrammarError
 from quire.engine.grammar import Bitmask, GrammarCompiler, forbid, mask_words
-from quire.engine.messages import GenerateRequest, TokenOutput, WorkerStats
+from quire.engine.messages import GenerateRequest, StateSlots, TokenOutput, WorkerStats
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
 from quire.engine.scheduler import Scheduler
@@ -39,6 +40,8 @@ class EngineConfig:
     # Prompt tokens of a step that also decodes, see Scheduler. None: the rest of the budget.
     mixed_prompt_tokens: int | None = None
     eviction_policy: PolicyName = "lru"
+    # Slots for states of recurrent layers, the empty one included. None: two for each sequence.
+    num_state_slots: int | None = None
     # Encode a step while the one before it runs. None: where kernels write the pages in place. Not
     # elsewhere: MLX would copy pages that the running step still holds, and on the CPU encoding is
     # computing.
@@ -69,8 +72,16 @@ class Engine:
         """
         if not isinstance(model, PagedModel):
             model = page_model(model, name or model.model_type)
-        model.allocate(config.num_blocks, config.block_size)
+        num_slots = config.num_state_slots
+        if num_slots is None:
+            num_slots = 1 + 2 * config.max_num_seqs
+        model.allocate(config.num_blocks, config.block_size, num_slots)
         self.config = config
+        self._states: StatePool | None = None
+        if model.states is not None:
+            self._states = StatePool(
+                num_slots, model.state_spacing, make_policy(config.eviction_policy)
+            )
         self._pool = BlockPool(
             config.num_blocks, config.block_size, make_policy(config.eviction_policy)
         )
@@ -80,6 +91,7 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             mixed_prompt_tokens=config.mixed_prompt_tokens,
             model_name=model.name,
+            states=self._states,
         )
         self._runner = ModelRunner(model, config.max_num_seqs)
         ahead = config.encode_ahead
@@ -220,7 +232,7 @@ class Engine:
         return masks, failed
 
     def stats(self) -> WorkerStats:
-        scheduler, pool = self.scheduler, self._pool
+        scheduler, pool, states = self.scheduler, self._pool, self._states
         return WorkerStats(
             requests_running=len(scheduler.running),
             requests_waiting=len(scheduler.waiting) + len(self._compiling),
@@ -235,4 +247,8 @@ class Engine:
             evictions=pool.num_evictions,
             prefix_queries=scheduler.stats.prefix_queries,
             prefix_hits=scheduler.stats.prefix_hits,
+            prefix_pages=scheduler.stats.prefix_pages,
+            state_slots=None
+            if states is None
+            else StateSlots(states.num_used, states.num_cached, states.num_free),
         )

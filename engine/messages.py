@@ -133,6 +133,8 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
     num_blocks: int
     weight_bytes: int
     kv_cache_bytes: int
+    num_state_slots: int = 0  # of models with recurrent layers
+    state_bytes: int = 0  # of all slots
     notes: list[str] = []  # facts worth logging, e.g. which BLAS is in use
     grammars: bool = False  # whether requests may have one
     limits: MemoryLimits | None = None
@@ -165,6 +167,12 @@ class TokenOutput(msgspec.Struct, array_like=True, frozen=True):
     prompt_logprobs: list[TokenLogprobs] = []
 
 
+class StateSlots(msgspec.Struct, frozen=True):
+    used: int
+    cached: int  # snapshots nobody uses
+    free: int
+
+
 class WorkerStats(msgspec.Struct, frozen=True):
     """One consistent snapshot of the worker, taken between two steps."""
 
@@ -181,6 +189,8 @@ class WorkerStats(msgspec.Struct, frozen=True):
     evictions: int
     prefix_queries: int  # prompt tokens looked up in the prefix cache
     prefix_hits: int  # of those, tokens found
+    prefix_pages: int = 0  # of those, tokens whose pages were found, whether or not a state was
+    state_slots: StateSlots | None = None  # of models with recurrent layers
 
 
 class StepOutput(msgspec.Struct, tag=True, frozen=True):

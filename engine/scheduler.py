@@ -11,6 +11,7 @@ blocks it touches are given back only when it has retired.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections import deque
 from collections.abc import Sequence as SequenceABC
@@ -18,12 +19,16 @@ from dataclasses import dataclass
 
 from quire.cache.block_hash import BlockHash, root_hash
 from quire.cache.block_pool import BlockPool
-from quire.cache.block_table import BlockTable
+from quire.cache.sequence_cache import NO_PREFIX, Holdings, Prefix, SequenceCache
+from quire.cache.state_pool import StatePool
+from quire.cache.state_table import StateMoves
 from quire.engine.errors import GrammarError, RequestTooLong
 from quire.engine.grammar import GrammarState
 from quire.engine.messages import FinishReason, GenerateRequest, TokenLogprobs, TokenOutput
 from quire.engine.sequence import Sequence
 from quire.engine.step_batch import Chunk, StepBatch
+
+logger = logging.getLogger(__name__)
 
 # Prompt tokens of a step whose log-probabilities are wanted: each takes logits over the vocabulary.
 _MAX_SCORED = 64
@@ -34,6 +39,7 @@ class SchedulerStats:
     preemptions: int = 0
     prefix_queries: int = 0  # prompt tokens looked up, once per request
     prefix_hits: int = 0  # of those, tokens found
+    prefix_pages: int = 0  # of those, tokens whose pages were found, whether or not a state was
 
 
 class Scheduler:
@@ -45,9 +51,11 @@ class Scheduler:
         max_num_batched_tokens: int,
         mixed_prompt_tokens: int | None = None,
         model_name: str = "",
+        states: StatePool | None = None,
     ) -> None:
         """
         Args:
+            states: slots, for models with recurrent layers.
             mixed_prompt_tokens: prompt tokens of a step that also decodes, if many sequences would
                 wait for more; None: as many as the budget leaves.
         """
@@ -67,7 +75,8 @@ class Scheduler:
         self._sequences: dict[int, Sequence] = {}
         self._next_step = 0
         self._retired = -1
-        self._held: deque[tuple[int, list[int]]] = deque()  # blocks to release once a step retired
+        self._states = states
+        self._held: deque[tuple[int, Holdings]] = deque()  # to release once a step has retired
         # A little room for running sequences to grow, so that an admission is not undone at once.
         self._watermark = max(1, pool.num_usable // 100)
 
@@ -102,7 +111,7 @@ class Scheduler:
         seed = request.sampling.seed
         sequence = Sequence(
             request,
-            BlockTable(self.pool, self._root(request)),
+            SequenceCache(self.pool, self._root(request), self._states),
             list(request.prompt_token_ids),
             seed=secrets.randbits(64) if seed is None else seed,
             grammar=grammar,
@@ -165,9 +174,11 @@ class Scheduler:
             if sequence in preempted or num_tokens == 0:
                 continue
             wanted = sequence.num_computed_tokens + num_tokens
-            while not sequence.table.grow(wanted):
+            while not sequence.cache.blocks.grow(wanted):
                 enough = False
-                if sequence.table.blocks_for(wanted) <= self.pool.num_available + self._num_held:
+                if sequence.cache.blocks.blocks_for(wanted) <= (
+                    self.pool.num_available + self._num_held
+                ):
                     break  # enough is on its way back: sit this step out
                 victim = self._victim()
                 budget += planned.pop(victim, 0)
@@ -188,39 +199,35 @@ class Scheduler:
         may_cut = not is_limited or all(n == 1 for n in planned.values())
         budget -= sum(planned.values())
         # Prompts admitted earlier take their blocks chunk by chunk: leave them what they lack.
-        reserve = sum(s.table.blocks_for(len(s.token_ids)) for s in self.running)
-        coming = {name for s in self.running for name in s.table.unfinished(s.token_ids)}
+        reserve = sum(s.cache.blocks.blocks_for(len(s.token_ids)) for s in self.running)
+        coming = {name for s in self.running for name in s.cache.coming(s.token_ids)}
         for sequence in list(self.waiting):
             if not budget or len(self.running) == self._max_num_seqs:
                 break
             if sequence.num_pending_tokens:
                 break  # preempted with a token in flight, which belongs to its prompt now
             # What is cached has no logits any more.
-            prefix = [] if sequence.num_unscored else sequence.table.find_prefix(sequence.token_ids)
+            prefix = NO_PREFIX
+            if not sequence.num_unscored:
+                prefix = sequence.cache.find_prefix(sequence.token_ids)
             if self._should_wait(sequence, prefix, coming):
                 continue
-            start = len(prefix) * self.pool.block_size
+            start = len(prefix.blocks) * self.pool.block_size
             num_missing = len(sequence.token_ids) - start
             num_tokens = self._limited(sequence, min(num_missing, budget), planned)
             if not num_tokens:
                 continue
             if num_tokens < num_missing and not may_cut:
                 break
-            rest = sequence.table.blocks_for(len(sequence.token_ids)) - sequence.table.blocks_for(
-                start + num_tokens
-            )
+            blocks_for = sequence.cache.blocks.blocks_for
+            rest = blocks_for(len(sequence.token_ids)) - blocks_for(start + num_tokens)
             watermark = self._watermark if self.running else 0
-            if not sequence.table.admit(prefix, start + num_tokens, reserve + rest + watermark):
+            if not sequence.cache.admit(
+                prefix, sequence.token_ids, start + num_tokens, reserve + rest + watermark
+            ):
                 break
-            self.waiting.remove(sequence)
-            self.running.append(sequence)
-            coming.update(sequence.table.unfinished(sequence.token_ids))
-            sequence.num_computed_tokens = start
-            sequence.admissions += 1
-            if sequence.num_cached_tokens is None:
-                sequence.num_cached_tokens = start
-                self.stats.prefix_queries += len(sequence.token_ids)
-                self.stats.prefix_hits += start
+            self._start_running(sequence, prefix)
+            coming.update(sequence.cache.coming(sequence.token_ids))
             planned[sequence] = num_tokens
             budget -= num_tokens
             reserve += rest
@@ -238,7 +245,27 @@ class Scheduler:
         lowest = max(sequence.request.priority for sequence in self.running)
         return next(s for s in reversed(self.running) if s.request.priority == lowest)
 
-    def _should_wait(self, sequence: Sequence, prefix: list[int], coming: set[BlockHash]) -> bool:
+    def _start_running(self, sequence: Sequence, prefix: Prefix) -> None:
+        start = len(prefix.blocks) * self.pool.block_size
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        sequence.num_computed_tokens = start
+        sequence.admissions += 1
+        if sequence.num_cached_tokens is not None:
+            return
+        sequence.num_cached_tokens = start
+        num_tokens, num_pages = len(sequence.token_ids), prefix.num_pages * self.pool.block_size
+        self.stats.prefix_queries += num_tokens
+        self.stats.prefix_hits += start
+        self.stats.prefix_pages += num_pages
+        if num_pages > start:
+            request_id = sequence.request.request_id
+            logger.info(
+                f"request {request_id}: {start:,} of {num_tokens:,} prompt tokens are cached: "
+                f"pages {num_pages:,}, state {start:,}"
+            )
+
+    def _should_wait(self, sequence: Sequence, prefix: Prefix, coming: set[BlockHash]) -> bool:
         """Whether somebody else is computing much of this prompt right now.
 
         Requests that share a long prefix and arrive together would otherwise all compute it.
@@ -246,8 +273,8 @@ class Scheduler:
         if not coming or sequence.num_unscored:
             return False
         size = self.pool.block_size
-        shared = size * sequence.table.num_coming(len(prefix), sequence.token_ids, coming)
-        rest = len(sequence.token_ids) - len(prefix) * size
+        shared = size * sequence.cache.num_coming(prefix, sequence.token_ids, coming)
+        rest = len(sequence.token_ids) - len(prefix.blocks) * size
         return shared > 0 and shared >= min(rest, self._budget) // 2
 
     def _make_batch(self, planned: dict[Sequence, int]) -> StepBatch:
@@ -258,7 +285,9 @@ class Scheduler:
         for sequence, num_tokens in planned.items():
             chunks = decodes if num_tokens == 1 else prompts
             chunks.append(self._make_chunk(sequence, num_tokens, step_id))
-        batch = StepBatch(step_id, decodes + prompts, len(decodes))
+        chunks = decodes + prompts
+        moves = self._move_states(chunks) if self._states is not None else []
+        batch = StepBatch(step_id, chunks, len(decodes), moves)
         for row, chunk in enumerate(batch.sampled):
             chunk.sequence.sample_row = row
             chunk.sequence.num_pending_tokens += 1
@@ -279,7 +308,7 @@ class Scheduler:
             num_tokens=num_tokens,
             token_ids=[] if in_flight else sequence.token_ids[start:end],
             source_row=sequence.sample_row if in_flight else -1,
-            block_ids=sequence.table.block_ids,
+            block_ids=sequence.cache.blocks.block_ids,
             samples=samples,
             sampling=request.sampling,
             seed=sequence.seed,
@@ -292,6 +321,16 @@ class Scheduler:
         sequence.num_computed_tokens = end
         sequence.last_step = step_id
         return chunk
+
+    def _move_states(self, chunks: list[Chunk]) -> list[StateMoves]:
+        # A slot stays for each sequence that could run beside these.
+        reserve = min(len(self.waiting), self._max_num_seqs - len(self.running))
+        moves = []
+        for chunk in chunks:
+            cache = chunk.sequence.cache
+            moves.append(cache.move_state(chunk.start, chunk.num_tokens, reserve))
+            self._hold(chunk.sequence, cache.take_unneeded())
+        return moves
 
     # ---- results
 
@@ -317,8 +356,9 @@ class Scheduler:
             sequence = chunk.sequence
             if sequence.finished:
                 continue
-            if chunk.admission == sequence.admissions and sequence.table.block_ids:
-                sequence.table.register(sequence.token_ids, chunk.context_length)
+            if chunk.admission == sequence.admissions and sequence.cache.blocks.block_ids:
+                sequence.cache.register(sequence.token_ids, chunk.context_length)
+                self._hold(sequence, sequence.cache.take_unneeded())
             # After a preemption what has been scored comes again.
             known = len(sequence.prompt_logprobs) - chunk.start
             sequence.prompt_logprobs += scores[max(0, known) :]
@@ -364,17 +404,17 @@ class Scheduler:
         self._finish(sequence)
         return TokenOutput(sequence.request.request_id, [], "error", error=error)
 
-    # ---- giving up blocks
+    # ---- giving up blocks and slots
 
     @property
     def _num_held(self) -> int:
-        return sum(len(blocks) for _, blocks in self._held)
+        return sum(len(holdings.blocks) for _, holdings in self._held)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.stats.preemptions += 1
         self.running.remove(sequence)
         self._enqueue(sequence, first=True)
-        self._give_up_blocks(sequence)
+        self._hold(sequence, sequence.cache.detach(sequence.token_ids))
         sequence.num_computed_tokens = 0
 
     def _finish(self, sequence: Sequence) -> None:
@@ -384,29 +424,38 @@ class Scheduler:
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
-        self._give_up_blocks(sequence)
+        self._hold(sequence, sequence.cache.detach(sequence.token_ids))
 
-    def _give_up_blocks(self, sequence: Sequence) -> None:
-        blocks = sequence.table.detach()
+    def _hold(self, sequence: Sequence, holdings: Holdings) -> None:
+        """Release what ``sequence`` gives up, once no step reads or writes it."""
+        if not any(holdings):
+            return
         if sequence.last_step > self._retired:
-            self._held.append((sequence.last_step, blocks))
+            self._held.append((sequence.last_step, holdings))
         else:
-            self.pool.release(blocks)
+            self._release(holdings)
 
     def _release_held(self) -> None:
         while self._held and self._held[0][0] <= self._retired:
-            self.pool.release(self._held.popleft()[1])
+            self._release(self._held.popleft()[1])
+
+    def _release(self, holdings: Holdings) -> None:
+        self.pool.release(holdings.blocks)
+        if self._states is not None:
+            self._states.release(holdings.slots)
 
     # ---- invariants
 
     def check(self) -> None:
         """Assert the pool's conservation and the scheduler's own rules. For tests and debugging."""
-        tables = [s.table.block_ids.tolist() for s in self.running]
-        self.pool.check([*tables, *(blocks for _, blocks in self._held)])
+        owned = [*(s.cache.holdings for s in self.running), *(held for _, held in self._held)]
+        self.pool.check(holdings.blocks for holdings in owned)
+        if self._states is not None:
+            self._states.check(holdings.slots for holdings in owned)
         for sequence in self.running:
             assert sequence.num_computed_tokens <= sequence.num_tokens
-            assert sequence.num_computed_tokens <= sequence.table.num_tokens
+            assert sequence.num_computed_tokens <= sequence.cache.blocks.num_tokens
         for sequence in self.waiting:
-            assert not sequence.table.block_ids
+            assert sequence.cache.holdings == ([], [])
             assert sequence.num_computed_tokens == 0
         assert len(self._sequences) == len(self.waiting) + len(self.running)

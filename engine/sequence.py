@@ -1,10 +1,10 @@
-"""One request inside the engine: its tokens, its blocks and how far it has been computed."""
+"""One request inside the engine: its tokens, what is cached of it and how far it has got."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from quire.cache.block_table import BlockTable
+from quire.cache.sequence_cache import SequenceCache
 from quire.engine.grammar import GrammarState
 from quire.engine.messages import GenerateRequest, TokenLogprobs
 from quire.engine.seen_tokens import SeenTokens
@@ -15,13 +15,13 @@ class Sequence:
     """``num_computed_tokens`` chases ``num_tokens``; prefill and decode differ in nothing else."""
 
     request: GenerateRequest
-    table: BlockTable
+    cache: SequenceCache
     token_ids: list[int]  # the prompt and every output token the host has seen
     seed: int
     num_computed_tokens: int = 0  # scheduled so far; their KV is in the pages once steps retire
     num_pending_tokens: int = 0  # sampled by scheduled steps, not yet seen by the host
     sample_row: int = -1  # where the newest of those steps puts its token
-    last_step: int = -1  # the newest step that reads or writes the sequence's blocks
+    last_step: int = -1  # the newest step that reads or writes the sequence's cache
     num_cached_tokens: int | None = None  # prefix-cache hit of the first admission
     admissions: int = 0  # tells rows scheduled before a preemption from those after it
     finished: bool = False

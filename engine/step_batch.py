@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from quire.cache.state_table import StateMoves
 from quire.engine.grammar import GrammarState
 from quire.engine.messages import SamplingParams
 from quire.engine.sequence import Sequence
@@ -54,6 +55,8 @@ class StepBatch:
     step_id: int
     chunks: list[Chunk]
     num_decodes: int
+    # For each chunk, of models with recurrent layers.
+    state_moves: list[StateMoves] = field(default_factory=list)
     sampled: list[Chunk] = field(init=False)  # in the order of the step's samples
     scored: list[Chunk] = field(init=False)  # with prompt tokens to be scored
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from importlib.metadata import version
 from typing import cast, get_args
 
+import msgspec
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -98,10 +99,14 @@ class WorkerCollector(Collector):
             time.monotonic() - self._last_step if self._last_step and self.in_flight() else 0,
         )
         blocks = {"used": 0, "cached": 0, "free": 0}
-        memory = {"active": 0, "cache": 0, "peak": 0, "weights": 0, "kv_cache": 0}
+        memory = {"active": 0, "cache": 0, "peak": 0, "weights": 0, "kv_cache": 0, "states": 0}
         if info:
             blocks["free"] = info.num_blocks
-            memory |= {"weights": info.weight_bytes, "kv_cache": info.kv_cache_bytes}
+            memory |= {
+                "weights": info.weight_bytes,
+                "kv_cache": info.kv_cache_bytes,
+                "states": info.state_bytes,
+            }
             if (limits := info.limits) is not None:
                 memory |= {
                     "activations": limits.activations,
@@ -121,6 +126,12 @@ class WorkerCollector(Collector):
                 "peak": stats.memory_peak,
             }
         yield _labelled_gauge("kv_blocks", "KV blocks by state.", "state", blocks)
+        slots = {"used": 0, "cached": 0, "free": info.num_state_slots if info else 0}
+        if stats and stats.state_slots:
+            slots = msgspec.structs.asdict(stats.state_slots)
+        yield _labelled_gauge(
+            "state_slots", "Slots for states of recurrent layers, by state.", "state", slots
+        )
         yield _labelled_gauge("memory_bytes", "Device memory by kind.", "kind", memory)
         for name, (_, help) in _WORKER_COUNTERS.items():
             yield CounterMetricFamily(f"quire_{name}", help, value=self._total(name, stats))
@@ -144,6 +155,10 @@ _WORKER_COUNTERS: dict[str, tuple[Callable[[WorkerStats], int], str]] = {
     "prefix_cache_hit_tokens": (
         lambda stats: stats.prefix_hits,
         "Prompt tokens found in the prefix cache.",
+    ),
+    "prefix_cache_page_hit_tokens": (
+        lambda stats: stats.prefix_pages,
+        "Prompt tokens whose pages were found, whether or not a recurrent layer's state was.",
     ),
 }
 

@@ -20,6 +20,7 @@ from mlx_lm.generate import generate_step
 from model_zoo_base import BASE, Config
 from model_zoo_dense import DENSE
 from model_zoo_experts import EXPERTS, LATENT
+from model_zoo_recurrent import RECURRENT
 from model_zoo_unpaged import UNPAGED_FAMILIES, UNPAGED_VARIANTS
 from model_zoo_variants import VARIANTS, WRAPPERS
 
@@ -35,11 +36,11 @@ class Family:
 FAMILIES: dict[str, Family] = {
     **{
         name: Family(name, config)
-        for name, config in {**DENSE, **EXPERTS, **LATENT, **WRAPPERS}.items()
+        for name, config in {**DENSE, **EXPERTS, **LATENT, **RECURRENT, **WRAPPERS}.items()
     },
     **{name: Family(module, config) for name, (module, config) in VARIANTS.items()},
 }
-"""Attention-only families and variants, which paged attention should serve."""
+"""Families and variants that should be served."""
 
 _UNPAGED_BUILDERS = {
     **{name: Family(name, config) for name, (_, config) in UNPAGED_FAMILIES.items()},
@@ -50,7 +51,7 @@ UNPAGED: dict[str, str] = {
     **{name: reason for name, (reason, _) in UNPAGED_FAMILIES.items()},
     **{name: reason for name, (reason, _, _) in UNPAGED_VARIANTS.items()},
 }
-"""Families and variants that paged attention alone cannot serve, and why."""
+"""Families and variants that cannot be served, and why."""
 
 UNRUNNABLE = {"bitnet", "muse_spark", "olmo", "phi3small"}
 """Of those, what mlx-lm itself cannot run on the CPU: the first two call Metal kernels, olmo.py

@@ -40,7 +40,7 @@ EXCEPTIONS = {
 
 MAY_USE_MLX = {"kernels", "engine", "loadtest/kernels"}
 MLX_EXCEPTIONS = {
-    *("cache/pages.py", "loadtest/activations.py", "loadtest/machine_probe.py"),
+    *("cache/pages.py", "cache/states.py", "loadtest/activations.py", "loadtest/machine_probe.py"),
     *("loadtest/steps.py", "loadtest/tune.py"),
 }
 MAY_USE_MLX_LM = {"engine"}

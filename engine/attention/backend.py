@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from quire.cache.pages import LayerPages
 from quire.engine.attention.rows import Rows
+from quire.engine.recurrent.plan import StatePlan
 from quire.engine.step_batch import StepBatch
 from quire.kernels.attention import AttentionPlan
 from quire.kernels.heads import Heads, Scoring
@@ -69,11 +70,13 @@ class Plans:
     mlx: of layers whose pages MLX's operations write.
     kernels: of layers whose pages kernels write in place.
     keeps_rows: whether attention may read new keys and values as rows instead of from pages.
+    states: of recurrent layers.
     """
 
     mlx: RaggedBatch | None = None
     kernels: dict[Heads, AttentionPlan] | None = None
     keeps_rows: bool = False
+    states: StatePlan | None = None
 
 
 class AttentionBackend(Protocol):

@@ -22,6 +22,7 @@ class Rows:
         positions, slot_mapping, token_ids: (T,) int32
         token_places: (T,) int32, where each row's token stands in token_ids followed by the samples
             of the step before.
+        state_moves: of the batch, in the order of their rows.
         decodes: in the order of their rows.
         num_decode_rows: decodes and the rows that pad them.
         decodes_as_chunks: whether attention takes them as prompt chunks of one row.
@@ -52,11 +53,14 @@ class Rows:
         self.token_ids = np.zeros(size, np.int32)
         self.token_places = np.arange(size, dtype=np.int32)
         self.prompts: list[PromptChunk] = []
+        self.state_moves = batch.state_moves
         chunks = batch.chunks[:count]
         last_rows: list[int] = []
         if count:
             order = decodes.order.tolist()
             self._place_decodes([chunks[i] for i in order], block_size)
+            if moves := batch.state_moves:
+                self.state_moves = [*(moves[i] for i in order), *moves[count:]]
             last_rows = [0] * count
             for decode_row, i in enumerate(order):
                 last_rows[i] = decode_row

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+from quire.cache.state_pool import MIN_SLOTS
 from quire.engine.errors import EngineError
 from quire.engine.memory.budget import (
     SMALLEST_STEP,
@@ -15,6 +18,8 @@ from quire.engine.memory.budget import (
 )
 
 _LEAST_TOKENS = 64  # in the KV cache
+# Kept of one sequence at most: more of them nobody comes back to.
+_STATES_PER_SEQUENCE = 64
 _MORE = 0.95  # a fraction that leaves the rest of a machine little
 # Bytes of a 4-bit weight in groups of 64, of which each has a scale and a bias.
 _FOUR_BITS = (4 + 32 / 64) / 8
@@ -32,6 +37,8 @@ class Demand:
         block_size: tokens.
         bytes_per_token: in the KV cache, all layers together.
         dtype: of the weights.
+        bytes_per_state: of a sequence, all recurrent layers together; 0: there are none.
+        state_spacing: tokens between the states kept of a long prompt.
     """
 
     context: int
@@ -40,23 +47,38 @@ class Demand:
     block_size: int
     bytes_per_token: int
     dtype: str
+    bytes_per_state: int = 0
+    state_spacing: int = 1
 
-    def pool(self, budget: Budget) -> Pool:
-        """KV blocks, the scratch block included."""
+    def pools(self, budget: Budget) -> list[Pool]:
+        """KV blocks, the scratch block included, and slots for states if there are any."""
         sequences = sequences_to_hold(budget.device, self.max_num_seqs)
-        return Pool(
+        enough = 1 + sequences * -(-self.context // self.block_size)
+        blocks = Pool(
             self.block_size * self.bytes_per_token,
             least=1 + -(-_LEAST_TOKENS // self.block_size),
-            enough=1 + sequences * -(-self.context // self.block_size),
+            enough=enough,
         )
+        if not self.bytes_per_token:  # a block is no more than a number in a table
+            blocks = Pool(1, least=enough, enough=enough)
+        if not self.bytes_per_state:
+            return [blocks]
+        kept = min(_STATES_PER_SEQUENCE, self.context // self.state_spacing)
+        slots = 1 + 2 * self.max_num_seqs + sequences * kept
+        return [blocks, Pool(self.bytes_per_state, least=MIN_SLOTS, enough=slots)]
 
     def pool_bytes(self, budget: Budget) -> int:
         one = (1 + -(-self.context // self.block_size)) * self.block_size * self.bytes_per_token
-        return budget.pool_bytes(one)
+        return budget.pool_bytes(one + MIN_SLOTS * self.bytes_per_state)
 
 
-def size_blocks(budget: Budget, demand: Demand, wanted: int | None) -> int:
-    """KV blocks of the pool, the scratch block included.
+class Sizes(NamedTuple):
+    blocks: int
+    slots: int  # for states; 0 without recurrent layers
+
+
+def size_pools(budget: Budget, demand: Demand, wanted: int | None) -> Sizes:
+    """KV blocks of the pool, the scratch block included, and slots for states.
 
     Args:
         wanted: bytes for all of them; None: by the budget.
@@ -64,17 +86,17 @@ def size_blocks(budget: Budget, demand: Demand, wanted: int | None) -> int:
     Raises:
         EngineError: they do not fit; the message says what would.
     """
-    pool = demand.pool(budget)
+    pools = demand.pools(budget)
     if wanted is None:
         try:
-            return divide(demand.pool_bytes(budget), [pool])[0]
+            return Sizes(*[*divide(demand.pool_bytes(budget), pools), 0][:2])
         except DoesNotFit:
-            raise EngineError(_too_little(budget, demand, pool)) from None
-    blocks = wanted // pool.unit_bytes
-    if blocks < pool.least:
+            raise EngineError(_too_little(budget, demand, pools)) from None
+    if wanted < _least(pools):
+        states = f" and {MIN_SLOTS} states" if demand.bytes_per_state else ""
         raise EngineError(
-            f"--kv-cache-memory {size(wanted)} holds fewer than {_LEAST_TOKENS} tokens: "
-            f"raise it to at least {size(pool.least * pool.unit_bytes)}"
+            f"--kv-cache-memory {size(wanted)} holds fewer than {_LEAST_TOKENS} tokens{states}: "
+            f"raise it to at least {size(_least(pools))}"
         )
     room = budget.usable - budget.weights - budget.activations
     if wanted > room:
@@ -82,7 +104,17 @@ def size_blocks(budget: Budget, demand: Demand, wanted: int | None) -> int:
             f"--kv-cache-memory {size(wanted)} does not fit beside {_taken(budget, demand)} in "
             f"{size(budget.usable)}: {size(max(room, 0))} would"
         )
-    return blocks
+    if not demand.bytes_per_state:
+        return Sizes(wanted // pools[0].unit_bytes, 0)
+    if not demand.bytes_per_token:
+        return Sizes(pools[0].enough, wanted // demand.bytes_per_state)
+    # All of it is used, half of it for each.
+    blocks, slots = divide(wanted, [replace(p, enough=wanted // p.unit_bytes) for p in pools])
+    return Sizes(blocks, slots)
+
+
+def _least(pools: Sequence[Pool]) -> int:
+    return sum(pool.least * pool.unit_bytes for pool in pools)
 
 
 def too_heavy(weights: int, dtype: str | None, limit: int) -> str:
@@ -94,20 +126,20 @@ def too_heavy(weights: int, dtype: str | None, limit: int) -> str:
     return text
 
 
-def _too_little(budget: Budget, demand: Demand, pool: Pool) -> str:
+def _too_little(budget: Budget, demand: Demand, pools: Sequence[Pool]) -> str:
     text = (
         f"{_taken(budget, demand)} leave {size(max(budget.rest, 0))} of {size(budget.limit)} for "
-        f"the KV cache, which needs {size(pool.least * pool.unit_bytes)} at least"
+        f"the KV cache, which needs {size(_least(pools))} at least"
     )
-    fitting = " or ".join(_what_fits(budget, demand, pool))
+    fitting = " or ".join(_what_fits(budget, demand, _least(pools)))
     return f"{text}: {fitting or 'a smaller model'} would fit"
 
 
-def _what_fits(budget: Budget, demand: Demand, pool: Pool) -> list[str]:
+def _what_fits(budget: Budget, demand: Demand, least: int) -> list[str]:
     """Settings of which each alone makes room."""
 
     def fits(other: Budget) -> bool:
-        return demand.pool_bytes(other) >= pool.least * pool.unit_bytes
+        return demand.pool_bytes(other) >= least
 
     found = []
     tokens = demand.step_tokens // 2

@@ -18,8 +18,12 @@ from quire.engine.model.block_weights import standard_part
 from quire.engine.model.pace import Pace
 from quire.engine.model.seam import CurrentStep, FinalNorm, PagedLayer
 from quire.engine.model.standard import StandardForward
+from quire.engine.recurrent.states import RecurrentStates
 from quire.engine.step_batch import StepBatch
 from quire.kernels.heads import Heads
+
+# Tokens between states kept of a long prompt: without pages, and at least.
+_STATE_SPACING, _LEAST_SPACING = 2048, 256
 
 
 def on_gpu() -> bool:
@@ -34,6 +38,7 @@ class PagedModel:
         model: mlx-lm's.
         name: of its architecture.
         layers: those that store keys and values.
+        states: of the recurrent layers, if there are any.
         vocab_size: width of the logits.
         block_size: tokens per block, once there are pages.
         allow_kernels: False where a kernel that writes or reads pages was found wrong here.
@@ -52,6 +57,7 @@ class PagedModel:
         cache: list[Any],
         layers: list[PagedLayer],
         final_norm: FinalNorm | None,
+        states: RecurrentStates | None = None,
     ) -> None:
         """
         Args:
@@ -62,6 +68,7 @@ class PagedModel:
         self.model = model
         self.name = name
         self.layers = layers
+        self.states = states
         self.allow_kernels = True
         self.allow_fused = True
         self.is_standard = False
@@ -88,6 +95,8 @@ class PagedModel:
         rows = step.logits_rows
         if rows is not None and (self._final_norm is None or not self._final_norm.selects):
             logits = logits[rows]
+        if self.states is not None:
+            logits = self.states.stored_with(logits)
         return logits[:, 0]
 
     @property
@@ -101,13 +110,28 @@ class PagedModel:
         return sum(pages.nbytes for pages in self._pages())
 
     @property
+    def bytes_per_state(self) -> int:
+        """Bytes that a sequence's states take in all recurrent layers."""
+        return 0 if self.states is None else self.states.bytes_per_slot
+
+    @property
+    def state_spacing(self) -> int:
+        """Tokens between states kept of a long prompt: about as many as weigh as much in pages, so
+        that states and pages of a prompt take the same memory."""
+        size = self.block_size
+        tokens = _STATE_SPACING
+        if self.bytes_per_token:
+            tokens = max(_LEAST_SPACING, round(self.bytes_per_state / self.bytes_per_token))
+        return max(1, round(tokens / size)) * size
+
+    @property
     def in_place(self) -> bool:
-        """Whether kernels write the pages of all layers.
+        """Whether kernels write the pages, and there are no states that MLX writes.
 
         Then nothing that a step's graph refers to is ever replaced: the graph may be built while
         the step before runs, compiled, and replayed.
         """
-        return self._mlx is None
+        return self._mlx is None and self.states is None
 
     def fits_kernels(self, layer: PagedLayer, block_size: int) -> bool:
         """Whether the GPU kernels can serve a layer, as the probe showed it."""
@@ -119,15 +143,17 @@ class PagedModel:
             and all(use.is_plain for use in layer.uses)
         )
 
-    def allocate(self, num_blocks: int, block_size: int) -> None:
-        """Give every layer its pages, in the shapes the probe showed."""
+    def allocate(self, num_blocks: int, block_size: int, num_state_slots: int = 0) -> None:
+        """Give every layer its pages or states, in the shapes the probe showed."""
         self.block_size = block_size
+        if self.states is not None:
+            self.states.allocate(num_state_slots)
         by_kernels = [layer for layer in self.layers if self.fits_kernels(layer, block_size)]
         kinds = {heads: None for layer in by_kernels for heads in _heads(layer)}
         self._kernels = KernelPages(list(kinds), block_size) if by_kernels else None
         others = [layer for layer in self.layers if layer not in by_kernels]
         windows = {use.window for layer in others for use in layer.uses}
-        self._mlx = MlxPages(block_size, windows) if others else None
+        self._mlx = MlxPages(block_size, windows) if others or not by_kernels else None
         for layer in self.layers:
             assert layer.shape is not None, "a layer that the probe has not seen"
             layer.pages = None  # the old ones, before there are new ones
@@ -171,6 +197,7 @@ class PagedModel:
             None if self._mlx is None else self._mlx.plan(rows),
             kernels,
             any(plan.needs_new_rows for plan in prompts),
+            None if self.states is None else self.states.plan(rows),
         )
 
     def _pages(self) -> Iterator[LayerPages]:

@@ -1,4 +1,4 @@
-"""Puts a model over pages: caches are replaced, and a probe shows what its layers store."""
+"""Puts a model over pages and slots: caches are replaced, and a probe shows what layers store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import (
+    ArraysCache,
+    CacheList,
+    KVCache,
+    RotatingKVCache,
+    make_prompt_cache,
+)
 
 from quire.cache.pages import LayerPages, PageShape
 from quire.engine.attention.backend import AttentionBackend, Plans, StepInputs
@@ -16,6 +22,8 @@ from quire.engine.attention.mlx_pages import MlxPages
 from quire.engine.errors import UnsupportedModel
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.seam import CannotPage, CurrentStep, FinalNorm, PagedLayer, install
+from quire.engine.recurrent.plan import StatePlan
+from quire.engine.recurrent.states import RecurrentStates, are_recurrent
 from quire.kernels.ragged import DecodeGroup, RaggedBatch
 from quire.kernels.tree import to_device
 
@@ -36,6 +44,8 @@ _FINAL_NORMS = (
     "ln_final",
 )
 _PROBE_BLOCK_SIZE = 8
+# Tokens that show what recurrent layers keep: more than any convolution looks back.
+_STATE_TOKENS = 8
 
 
 def page_model(model: nn.Module, name: str) -> PagedModel:
@@ -47,9 +57,9 @@ def page_model(model: nn.Module, name: str) -> PagedModel:
     """
     install()
     step = CurrentStep()
-    cache, layers = _replace_caches(model, step, name)
+    cache, layers, states = _replace_caches(model, step, name)
     norm = _wrap_final_norm(model, step)
-    paged = PagedModel(model, name, step, cache, layers, norm)
+    paged = PagedModel(model, name, step, cache, layers, norm, states)
     backend = MlxPages(_PROBE_BLOCK_SIZE)
 
     def make_pages(shape: PageShape) -> tuple[LayerPages, AttentionBackend]:
@@ -57,6 +67,8 @@ def page_model(model: nn.Module, name: str) -> PagedModel:
 
     for layer in layers:
         layer.make_pages = make_pages
+    if states is not None:
+        states.allocate(3)
     try:
         logits = paged(mx.array([0, 0]), _probe_step())
         mx.eval(logits)
@@ -73,7 +85,7 @@ def page_model(model: nn.Module, name: str) -> PagedModel:
         layer.make_pages = None
     # Models that share keys and values between layers leave some caches unused.
     paged.layers = [layer for layer in layers if layer.shape is not None]
-    if not paged.layers:
+    if not paged.layers and states is None:
         raise UnsupportedModel(name, "it computes attention without storing keys and values")
     paged.vocab_size = logits.shape[-1]
     return paged
@@ -92,38 +104,50 @@ def _probe_step() -> StepInputs:
             positions=positions,
             slot_mapping=tables[:, 0] * _PROBE_BLOCK_SIZE + positions,
             logits_rows=None,
-            plans=Plans(mlx=RaggedBatch(groups, [])),
+            plans=Plans(
+                mlx=RaggedBatch(groups, []),
+                states=StatePlan(
+                    sources=np.zeros(2, np.int32),
+                    ends=None,
+                    targets=np.array([1, 2], np.int32),
+                    windows={},
+                    pieces=(),
+                    num_decode_rows=2,
+                ),
+            ),
         )
     )
 
 
 def _replace_caches(
     model: nn.Module, step: CurrentStep, name: str
-) -> tuple[list[Any], list[PagedLayer]]:
-    """The model's cache list with every KV cache replaced, and the replacements in order."""
+) -> tuple[list[Any], list[PagedLayer], RecurrentStates | None]:
+    """The model's cache list with every cache replaced, and the replacements in order."""
     layers: list[PagedLayer] = []
+    caches = make_prompt_cache(model)
+    states: RecurrentStates | None = None
+    if are_recurrent(caches):
+        mx.eval(model(mx.zeros((1, _STATE_TOKENS), mx.int32), cache=caches))
+        states = RecurrentStates(model, step)
 
     def replace(cache: Any) -> Any:
         if cache is None:
             return None
         if type(cache) is CacheList:
             return CacheList(*(replace(part) for part in cache.caches))
+        if type(cache) is ArraysCache and states is not None:
+            return states.stand_in(cache)
         if type(cache) is KVCache:
             window = None
         elif type(cache) is RotatingKVCache and cache.keep == 0:
             window = cache.max_size
         else:
-            raise UnsupportedModel(name, _why_not(type(cache).__name__))
+            reason = f"its layers keep a {type(cache).__name__}, which has no paged form"
+            raise UnsupportedModel(name, reason)
         layers.append(PagedLayer(step, window))
         return layers[-1]
 
-    return [replace(cache) for cache in make_prompt_cache(model)], layers
-
-
-def _why_not(cache_type: str) -> str:
-    if cache_type == "ArraysCache":
-        return "it has recurrent layers, whose state cannot be kept in KV pages"
-    return f"its layers keep a {cache_type}, which has no paged form"
+    return [replace(cache) for cache in caches], layers, states
 
 
 def _wrap_final_norm(model: nn.Module, step: CurrentStep) -> FinalNorm | None:

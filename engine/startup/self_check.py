@@ -9,6 +9,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from quire.cache.block_pool import BlockPool
 from quire.cache.eviction import LRU
+from quire.cache.state_pool import StatePool
 from quire.engine.errors import UnsupportedModel
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.model.paged_model import PagedModel
@@ -19,6 +20,7 @@ from quire.engine.step.runner import ModelRunner
 _PROMPT_LENGTH = 20
 _CHUNK = 9
 _NUM_DECODES = 4
+_NUM_SLOTS = 5
 
 # Relative error of one row's logits, as the median over rows. Wrong positions or masks give 0.1 and
 # more in every row; rounding in half precision, or an expert chosen differently, does not.
@@ -37,7 +39,10 @@ def check_against_plain_forward(paged: PagedModel, num_blocks: int) -> float:
     token_ids = [(7 * i + 1) % paged.vocab_size for i in range(_PROMPT_LENGTH + _NUM_DECODES + 1)]
     plain = _plain_logits(paged, token_ids)
     pool = BlockPool(num_blocks, paged.block_size, LRU())
-    scheduler = Scheduler(pool, max_num_seqs=1, max_num_batched_tokens=_CHUNK)
+    states = None
+    if paged.states is not None:
+        states = StatePool(_NUM_SLOTS, paged.block_size, LRU())
+    scheduler = Scheduler(pool, max_num_seqs=1, max_num_batched_tokens=_CHUNK, states=states)
     scheduler.submit(
         GenerateRequest(0, token_ids[:_PROMPT_LENGTH], _NUM_DECODES + 1, SamplingParams())
     )

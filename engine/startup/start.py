@@ -13,7 +13,7 @@ from quire.engine.errors import EngineError, UnsupportedModel, is_out_of_memory
 from quire.engine.grammar import GrammarCompiler
 from quire.engine.grammar_tokens import make_tokenizer
 from quire.engine.memory.budget import STEP_TOKENS, Budget, DeviceName
-from quire.engine.memory.fit import Demand, size_blocks
+from quire.engine.memory.fit import Demand, size_pools
 from quire.engine.memory.limits import limit_loading, limit_serving
 from quire.engine.memory.machine import usable_memory
 from quire.engine.messages import Ready, WorkerConfig
@@ -30,6 +30,7 @@ _UNRELIABLE = {("cuda", "gpt_oss"): "its output on NVIDIA GPUs is not reproducib
 
 _DEFAULT_CONTEXT = 4096  # tokens, for models whose config does not say
 _MIN_POOL_TOKENS = 64  # of the pool for the warm-up
+_WARM_UP_SLOTS = 9  # for the states of the few sequences that run in it
 
 
 @dataclass(frozen=True)
@@ -61,25 +62,21 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
     context = _wanted_context(config, loaded)
     warmed = _warm_up(paged, engine_config, context, device)
     budget = replace(budget, weights=loaded.weight_bytes, activations=warmed.activation_bytes)
-    demand = Demand(
-        context,
-        config.max_num_seqs,
-        step_tokens,
-        config.block_size,
-        paged.bytes_per_token,
-        loaded.dtype,
-    )
+    demand = _demand(config, loaded.dtype, paged, context, step_tokens)
+    num_blocks, num_slots = size_pools(budget, demand, config.kv_cache_memory)
     engine_config = replace(
         engine_config,
-        num_blocks=size_blocks(budget, demand, config.kv_cache_memory),
+        num_blocks=num_blocks,
+        num_state_slots=num_slots,
         mixed_prompt_tokens=warmed.mixed_prompt_tokens,
     )
-    context = _context_within(config, context, engine_config.num_blocks, notes)
+    context = _context_within(config, context, num_blocks, notes)
     grammars = _grammars(config, paged.vocab_size, notes)
     # What the warm-up leaves, and what joined weights have replaced.
     mx.clear_cache()
     engine = Engine(paged, engine_config, grammars=grammars)
-    limits = limit_serving(budget, paged.page_bytes)
+    state_bytes = num_slots * paged.bytes_per_state
+    limits = limit_serving(budget, paged.page_bytes + state_bytes)
     mx.reset_peak_memory()
     progress("warming up", 1, 1)
     ready = Ready(
@@ -90,14 +87,31 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
         max_model_len=context,
         max_num_seqs=config.max_num_seqs,
         block_size=config.block_size,
-        num_blocks=engine_config.num_blocks,
+        num_blocks=num_blocks,
         weight_bytes=loaded.weight_bytes,
         kv_cache_bytes=paged.page_bytes,
+        num_state_slots=num_slots,
+        state_bytes=state_bytes,
         notes=notes,
         grammars=grammars is not None,
         limits=limits,
     )
     return Startup(engine, ready)
+
+
+def _demand(
+    config: WorkerConfig, dtype: str, paged: PagedModel, context: int, step_tokens: int
+) -> Demand:
+    return Demand(
+        context,
+        config.max_num_seqs,
+        step_tokens,
+        config.block_size,
+        paged.bytes_per_token,
+        dtype,
+        paged.bytes_per_state,
+        paged.state_spacing,
+    )
 
 
 def _step_tokens(config: WorkerConfig, device: DeviceName) -> int:
@@ -176,7 +190,8 @@ def _warm_up(paged: PagedModel, config: EngineConfig, context: int, device: Devi
     # On CUDA kernels differ with the number of rows, and each takes seconds to compile.
     every_kernel = device == "cuda" and paged.in_place
     try:
-        engine = Engine(paged, replace(config, num_blocks=num_blocks))
+        few = replace(config, num_blocks=num_blocks, num_state_slots=_WARM_UP_SLOTS)
+        engine = Engine(paged, few)
         check_against_plain_forward(paged, num_blocks)
         return warm_up(engine, prompt_length, paged.vocab_size, every_kernel=every_kernel)
     except (RuntimeError, MemoryError) as error:

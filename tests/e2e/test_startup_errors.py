@@ -62,7 +62,6 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated weights": (truncate_weights, "model.safetensors"),
     "missing tensor": (lambda m: edit_config(m, num_hidden_layers=3), "layers.2"),
     "unknown architecture": (lambda m: edit_config(m, model_type="nonesuch"), "nonesuch"),
-    "recurrent architecture": (lambda m: save_zoo_model(m, "mamba"), "mamba.*recurrent"),
     "attention of its own": (lambda m: save_zoo_model(m, "gemma2"), "gemma2"),
     "code in the folder": (lambda m: edit_config(m, model_file="evil.py"), "evil.py"),
     "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "tokenizer.json"),

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from quire.cache.block_pool import BlockPool
 from quire.cache.eviction import make_policy
+from quire.cache.state_pool import EMPTY_SLOT, MIN_SLOTS, StatePool
 from quire.engine.errors import RequestTooLong
 from quire.engine.messages import GenerateRequest, SamplingParams, TokenOutput
 from quire.engine.scheduler import Scheduler
-from quire.engine.step_batch import StepBatch
+from quire.engine.step_batch import Chunk, StepBatch
 
 VOCAB = 3  # small, so that sequences agree by chance and share blocks
 
@@ -41,11 +42,15 @@ def reference(request: GenerateRequest) -> tuple[list[int], str]:
 
 
 class Device:
-    """Executes step batches over a page array of token ids, as a model would over keys."""
+    """Executes step batches over a page array of token ids, as a model would over keys.
+
+    What a recurrent layer would keep are the tokens before a position.
+    """
 
     def __init__(self, pool: BlockPool) -> None:
         self.block_size = pool.block_size
         self.slots: dict[int, int] = {}
+        self.states: dict[int, list[int]] = {EMPTY_SLOT: []}
         self.samples: dict[int, list[int]] = {}
 
     def run(self, batch: StepBatch) -> None:
@@ -61,15 +66,32 @@ class Device:
                 assert slot not in writes, "two rows of a step write the same slot"
                 writes.add(slot)
                 self.slots[slot] = token
+        self.move_states(batch)
         sampled = []
         for chunk in batch.chunks:
             if chunk.samples:
-                context = [
-                    self.slots[self.slot(chunk.block_ids, p)] for p in range(chunk.context_length)
-                ]
-                token = next_token(context)
+                token = next_token(self.context(chunk))
                 sampled.append(VOCAB if token in chunk.banned_token_ids else token)
         self.samples = {batch.step_id: sampled}
+
+    def move_states(self, batch: StepBatch) -> None:
+        """All chunks at once, as a kernel would."""
+        if not batch.state_moves:
+            return
+        moves = list(zip(batch.chunks, batch.state_moves, strict=True))
+        targets = [slot for _, move in moves for _, slot in move.stores]
+        assert len(set(targets)) == len(targets), "two chunks of a step write the same slot"
+        assert EMPTY_SLOT not in targets
+        for chunk, move in moves:
+            assert move.source not in targets or move.source == move.stores[-1][1]
+            context = self.context(chunk)
+            assert self.states[move.source] == context[: chunk.start]
+            assert move.stores[-1][0] == chunk.num_tokens
+            for num_tokens, slot in move.stores:
+                self.states[slot] = context[: chunk.start + num_tokens]
+
+    def context(self, chunk: Chunk) -> list[int]:
+        return [self.slots[self.slot(chunk.block_ids, p)] for p in range(chunk.context_length)]
 
     def slot(self, block_ids: list[int], position: int) -> int:
         return block_ids[position // self.block_size] * self.block_size + position % self.block_size
@@ -79,10 +101,17 @@ class Simulation:
     """The engine's loop over the simulated device, with or without a step of look-ahead."""
 
     def __init__(
-        self, num_blocks: int, block_size: int, *, look_ahead: bool = True, **limits: int | None
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        look_ahead: bool = True,
+        states: StatePool | None = None,
+        **limits: int | None,
     ):
         self.pool = BlockPool(num_blocks, block_size, make_policy("lru"))
-        self.scheduler = Scheduler(self.pool, **limits)  # type: ignore[arg-type]
+        self.states = states
+        self.scheduler = Scheduler(self.pool, states=states, **limits)  # type: ignore[arg-type]
         self.device = Device(self.pool)
         self.look_ahead = look_ahead
         self.in_flight: StepBatch | None = None
@@ -160,6 +189,8 @@ def arrivals(draw: st.DrawFn) -> list[tuple[int, GenerateRequest, int | None]]:
     st.integers(1, 24),
     st.one_of(st.none(), st.integers(1, 8)),
     st.booleans(),
+    st.one_of(st.none(), st.integers(MIN_SLOTS, 16)),
+    st.integers(1, 3),
 )
 def test_any_schedule_gives_each_request_its_own_tokens(
     jobs: list[tuple[int, GenerateRequest, int | None]],
@@ -169,12 +200,18 @@ def test_any_schedule_gives_each_request_its_own_tokens(
     extra_budget: int,
     mixed_prompt_tokens: int | None,
     look_ahead: bool,
+    num_slots: int | None,
+    spacing: int,
 ) -> None:
     longest = max(len(r.prompt_token_ids) + r.max_tokens for _, r, _ in jobs)
+    states = None
+    if num_slots is not None:
+        states = StatePool(num_slots, spacing * block_size, make_policy("lru"))
     sim = Simulation(
         1 + -(-longest // block_size) + spare_blocks,
         block_size,
         look_ahead=look_ahead,
+        states=states,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_seqs + extra_budget,
         mixed_prompt_tokens=mixed_prompt_tokens,
@@ -196,8 +233,10 @@ def test_any_schedule_gives_each_request_its_own_tokens(
         elif item.request_id in sim.outputs:
             got, _ = sim.result(item.request_id)
             assert got == tokens[: len(got)]
-    assert sim.pool.num_used == 0
-    sim.pool.check([])
+    for pool in (sim.pool, sim.states):
+        if pool is not None:
+            assert pool.num_used == 0
+            pool.check([])
 
 
 def test_preemption_happens_and_changes_nothing() -> None:

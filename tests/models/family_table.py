@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-SECONDS_PER_FAMILY = 90
+SECONDS_PER_FAMILY = 180
 NUM_CHILDREN = 2
 
 Row = dict[str, Any]

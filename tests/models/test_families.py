@@ -24,8 +24,11 @@ REPRESENTATIVE = [
     "olmo2",
     "cohere2",
     "deepseek_v3",
+    "qwen3_next",
+    "nemotron_h",
+    "lfm2",
 ]
-AHEAD_WITH_SMALL_BLOCKS = {"qwen2", "gemma3_text", "deepseek_v3", "cohere2"}
+AHEAD_WITH_SMALL_BLOCKS = {"qwen2", "gemma3_text", "deepseek_v3", "cohere2", "lfm2"}
 
 
 def assert_equals_reference(name: str, block_size: int, encode_ahead: bool = False) -> None:
@@ -37,6 +40,7 @@ def assert_equals_reference(name: str, block_size: int, encode_ahead: bool = Fal
     assert result.stats.evictions > 0
     assert result.hit_tokens > 0
     assert result.stats.blocks_used == 0
+    assert result.stats.state_slots is None or result.stats.state_slots.used == 0
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVE)

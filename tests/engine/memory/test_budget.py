@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from quire.engine.errors import EngineError
 from quire.engine.memory.budget import Budget, DoesNotFit, Pool, divide, working_set
-from quire.engine.memory.fit import Demand, size_blocks, too_heavy
+from quire.engine.memory.fit import Demand, size_pools, too_heavy
 
 GIB = 1 << 30
 MACS = (8, 16, 24, 36, 64, 128, 192, 512)  # GB
@@ -47,9 +47,9 @@ def test_every_mac(gigabytes: int, name: str, fraction: float | None) -> None:
     budget, demand = on_mac(gigabytes, model, fraction)
     if model.weights + 2 * model.activations > budget.limit:
         with pytest.raises(EngineError, match="would fit"):
-            size_blocks(budget, demand, None)
+            size_pools(budget, demand, None)
         return
-    blocks = size_blocks(budget, demand, None)
+    blocks = size_pools(budget, demand, None).blocks
     pages = blocks * 16 * model.kv_per_token
     sequences = 64 * -(-model.context // 16)
     assert 5 <= blocks <= 1 + sequences
@@ -67,7 +67,7 @@ def test_every_mac(gigabytes: int, name: str, fraction: float | None) -> None:
 
 def test_the_demo_takes_what_its_requests_could_use() -> None:
     budget, demand = on_mac(64, MODELS["demo"])
-    blocks = size_blocks(budget, demand, None)
+    blocks = size_pools(budget, demand, None).blocks
     assert blocks == 1 + 64 * 128
     assert blocks * 16 * 6144 < 0.81e9
 
@@ -87,19 +87,19 @@ def test_what_would_fit_is_said_and_does() -> None:
     budget = Budget("cuda", 80 * GIB, None, 16 * GIB, 46 * GIB)
     demand = Demand(40_960, 64, 8192, 16, 147_456, "bfloat16")
     with pytest.raises(EngineError) as caught:
-        size_blocks(budget, demand, None)
+        size_pools(budget, demand, None)
     text = str(caught.value)
     assert "46.0GiB that steps of 8192 tokens need" in text
     assert text.endswith("--max-num-batched-tokens 4096 would fit")
     smaller = replace(budget, activations=23 * GIB)
-    assert size_blocks(smaller, replace(demand, step_tokens=4096), None) > 5
+    assert size_pools(smaller, replace(demand, step_tokens=4096), None).blocks > 5
     # A model that only four bits, or more of the machine, make small enough.
     budget = Budget("metal", 16 * GIB, None, 14 * GIB, 1 << 20)
     with pytest.raises(EngineError, match=r": --memory-fraction 0.95 or 4-bit weights would fit"):
-        size_blocks(budget, demand, None)
-    assert size_blocks(replace(budget, fraction=0.95), demand, None) >= 5
+        size_pools(budget, demand, None)
+    assert size_pools(replace(budget, fraction=0.95), demand, None).blocks >= 5
     with pytest.raises(EngineError, match="a smaller model would fit"):
-        size_blocks(replace(budget, weights=40 * GIB), replace(demand, dtype="4-bit"), None)
+        size_pools(replace(budget, weights=40 * GIB), replace(demand, dtype="4-bit"), None)
     text = too_heavy(20 * GIB, "bfloat16", 12 * GIB)
     assert text.endswith("at 4 bits they would take about 5.6GiB")
     assert "4 bits" not in too_heavy(20 * GIB, "4-bit", 12 * GIB)
@@ -107,11 +107,11 @@ def test_what_would_fit_is_said_and_does() -> None:
 
 def test_a_wanted_size_is_given_or_refused() -> None:
     budget, demand = on_mac(64, MODELS["demo"])
-    assert size_blocks(budget, demand, 4 * GIB) == 4 * GIB // (16 * 6144)
+    assert size_pools(budget, demand, 4 * GIB).blocks == 4 * GIB // (16 * 6144)
     with pytest.raises(EngineError, match="raise it to at least"):
-        size_blocks(budget, demand, 100_000)
+        size_pools(budget, demand, 100_000)
     with pytest.raises(EngineError, match=r"60.0GiB does not fit .* 48.0GiB: 48.0GiB would"):
-        size_blocks(budget, demand, 60 * GIB)
+        size_pools(budget, demand, 60 * GIB)
 
 
 pools = st.builds(
@@ -133,3 +133,30 @@ def test_pools_share_what_there_is(room: int, wanted: list[Pool]) -> None:
     most = sum(max(pool.least, pool.enough) * pool.unit_bytes for pool in wanted)
     if most <= room:
         assert units == [max(pool.least, pool.enough) for pool in wanted]
+
+
+def test_states_of_recurrent_layers_share_the_room_with_pages():
+    # Qwen3.5-9B at 4 bits: 32 KiB of pages a token, 51.5 MB of states a sequence.
+    per_token, per_state = 32 << 10, 51_500_000
+    budget = Budget("metal", 18 * GIB, None, weights=5 * GIB, activations=GIB // 4)
+    demand = Demand(262_144, 64, 512, 16, per_token, "4-bit", per_state, 1568)
+    blocks, slots = size_pools(budget, demand, None)
+    taken = blocks * 16 * per_token + slots * per_state
+    assert taken <= demand.pool_bytes(budget)
+    assert taken > 0.98 * demand.pool_bytes(budget)
+    assert slots >= 3
+    blocks, slots = size_pools(budget, demand, 4 * GIB)
+    assert blocks * 16 * per_token == pytest.approx(2 * GIB, rel=0.05)
+    assert slots * per_state == pytest.approx(2 * GIB, rel=0.05)
+    with pytest.raises(EngineError, match="64 tokens and 3 states"):
+        size_pools(budget, demand, 100 << 20)
+
+
+def test_a_model_without_pages_gives_all_to_states():
+    budget = Budget("metal", 18 * GIB, None, weights=5 * GIB, activations=GIB // 4)
+    demand = Demand(8192, 64, 512, 16, 0, "bfloat16", 100 << 20, 2048)
+    blocks, slots = size_pools(budget, demand, None)
+    assert blocks == 1 + 64 * 512
+    assert slots == int(demand.pool_bytes(budget) - blocks) // (100 << 20)
+    assert size_pools(budget, demand, 2 * GIB) == (blocks, 20)
+    assert size_pools(budget, replace(demand, bytes_per_state=1000), None).slots == 1 + 128 + 256

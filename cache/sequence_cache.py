@@ -1,0 +1,159 @@
+"""What is cached of one sequence: its blocks and, if the model has recurrent layers, its states.
+
+A state cannot be cut back. So a prefix is as long as the deepest snapshot of a state, whatever
+pages are found behind it, and snapshots are taken where the next prompt is likely to leave this
+one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from quire.cache.block_hash import BlockHash
+from quire.cache.block_pool import BlockPool
+from quire.cache.block_table import BlockTable
+from quire.cache.state_pool import StatePool
+from quire.cache.state_table import NameBefore, StateMoves, StateTable
+
+# What chat templates put behind a conversation to begin the answer, and leave out or change once
+# the answer is there: tokens, at most. A state behind it would not be found again.
+_ANSWER_OPENING = 8
+
+
+class Prefix(NamedTuple):
+    """What of a prompt need not be computed.
+
+    Attributes:
+        blocks: that hold its keys and values.
+        snapshot: slot of the state behind them, in models that have states.
+        num_pages: blocks found, without regard to states.
+    """
+
+    blocks: list[int]
+    snapshot: int | None
+    num_pages: int
+
+
+NO_PREFIX = Prefix([], None, 0)
+
+
+class Holdings(NamedTuple):
+    """References that a sequence gives up."""
+
+    blocks: list[int]
+    slots: list[int]
+
+
+class SequenceCache:
+    """Owns the blocks and slots of one sequence, from its admission until it gives them up."""
+
+    __slots__ = ("_num_known", "_pool", "_positions", "_state_pool", "_states", "blocks")
+
+    def __init__(
+        self, pool: BlockPool, root: BlockHash, state_pool: StatePool | None = None
+    ) -> None:
+        self.blocks = BlockTable(pool, root)
+        self._pool = pool
+        self._state_pool = state_pool
+        self._states = None if state_pool is None else StateTable(state_pool)
+        self._positions: list[int] = []  # behind which a state is still to be kept
+        self._num_known = 0  # tokens known when it was admitted
+
+    def find_prefix(self, token_ids: Sequence[int]) -> Prefix:
+        """Never covers the last token: its logits are wanted, so it is computed again."""
+        found = self.blocks.find_prefix(token_ids)
+        if self._state_pool is None:
+            return Prefix(found, None, len(found))
+        depth, snapshot = self._state_pool.deepest(self.blocks.names(len(found)))
+        return Prefix(found[:depth], snapshot, len(found))
+
+    def coming(self, token_ids: Sequence[int]) -> list[BlockHash]:
+        """Names that the prefixes of others may end with, once this sequence has got there."""
+        if self._states is None:
+            return self.blocks.unfinished(token_ids)
+        names = (self.blocks.name_before(position, token_ids) for position in self._positions)
+        return [name for name in names if name is not None]
+
+    def num_coming(
+        self, prefix: Prefix, token_ids: Sequence[int], coming: Collection[BlockHash]
+    ) -> int:
+        """By how many blocks the prefix will be longer once those with names in ``coming`` are
+        there."""
+        if self._states is None:
+            return self.blocks.num_coming(len(prefix.blocks), token_ids, coming)
+        names = self.blocks.names((len(token_ids) - 1) // self._pool.block_size)
+        depths = (depth for depth, name in enumerate(names, 1) if name in coming)
+        return max(0, max(depths, default=0) - len(prefix.blocks))
+
+    def admit(
+        self, prefix: Prefix, token_ids: Sequence[int], num_tokens: int, reserve: int = 0
+    ) -> bool:
+        """Begin with ``prefix`` and room for ``num_tokens``.
+
+        Returns False, and changes nothing, if that would leave fewer than ``reserve`` blocks, or if
+        there is no slot.
+        """
+        if self._states is not None and not self._states.can_begin(prefix.snapshot):
+            return False
+        if not self.blocks.admit(prefix.blocks, num_tokens, reserve):
+            return False
+        if self._states is not None:
+            self._states.begin(prefix.snapshot)
+            self._num_known = len(token_ids)
+            self._positions = self._worth_keeping(prefix)
+        return True
+
+    def _worth_keeping(self, prefix: Prefix) -> list[int]:
+        """Behind which of the known tokens a state is worth its slot.
+
+        Where the next turn of a conversation leaves this one; where this prompt leaves another
+        whose pages were found (Pan et al., Marconi, 2024); and now and then in between.
+        """
+        assert self._state_pool is not None
+        size, spacing = self._pool.block_size, self._state_pool.spacing
+        last = self._num_known - 1
+        found = {*range(spacing, last + 1, spacing), prefix.num_pages * size}
+        found |= {last // size * size, max(0, last - _ANSWER_OPENING) // size * size}
+        return sorted(p for p in found if p > len(prefix.blocks) * size)
+
+    def move_state(self, start: int, num_tokens: int, reserve: int) -> StateMoves:
+        """What a step that computes these tokens does with the sequence's state, if it has one.
+
+        Args:
+            reserve: slots that states kept for others must leave available.
+        """
+        assert self._states is not None, "a model without recurrent layers"
+        end = start + num_tokens
+        keep = [position for position in self._positions if start < position <= end]
+        is_output = end > self._num_known
+        if is_output and end % self._pool.block_size == 0:
+            keep = [end]
+        return self._states.advance(start, num_tokens, keep, reserve=reserve, is_output=is_output)
+
+    def register(self, token_ids: Sequence[int], num_computed: int) -> None:
+        """Let others find what ``num_computed`` leading tokens have filled."""
+        self.blocks.register(token_ids, num_computed)
+        if self._states is not None:
+            self._states.name(num_computed, self._name_before(token_ids))
+            self._positions = [p for p in self._positions if p > num_computed]
+
+    def take_unneeded(self) -> Holdings:
+        """What to release once all steps planned so far have retired."""
+        return Holdings([], [] if self._states is None else self._states.take_unneeded())
+
+    def detach(self, token_ids: Sequence[int]) -> Holdings:
+        """Give everything up; the caller must release it."""
+        slots = []
+        if self._states is not None:
+            slots = self._states.detach(self._name_before(token_ids))
+        return Holdings(self.blocks.detach(), slots)
+
+    @property
+    def holdings(self) -> Holdings:
+        slots = [] if self._states is None else self._states.slots
+        return Holdings(self.blocks.block_ids.tolist(), slots)
+
+    def _name_before(self, token_ids: Sequence[int]) -> NameBefore:
+        return partial(self.blocks.name_before, token_ids=token_ids)
