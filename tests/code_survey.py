@@ -35,17 +35,17 @@ ENDS = ("StepBatch", "Forward", "Step")
 # Made once, and not for a step.
 LASTING = ("PagedModel", "LayerPages", "PageHandle")
 
-# What chooses, checks, times and tabulates operations.
-OPERATION_FILES = (
+# What chooses, checks, times and tabulates operations, whichever these are, and what says for each
+# of them how.
+MACHINERY_FILES = (
     "kernels/choice/*.py",
-    "kernels/*_spec.py",
     "kernels/specs.py",
-    "kernels/attention_problem.py",
     "loadtest/kernels/*.py",
     "loadtest/tune.py",
     "loadtest/doctor.py",
     "engine/startup/kernel_check.py",
 )
+SPECIFICATION_FILES = ("kernels/*_spec.py", "kernels/*_problem.py")
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ def uploads_of_a_step() -> list[str]:
     return found
 
 
-def operation_lines() -> dict[str, int]:
-    """Lines of every file of :data:`OPERATION_FILES`."""
-    paths = sorted({path for pattern in OPERATION_FILES for path in ROOT.glob(pattern)})
+def lines_of(patterns: Sequence[str]) -> dict[str, int]:
+    """Lines of every file that one of ``patterns`` names."""
+    paths = sorted({path for pattern in patterns for path in ROOT.glob(pattern)})
     return {_relative(path): len(path.read_text().splitlines()) for path in paths}
 
 
@@ -193,9 +193,12 @@ def main() -> None:
     print("uploads of a step:")
     for call in uploads_of_a_step():
         print(f"  {call}")
-    lines = operation_lines()
-    total = sum(lines.values())
-    print(f"lines that choose, check, time and tabulate operations: {total} in {len(lines)} files")
+    for what, patterns in (
+        ("to choose, check, time and tabulate operations", MACHINERY_FILES),
+        ("of their specifications", SPECIFICATION_FILES),
+    ):
+        lines = lines_of(patterns)
+        print(f"lines {what}: {sum(lines.values())} in {len(lines)} files")
 
 
 if __name__ == "__main__":
