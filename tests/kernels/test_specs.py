@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire.kernels import matmul, quantized_matmul
@@ -83,6 +83,7 @@ def test_every_kernel_is_checked_in_every_type(spec: AnySpec) -> None:
 
 
 @every_spec
+@settings(deadline=None)
 @given(data=st.data())
 def test_a_bucket_is_supported_only_if_all_of_its_shapes_are(spec: AnySpec, data: Any) -> None:
     shape = data.draw(st.sampled_from([*spec.checked, *spec.surveyed.values()]))
@@ -129,12 +130,12 @@ def test_the_decode_kernel_takes_what_its_specification_promises() -> None:
 def test_settings_are_those_of_the_launchers() -> None:
     skinny = MATMUL.variants[MatmulVariant.SKINNY]
     assert skinny.settings.keys() == set(matmul.SkinnySettings._fields)
-    for name, settings in (
+    for name, fields in (
         (QuantizedVariant.ROWS, quantized_matmul.RowsSettings),
         (QuantizedVariant.MATRIX, quantized_matmul.MatrixSettings),
     ):
         variant = QUANTIZED_MATMUL.variants[name]
-        assert variant.settings.keys() == set(settings._fields)
+        assert variant.settings.keys() == set(fields._fields)
         assert variant.has_settings({})
         smallest = {key: values[0] for key, values in variant.settings.items()}
         assert variant.has_settings(smallest)
