@@ -43,8 +43,8 @@ class HostStep:
     """A step before anything of it is on the device: plain numbers, which no MLX is needed for."""
 
     batch: StepBatch
-    inputs: HostTree  # StepInputs
-    sampling: HostTree  # SamplingInputs and LogprobInputs, or None for these
+    inputs: HostTree[StepInputs]
+    sampling: HostTree[tuple[SamplingInputs, LogprobInputs | None]]
     draws: Draws | None  # None: all rows take their likeliest token
     num_drawn: int  # rows of logits from which tokens are drawn; others only score a prompt
     layers_at_once: int | None  # handed to the device while the rest is built; None: all
@@ -154,8 +154,6 @@ class ModelRunner:
         if masks is not None:
             padding = logits.shape[0] - len(masks)
             logits = _masked(logits, mx.array(np.pad(masks, ((0, padding), (0, 0)))))
-        sampling: SamplingInputs
-        logprobs: LogprobInputs | None
         sampling, logprobs = received(host.sampling.form, forward.uploaded)
         tokens = sample(logits, sampling, host.draws, forward.previous)
         if self._recurs and tokens.size < self._num_tokens:
@@ -216,7 +214,7 @@ class ModelRunner:
 
 def _run(
     model: PagedModel,
-    form: Form,
+    form: Form[StepInputs],
     uploaded: Uploaded,
     previous: mx.array,
     layers_at_once: int | None = None,
@@ -224,12 +222,11 @@ def _run(
     """(R, vocab) logits of a step.
 
     Args:
-        form: of its :class:`StepInputs`.
         previous: (n,) int32, the samples of the step before. All attention of that step is behind
             them, so that writes in place have to wait for nothing else.
         layers_at_once: as in :class:`HostStep`.
     """
-    step: StepInputs = received(form, uploaded)
+    step = received(form, uploaded)
     token_ids = mx.concatenate([step.token_ids, previous])[step.token_places]
     return model(token_ids, replace(step, fence=previous[:1]), layers_at_once)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -13,10 +13,12 @@ from quire.kernels.download import Download
 from quire.kernels.tree import HostArray, Span, join, spans, split, unpack
 from quire.kernels.upload import Staging
 
+Tree = TypeVar("Tree")
+
 Uploaded = mx.array | list[mx.array]  # all arrays in a row, (n,) int32, or one by one
 
 
-class Form(NamedTuple):
+class Form(NamedTuple, Generic[Tree]):
     """All about a tree but the numbers in its arrays: steps of one form are one graph."""
 
     static: Any
@@ -24,14 +26,14 @@ class Form(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class HostTree:
+class HostTree(Generic[Tree]):
     """A tree taken apart."""
 
-    form: Form
+    form: Form[Tree]
     arrays: list[HostArray]
 
     @classmethod
-    def of(cls, tree: Any) -> HostTree:
+    def of(cls, tree: Tree) -> HostTree[Tree]:
         arrays, static = split(tree)
         return cls(Form(static, spans(arrays)), arrays)
 
@@ -57,7 +59,8 @@ class Transfer:
         return Download(tokens, self._staging)
 
 
-def received(form: Form, uploaded: Uploaded) -> Any:
+def received(form: Form[Tree], uploaded: Uploaded) -> Tree:
     """The tree whose arrays were uploaded."""
     arrays = unpack(uploaded, form.spans) if isinstance(uploaded, mx.array) else uploaded
-    return join(arrays, form.static)
+    tree: Tree = join(arrays, form.static)
+    return tree
