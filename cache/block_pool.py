@@ -195,6 +195,16 @@ class BlockPool:
                 self._offer(cached.parent)
         return block
 
+    def forget(self) -> None:
+        """Free all blocks, none of which is in use: pages hold no longer what the names say."""
+        if self.num_used:
+            raise ValueError(f"{self.num_used} blocks are in use")
+        self._free = list(range(self.num_blocks - 1, 0, -1))
+        self._cached.clear()
+        self._by_name.clear()
+        self._heap.clear()
+        self._num_idle = 0
+
     # ---- invariants
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:

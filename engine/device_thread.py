@@ -41,6 +41,10 @@ class _Later(Future[T]):
                 self.set_exception(error)
         return super().result(timeout)
 
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """None where nobody has asked for the result; then nobody may ask any more."""
+        return None if self._job is not None else super().exception(timeout)
+
 
 def do_later(job: Callable[[], T], /) -> Future[T]:
     """On the thread that first asks for the result, and then."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
@@ -17,8 +20,9 @@ from quire.cache.block_pool import BlockPool
 from quire.cache.eviction import PolicyName, make_policy
 from quire.cache.state_pool import StatePool
 from quire.engine.device_thread import DeviceThread, Submit, do_later, do_now
-from quire.engine.errors import EngineError, GrammarError
+from quire.engine.errors import EngineError, GrammarError, is_out_of_memory
 from quire.engine.grammar import Bitmask, GrammarCompiler, forbid, mask_words
+from quire.engine.memory.faults import MemoryFaults
 from quire.engine.messages import GenerateRequest, StateSlots, TokenOutput, WorkerStats
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
@@ -27,6 +31,9 @@ from quire.engine.step.restrictions import ends_of_bad_words
 from quire.engine.step.runner import Forward, HostStep, ModelRunner, Step
 from quire.engine.step_batch import StepBatch
 
+logger = logging.getLogger(__name__)
+
+_REASON_LENGTH = 200
 # How long an engine with nothing else to do waits for a grammar between two looks at its inbox.
 _COMPILE_WAIT = 0.005  # seconds
 
@@ -39,6 +46,8 @@ class EngineConfig:
     max_num_batched_tokens: int = 512
     # Prompt tokens of a step that also decodes, see Scheduler. None: the rest of the budget.
     mixed_prompt_tokens: int | None = None
+    # Rows of prompts times their contexts, of a step. None: any.
+    max_attended: int | None = None
     eviction_policy: PolicyName = "lru"
     # Slots for states of recurrent layers, the empty one included. None: two for each sequence.
     num_state_slots: int | None = None
@@ -46,6 +55,14 @@ class EngineConfig:
     # elsewhere: MLX would copy pages that the running step still holds, and on the CPU encoding is
     # computing.
     encode_ahead: bool | None = None
+
+
+@dataclass(slots=True)
+class InFlight:
+    """A step that has been scheduled and not committed."""
+
+    batch: StepBatch
+    encoded: Future[Any] | None = None  # its step, or the first half of it
 
 
 class Engine:
@@ -72,15 +89,14 @@ class Engine:
         """
         if not isinstance(model, PagedModel):
             model = page_model(model, name or model.model_type)
-        num_slots = config.num_state_slots
-        if num_slots is None:
-            num_slots = 1 + 2 * config.max_num_seqs
-        model.allocate(config.num_blocks, config.block_size, num_slots)
         self.config = config
+        self._model = model
+        self._num_slots = config.num_state_slots or 1 + 2 * config.max_num_seqs
+        self._allocate()
         self._states: StatePool | None = None
         if model.states is not None:
             self._states = StatePool(
-                num_slots, model.state_spacing, make_policy(config.eviction_policy)
+                self._num_slots, model.state_spacing, make_policy(config.eviction_policy)
             )
         self._pool = BlockPool(
             config.num_blocks, config.block_size, make_policy(config.eviction_policy)
@@ -90,13 +106,18 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             mixed_prompt_tokens=config.mixed_prompt_tokens,
+            max_attended=config.max_attended,
             model_name=model.name,
             states=self._states,
         )
         self._runner = ModelRunner(model, config.max_num_seqs)
+        self._faults = MemoryFaults(config.max_num_batched_tokens)
         ahead = config.encode_ahead
         self._encode_ahead = model.in_place if ahead is None else ahead
         self._next: Future[Step] | None = None
+        self._in_flight: deque[InFlight] = deque()
+        self._outputs: list[TokenOutput] = []
+        self._unconfirmed: list[TokenOutput] = []  # of a step whose success is not known yet
         self._encode: Submit = do_now
         self._grammars = grammars
         self._compiling: dict[int, tuple[GenerateRequest, Future[LLMatcher]]] = {}
@@ -137,43 +158,139 @@ class Engine:
     def has_work(self) -> bool:
         return self.scheduler.has_work or self._next is not None or bool(self._compiling)
 
-    def step(self, receive: Callable[[], None] | None = None) -> list[TokenOutput]:
+    def step(
+        self,
+        receive: Callable[[], None] | None = None,
+        send: Callable[[list[TokenOutput]], None] | None = None,
+    ) -> list[TokenOutput]:
         """Run one step and return its new tokens; the first step of a burst returns none.
 
-        ``receive`` is called at the last moment at which a request submitted or aborted can still
-        take part in the step that is built next.
+        A step that the device has no memory for is run again, in smaller ones if need be; if that
+        does not help either, its requests end with an error. Other failures are raised.
 
-        A step with grammars is handed to the device in two halves: its forward pass at once, and
-        its samples when the tokens of the step before have shown what may be drawn.
+        Args:
+            receive: called at the last moment at which a request submitted or aborted can still
+                take part in the step that is built next.
+            send: called with tokens of the step before, where these could not be trusted earlier;
+                by default they are returned with those of this one.
         """
+        try:
+            self._step(receive, send)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._recover(error)
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def _step(
+        self,
+        receive: Callable[[], None] | None,
+        send: Callable[[list[TokenOutput]], None] | None,
+    ) -> None:
+        """A step with grammars is handed to the device in two halves: its forward pass at once, and
+        its samples when the tokens of the step before have shown what may be drawn."""
         running, self._next = self._next, None
         if running is not None and not self._encode_ahead:
             self._runner.launch(running.result())
         if receive is not None:
             receive()
-        outputs = self._submit_compiled(wait=running is None and not self.scheduler.has_work)
+        idle = running is None and not self.scheduler.has_work
+        self._outputs += self._submit_compiled(wait=idle)
         batch = self.scheduler.schedule()
         forward: Future[Forward] | None = None
         encode = self._encode
         if batch is not None:
+            flight = InFlight(batch)
+            self._in_flight.append(flight)
             host_step = self._runner.prepare(batch)
             if host_step.layers_at_once is not None and not self._encode_ahead:
                 # Its first layers run while it is built: not beside the step before.
                 encode = do_later
             if batch.has_grammars:
-                forward = encode(partial(self._encode_forward, host_step, running))
+                flight.encoded = forward = encode(partial(self._encode_forward, host_step, running))
             else:
                 self._next = encode(partial(self._encode_step, host_step, running))
+                flight.encoded = self._next
         if running is not None:
             step = running.result()
-            tokens, logprobs = self._runner.collect(step)
-            self._num_steps += 1
-            outputs += self.scheduler.commit(step.batch, tokens, logprobs)
+            self._confirm(send)
+            self._retire(step, None if encode is do_later else forward or self._next)
         if batch is not None and forward is not None:
             masks, failed = self._fill_masks(batch)
-            outputs += failed
-            self._next = encode(partial(self._encode_samples, forward, masks))
-        return outputs
+            self._outputs += failed
+            flight.encoded = self._next = encode(partial(self._encode_samples, forward, masks))
+
+    def _retire(self, step: Step, following: Future[Any] | None) -> None:
+        """Wait for a step and take its tokens.
+
+        MLX reports an error of the device once, to whoever asks first: that may be who encodes the
+        ``following`` step, so that tokens leave only when that has gone well too.
+        """
+        tokens, logprobs = self._runner.collect(step)
+        is_encoded = following is None or following.done()
+        if following is not None and is_encoded:
+            following.result()
+        outputs = self.scheduler.commit(step.batch, tokens, logprobs)
+        self._in_flight.popleft()
+        self._num_steps += 1
+        if self._faults.succeeded():
+            self.scheduler.prompt_limit = self._faults.prompt_tokens
+        if is_encoded:
+            self._outputs += outputs
+        else:
+            self._unconfirmed = outputs
+
+    def _confirm(self, send: Callable[[list[TokenOutput]], None] | None) -> None:
+        """The step after that of the unconfirmed tokens is encoded."""
+        outputs, self._unconfirmed = self._unconfirmed, []
+        if outputs and send is not None:
+            send(outputs)
+        else:
+            self._outputs += outputs
+
+    def _recover(self, error: BaseException) -> None:
+        """After a step for which the device had no memory: nothing in flight counts."""
+        reason = " ".join(str(error).split())[:_REASON_LENGTH]
+        flight = [*self._in_flight]
+        self._in_flight.clear()
+        self._next = None
+        for each in flight:
+            # They fail with the same error, or their results are not wanted.
+            if each.encoded is not None:
+                each.encoded.exception()
+        has_prompts = any(each.batch.num_tokens > each.batch.num_decodes for each in flight)
+        goes_on = self._faults.failed(has_prompts)
+        self.scheduler.start_over()
+        self.scheduler.prompt_limit = self._faults.prompt_tokens
+        logger.warning(
+            "the device has no memory for a step (%s): %s, at most %d prompt tokens a step",
+            reason,
+            "it is run again" if goes_on else "its requests end",
+            self._faults.prompt_tokens,
+        )
+        failed = {output.request_id for output in self._unconfirmed}
+        self._unconfirmed = []
+        if not goes_on:
+            sequences = [chunk.sequence for each in flight for chunk in each.batch.chunks]
+            failed |= {s.request.request_id for s in sequences if not s.finished}
+        message = f"The device has no memory for this request: {reason}"
+        for request_id in sorted(failed):
+            self.scheduler.abort(request_id)
+            self._outputs.append(TokenOutput(request_id, [], "error", error=message))
+        self._encode(self._clear_device).result()
+
+    def _clear_device(self) -> None:
+        # What is still running may report the same error once more.
+        with contextlib.suppress(RuntimeError):
+            mx.synchronize()
+        if not self._model.in_place:
+            # Some arrays are results of steps that will never be computed.
+            self._allocate()
+        mx.clear_cache()
+
+    def _allocate(self) -> None:
+        self._model.allocate(self.config.num_blocks, self.config.block_size, self._num_slots)
 
     def _encode_step(self, host_step: HostStep, previous: Future[Step] | None) -> Step:
         step = self._runner.build(host_step, None if previous is None else previous.result())
@@ -244,6 +361,7 @@ class Engine:
             memory_peak=mx.get_peak_memory(),
             steps=self._num_steps,
             preemptions=scheduler.stats.preemptions,
+            memory_faults=self._faults.count,
             evictions=pool.num_evictions,
             prefix_queries=scheduler.stats.prefix_queries,
             prefix_hits=scheduler.stats.prefix_hits,

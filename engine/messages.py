@@ -186,6 +186,7 @@ class WorkerStats(msgspec.Struct, frozen=True):
     memory_peak: int
     steps: int
     preemptions: int
+    memory_faults: int  # steps that the device had no memory for
     evictions: int
     prefix_queries: int  # prompt tokens looked up in the prefix cache
     prefix_hits: int  # of those, tokens found

@@ -30,6 +30,7 @@ from quire.engine.step_batch import Chunk, StepBatch
 
 logger = logging.getLogger(__name__)
 
+_LEAST_ROWS = 16  # of a prompt in a step, however long its context
 # Prompt tokens of a step whose log-probabilities are wanted: each takes logits over the vocabulary.
 _MAX_SCORED = 64
 
@@ -50,11 +51,13 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         mixed_prompt_tokens: int | None = None,
+        max_attended: int | None = None,
         model_name: str = "",
         states: StatePool | None = None,
     ) -> None:
         """
         Args:
+            max_attended: rows of prompts times their contexts, of a step; None: any.
             states: slots, for models with recurrent layers.
             mixed_prompt_tokens: prompt tokens of a step that also decodes, if many sequences would
                 wait for more; None: as many as the budget leaves.
@@ -71,6 +74,8 @@ class Scheduler:
         self._max_num_seqs = max_num_seqs
         self._budget = max_num_batched_tokens
         self._mixed_prompt_tokens = mixed_prompt_tokens
+        self._max_attended = max_attended
+        self.prompt_limit = max_num_batched_tokens  # prompt tokens of a step, on top of decodes
         self._model_name = model_name
         self._sequences: dict[int, Sequence] = {}
         self._next_step = 0
@@ -158,10 +163,11 @@ class Scheduler:
         A prompt makes each of them wait, so that more of them allow fewer prompt tokens (stall-free
         batching: Agrawal et al., Sarathi-Serve, 2024).
         """
+        budget = min(self._budget, num_decodes + self.prompt_limit)
         if not num_decodes or self._mixed_prompt_tokens is None:
-            return self._budget
+            return budget
         beside = max(self._mixed_prompt_tokens, self._budget // num_decodes)
-        return min(self._budget, num_decodes + beside)
+        return min(budget, num_decodes + beside)
 
     def _schedule_running(
         self, wanting: list[tuple[Sequence, int]], planned: dict[Sequence, int], budget: int
@@ -170,10 +176,11 @@ class Scheduler:
         enough = True
         preempted: set[Sequence] = set()
         for sequence, num_wanted in wanting:
-            num_tokens = self._limited(sequence, min(num_wanted, budget), planned)
+            start = sequence.num_computed_tokens
+            num_tokens = self._limited(sequence, start, min(num_wanted, budget), planned)
             if sequence in preempted or num_tokens == 0:
                 continue
-            wanted = sequence.num_computed_tokens + num_tokens
+            wanted = start + num_tokens
             while not sequence.cache.blocks.grow(wanted):
                 enough = False
                 if sequence.cache.blocks.blocks_for(wanted) <= (
@@ -214,7 +221,7 @@ class Scheduler:
                 continue
             start = len(prefix.blocks) * self.pool.block_size
             num_missing = len(sequence.token_ids) - start
-            num_tokens = self._limited(sequence, min(num_missing, budget), planned)
+            num_tokens = self._limited(sequence, start, min(num_missing, budget), planned)
             if not num_tokens:
                 continue
             if num_tokens < num_missing and not may_cut:
@@ -233,8 +240,16 @@ class Scheduler:
             reserve += rest
             may_cut = not is_limited
 
-    def _limited(self, sequence: Sequence, num_tokens: int, planned: dict[Sequence, int]) -> int:
-        """Fewer tokens where more of the prompt would be scored than a step holds."""
+    def _limited(
+        self, sequence: Sequence, start: int, num_tokens: int, planned: dict[Sequence, int]
+    ) -> int:
+        """Fewer tokens where more of the prompt would be scored than a step holds, or where they
+        attend to so much that a step would hold the device for seconds."""
+        if self._max_attended is not None and num_tokens > 1:
+            taken = sum(n * (s.num_computed_tokens + n) for s, n in planned.items() if n > 1)
+            rows = (self._max_attended - taken) // (start + num_tokens)
+            # The first goes on, if slowly.
+            num_tokens = min(num_tokens, max(rows, 0 if taken else _LEAST_ROWS))
         if not sequence.num_unscored:
             return num_tokens
         taken = sum(count for other, count in planned.items() if other.num_unscored)
@@ -398,6 +413,19 @@ class Scheduler:
             logprobs=logprobs,
             prompt_logprobs=sequence.prompt_logprobs if num_outputs == 1 else [],
         )
+
+    def start_over(self) -> None:
+        """No step in flight will be committed, and no page can be relied on: whatever runs is
+        computed again from its tokens."""
+        self._retired = self._next_step - 1
+        for sequence in reversed(self.running.copy()):
+            self._preempt(sequence)
+        for sequence in self._sequences.values():
+            sequence.num_pending_tokens = 0
+        self._release_held()
+        self.pool.forget()
+        if self._states is not None:
+            self._states.forget()
 
     def fail(self, sequence: Sequence, error: str) -> TokenOutput:
         """End a request that cannot go on."""

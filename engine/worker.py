@@ -97,7 +97,7 @@ class Worker:
         device.run_beside(self._serve)
 
     def _step(self) -> None:
-        outputs = self._engine.step(self._receive)
+        outputs = self._engine.step(self._receive, self._send_outputs)
         outputs += self._refused
         self._refused = []
         now = time.monotonic()
@@ -106,6 +106,9 @@ class Worker:
             self._stats_sent = now
         if outputs or is_due:
             self._send(StepOutput(outputs, self._engine.stats() if is_due else None))
+
+    def _send_outputs(self, outputs: list[TokenOutput]) -> None:
+        self._send(StepOutput(outputs))
 
     def _receive(self) -> None:
         while True:

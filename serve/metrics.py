@@ -147,6 +147,10 @@ _WORKER_COUNTERS: dict[str, tuple[Callable[[WorkerStats], int], str]] = {
         lambda stats: stats.preemptions,
         "Requests put back into the queue because the KV blocks ran out.",
     ),
+    "memory_faults": (
+        lambda stats: stats.memory_faults,
+        "Steps that the device had no memory for; they were tried again or ended their requests.",
+    ),
     "evictions": (lambda stats: stats.evictions, "Cached KV blocks given to a new owner."),
     "prefix_cache_query_tokens": (
         lambda stats: stats.prefix_queries,

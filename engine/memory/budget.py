@@ -34,6 +34,9 @@ _CACHE_SLACK = 0.05
 # On GPUs long steps are handed over in pieces: queries of the layers in one. A layer's other
 # buffers are some 15 to 20 times as large.
 _PIECE_BYTES = 16 << 20
+# Rows times contexts in a piece. macOS ends a command buffer that holds the GPU for seconds; a
+# layer of 32 heads of 128 takes a quarter of one for these on the smallest chips.
+MAX_ATTENDED = 1 << 24
 # Pieces that are not done yet: the device computes one while the next is built.
 PIECES_AHEAD = 2
 
@@ -45,14 +48,16 @@ def working_set(ram: int, device: DeviceName) -> int:
     return int(ram * (_SMALL_MAC_SHARE if ram <= _SMALL_MAC else _LARGE_MAC_SHARE))
 
 
-def layers_at_once(query_bytes: int, num_layers: int) -> int | None:
+def layers_at_once(query_bytes: int, num_layers: int, attended: int = 0) -> int | None:
     """Layers in a piece of a step of prompts, or None if it is handed to the device whole.
 
     Args:
         query_bytes: of one layer, for all rows of the step.
         num_layers: of the model.
+        attended: rows times their contexts.
     """
-    count = max(1, _PIECE_BYTES // max(1, query_bytes))
+    count = min(_PIECE_BYTES // max(1, query_bytes), MAX_ATTENDED // max(1, attended))
+    count = max(1, count)
     return count if PIECES_AHEAD * count < num_layers else None
 
 

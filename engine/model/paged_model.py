@@ -176,9 +176,9 @@ class PagedModel:
         assert backend is not None, "a model without pages"
         return backend.lay_out(batch)
 
-    def layers_at_once(self, num_rows: int) -> int | None:
-        """Of a step of so many rows of prompts; None: all, as on the CPU, where MLX builds a few
-        tens of operations ahead anyway."""
+    def layers_at_once(self, num_rows: int, attended: int = 0) -> int | None:
+        """Of a step of so many rows of prompts, ``attended`` being the sum of their contexts; None:
+        all, as on the CPU, where MLX builds a few tens of operations ahead anyway."""
         if not on_gpu():
             return None
         sizes = [
@@ -187,7 +187,7 @@ class PagedModel:
             if layer.shape is not None
             for use in layer.uses
         ]
-        return layers_at_once(num_rows * max(sizes, default=0), len(self.layers))
+        return layers_at_once(num_rows * max(sizes, default=0), len(self.layers), attended)
 
     def plan(self, rows: Rows) -> Plans:
         """How attention of all layers sees ``rows``, on the host; on any thread."""

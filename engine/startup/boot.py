@@ -17,6 +17,11 @@ _CHOICES = ("auto", "metal", "cuda", "cpu")
 # MLX closes a command buffer (a graph on CUDA) when its inputs add up to some size, and counts a
 # layer's whole pages each time a kernel is given them: a step would fall into hundreds of pieces.
 _SETTINGS = {"MLX_MAX_MB_PER_BUFFER": str(1 << 30)}
+# On Metal the count of kernels alone would then end a buffer, each 40 or 50: eight to a step of
+# decodes, whose commits cost more than they start early. A step of some 330 kernels fits this one;
+# long prompt steps are handed over in pieces that say themselves where a buffer ends.
+if sys.platform == "darwin":
+    _SETTINGS["MLX_MAX_OPS_PER_BUFFER"] = "512"
 
 
 def prepare_mlx(wanted: str = "auto", *, settings: bool = True) -> str | None:

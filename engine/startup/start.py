@@ -12,7 +12,7 @@ from quire.engine.engine import Engine, EngineConfig
 from quire.engine.errors import EngineError, UnsupportedModel, is_out_of_memory
 from quire.engine.grammar import GrammarCompiler
 from quire.engine.grammar_tokens import make_tokenizer
-from quire.engine.memory.budget import STEP_TOKENS, Budget, DeviceName
+from quire.engine.memory.budget import MAX_ATTENDED, STEP_TOKENS, Budget, DeviceName
 from quire.engine.memory.fit import Demand, size_pools
 from quire.engine.memory.limits import limit_loading, limit_serving
 from quire.engine.memory.machine import usable_memory
@@ -58,6 +58,7 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=step_tokens,
         eviction_policy=config.eviction_policy,
+        max_attended=MAX_ATTENDED if device == "metal" else None,
     )
     context = _wanted_context(config, loaded)
     warmed = _warm_up(paged, engine_config, context, device)

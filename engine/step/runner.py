@@ -125,7 +125,9 @@ class ModelRunner:
         sampled = HostTree.of((sampling, logprobs))
         at_once = None
         if batch.num_tokens > batch.num_decodes:
-            at_once = self._model.layers_at_once(len(rows))
+            prompts = batch.chunks[batch.num_decodes :]
+            attended = sum(chunk.num_tokens * chunk.context_length for chunk in prompts)
+            at_once = self._model.layers_at_once(len(rows), attended)
         return HostStep(batch, HostTree.of(inputs), sampled, draws, num_drawn, at_once)
 
     def build(self, host: HostStep, previous: Step | None) -> Step:

@@ -231,6 +231,19 @@ def pool_hit(pool: BlockPool, tokens: list[int]) -> list[int]:
     return prefix
 
 
+def test_what_is_forgotten_is_free_and_not_found() -> None:
+    pool = pool_of(8)
+    table = filled(pool, [1, 2, 3, 4, 5, 6, 7, 8, 9])
+    with pytest.raises(ValueError, match="in use"):
+        pool.forget()
+    pool.release(table.detach())
+    assert pool.num_cached == 2
+    pool.forget()
+    pool.check([])
+    assert (pool.num_free, pool.num_cached) == (7, 0)
+    assert cached_tokens(pool, [1, 2, 3, 4, 5, 6, 7, 8, 9]) == 0
+
+
 def test_a_refused_admission_takes_nothing() -> None:
     pool = pool_of(4)
     table = BlockTable(pool, ROOT)

@@ -154,6 +154,7 @@ class FakeWorker:
             memory_peak=7000,
             steps=self.steps,
             preemptions=self.steps,
+            memory_faults=0,
             evictions=0,
             prefix_queries=0,
             prefix_hits=0,

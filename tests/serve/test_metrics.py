@@ -9,7 +9,7 @@ import subprocess
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -43,6 +43,7 @@ def test_the_format_follows_the_accept_header():
     assert list(parse_openmetrics(body.decode()))
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_no_accept_header_breaks_it(accept):
     body, content_type = Metrics().render(accept)
@@ -88,6 +89,7 @@ def test_the_gauges_mirror_one_snapshot():
         },
         "steps": value(metrics, "steps_total"),
         "preemptions": value(metrics, "preemptions_total"),
+        "memory_faults": value(metrics, "memory_faults_total"),
         "evictions": value(metrics, "evictions_total"),
         "prefix_queries": value(metrics, "prefix_cache_query_tokens_total"),
         "prefix_hits": value(metrics, "prefix_cache_hit_tokens_total"),
