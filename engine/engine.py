@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -90,26 +91,9 @@ class Engine:
         if not isinstance(model, PagedModel):
             model = page_model(model, name or model.model_type)
         self.config = config
-        self._model = model
+        self.model = model
         self._num_slots = config.num_state_slots or 1 + 2 * config.max_num_seqs
         self._allocate()
-        self._states: StatePool | None = None
-        if model.states is not None:
-            self._states = StatePool(
-                self._num_slots, model.state_spacing, make_policy(config.eviction_policy)
-            )
-        self._pool = BlockPool(
-            config.num_blocks, config.block_size, make_policy(config.eviction_policy)
-        )
-        self.scheduler = Scheduler(
-            self._pool,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            mixed_prompt_tokens=config.mixed_prompt_tokens,
-            max_attended=config.max_attended,
-            model_name=model.name,
-            states=self._states,
-        )
         self._runner = ModelRunner(model, config.max_num_seqs)
         self._faults = MemoryFaults(config.max_num_batched_tokens)
         ahead = config.encode_ahead
@@ -121,7 +105,38 @@ class Engine:
         self._encode: Submit = do_now
         self._grammars = grammars
         self._compiling: dict[int, tuple[GenerateRequest, Future[LLMatcher]]] = {}
+        self.forget(config.mixed_prompt_tokens)
+
+    def forget(self, mixed_prompt_tokens: int | None) -> None:
+        """Begin anew, with nothing cached and nothing counted; graphs that are compiled stay.
+
+        Args:
+            mixed_prompt_tokens: as in :class:`EngineConfig`.
+        """
+        assert self._next is None, "a step that is still running"
+        config = self.config
+        self._states: StatePool | None = None
+        if self.model.states is not None:
+            self._states = StatePool(
+                self._num_slots, self.model.state_spacing, make_policy(config.eviction_policy)
+            )
+        self._pool = BlockPool(
+            config.num_blocks, config.block_size, make_policy(config.eviction_policy)
+        )
+        self.scheduler = Scheduler(
+            self._pool,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            mixed_prompt_tokens=mixed_prompt_tokens,
+            max_attended=config.max_attended,
+            model_name=self.model.name,
+            states=self._states,
+        )
         self._num_steps = 0
+
+    def compiling_at_once(self) -> AbstractContextManager[None]:
+        """Meanwhile the graphs of new forms of steps are compiled at their first run."""
+        return self._runner.compiling_at_once()
 
     @property
     def encodes_ahead(self) -> bool:
@@ -284,13 +299,13 @@ class Engine:
         # What is still running may report the same error once more.
         with contextlib.suppress(RuntimeError):
             mx.synchronize()
-        if not self._model.in_place:
+        if not self.model.in_place:
             # Some arrays are results of steps that will never be computed.
             self._allocate()
         mx.clear_cache()
 
     def _allocate(self) -> None:
-        self._model.allocate(self.config.num_blocks, self.config.block_size, self._num_slots)
+        self.model.allocate(self.config.num_blocks, self.config.block_size, self._num_slots)
 
     def _encode_step(self, host_step: HostStep, previous: Future[Step] | None) -> Step:
         step = self._runner.build(host_step, None if previous is None else previous.result())

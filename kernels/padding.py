@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# On Metal MLX puts inputs of fewer elements into another address space, which makes another text.
+CONSTANT_SIZE = 8
+
 
 def pad_size(count: int) -> int:
     """``count`` rounded up to one of at most four sizes per power of two: where padding costs."""

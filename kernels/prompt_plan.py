@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from quire.kernels.heads import Heads
-from quire.kernels.padding import capacity
+from quire.kernels.padding import CONSTANT_SIZE, capacity
 from quire.kernels.paged_prompt import TiledChunks, plan_tiles
 from quire.kernels.ragged import PromptChunk
 from quire.kernels.tree import Array
@@ -207,7 +207,7 @@ def _sort(
         elif variant is not PromptVariant.SDPA_PADDED or (
             is_aligned(chunk.start, chunk.num_rows) and not fills
         ):
-            alone.append(chunk)
+            alone.append(_with_enough_blocks(chunk, heads.window, block_size))
         else:
             keys = rows
             if not is_fresh:
@@ -219,12 +219,19 @@ def _sort(
     return tiled, alone, batches
 
 
+def _with_enough_blocks(chunk: PromptChunk, window: int | None, block_size: int) -> PromptChunk:
+    first = chunk.first_block(chunk.start, window, block_size)
+    missing = max(0, first + CONSTANT_SIZE - len(chunk.block_ids))
+    return replace(chunk, block_ids=np.pad(chunk.block_ids, (0, missing))) if missing else chunk
+
+
 def _pad_chunks(
     chunks: list[PromptChunk], size: _PaddedSize, heads: Heads, block_size: int
 ) -> PaddedChunks:
     count = capacity(len(chunks), 1)
     rows = np.zeros((count, size.rows), np.int32)
-    block_ids = np.zeros((count, -(-size.keys // block_size)), np.int32)
+    width = max(-(-size.keys // block_size), -(-CONSTANT_SIZE // count))
+    block_ids = np.zeros((count, width), np.int32)
     starts = np.zeros(count, np.int32)  # position of the first row
     firsts = np.zeros(count, np.int32)  # position of the first key
     for i, chunk in enumerate(chunks):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from quire.cache.pages import LayerPages
 from quire.engine.attention.backend import Query, StepInputs
 from quire.engine.attention.decode_rows import DecodeRows
-from quire.engine.attention.rows import Rows, round_rows
+from quire.engine.attention.rows import PaddedSizes, Rows, round_rows
 from quire.engine.step_batch import StepBatch
 from quire.kernels.attention import AttentionPlan, attend
 from quire.kernels.choice.selection import select
@@ -64,6 +64,12 @@ class KernelPages:
             num_decode_rows=num_decode_rows,
             num_rows=num_rows,
             decodes_as_chunks=together,
+        )
+
+    def padded_sizes(self, max_decodes: int, max_rows: int) -> PaddedSizes:
+        return PaddedSizes(
+            sorted({pad_size(n + 1) for n in range(max_decodes)}),
+            sorted({round_rows(n + 1) for n in range(max_rows)}),
         )
 
     def plan(self, rows: Rows) -> dict[Heads, AttentionPlan]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -110,6 +112,19 @@ class Rows:
         offsets = positions % block_size
         self.slot_mapping[row:end] = blocks[positions // block_size] * block_size + offsets
         self.prompts.append(PromptChunk(row, chunk.num_tokens, chunk.context_length, blocks))
+
+
+@dataclass(frozen=True)
+class PaddedSizes:
+    """The numbers of rows that steps are padded to, in ascending order.
+
+    Attributes:
+        decodes: of steps of decodes only.
+        mixed: of steps with prompt chunks.
+    """
+
+    decodes: list[int]
+    mixed: list[int]
 
 
 def round_rows(count: int) -> int:

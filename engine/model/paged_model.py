@@ -12,7 +12,7 @@ from quire.cache.pages import LayerPages
 from quire.engine.attention.backend import AttentionBackend, Plans, StepInputs
 from quire.engine.attention.kernel_pages import KernelPages
 from quire.engine.attention.mlx_pages import MlxPages
-from quire.engine.attention.rows import Rows
+from quire.engine.attention.rows import PaddedSizes, Rows
 from quire.engine.memory.budget import layers_at_once
 from quire.engine.model.block_weights import standard_part
 from quire.engine.model.pace import Pace
@@ -125,6 +125,11 @@ class PagedModel:
         return max(1, round(tokens / size)) * size
 
     @property
+    def has_kernels(self) -> bool:
+        """Whether kernels keep the pages of any layer."""
+        return self._kernels is not None
+
+    @property
     def in_place(self) -> bool:
         """Whether kernels write the pages, and there are no states that MLX writes.
 
@@ -188,6 +193,12 @@ class PagedModel:
             for use in layer.uses
         ]
         return layers_at_once(num_rows * max(sizes, default=0), len(self.layers), attended)
+
+    def padded_sizes(self, max_decodes: int, max_rows: int) -> PaddedSizes:
+        """What :meth:`lay_out` pads steps to; nothing where it does not pad."""
+        if self._mlx is not None or self._kernels is None:
+            return PaddedSizes([], [])
+        return self._kernels.padded_sizes(max_decodes, max_rows)
 
     def plan(self, rows: Rows) -> Plans:
         """How attention of all layers sees ``rows``, on the host; on any thread."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import sys
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from quire.engine.startup.openblas import load_openblas
+from quire.kernels.cache_folder import cache_folder
 
 if TYPE_CHECKING:
     from quire.engine.memory.budget import DeviceName
@@ -22,6 +25,9 @@ _SETTINGS = {"MLX_MAX_MB_PER_BUFFER": str(1 << 30)}
 # long prompt steps are handed over in pieces that say themselves where a buffer ends.
 if sys.platform == "darwin":
     _SETTINGS["MLX_MAX_OPS_PER_BUFFER"] = "512"
+# Where MLX keeps compiled kernels on CUDA; its own choice does not outlive a boot of the machine.
+_KERNELS_VARIABLE = "MLX_PTX_CACHE_DIR"
+_CAPABILITY = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 
 
 def prepare_mlx(wanted: str = "auto", *, settings: bool = True) -> str | None:
@@ -40,9 +46,37 @@ def prepare_mlx(wanted: str = "auto", *, settings: bool = True) -> str | None:
     if settings:
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
+        if sys.platform == "linux" and wanted in ("auto", "cuda"):
+            _keep_kernels()
     if sys.platform == "linux" and wanted in ("auto", "cpu"):
         return load_openblas()
     return None
+
+
+def _keep_kernels() -> None:
+    """Tell MLX where to keep compiled kernels on CUDA: by itself it knows them by their names only,
+    whatever the GPU, until the machine is booted again."""
+    capability = compute_capability()
+    if capability is not None:
+        folder = cache_folder() / "cuda" / f"mlx-{version('mlx')}-sm{capability}"
+        os.environ.setdefault(_KERNELS_VARIABLE, str(folder))
+
+
+def compute_capability() -> str | None:
+    """That of the NVIDIA GPU that MLX will take, such as "90"; None if there is none."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, number = ctypes.c_int(), ctypes.c_int()
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    digits = ""
+    for attribute in _CAPABILITY:
+        if cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, device):
+            return None
+        digits += str(number.value)
+    return digits
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:

@@ -12,11 +12,12 @@ from quire.engine.model.paged_model import PagedModel
 from quire.kernels.choice.check import checked_variants
 from quire.kernels.choice.selection import selector_for
 from quire.kernels.choice.spec import DTYPES, Group, dtype_name
+from quire.kernels.cuda_cache import KernelCache
 
 _REASON_LENGTH = 200
 
 
-def check_kernels(device: DeviceName, model: Any) -> None:
+def check_kernels(device: DeviceName, model: Any, cache: KernelCache | None = None) -> None:
     """Check the kernels of a GPU for what a loaded model computes in, before it computes anything.
 
     A machine is checked once; later starts read what was found.
@@ -24,7 +25,8 @@ def check_kernels(device: DeviceName, model: Any) -> None:
     if device == "cpu":
         return
     floating = [a for _, a in tree_flatten(model.parameters()) if dtype_name(a.dtype) in DTYPES]
-    checked_variants(device, [dtype_name(max(floating, key=lambda array: array.size).dtype)])
+    dtype = dtype_name(max(floating, key=lambda array: array.size).dtype)
+    checked_variants(device, [dtype], collecting=cache.collecting() if cache else None)
     mx.clear_cache()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
+import msgspec
 
 from quire.engine.device import select_device
 from quire.engine.engine import Engine, EngineConfig
@@ -23,7 +24,13 @@ from quire.engine.model.paging import page_model
 from quire.engine.startup.kernel_check import avoid_dropped, check_kernels
 from quire.engine.startup.loader import LoadedModel, Progress, load_model
 from quire.engine.startup.self_check import check_against_plain_forward
-from quire.engine.startup.warm_up import WarmedUp, warm_up
+from quire.engine.startup.warm_up import (
+    Load,
+    make_ready,
+    measure_activations,
+    run_everything,
+)
+from quire.kernels.cuda_cache import KernelCache, open_cache
 
 # Seen to give other tokens from run to run; refused until the cause is found.
 _UNRELIABLE = {("cuda", "gpt_oss"): "its output on NVIDIA GPUs is not reproducible yet"}
@@ -51,7 +58,8 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
     limit_loading(budget)
     loaded = load_model(Path(config.model_path), device, budget.limit, progress)
     notes = list(notes)
-    paged = _page(loaded, device, notes, progress)
+    cache = open_cache()
+    paged = _page(loaded, device, cache, notes, progress)
     engine_config = EngineConfig(
         num_blocks=0,
         block_size=config.block_size,
@@ -61,26 +69,43 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
         max_attended=MAX_ATTENDED if device == "metal" else None,
     )
     context = _wanted_context(config, loaded)
-    warmed = _warm_up(paged, engine_config, context, device)
-    budget = replace(budget, weights=loaded.weight_bytes, activations=warmed.activation_bytes)
+    longest_step = max(2, min(step_tokens, context - 4))  # learned positions end with the context
+    if cache is not None:
+        _compile_kernels(cache, paged, engine_config, longest_step, device)
+    activations = _try_out(paged, engine_config, longest_step)
+    budget = replace(budget, weights=loaded.weight_bytes, activations=activations)
     demand = _demand(config, loaded.dtype, paged, context, step_tokens)
     num_blocks, num_slots = size_pools(budget, demand, config.kv_cache_memory)
-    engine_config = replace(
-        engine_config,
-        num_blocks=num_blocks,
-        num_state_slots=num_slots,
-        mixed_prompt_tokens=warmed.mixed_prompt_tokens,
-    )
+    engine_config = replace(engine_config, num_blocks=num_blocks, num_state_slots=num_slots)
     context = _context_within(config, context, num_blocks, notes)
     grammars = _grammars(config, paged.vocab_size, notes)
+    engine = Engine(paged, engine_config, grammars=grammars)
+    if paged.has_kernels:
+        # The pool holds two such prompts beside each other.
+        prompt_length = min(longest_step, context // 2)
+        engine.forget(make_ready(engine, prompt_length, paged.vocab_size, device))
     # What the warm-up leaves, and what joined weights have replaced.
     mx.clear_cache()
-    engine = Engine(paged, engine_config, grammars=grammars)
-    state_bytes = num_slots * paged.bytes_per_state
-    limits = limit_serving(budget, paged.page_bytes + state_bytes)
+    ready = _ready(loaded, device, paged, engine_config, context)
+    limits = limit_serving(budget, ready.kv_cache_bytes + ready.state_bytes)
     mx.reset_peak_memory()
     progress("warming up", 1, 1)
-    ready = Ready(
+    ready = msgspec.structs.replace(
+        ready, notes=notes, grammars=grammars is not None, limits=limits
+    )
+    return Startup(engine, ready)
+
+
+def _ready(
+    loaded: LoadedModel,
+    device: DeviceName,
+    paged: PagedModel,
+    config: EngineConfig,
+    context: int,
+) -> Ready:
+    """What is known of the model and its pools."""
+    num_slots = config.num_state_slots or 0
+    return Ready(
         architecture=loaded.name,
         device=device,
         dtype=loaded.dtype,
@@ -88,16 +113,12 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
         max_model_len=context,
         max_num_seqs=config.max_num_seqs,
         block_size=config.block_size,
-        num_blocks=num_blocks,
+        num_blocks=config.num_blocks,
         weight_bytes=loaded.weight_bytes,
         kv_cache_bytes=paged.page_bytes,
         num_state_slots=num_slots,
-        state_bytes=state_bytes,
-        notes=notes,
-        grammars=grammars is not None,
-        limits=limits,
+        state_bytes=num_slots * paged.bytes_per_state,
     )
-    return Startup(engine, ready)
 
 
 def _demand(
@@ -128,7 +149,11 @@ def _step_tokens(config: WorkerConfig, device: DeviceName) -> int:
 
 
 def _page(
-    loaded: LoadedModel, device: DeviceName, notes: list[str], progress: Progress
+    loaded: LoadedModel,
+    device: DeviceName,
+    cache: KernelCache | None,
+    notes: list[str],
+    progress: Progress,
 ) -> PagedModel:
     """The model over pages, with what this machine's kernels can do; ``notes`` says what not."""
     if reason := _UNRELIABLE.get((device, loaded.name)):
@@ -138,7 +163,7 @@ def _page(
     flatten_quantized_linears(loaded.model)
     if device != "cpu":
         progress("checking kernels", 0, 1)
-        check_kernels(device, loaded.model)
+        check_kernels(device, loaded.model, cache)
     progress("warming up", 0, 1)
     paged = page_model(loaded.model, loaded.name)
     notes += avoid_dropped(device, paged)
@@ -183,18 +208,35 @@ def _wanted_context(config: WorkerConfig, loaded: LoadedModel) -> int:
     return config.max_model_len
 
 
-def _warm_up(paged: PagedModel, config: EngineConfig, context: int, device: DeviceName) -> WarmedUp:
-    """Check the model and run steps over a small pool, which is gone afterwards."""
-    # Learned position embeddings end with the context.
-    prompt_length = max(2, min(config.max_num_batched_tokens, context - 4))
+def _compile_kernels(
+    cache: KernelCache,
+    paged: PagedModel,
+    config: EngineConfig,
+    prompt_length: int,
+    device: DeviceName,
+) -> None:
+    """Compile what a start runs, by a start that runs no kernel."""
+    num_blocks = 2 * prompt_length // config.block_size + 2 * config.max_num_seqs
+    engine = Engine(paged, replace(config, num_blocks=num_blocks, num_state_slots=_WARM_UP_SLOTS))
+    mx.disable_compile()  # these graphs are of no use
+    try:
+        with cache.collecting():
+            run_everything(Load(engine, paged.vocab_size), prompt_length, device)
+    finally:
+        mx.enable_compile()
+
+
+def _try_out(paged: PagedModel, config: EngineConfig, prompt_length: int) -> int:
+    """Check the model and run its longest step over a small pool, which is gone afterwards.
+
+    Returns the bytes of the step's activations.
+    """
     num_blocks = max(_MIN_POOL_TOKENS, 2 * prompt_length) // config.block_size + 4
-    # On CUDA kernels differ with the number of rows, and each takes seconds to compile.
-    every_kernel = device == "cuda" and paged.in_place
     try:
         few = replace(config, num_blocks=num_blocks, num_state_slots=_WARM_UP_SLOTS)
         engine = Engine(paged, few)
         check_against_plain_forward(paged, num_blocks)
-        return warm_up(engine, prompt_length, paged.vocab_size, every_kernel=every_kernel)
+        return measure_activations(engine, prompt_length, paged.vocab_size)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

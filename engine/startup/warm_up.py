@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import NamedTuple
 
 import mlx.core as mx
 
-from quire.engine.attention.rows import round_rows
 from quire.engine.engine import Engine
+from quire.engine.memory.budget import DeviceName
 from quire.engine.messages import GenerateRequest, SamplingParams
-from quire.kernels.padding import pad_size
 
 _SHORT_PROMPTS = 64, 12  # tokens
 # Products of quantised weights differ with every 8 rows up to 32, others with powers of two.
@@ -25,37 +23,49 @@ _MIN_MIXED_TOKENS = 128
 _MIXED_STEP = 64  # tokens
 
 
-class WarmedUp(NamedTuple):
-    """What was learned.
-
-    Attributes:
-        activation_bytes: what a step needs on top of weights and pages.
-        mixed_prompt_tokens: as in :class:`EngineConfig`.
-    """
-
-    activation_bytes: int
-    mixed_prompt_tokens: int | None
-
-
-def warm_up(engine: Engine, prompt_length: int, vocab_size: int, *, every_kernel: bool) -> WarmedUp:
-    """Run steps over a small pool.
+def measure_activations(engine: Engine, prompt_length: int, vocab_size: int) -> int:
+    """Bytes that a step needs on top of weights and pages.
 
     Args:
         prompt_length: tokens of the longest step.
-        every_kernel: whether kernels differ with the rows of a step, and running one for the first
-            time takes long.
     """
     mx.synchronize()
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     run_full_steps(engine, prompt_length, vocab_size)
-    tokens = None
-    if every_kernel:
-        load = Load(engine, vocab_size)
-        run_every_kernel(load, prompt_length)
-        run_every_size(load, prompt_length)
-        tokens = measure_mixed_tokens(load, prompt_length)
-    return WarmedUp(max(0, mx.get_peak_memory() - before), tokens)
+    return max(0, mx.get_peak_memory() - before)
+
+
+def make_ready(
+    engine: Engine, prompt_length: int, vocab_size: int, device: DeviceName
+) -> int | None:
+    """Run every kernel once, and compile the steps of decodes; the engine has only begun then.
+
+    Returns:
+        ``mixed_prompt_tokens`` of :class:`EngineConfig`.
+    """
+    load = Load(engine, vocab_size)
+    run_everything(load, prompt_length, device)
+    return measure_mixed_tokens(load, prompt_length) if device == "cuda" else None
+
+
+def run_everything(load: Load, prompt_length: int, device: DeviceName) -> None:
+    """Run steps of all kinds. On CUDA a library chooses and loads a product for each number of
+    rows, so all are run there."""
+    engine = load.engine
+    run_full_steps(engine, prompt_length, load.vocab_size)
+    run_every_draw(load)
+    run_every_kernel(load, prompt_length)
+    longest = min(prompt_length, _MAX_SIZED_ROWS)
+    sizes = engine.model.padded_sizes(engine.config.max_num_seqs, longest)
+    run_decodes(load, sizes.decodes)
+    if device == "cuda":
+        for rows in sizes.mixed:
+            load.submit(load.new_prompt(min(rows, longest)), 1)
+            load.drain()
+
+
+GREEDY = SamplingParams(temperature=0)
 
 
 class Load:
@@ -63,11 +73,10 @@ class Load:
 
     def __init__(self, engine: Engine, vocab_size: int) -> None:
         self.engine = engine
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self._request_id = 0
 
-    def submit(self, prompt: list[int], max_tokens: int) -> None:
-        sampling = SamplingParams(temperature=0)
+    def submit(self, prompt: list[int], max_tokens: int, sampling: SamplingParams = GREEDY) -> None:
         self.engine.submit(GenerateRequest(self._request_id, prompt, max_tokens, sampling))
         self._request_id += 1
 
@@ -77,11 +86,13 @@ class Load:
 
     def first_prompt(self, length: int) -> list[int]:
         """What :func:`run_full_steps` leaves in the cache."""
-        return [i % self._vocab_size for i in range(length)]
+        return [i % self.vocab_size for i in range(length)]
 
     def new_prompt(self, length: int) -> list[int]:
-        """One that is not cached: each begins with another token."""
-        return [(self._request_id + 3 * i) % self._vocab_size for i in range(length)]
+        """One that is not cached: no two begin with the same two tokens."""
+        size = self.vocab_size
+        first, second = self._request_id % size, self._request_id // size % size
+        return [first, second, *(3 * i % size for i in range(2, length))][:length]
 
 
 def run_full_steps(engine: Engine, prompt_length: int, vocab_size: int) -> None:
@@ -91,6 +102,14 @@ def run_full_steps(engine: Engine, prompt_length: int, vocab_size: int) -> None:
         engine.submit(GenerateRequest(request_id, prompt, max_tokens=3, sampling=sampling))
     while engine.has_work:
         engine.step()
+
+
+def run_every_draw(load: Load) -> None:
+    """Sample in every way in which logits come to the sampler."""
+    for temperature in (0.0, 1.0):
+        for penalty in (0.0, 1.0):
+            load.submit([1], 3, SamplingParams(temperature, presence_penalty=penalty))
+            load.drain()
 
 
 def run_every_kernel(load: Load, prompt_length: int) -> None:
@@ -114,6 +133,12 @@ def run_every_kernel(load: Load, prompt_length: int) -> None:
         load.engine.step()
         load.submit(first, 2)
         load.drain()
+        # Short decodes beside a long prompt.
+        for _ in range(min(count, max_num_seqs - 1)):
+            load.submit([1], 4)
+        load.engine.step()
+        load.submit(load.new_prompt(max(2, length // 3)), 1)
+        load.drain()
         # Decodes that share all of it, and a prompt beside them.
         for _ in range(min(count, max_num_seqs - 1)):
             load.submit(first, 4)
@@ -122,17 +147,15 @@ def run_every_kernel(load: Load, prompt_length: int) -> None:
         load.drain()
 
 
-def run_every_size(load: Load, prompt_length: int) -> None:
-    """Run a step of every number of rows that steps are padded to, but the largest."""
-    max_num_seqs = load.engine.config.max_num_seqs
-    for rows in sorted({pad_size(n + 1) for n in range(max_num_seqs)}):
-        for _ in range(min(rows, max_num_seqs)):
-            load.submit([1], 2)
-        load.drain()
-    longest = min(prompt_length, _MAX_SIZED_ROWS)
-    for rows in sorted({round_rows(n + 1) for n in range(longest)}):
-        load.submit(load.new_prompt(min(rows, longest)), 1)
-        load.drain()
+def run_decodes(load: Load, sizes: list[int]) -> None:
+    """Compile and run a step of each number of decodes."""
+    for rows in sizes:
+        for _ in range(min(rows, load.engine.config.max_num_seqs)):
+            load.submit([1], 3)
+        # Their prompts are no form that will come again.
+        load.engine.step()
+        with load.engine.compiling_at_once():
+            load.drain()
 
 
 def measure_mixed_tokens(load: Load, prompt_length: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -102,6 +103,10 @@ class ModelRunner:
         self._num_tokens = max(_MIN_TOKENS, _pad_logits(max_num_seqs))
         self._no_tokens = mx.zeros((self._num_tokens,), mx.int32)
         mx.eval(self._no_tokens)
+
+    def compiling_at_once(self) -> AbstractContextManager[None]:
+        """Meanwhile the graphs of new forms are compiled at their first run, where any are."""
+        return self._run.at_once() if isinstance(self._run, Recurring) else nullcontext()
 
     def prepare(self, batch: StepBatch) -> HostStep:
         """Everything about a step that is decided without MLX, on any thread."""

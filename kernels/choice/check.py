@@ -10,6 +10,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from itertools import product
@@ -94,7 +95,11 @@ def check_all(device: DeviceName, dtypes: Sequence[str]) -> Iterator[Verdict]:
                 yield verdict
 
 
-def checked_variants(device: DeviceName, dtypes: Sequence[str] = DTYPES) -> Record:
+def checked_variants(
+    device: DeviceName,
+    dtypes: Sequence[str] = DTYPES,
+    collecting: AbstractContextManager[None] | None = None,
+) -> Record:
     """Check the kernels that this machine's record has no verdict on, once, and select by it.
 
     Briefly: `quire doctor --kernels all` checks them at every shape. Everything else is made of
@@ -102,18 +107,27 @@ def checked_variants(device: DeviceName, dtypes: Sequence[str] = DTYPES) -> Reco
     ``device`` as the default device. A record that cannot be written is used by this process all
     the same, and so is a failure for want of memory or time, which is not written.
 
+    Args:
+        collecting: where given, what is to be checked runs in it first, and only then in earnest.
+
     Returns:
         The record, with a verdict on every kernel of ``device`` for ``dtypes``.
     """
     record = load_record(device)
     known = {(v.operation, v.variant, v.dtype) for v in record.verdicts}
-    new = []
-    for spec in SPECS:
-        for (name, variant), dtype in product(spec.variants.items(), dtypes):
-            is_kernel = variant.kind is Kind.KERNEL and device in variant.devices
-            if is_kernel and (spec.name, name.value, dtype) not in known:
-                verdict = check_variant(spec, name, dtype, device, briefly=True)
-                new += [] if verdict is None else [verdict]
+    missing = [
+        (spec, name, dtype)
+        for spec in SPECS
+        for (name, variant), dtype in product(spec.variants.items(), dtypes)
+        if variant.kind is Kind.KERNEL and device in variant.devices
+        if (spec.name, name.value, dtype) not in known
+    ]
+    if missing and collecting is not None:
+        with collecting:
+            for spec, name, dtype in missing:
+                check_variant(spec, name, dtype, device, briefly=True)
+    verdicts = [check_variant(*variant, device, briefly=True) for variant in missing]
+    new = [verdict for verdict in verdicts if verdict is not None]
     record = record.with_verdicts(new)
     for verdict in record.verdicts:
         if verdict.reason:

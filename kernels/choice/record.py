@@ -11,7 +11,6 @@ import logging
 import os
 import platform
 import re
-import sys
 import tempfile
 from collections.abc import Iterable
 from functools import cache
@@ -22,6 +21,7 @@ from typing import Annotated
 import mlx.core as mx
 import msgspec
 
+from quire.kernels.cache_folder import cache_folder
 from quire.kernels.choice.chips import DeviceName, current_chip
 from quire.kernels.choice.spec import DTYPES, AnySpec
 from quire.kernels.specs import find_spec
@@ -98,15 +98,6 @@ def current_key(device: DeviceName) -> Key:
     release, _, _ = platform.mac_ver()
     system = f"macOS {release}, {platform.version()}" if release else ""
     return Key(current_chip().name, device, version, _text_hash(), system)
-
-
-def cache_folder() -> Path:
-    """Where Quire keeps what it can find out again."""
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "quire"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "quire"
-    return Path.home() / ".cache" / "quire"
 
 
 def record_path(key: Key) -> Path:

@@ -111,7 +111,7 @@ def test_floats_keep_their_bits(value: float) -> None:
 
 def test_cuda_is_given_the_files_and_the_names_of_shapes() -> None:
     kernel = GpuKernel("kv_write", ("keys", "slot_mapping"), ("new_fence",), headers=("tile",))
-    metal, cuda = (kernel._arguments(prelude) for prelude in ("metal", "cuda"))
+    metal, cuda = (kernel.arguments(prelude) for prelude in ("metal", "cuda"))
     written = str(metal["header"]) + str(metal["source"])
     assert "slot_mapping_shape" in written
     assert "slot_mapping_shape" in cuda["source"]
@@ -130,7 +130,7 @@ def test_files_whose_path_no_include_can_hold_are_written_out(
     for name in ("cuda", "common", "swiglu"):
         (folder / f"{name}.h").write_text(f"int {name}; // comment\n")
     monkeypatch.setattr(gpu_kernel, "_file", lambda name: folder / f"{name}.h")
-    arguments = GpuKernel("swiglu", ("both",), ("output",))._arguments("cuda")
+    arguments = GpuKernel("swiglu", ("both",), ("output",)).arguments("cuda")
     assert arguments["header"] == "int cuda;\nint common;\n"
     assert arguments["source"].startswith("int swiglu;\n")
 
@@ -143,5 +143,5 @@ def test_another_file_makes_another_text(tmp_path: Path, monkeypatch: pytest.Mon
         for name in ("cuda", "common", "swiglu"):
             (tmp_path / f"{name}.h").write_text(f"int {name};\n")
         (tmp_path / "common.h").write_text(f"int common = {value};\n")
-        sources.append(GpuKernel("swiglu", ("both",), ("output",))._arguments("cuda")["source"])
+        sources.append(GpuKernel("swiglu", ("both",), ("output",)).arguments("cuda")["source"])
     assert sources[0] != sources[1] == sources[2]

@@ -121,7 +121,7 @@ def test_joined_weights_replace_the_others() -> None:
 def test_a_step_that_does_not_fit_is_refused_with_what_might(folder: Path) -> None:
     failed = RuntimeError("[malloc] Unable to allocate 17179869184 bytes.")
     with (
-        mock.patch("quire.engine.startup.start.warm_up", side_effect=failed),
+        mock.patch("quire.engine.startup.start.measure_activations", side_effect=failed),
         pytest.raises(Exception, match="--max-num-batched-tokens 256 might fit"),
     ):
         start(folder)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterator
+from typing import Any
+from unittest import mock
+
 import pytest
 from model_zoo import build, reference_generate
 
 from quire.engine.engine import Engine, EngineConfig
+from quire.engine.memory.budget import DeviceName
 from quire.engine.messages import GenerateRequest, SamplingParams
-from quire.engine.startup.warm_up import Load, measure_mixed_tokens, run_every_size, warm_up
+from quire.engine.model.recurring import Recurring
+from quire.engine.startup.warm_up import (
+    Load,
+    make_ready,
+    measure_activations,
+    measure_mixed_tokens,
+)
+from quire.kernels.choice.selection import Selector, selecting
+from quire.kernels.gpu_kernel import not_run_but_noted
 
 
 def make_engine(**options: int) -> Engine:
@@ -15,27 +28,43 @@ def make_engine(**options: int) -> Engine:
     return Engine(build("qwen3", 0), EngineConfig(**{**defaults, **options}))
 
 
-@pytest.mark.parametrize("every_kernel", [False, True])
-def test_nothing_is_left_behind(every_kernel: bool) -> None:
+@pytest.mark.parametrize("device", ["cuda", "metal"])
+def test_the_engine_that_was_made_ready_begins_anew(device: DeviceName) -> None:
     engine = make_engine()
-    found = warm_up(engine, 120, vocab_size=50, every_kernel=every_kernel)
-    assert found.activation_bytes > 0
-    assert (found.mixed_prompt_tokens is None) != every_kernel
+    assert measure_activations(engine, 120, vocab_size=50) > 0
+    mixed = make_ready(engine, 120, 50, device)
+    assert (mixed is None) == (device == "metal")
     assert not engine.has_work
-    assert engine.stats().blocks_used == 0
-    prompt = [5 + i for i in range(30)]
-    engine.submit(GenerateRequest(10**6, prompt, 8, SamplingParams(temperature=0)))
+    assert engine.stats().steps > 0
+    engine.forget(mixed)
+    stats = engine.stats()
+    assert (stats.steps, stats.prefix_queries, stats.blocks_used, stats.blocks_cached) == (0,) * 4
+    prompt = [i % 50 for i in range(30)]  # the start has run it
+    engine.submit(GenerateRequest(0, prompt, 8, SamplingParams(temperature=0)))
     tokens: list[int] = []
     while engine.has_work:
         for output in engine.step():
             tokens += output.token_ids
     assert tokens == reference_generate(build("qwen3", 0), prompt, 8)[0]
+    assert engine.stats().prefix_hits == 0
 
 
-def test_steps_of_all_sizes_are_run() -> None:
-    engine = make_engine(max_num_batched_tokens=1024)
+@pytest.fixture
+def gpu_paths() -> Iterator[None]:
+    with (
+        selecting(Selector("cuda", None)),
+        mock.patch("quire.engine.model.paged_model.on_gpu", return_value=True),
+        not_run_but_noted(lambda *launch: None),
+    ):
+        yield
+
+
+def test_steps_of_all_sizes_are_run_and_those_of_decodes_compiled(gpu_paths: None) -> None:
+    engine = make_engine(max_num_batched_tokens=128)
     seen = set()
     schedule = engine.scheduler.schedule
+    compiled: list[int] = []
+    run = Recurring.__call__
 
     def noted() -> object:
         batch = schedule()
@@ -43,12 +72,26 @@ def test_steps_of_all_sizes_are_run() -> None:
             seen.add((batch.num_decodes, batch.num_tokens - batch.num_decodes))
         return batch
 
+    def noted_form(self: Recurring[Any], form: Hashable, *args: Any) -> Any:
+        if self._at_once:
+            compiled.append(received_rows(form))
+        return run(self, form, *args)
+
     engine.scheduler.schedule = noted  # type: ignore[method-assign, assignment]
-    run_every_size(Load(engine, vocab_size=50), 1000)
-    assert {n for n, prompt in seen if not prompt} == set(range(1, 9))
-    prompts = {prompt for _, prompt in seen}
-    assert prompts >= {16, 32, 48, 128, 160, 480, 512}
-    assert max(prompts) == 512
+    with mock.patch.object(Recurring, "__call__", noted_form):
+        make_ready(engine, 100, 50, "cuda")
+    sizes = engine.model.padded_sizes(8, 100)
+    assert sizes.decodes == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert sizes.mixed == [16, 32, 48, 64, 80, 96, 112]
+    assert {n for n, prompt in seen if not prompt} == set(sizes.decodes)
+    assert {prompt for _, prompt in seen} >= {16, 32, 48, 64, 80, 96, 100}
+    assert set(compiled) == set(sizes.decodes)
+
+
+def received_rows(form: Any) -> int:
+    """How many rows a step of ``form`` has."""
+    rows: int = form.spans[0].shape[0]
+    return rows
 
 
 @pytest.mark.parametrize(("per_step", "expected"), [(1000, 448), (100, 128)])

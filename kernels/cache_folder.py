@@ -1,0 +1,16 @@
+"""Where Quire keeps what it can find out again."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Of this user."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "quire"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "quire"
+    return Path.home() / ".cache" / "quire"
