@@ -55,6 +55,7 @@ class CurrentStep:
     def __init__(self) -> None:
         self._inputs: StepInputs | None = None
         self.pace: Pace | None = None  # of a step that is handed over in pieces
+        self.written: dict[PagedLayer, PageArrays] = {}
 
     @property
     def inputs(self) -> StepInputs:
@@ -74,6 +75,7 @@ class CurrentStep:
             yield
         finally:
             self._inputs = self.pace = None
+            self.written.clear()
 
 
 class FinalNorm(nn.Module):
@@ -153,7 +155,12 @@ class PagedLayer:
             self.pages, self.backend = self.make_pages(self.shape)
         assert self.pages is not None, "a layer without pages"
         assert self.backend is not None, "pages without a backend"
-        arrays = self.backend.write(self.pages, self._step.inputs, keys, values)
+        self._step.written[self] = self.backend.write(self.pages, self._step.inputs, keys, values)
+        return self.keys_and_values()
+
+    def keys_and_values(self) -> tuple[PageHandle, PageHandle]:
+        """Handles again, for layers that have no keys and values but those of this one."""
+        arrays = self._step.written[self]
         return PageHandle(self, arrays, is_keys=True), PageHandle(self, arrays, is_keys=False)
 
     def attend(self, query: Query, keys: PageHandle, values: PageHandle) -> mx.array:

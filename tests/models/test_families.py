@@ -27,6 +27,7 @@ REPRESENTATIVE = [
     "qwen3_next",
     "nemotron_h",
     "lfm2",
+    "gemma3n",
 ]
 AHEAD_WITH_SMALL_BLOCKS = {"qwen2", "gemma3_text", "deepseek_v3", "cohere2", "lfm2"}
 
