@@ -24,7 +24,7 @@ from quire.engine.device_thread import DeviceThread, Submit, do_later, do_now
 from quire.engine.errors import EngineError, GrammarError, is_out_of_memory
 from quire.engine.grammar import Bitmask, GrammarCompiler, forbid, mask_words
 from quire.engine.memory.faults import MemoryFaults
-from quire.engine.messages import GenerateRequest, StateSlots, TokenOutput, WorkerStats
+from quire.engine.messages import GenerateRequest, StateStats, TokenOutput, WorkerStats
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
 from quire.engine.scheduler import Scheduler
@@ -380,8 +380,12 @@ class Engine:
             evictions=pool.num_evictions,
             prefix_queries=scheduler.stats.prefix_queries,
             prefix_hits=scheduler.stats.prefix_hits,
-            prefix_pages=scheduler.stats.prefix_pages,
-            state_slots=None
+            states=None
             if states is None
-            else StateSlots(states.num_used, states.num_cached, states.num_free),
+            else StateStats(
+                scheduler.stats.prefix_pages,
+                states.num_used,
+                states.num_cached,
+                states.num_free,
+            ),
         )

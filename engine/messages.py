@@ -167,7 +167,10 @@ class TokenOutput(msgspec.Struct, array_like=True, frozen=True):
     prompt_logprobs: list[TokenLogprobs] = []
 
 
-class StateSlots(msgspec.Struct, frozen=True):
+class StateStats(msgspec.Struct, frozen=True):
+    """Of a model with recurrent layers: slots for their states, and what was found behind them."""
+
+    prefix_pages: int  # prompt tokens whose pages were found, whether or not a state was
     used: int
     cached: int  # snapshots nobody uses
     free: int
@@ -190,8 +193,7 @@ class WorkerStats(msgspec.Struct, frozen=True):
     evictions: int
     prefix_queries: int  # prompt tokens looked up in the prefix cache
     prefix_hits: int  # of those, tokens found
-    prefix_pages: int = 0  # of those, tokens whose pages were found, whether or not a state was
-    state_slots: StateSlots | None = None  # of models with recurrent layers
+    states: StateStats | None = None  # of models with recurrent layers
 
 
 class StepOutput(msgspec.Struct, tag=True, frozen=True):

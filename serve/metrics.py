@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from importlib.metadata import version
 from typing import cast, get_args
 
-import msgspec
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -127,8 +126,12 @@ class WorkerCollector(Collector):
             }
         yield _labelled_gauge("kv_blocks", "KV blocks by state.", "state", blocks)
         slots = {"used": 0, "cached": 0, "free": info.num_state_slots if info else 0}
-        if stats and stats.state_slots:
-            slots = msgspec.structs.asdict(stats.state_slots)
+        if stats and stats.states:
+            slots = {
+                "used": stats.states.used,
+                "cached": stats.states.cached,
+                "free": stats.states.free,
+            }
         yield _labelled_gauge(
             "state_slots", "Slots for states of recurrent layers, by state.", "state", slots
         )
@@ -161,7 +164,7 @@ _WORKER_COUNTERS: dict[str, tuple[Callable[[WorkerStats], int], str]] = {
         "Prompt tokens found in the prefix cache.",
     ),
     "prefix_cache_page_hit_tokens": (
-        lambda stats: stats.prefix_pages,
+        lambda stats: stats.states.prefix_pages if stats.states else stats.prefix_hits,
         "Prompt tokens whose pages were found, whether or not a recurrent layer's state was.",
     ),
 }

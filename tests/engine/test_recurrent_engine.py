@@ -80,7 +80,9 @@ def test_a_message_that_was_changed_leaves_what_is_in_front_of_it(
     with caplog.at_level(logging.INFO, logger="quire.engine.scheduler"):
         assert ask(engine, changed, 4)[1] == 0
     assert "0 of 100 prompt tokens are cached: pages 64, state 0" in caplog.text
-    assert engine.stats().prefix_pages == 64
+    states = engine.stats().states
+    assert states is not None
+    assert states.prefix_pages == 64
     # Now that two have parted there, the third goes on from there.
     assert ask(engine, [*conversation[:70], *prompt(30, seed=4)], 4)[1] == 64
 
@@ -129,6 +131,6 @@ def test_aborts_leave_nothing_behind() -> None:
     drain(engine)
     engine.scheduler.check()
     stats = engine.stats()
-    assert stats.state_slots is not None
-    assert stats.state_slots.used == stats.blocks_used == 0
-    assert stats.state_slots.cached + stats.state_slots.free == 5
+    assert stats.states is not None
+    assert stats.states.used == stats.blocks_used == 0
+    assert stats.states.cached + stats.states.free == 5

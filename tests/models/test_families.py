@@ -41,7 +41,7 @@ def assert_equals_reference(name: str, block_size: int, encode_ahead: bool = Fal
     assert result.stats.evictions > 0
     assert result.hit_tokens > 0
     assert result.stats.blocks_used == 0
-    assert result.stats.state_slots is None or result.stats.state_slots.used == 0
+    assert result.stats.states is None or result.stats.states.used == 0
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVE)

@@ -99,5 +99,5 @@ def test_a_snapshot_behind_every_block_changes_nothing(
     result = compare_with_reference(name)
     assert not result.mismatches
     assert result.hit_tokens >= fewer.hit_tokens > 0
-    assert result.stats.state_slots is not None
-    assert result.stats.state_slots.used == 0
+    assert result.stats.states is not None
+    assert result.stats.states.used == 0

@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from quire.engine.messages import MemoryLimits, Ready, StateSlots, WorkerStats
+from quire.engine.messages import MemoryLimits, Ready, StateStats, WorkerStats
 from quire.serve.metrics import HTTPMetricsMiddleware, Metrics
 
 READY = Ready("llama", "cpu", "float32", 100, 2048, 4, 16, 50, 1000, 2000)
@@ -25,7 +25,7 @@ NAMES = WorkerStats.__struct_fields__
 
 
 def stats(**values: int) -> WorkerStats:
-    return WorkerStats(**{**dict.fromkeys(NAMES, 0), "state_slots": None, **values})
+    return WorkerStats(**{**dict.fromkeys(NAMES, 0), "states": None, **values})
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -76,8 +76,9 @@ def test_the_gauges_mirror_one_snapshot():
     metrics.worker.ready(READY)
     numbers = {name: position for position, name in enumerate(NAMES, start=1)}
     slots = {"used": 101, "cached": 102, "free": 103}
-    numbers.pop("state_slots")
-    metrics.worker.stats = WorkerStats(**numbers, state_slots=StateSlots(**slots))
+    numbers.pop("states")
+    metrics.worker.stats = WorkerStats(**numbers, states=StateStats(prefix_pages=104, **slots))
+    assert value(metrics, "prefix_cache_page_hit_tokens_total") == 104
     assert {state: value(metrics, "state_slots", state=state) for state in slots} == slots
     seen = {
         "requests_running": value(metrics, "requests_running"),
@@ -93,7 +94,6 @@ def test_the_gauges_mirror_one_snapshot():
         "evictions": value(metrics, "evictions_total"),
         "prefix_queries": value(metrics, "prefix_cache_query_tokens_total"),
         "prefix_hits": value(metrics, "prefix_cache_hit_tokens_total"),
-        "prefix_pages": value(metrics, "prefix_cache_page_hit_tokens_total"),
     }
     assert seen == numbers
 
