@@ -130,15 +130,34 @@ class KernelCache:
         self._compile = compile_program
         self._threads = ThreadPoolExecutor(threads, "nvrtc")
         self._jobs: dict[str, Future[None]] = {}
+        self._seen: set[tuple[object, ...]] = set()
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
         """Meanwhile kernels are not run, their outputs are zeros, and those not in the folder are
         compiled; when this ends all are there."""
-        with not_run_but_noted(lambda *launch: self.add(Program.of(*launch))):
-            yield
+        # A graph that is compiled now would give zeros for ever.
+        mx.disable_compile()
+        try:
+            with not_run_but_noted(self._note):
+                yield
+        finally:
+            mx.enable_compile()
         for job in self._jobs.values():
             job.result()
+
+    def _note(
+        self,
+        kernel: GpuKernel,
+        inputs: Sequence[mx.array],
+        template: dict[str, TemplateValue],
+        output_dtypes: Sequence[mx.Dtype],
+    ) -> None:
+        kinds = tuple((array.dtype, array.ndim) for array in inputs)
+        key = kernel.name, tuple(template.items()), kinds, tuple(output_dtypes)
+        if key not in self._seen:  # a text takes longer to put together than to look up
+            self._seen.add(key)
+            self.add(Program.of(kernel, inputs, template, output_dtypes))
 
     def add(self, program: Program) -> None:
         """Have ``program`` compiled, unless it is there."""

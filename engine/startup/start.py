@@ -218,12 +218,8 @@ def _compile_kernels(
     """Compile what a start runs, by a start that runs no kernel."""
     num_blocks = 2 * prompt_length // config.block_size + 2 * config.max_num_seqs
     engine = Engine(paged, replace(config, num_blocks=num_blocks, num_state_slots=_WARM_UP_SLOTS))
-    mx.disable_compile()  # these graphs are of no use
-    try:
-        with cache.collecting():
-            run_everything(Load(engine, paged.vocab_size), prompt_length, device)
-    finally:
-        mx.enable_compile()
+    with cache.collecting():
+        run_everything(Load(engine, paged.vocab_size), prompt_length, device)
 
 
 def _try_out(paged: PagedModel, config: EngineConfig, prompt_length: int) -> int:

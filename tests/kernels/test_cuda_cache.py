@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import gettempdir
+from unittest import mock
 
 import mlx.core as mx
 import pytest
 
-from quire.kernels.cuda_cache import KernelCache, Program, open_cache
+from quire.kernels.cuda_cache import FOLDER_VARIABLE, KernelCache, Program, open_cache
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue
 from quire.kernels.nvrtc import CompileError
+
+if mx.cuda.is_available():  # MLX asks when it compiles for the first time
+    os.environ.setdefault(FOLDER_VARIABLE, str(Path(gettempdir(), "quire-test-kernels")))
 
 swiglu = GpuKernel("swiglu", ("both",), ("output",))
 TEMPLATE: dict[str, TemplateValue] = {"T": mx.bfloat16, "N": 64, "SMALL": True}
@@ -79,6 +85,23 @@ def test_kernels_are_compiled_once_side_by_side(tmp_path: Path) -> None:
 
     with KernelCache(tmp_path / "new", refuse, threads=1).collecting():
         launch(swiglu)
+
+
+def test_nothing_compiled_meanwhile_is_kept(tmp_path: Path) -> None:
+    """A graph traced while kernels give zeros must not be replayed when they run."""
+
+    @mx.compile
+    def doubled(x: mx.array) -> mx.array:
+        return 2 * swiglu(
+            [x], template=TEMPLATE, groups=(1, 1, 1), threads=32,
+            output_shapes=[(1,)], output_dtypes=[mx.float32],
+        )[0]  # fmt: skip
+
+    cache = KernelCache(tmp_path, lambda text: b"cubin", threads=1)
+    with cache.collecting():
+        assert doubled(mx.ones(1)).item() == 0
+    with mock.patch.object(GpuKernel, "launch", return_value=[mx.array([21.0])]):
+        assert doubled(mx.ones(1)).item() == 42
 
 
 def test_a_kernel_that_is_refused_is_left_to_mlx(
