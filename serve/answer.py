@@ -16,8 +16,10 @@ from quire.serve.disconnect import unless_disconnected
 from quire.serve.generation import GenerationGroup, TextDelta
 from quire.serve.parsers.events import Event
 from quire.serve.protocol import GenerationRequest, StreamOptions
-from quire.serve.responses import FinishReason, Usage, json_response
+from quire.serve.responses import FinishReason, Usage, ignored_header, json_response
+from quire.serve.served_model import ServedModel
 from quire.serve.sse import DONE, EventStream, event
+from quire.serve.token_log import ShownToken
 
 Choice = TypeVar("Choice", bound=Struct)
 UsageField = Usage | None | UnsetType
@@ -29,10 +31,14 @@ class Collected(Struct):
     finish_reason: FinishReason = "stop"
     text: str = ""
     events: list[Event] = []
+    token_ids: list[int] = []
+    tokens: list[ShownToken] = []
 
     def add(self, delta: TextDelta) -> None:
         self.text += delta.text
         self.events += delta.events
+        self.token_ids += delta.token_ids
+        self.tokens += delta.tokens
         self.finish_reason = delta.finish_reason or self.finish_reason
 
 
@@ -41,11 +47,12 @@ class Answer(ABC, Generic[Choice]):
 
     id_prefix: ClassVar[str]
 
-    def __init__(self, model_id: str, group: GenerationGroup) -> None:
+    def __init__(self, model: ServedModel, group: GenerationGroup, body: GenerationRequest) -> None:
         self.id = f"{self.id_prefix}-{uuid.uuid4().hex}"
         self.created = int(time.time())
-        self.model_id = model_id
+        self.model = model
         self.group = group
+        self.body = body
 
     @abstractmethod
     def opening(self) -> list[Choice]:
@@ -60,16 +67,18 @@ class Answer(ABC, Generic[Choice]):
 
     @abstractmethod
     def whole(self, results: Sequence[Collected]) -> Struct:
-        """The body for what the sequences have produced, in the prompts' order."""
+        """The body for what the sequences have produced, in their order."""
 
-    async def respond(self, request: Request, body: GenerationRequest) -> Response:
-        if body.stream:
-            options = body.stream_options or StreamOptions()
-            return EventStream(self._events(options), close=self.group.close)
+    async def respond(self, request: Request) -> Response:
+        headers = ignored_header(self.group.ignored)
+        if self.body.stream:
+            options = self.body.stream_options or StreamOptions()
+            return EventStream(self._events(options), close=self.group.close, headers=headers)
         try:
-            return json_response(await unless_disconnected(request, self._collect()))
+            whole = await unless_disconnected(request, self._collect())
         finally:
             self.group.close()
+        return json_response(whole, headers=headers)
 
     async def _collect(self) -> Struct:
         results = [Collected() for _ in self.group.generations]

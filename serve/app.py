@@ -61,6 +61,7 @@ def create_app(
         Route("/v1/models/{id:path}", models.retrieve, methods=["GET"]),
         Route("/tokenize", models.tokenize, methods=["POST"]),
         Route("/detokenize", models.detokenize, methods=["POST"]),
+        Route("/apply-template", models.apply_template, methods=["POST"]),
         Route("/health", health.health, methods=["GET"]),
         Route("/ready", health.ready, methods=["GET"]),
         Route("/metrics", health.metrics, methods=["GET"]),

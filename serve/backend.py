@@ -71,6 +71,11 @@ class Backend(Protocol):
         """What the worker reported when it became ready; None while it is not."""
         ...
 
+    @property
+    def max_in_flight(self) -> int:
+        """How many sequences may run or wait at a time."""
+        ...
+
     def why_unavailable(self) -> Unavailable | None:
         """Why :meth:`admit` would refuse any request now, or None if it would not."""
         ...

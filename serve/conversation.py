@@ -7,15 +7,16 @@ and gets back a group of sequences whose deltas carry events.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 
 from msgspec import Struct
 
-from quire.engine.messages import GenerateRequest, Ready, TokenOutput
+from quire.engine.messages import Ready, TokenLogprobs, TokenOutput
 from quire.serve import submission
 from quire.serve.backend import TokenStream
 from quire.serve.detokenizer import Detokenizer
 from quire.serve.errors import ApiError
-from quire.serve.generation import Generation, GenerationGroup, TextDelta
+from quire.serve.generation import Generation, GenerationGroup, Reading, TextDelta
 from quire.serve.output_form import reasoning_form, wanted_of_chat
 from quire.serve.parsers.events import (
     ArgumentsDelta,
@@ -27,7 +28,14 @@ from quire.serve.parsers.events import (
 )
 from quire.serve.parsers.families import ParserFactory
 from quire.serve.parsers.output import OutputParser
-from quire.serve.prompt import ChatPrompt, encode_chat
+from quire.serve.prompt import (
+    MAX_UNLIMITED_TEXT,
+    ChatPrompt,
+    Ending,
+    Rendered,
+    encode_chat,
+    render_chat,
+)
 from quire.serve.protocol import ChatCompletionRequest
 from quire.serve.registry import Served
 from quire.serve.responses import FinishReason
@@ -35,16 +43,12 @@ from quire.serve.thinking import switches_of
 from quire.serve.tools import for_parser, for_template
 
 
-async def encode_conversation(
-    served: Served, body: ChatCompletionRequest, max_model_len: int | None
-) -> ChatPrompt:
+async def render(served: Served, body: ChatCompletionRequest) -> Rendered:
     """Raises :class:`ApiError`."""
     template = served.model.chat_template
-    return await encode_chat(
-        served.model.encoder,
+    return await render_chat(
         template,
         body.messages,
-        max_model_len,
         tools=for_template(body.tools) if body.tools else None,
         switches=switches_of(
             "" if template is None else template.source,
@@ -53,7 +57,29 @@ async def encode_conversation(
             body.chat_template_kwargs,
             served.model.default_switches,
         ),
+        ending=_ending(body),
     )
+
+
+async def encode_conversation(
+    served: Served,
+    body: ChatCompletionRequest,
+    max_model_len: int | None,
+    *,
+    counts: bool = False,
+) -> ChatPrompt:
+    """Raises :class:`ApiError`. ``counts``: a prompt that is too long is encoded all the same, as
+    far as that can be borne."""
+    rendered = await render(served, body)
+    counts = counts and len(rendered.text) <= MAX_UNLIMITED_TEXT
+    limit = None if counts or body.truncate_prompt_tokens is not None else max_model_len
+    return await encode_chat(served.model.encoder, rendered, limit)
+
+
+def _ending(body: ChatCompletionRequest) -> Ending:
+    if body.continue_final_message:
+        return "continued"
+    return "closed" if body.add_generation_prompt is False else "answer"
 
 
 async def check_output(
@@ -87,18 +113,29 @@ def start(
     tools = for_parser(body.tools) if body.tools and body.tool_choice != "none" else None
     starts_in_reasoning = parsers.starts_in_reasoning(prompt.opening)
 
-    def make(index: int, request: GenerateRequest, stream: TokenStream) -> Generation:
+    def make(
+        reading: Reading, stream: TokenStream, prompt: Sequence[int], detokenizer: Detokenizer
+    ) -> Generation:
         return ParsedGeneration(
-            index,
             stream,
-            request,
-            Detokenizer(served.model.token_bytes, request.prompt_token_ids),
+            prompt,
+            detokenizer,
+            reading,
             parsers.parser(tools, starts_in_reasoning=starts_in_reasoning),
             parsers,
-            body,
+            one_call=body.parallel_tool_calls is False,
         )
 
-    return submission.start(served, info, body, [prompt.token_ids], "messages", make, grammar)
+    work = submission.Work(
+        body,
+        [prompt.token_ids],
+        "messages",
+        grammar,
+        # The tools stay in the prompt, which is cached; calls are made impossible instead.
+        parsers.call_openers if body.tools and body.tool_choice == "none" else (),
+        make,
+    )
+    return submission.start(served, info, work)
 
 
 class ParsedGeneration(Generation):
@@ -106,25 +143,20 @@ class ParsedGeneration(Generation):
 
     def __init__(
         self,
-        index: int,
         stream: TokenStream,
-        request: GenerateRequest,
+        prompt_token_ids: Sequence[int],
         detokenizer: Detokenizer,
+        reading: Reading,
         parser: OutputParser,
         parsers: ParserFactory,
-        body: ChatCompletionRequest,
+        *,
+        one_call: bool,
     ) -> None:
-        super().__init__(
-            index,
-            stream,
-            len(request.prompt_token_ids),
-            detokenizer,
-            body.stop_strings,
-            request.min_tokens,
-        )
+        super().__init__(stream, prompt_token_ids, detokenizer, reading)
         self._parser = parser
         self._marker_chars = parsers.markers.char_of
-        self._one_call = body.parallel_tool_calls is False
+        self._one_call = one_call
+        self._unread: list[_Unread] = []
         self.reasoning_tokens = 0 if parsers.reads_reasoning else None
 
     def _delta(self, output: TokenOutput) -> TextDelta:
@@ -133,16 +165,24 @@ class ParsedGeneration(Generation):
         by_token = stopped and not output.ends_with_text
         token_ids = output.token_ids[:-1] if by_token else output.token_ids
         events: list[Event] = []
-        for token_id in token_ids:
-            events += self._take(token_id)
+        for token_id, entry in zip(token_ids, output.logprobs or repeat(None), strict=False):
+            events += self._take(token_id, entry)
             if self.finish_reason is not None:
                 break
         if self.finish_reason is None and output.finish_reason is not None:
-            self.completion_tokens += by_token
+            self._count(output.token_ids[-1:] if by_token else ())
             events += self._end(truncated=not stopped)
-        return TextDelta(self._index, "", self.finish_reason, events)
+        content = "".join(event.text for event in events if isinstance(event, ContentDelta))
+        return TextDelta(
+            self.reading.index,
+            "",
+            self.finish_reason,
+            events,
+            token_ids=self._take_ids(),
+            tokens=self._shown(content),
+        )
 
-    def _take(self, token_id: int) -> list[Event]:
+    def _take(self, token_id: int, entry: TokenLogprobs | None) -> list[Event]:
         reasoned = self._parser.in_reasoning
         char = self._marker_chars.get(token_id)
         if char is None:
@@ -150,14 +190,39 @@ class ParsedGeneration(Generation):
         else:
             text = self._detokenizer.flush() + char
         events = self._parser.push(text) if text else []
-        self.completion_tokens += 1
+        self._count((token_id,))
+        reasoned = reasoned or self._parser.in_reasoning
         if self.reasoning_tokens is not None:
-            self.reasoning_tokens += reasoned or self._parser.in_reasoning
+            self.reasoning_tokens += reasoned
+        if self._log is not None:
+            self._unread.append(_Unread(token_id, entry, len(text)))
+            self._sort_out(events, is_content=char is None and not reasoned)
         return self._cut(events)
+
+    def _sort_out(self, events: list[Event], *, is_content: bool) -> None:
+        """Log the tokens that have turned out to be content, and forget those that are none.
+
+        ``is_content``: nothing speaks against the newest one, so far.
+        """
+        assert self._log is not None
+        left = sum(len(event.text) for event in events if isinstance(event, ContentDelta))
+        if left:
+            if not isinstance(events[0], ContentDelta):
+                del self._unread[:-1]
+            *others, newest = self._unread
+            for token in others:
+                size = min(token.num_chars, left)
+                self._log.add(token.token_id, token.logprobs, size)
+                left -= size
+            self._log.add(newest.token_id, newest.logprobs, left)
+        if left or events or not is_content:
+            self._unread.clear()
 
     def _end(self, *, truncated: bool) -> list[Event]:
         events = self._parser.push(self._detokenizer.flush())
         events += self._parser.finish(truncated=truncated)
+        if self._unread:
+            self._sort_out(events, is_content=True)
         events = self._cut(events)
         if self.finish_reason is None:
             if self._matcher is not None and (held := self._matcher.flush()):
@@ -186,17 +251,25 @@ class ParsedGeneration(Generation):
 
     def _search_content(self, event: ContentDelta) -> list[Event]:
         # What the model thinks and what it calls may hold anything.
-        if self._matcher is None or self.completion_tokens <= self._min_tokens:
+        if self._matcher is None or self.completion_tokens <= self.reading.min_tokens:
             return [event]
         text, found = self._matcher.push(event.text)
         if found:
-            self.stop_string = self._matcher.found
+            text += self._note_stop_string()
             self._stop("tool_calls" if self._parser.calls else "stop")
         return [ContentDelta(text)] if text else []
 
     def _stop(self, reason: FinishReason) -> None:
         self.finish_reason = reason
         self._stream.close("stop")
+
+
+class _Unread(Struct, frozen=True):
+    """A token whose text the parser has not turned into events yet."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None
+    num_chars: int
 
 
 class Call(Struct):

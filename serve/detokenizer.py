@@ -49,14 +49,19 @@ class TokenBytes(dict[int, bytes]):
     Special tokens and ids outside the vocabulary add nothing.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, with_special: bool = False) -> None:
+        """``with_special``: special tokens add their names."""
         super().__init__()
         self._tokenizer = tokenizer
         types = _decoder_types(tokenizer)
         self._byte_level = "ByteLevel" in types
         self._byte_fallback = "ByteFallback" in types
         added = tokenizer.get_added_tokens_decoder()
-        self._special = {token_id for token_id, token in added.items() if token.special}
+        self._special = {
+            token_id: token.content.encode() if with_special else b""
+            for token_id, token in added.items()
+            if token.special
+        }
 
     def __missing__(self, token_id: int) -> bytes:
         self[token_id] = value = self._bytes_of(token_id)
@@ -64,13 +69,15 @@ class TokenBytes(dict[int, bytes]):
 
     def at_start(self, token_id: int) -> bytes:
         """What the token adds as the first of a text, where some decoders drop a space."""
+        if token_id in self._special:
+            return self._special[token_id]
         alone = self._tokenizer.decode([token_id])
         return self[token_id] if "\ufffd" in alone else alone.encode()
 
     def _bytes_of(self, token_id: int) -> bytes:
         piece = self._tokenizer.id_to_token(token_id)
         if piece is None or token_id in self._special:
-            return b""
+            return self._special.get(token_id, b"")
         if self._byte_level:
             try:
                 return bytes(_ALPHABET[char] for char in piece)
@@ -84,14 +91,14 @@ class TokenBytes(dict[int, bytes]):
 
 
 class Detokenizer:
-    """The text of one generated sequence.
+    """The text of one generated sequence; ``table`` says what tokens add to it.
 
     Invalid bytes become U+FFFD, one for each maximal part of a character (Unicode 3.9, table 3-8),
     as ``bytes.decode(errors="replace")`` does.
     """
 
     def __init__(self, table: TokenBytes, prompt_token_ids: Sequence[int]) -> None:
-        self._table = table
+        self.table = table
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._started = any(table[token_id] for token_id in reversed(prompt_token_ids))
         # A prompt of token ids may end inside a character, which the first token then completes.
@@ -99,7 +106,7 @@ class Detokenizer:
 
     def push(self, token_ids: Iterable[int]) -> str:
         """The characters that these tokens complete."""
-        table = self._table
+        table = self.table
         if self._started:
             return self._decode(b"".join([table[token_id] for token_id in token_ids]))
         pieces: list[bytes] = []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from itertools import chain, repeat
 
 from msgspec import UNSET, Struct
 
-from quire.engine.messages import TokenOutput
+from quire.engine.messages import TokenLogprobs, TokenOutput
 from quire.serve.backend import GenerationFailed, TokenStream
 from quire.serve.detokenizer import Detokenizer, StopStringMatcher
 from quire.serve.parsers.events import Event
@@ -17,6 +18,7 @@ from quire.serve.responses import (
     PromptTokensDetails,
     Usage,
 )
+from quire.serve.token_log import ShownToken, TokenLog
 
 
 class TextDelta(Struct, frozen=True):
@@ -24,6 +26,22 @@ class TextDelta(Struct, frozen=True):
     text: str
     finish_reason: FinishReason | None  # set in each sequence's last delta, and only there
     events: Sequence[Event] = ()  # what the tokens mean, in place of text, where that is asked for
+    token_ids: Sequence[int] = ()  # all that were counted, where they are asked for
+    tokens: Sequence[ShownToken] = ()  # those of the text, where log-probabilities are asked for
+
+
+class Reading(Struct, frozen=True):
+    """How the tokens of a sequence are read."""
+
+    stop_strings: Sequence[str] = ()
+    shows_stop_string: bool = False
+    min_tokens: int = 0  # stop strings that end before are none
+    token_ids: bool = False  # whether deltas have them
+    logprobs: bool = False
+    index: int = 0  # of the sequence within its request
+    repeats_prompt: bool = False  # that of the sequence before, which is counted once
+    echoes: bool = False  # the text begins with the prompt
+    discards: bool = False  # what is generated; only the prompt matters
 
 
 class Generation:
@@ -35,25 +53,34 @@ class Generation:
 
     def __init__(
         self,
-        index: int,
         stream: TokenStream,
-        prompt_tokens: int,
+        prompt_token_ids: Sequence[int],
         detokenizer: Detokenizer,
-        stop_strings: Sequence[str] = (),
-        min_tokens: int = 0,
+        reading: Reading = Reading(),  # noqa: B008 - frozen
     ) -> None:
-        self._index = index
+        self.reading = reading
         self._stream = stream
         self._detokenizer = detokenizer
-        self._matcher = StopStringMatcher(stop_strings) if stop_strings else None
-        self._min_tokens = min_tokens
+        self._matcher = StopStringMatcher(reading.stop_strings) if reading.stop_strings else None
+        self._log = TokenLog() if reading.logprobs else None
+        self._taken: list[int] = []  # token ids since the last delta
         self._first = True
-        self.prompt_tokens = prompt_tokens
+        self._echo = ""  # waits to be shown
+        self.prompt_token_ids = prompt_token_ids
+        self.total_logprob = 0.0  # of the output, where log-probabilities are asked for
         self.completion_tokens = 0
         self.reasoning_tokens: int | None = None  # None: the model's reasoning is not told apart
         self.cached_tokens = 0
         self.stop_string: str | None = None  # the one that ended the answer, where that is told
         self.finish_reason: FinishReason | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def mean_logprob(self) -> float:
+        return self.total_logprob / max(1, self.completion_tokens)
 
     async def deltas(self) -> AsyncIterator[TextDelta]:
         """At most one for each output of the worker; the last has a finish reason.
@@ -62,7 +89,7 @@ class Generation:
         """
         async for output in self._stream:
             delta = self._delta(output)
-            if delta.text or delta.events or self.finish_reason is not None:
+            if delta.text or delta.events or delta.token_ids or self.finish_reason is not None:
                 yield delta
             if self.finish_reason is not None:
                 return
@@ -74,49 +101,102 @@ class Generation:
 
     def _delta(self, output: TokenOutput) -> TextDelta:
         self._check(output)
-        text = self._advance(output)
-        return TextDelta(self._index, text, self.finish_reason)
+        text = self._echo + self._advance(output)
+        self._echo = ""
+        return TextDelta(
+            self.reading.index,
+            text,
+            self.finish_reason,
+            token_ids=self._take_ids(),
+            tokens=self._shown(text),
+        )
+
+    def _take_ids(self) -> list[int]:
+        taken, self._taken = self._taken, []
+        return taken
+
+    def _shown(self, text: str) -> list[ShownToken]:
+        if self._log is None:
+            return []
+        tokens = self._log.show(len(text))
+        if self.finish_reason is not None:
+            tokens += self._log.finish(cut=self.stop_string is not None)
+        return tokens
 
     def _check(self, output: TokenOutput) -> None:
         if self._first:
             self.cached_tokens = output.num_cached_tokens
             self._first = False
+            if self.reading.echoes:
+                self._echo_prompt(output.prompt_logprobs)
+        self.total_logprob += sum(entry.logprob for entry in output.logprobs)
         if output.finish_reason in ("error", "abort"):
             raise GenerationFailed(output.error or "The worker gave this request up.")
 
+    def _echo_prompt(self, logprobs: Sequence[TokenLogprobs]) -> None:
+        detokenizer = Detokenizer(self._detokenizer.table, [])
+        entries = chain([None], logprobs) if logprobs else repeat(None)
+        for token_id, entry in zip(self.prompt_token_ids, entries, strict=False):
+            text = detokenizer.push((token_id,))
+            self._echo += text
+            if self._log is not None:
+                self._log.add(token_id, entry, len(text))
+
     def _advance(self, output: TokenOutput) -> str:
+        if self.reading.discards:
+            if output.finish_reason is not None:
+                self.finish_reason = "length"
+            return ""
         token_ids = output.token_ids
         stopped = output.finish_reason == "stop"
         by_token = stopped and not output.ends_with_text
         if by_token:
             token_ids = token_ids[:-1]  # the stop token ends the text and is not part of it
-        text = self._search(token_ids) if self._matcher else self._read(token_ids)
+        if self._matcher is None and self._log is None:
+            text = self._read(token_ids)
+        else:
+            text = self._read_one_by_one(token_ids, output.logprobs or repeat(None))
         if self.finish_reason is not None:
             return text
         if output.finish_reason is not None:
-            self.completion_tokens += by_token
+            self._count(output.token_ids[-1:] if by_token else ())
             text += self._finish("stop" if stopped else "length")
         return text
 
-    def _read(self, token_ids: Sequence[int]) -> str:
+    def _count(self, token_ids: Sequence[int]) -> None:
         self.completion_tokens += len(token_ids)
+        if self.reading.token_ids:
+            self._taken += token_ids
+
+    def _read(self, token_ids: Sequence[int]) -> str:
+        self._count(token_ids)
         return self._detokenizer.push(token_ids)
 
-    def _search(self, token_ids: Sequence[int]) -> str:
-        """Token by token, so that the count ends with the token that completes a stop string."""
-        assert self._matcher is not None
+    def _read_one_by_one(
+        self, token_ids: Sequence[int], logprobs: Iterable[TokenLogprobs | None]
+    ) -> str:
+        """So that the count ends with the token that completes a stop string."""
         shown: list[str] = []
-        for token_id in token_ids:
+        for token_id, entry in zip(token_ids, logprobs, strict=False):
             text = self._read((token_id,))
-            if self.completion_tokens > self._min_tokens:
+            if self._log is not None:
+                self._log.add(token_id, entry, len(text))
+            if self._matcher is not None and self.completion_tokens > self.reading.min_tokens:
                 text, found = self._matcher.push(text)
                 if found:
                     self.finish_reason = "stop"
+                    text += self._note_stop_string()
                     self._stream.close("stop")
                     shown.append(text)
                     break
             shown.append(text)
         return "".join(shown)
+
+    def _note_stop_string(self) -> str:
+        """What is shown of the stop string that has been found."""
+        assert self._matcher is not None
+        self.stop_string = self._matcher.found
+        return (self.stop_string or "") if self.reading.shows_stop_string else ""
 
     def _finish(self, reason: FinishReason) -> str:
         self.finish_reason = reason
@@ -126,21 +206,25 @@ class Generation:
         text, found = self._matcher.push(text)
         if found:
             self.finish_reason = "stop"
+            text += self._note_stop_string()
         return text + self._matcher.flush()
 
 
 class GenerationGroup:
     """The sequences of one HTTP request."""
 
-    def __init__(self, generations: Sequence[Generation]) -> None:
+    def __init__(self, generations: Sequence[Generation], ignored: Sequence[str] = ()) -> None:
+        """``ignored`` names fields that were accepted although they are not carried out."""
         self.generations = generations
+        self.ignored = ignored
 
     @property
     def usage(self) -> Usage:
         """Summed over the sequences; while they run, what has been used so far."""
-        prompt = sum(generation.prompt_tokens for generation in self.generations)
+        prompts = [g for g in self.generations if not g.reading.repeats_prompt]
+        prompt = sum(generation.prompt_tokens for generation in prompts)
         completion = sum(generation.completion_tokens for generation in self.generations)
-        cached = sum(generation.cached_tokens for generation in self.generations)
+        cached = sum(generation.cached_tokens for generation in prompts)
         reasoned = [g.reasoning_tokens for g in self.generations if g.reasoning_tokens is not None]
         return Usage(
             prompt,

@@ -1,6 +1,6 @@
 """A helper process: does one kind of job for the front end, and may be killed at any moment.
 
-Started by :mod:`quire.serve.helpers`. Frames of a length (4 bytes, big-endian) and a msgpack value
+Started by :mod:`quire.serve.helpers`. Frames of a length (4 bytes, big-endian) and a JSON value
 come in on standard input and go out on standard output:
 
     in    {"target": "package.module:function", "config": .., "memory": bytes, "seconds": ..}
@@ -59,7 +59,7 @@ def read_frame(stream: BinaryIO) -> bytes | None:
 
 
 def pack_frame(value: Any) -> bytes:
-    body = msgspec.msgpack.encode(value)
+    body = msgspec.json.encode(value)
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
 
 
@@ -78,7 +78,7 @@ def _limit_memory(extra: int) -> None:
 
 def _answer(handler: Handler, frame: bytes) -> bytes:
     try:
-        reply = pack_frame(["done", handler(msgspec.msgpack.decode(frame))])
+        reply = pack_frame(["done", handler(msgspec.json.decode(frame))])
     except Refused as refused:
         return pack_frame(["refused", refused.details])
     except MemoryError:
@@ -99,7 +99,7 @@ def main() -> int:
     frame = read_frame(requests)
     if frame is None:
         return 0
-    setup = msgspec.msgpack.decode(frame, type=Setup)
+    setup = msgspec.json.decode(frame, type=Setup)
     try:
         handler = _load(setup)
     except Exception as error:

@@ -84,7 +84,7 @@ class HelperPool:
     Args:
         target: "package.module:function" that is called with ``config`` in each new process and
             returns the handler, which takes a request and returns a reply or raises
-            :class:`quire.serve.helper_process.Refused`. All of these are msgpack's plain types.
+            :class:`quire.serve.helper_process.Refused`. All of these are values of JSON.
     """
 
     def __init__(self, target: str, config: Any, limits: HelperLimits | None = None) -> None:
@@ -261,7 +261,7 @@ class _Helper:
             if size > MAX_REPLY_BYTES:
                 self.is_usable = False
                 raise HelperFailed("a helper process sent a broken frame")
-            kind, value = msgspec.msgpack.decode(await stdout.readexactly(size))
+            kind, value = msgspec.json.decode(await stdout.readexactly(size))
         except (OSError, asyncio.IncompleteReadError):
             self.is_usable = False
             code = await self._process.wait()

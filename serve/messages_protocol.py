@@ -178,6 +178,11 @@ def to_chat(body: CountTokensRequest) -> tuple[ChatCompletionRequest, list[str]]
         reasoning_effort=output.effort if output else None,
         response_format=_response_format(output),
     )
+    if isinstance(last := chat.messages[-1], AssistantMessage):
+        if last.tool_calls or not last.content:
+            param = f"messages[{len(body.messages) - 1}]"
+            raise invalid(param, f"{param}: an answer can only go on behind text.")
+        chat.continue_final_message = True
     if isinstance(body, MessagesRequest):
         chat.max_tokens = body.max_tokens
         chat.stop = body.stop_sequences or None
@@ -207,9 +212,6 @@ def _refuse(body: CountTokensRequest) -> None:
     for field in ("container", "mcp_servers"):
         if getattr(body, field, None):
             raise invalid(field, f"{field} is not supported; leave it out.")
-    if body.messages[-1].role == "assistant":
-        param = f"messages[{len(body.messages) - 1}]"
-        raise invalid(param, f"{param}: the last message must not be the assistant's.")
 
 
 def _tools(raw: Sequence[dict[str, Any]], ignored: list[str]) -> list[FunctionTool]:

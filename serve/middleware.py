@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quire.serve.errors import ApiError
 
-MAX_BODY_BYTES: Final = 2 * 1024 * 1024
+MAX_BODY_BYTES: Final = 32 * 2**20
 BODY_IDLE_TIMEOUT: Final = 10.0  # seconds
 MIN_BODY_RATE: Final = 1024  # bytes a second
 

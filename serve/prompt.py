@@ -12,7 +12,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, Literal, NoReturn, Protocol
 
 import jinja2
 from jinja2 import nodes
@@ -21,13 +21,25 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from msgspec import Struct
 
-from quire.serve.errors import invalid
+from quire.serve.errors import ApiError, invalid
 from quire.serve.protocol import Message
 from quire.serve.template_style import TemplateStyle, probe
 from quire.serve.text_encoder import TextEncoder
 from quire.serve.turns import turns_of
 
 _MAX_OPENINGS: Final = 64  # kept, one for each combination of switches
+
+MAX_UNLIMITED_TEXT: Final = 4 * 2**20  # characters; to read one takes 150 bytes of memory
+_MOST_CHARACTERS_PER_TOKEN: Final = 64
+
+# How a prompt ends: where the assistant is to answer, in the last message, or behind it.
+Ending = Literal["answer", "continued", "closed"]
+_CONTINUED: Final = "\N{OBJECT REPLACEMENT CHARACTER}quire goes on here"
+
+
+class Rendered(Struct, frozen=True):
+    text: str  # the prompt up to where the assistant speaks
+    opening: str = ""  # what the assistant goes on from, written by the template or a client
 
 
 class _GenerationBlock(Extension):
@@ -102,14 +114,18 @@ class ChatTemplate:
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
         switches: Mapping[str, Any] | None = None,
-    ) -> str:
+        ending: Ending = "answer",
+    ) -> Rendered:
         """The prompt up to where the assistant speaks. Raises :class:`ApiError` (400).
 
         ``switches`` are further variables of the template.
         """
         turns = turns_of(messages, self._style)
+        if ending == "continued":
+            content: str = turns[-1]["content"] or ""
+            turns[-1]["content"] = content + _CONTINUED
         try:
-            return self._render(turns, tools, switches)
+            text = self._render(turns, tools, switches, add_generation_prompt=ending == "answer")
         except MemoryError:  # the process that this runs in is at its end
             raise
         except Exception as error:
@@ -117,6 +133,16 @@ class ChatTemplate:
             raise invalid(
                 "messages", f"The model's chat template refuses these messages: {error}"
             ) from error
+        if ending == "answer":
+            return Rendered(text, self.opening(switches or {}))
+        if ending == "closed":
+            return Rendered(text)
+        text, found, _ = text.rpartition(_CONTINUED)
+        if not found:
+            raise invalid(
+                "continue_final_message", "The model's chat template does not show that message."
+            )
+        return Rendered(text, content)
 
     def opening(self, switches: Mapping[str, Any]) -> str:
         """What the template writes for the assistant to go on from, its header included."""
@@ -160,22 +186,36 @@ class ChatTemplate:
 def check_length(
     encoder: TextEncoder, text: str, max_model_len: int | None, prompt_field: str
 ) -> None:
-    """Raise :class:`ApiError` (400) if ``text`` cannot fit the context, without reading it.
+    """Raise :class:`PromptTooLong` if ``text`` cannot fit the context, without reading it.
 
-    ``max_model_len`` None lets every text pass.
+    ``max_model_len`` None: there is no context to fit, and only what would take too much memory to
+    read is refused.
     """
-    if max_model_len is not None and (fewest := encoder.fewest_tokens(text)) >= max_model_len:
-        raise invalid(
-            prompt_field,
+    if max_model_len is None:
+        if len(text) > MAX_UNLIMITED_TEXT:
+            raise invalid(
+                prompt_field,
+                f"{prompt_field} has {len(text)} characters; send {MAX_UNLIMITED_TEXT} at a time.",
+            )
+        return
+    # Nobody's tokens are that long on average, though some may be.
+    fewest = max(encoder.fewest_tokens(text), len(text) // _MOST_CHARACTERS_PER_TOKEN)
+    if fewest >= max_model_len:
+        raise PromptTooLong(prompt_field, fewest, max_model_len)
+
+
+class PromptTooLong(ApiError):
+    """400, of a text whose length tells that it has ``fewest`` tokens or more."""
+
+    def __init__(self, prompt_field: str, fewest: int, max_model_len: int) -> None:
+        super().__init__(
+            400,
             f"This model holds {max_model_len} tokens of prompt and answer together; "
             f"{prompt_field} has at least {fewest} by its length alone. Shorten it.",
+            param=prompt_field,
             code="context_length_exceeded",
         )
-
-
-class Rendered(Struct, frozen=True):
-    text: str  # the prompt up to where the assistant speaks
-    opening: str = ""  # what the template wrote for the assistant to go on from
+        self.fewest = fewest
 
 
 class Renderer(AbstractAsyncContextManager["Renderer"], Protocol):
@@ -188,6 +228,7 @@ class Renderer(AbstractAsyncContextManager["Renderer"], Protocol):
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
         switches: Mapping[str, Any] | None = None,
+        ending: Ending = "answer",
     ) -> Rendered:
         """``switches`` are further variables of the template. Raises :class:`ApiError`."""
         ...
@@ -198,21 +239,26 @@ class ChatPrompt(Struct, frozen=True):
     opening: str  # as in :class:`Rendered`
 
 
-async def encode_chat(
-    encoder: TextEncoder,
+async def render_chat(
     template: Renderer | None,
     messages: Sequence[Message],
-    max_model_len: int | None = None,
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     switches: Mapping[str, Any] | None = None,
-) -> ChatPrompt:
-    """The prompt of a chat. Raises :class:`ApiError`."""
+    ending: Ending = "answer",
+) -> Rendered:
+    """The prompt of a chat, as text. Raises :class:`ApiError`."""
     if template is None:
         raise invalid(
             "messages", "This model has no chat template; send a prompt to /v1/completions."
         )
-    rendered = await template.render(messages, tools, switches)
+    return await template.render(messages, tools, switches, ending)
+
+
+async def encode_chat(
+    encoder: TextEncoder, rendered: Rendered, max_model_len: int | None = None
+) -> ChatPrompt:
+    """The prompt of a chat. Raises :class:`ApiError`."""
     check_length(encoder, rendered.text, max_model_len, "messages")
     # The template writes the special tokens itself.
     [token_ids] = await encoder.encode([rendered.text], add_special_tokens=False)

@@ -18,14 +18,16 @@ from quire.serve.errors import ApiError, invalid
 from quire.serve.thinking import check_switches
 from quire.serve.tools import MAX_TOOLS, FunctionTool, ToolChoice, check_tools
 
-MAX_MESSAGES: Final = 1024
+MAX_MESSAGES: Final = 16384
 MAX_PROMPTS: Final = 1024
 
 NonEmptyStr = Annotated[str, Meta(min_length=1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-StopStrings = NonEmptyStr | Annotated[list[NonEmptyStr], Meta(min_length=1, max_length=4)]
+StopStrings = NonEmptyStr | Annotated[list[NonEmptyStr], Meta(min_length=1, max_length=16)]
 PositiveInt = Annotated[int, Meta(ge=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Choices = Annotated[int, Meta(ge=1, le=128)]
+LogitBias = Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)]
 
 
 class TextPart(Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
@@ -135,20 +137,32 @@ class GenerationRequest(Struct, kw_only=True, forbid_unknown_fields=True):
 
     model: str
 
-    max_tokens: PositiveInt | None = None  # None: as many as the context still holds
+    n: Choices | None = None  # answers to one prompt
+    max_tokens: Annotated[int, Meta(ge=0)] | None = None  # None: what the context still holds
     min_tokens: Annotated[int, Meta(ge=0)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    logit_bias: LogitBias | None = None
+    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1)] | None = None
+    bad_words: Annotated[list[NonEmptyStr], Meta(max_length=128)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: StopStrings | None = None
+    include_stop_str_in_output: bool | None = None
     stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     structured_outputs: StructuredOutputs | None = None
+    skip_special_tokens: bool | None = None  # None: special tokens are not shown
+    return_token_ids: bool | None = None
+    truncate_prompt_tokens: PositiveInt | None = None  # only so many of the prompt's last tokens
+    cache_salt: str | None = None  # prefixes are shared among equal ones
+    priority: Annotated[int, Meta(ge=-1000, le=1000)] | None = None  # smaller goes first
 
     # No effect on the answer, by definition.
     user: str | None = None
@@ -160,11 +174,19 @@ class GenerationRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     store: bool | None = None
     service_tier: str | None = None
 
-    # Not supported yet: see REFUSED.
-    n: int | None = None
-    logit_bias: dict[str, float] | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: float | None = None
+    @property
+    def num_choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def num_sequences(self) -> int:
+        """Generated for each prompt; the best of them are the choices."""
+        return self.num_choices
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        """How many of the likeliest tokens are reported beside each; None: no log-probabilities."""
+        return None
 
     @property
     def stop_strings(self) -> list[str]:
@@ -185,11 +207,13 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fiel
     chat_template_kwargs: dict[str, Any] | None = None
     enable_thinking: bool | None = None
     response_format: ResponseFormat | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    add_generation_prompt: bool | None = None  # None: unless the last message is continued
+    continue_final_message: bool | None = None  # the answer goes on where that one ends
     reasoning_effort: str | None = None  # no effect on models that do not know it
 
     # Not supported yet: see REFUSED.
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
     functions: list[Any] | None = None
     function_call: Any = None
     modalities: list[str] | None = None
@@ -200,6 +224,10 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fiel
     moderation: Any = None
 
     @property
+    def num_top_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
     def token_limit(self) -> tuple[int | None, str]:
         if self.max_completion_tokens is not None:
             return self.max_completion_tokens, "max_completion_tokens"
@@ -208,12 +236,20 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fiel
 
 class CompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
     prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
+    max_tokens: Annotated[int, Meta(ge=0)] | None = 16
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    echo: bool | None = None  # the prompt stands in front of the answer
+    suffix: str | None = None  # what follows on the answer, which fills the gap
+    best_of: Choices | None = None  # so many are generated; the n likeliest are the choices
+    add_special_tokens: bool | None = None  # None: those that the tokenizer adds
 
-    # Not supported yet: see REFUSED.
-    logprobs: int | None = None
-    echo: bool | None = None
-    suffix: str | None = None
-    best_of: int | None = None
+    @property
+    def num_sequences(self) -> int:
+        return max(self.best_of or 1, self.num_choices)
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        return self.logprobs
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -249,12 +285,6 @@ class DetokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
 # Fields that would change the answer and are not supported yet, with the values, besides null,
 # that ask for nothing.
 REFUSED: Final[Mapping[str, tuple[object, ...]]] = {
-    "n": (1,),
-    "logit_bias": ({},),
-    "frequency_penalty": (0.0,),
-    "repetition_penalty": (1.0,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -263,9 +293,6 @@ REFUSED: Final[Mapping[str, tuple[object, ...]]] = {
     "verbosity": (),
     "web_search_options": (),
     "moderation": (),
-    "echo": (False,),
-    "suffix": (),
-    "best_of": (1,),
 }
 
 
@@ -298,20 +325,58 @@ def _check(body: Struct) -> None:
         _refuse_unsupported(body)
         if body.stream_options is not None and not body.stream:
             raise invalid("stream_options", "stream_options is only allowed with stream=true.")
+        _check_tokens(body)
     if isinstance(body, ChatCompletionRequest):
-        _refuse_in_messages(body.messages)
-        check_tools(body.tools, body.tool_choice)
-        check_switches(body.chat_template_kwargs)
-        limits = {body.max_tokens, body.max_completion_tokens} - {None}
-        if len(limits) > 1:
-            raise invalid(
-                "max_tokens", "max_tokens and max_completion_tokens differ; send the latter only."
-            )
+        _check_chat(body)
+    if isinstance(body, CompletionRequest):
+        _check_completion(body)
     if isinstance(body, TokenizeRequest):
         if (body.prompt is None) == (body.messages is None):
             raise invalid("prompt", "Send either prompt or messages.")
         if body.messages is not None:
             _refuse_in_messages(body.messages)
+
+
+def _check_tokens(body: GenerationRequest) -> None:
+    limit, field = body.token_limit
+    if limit == 0 and not getattr(body, "echo", None):
+        raise invalid(field, f"{field}: Expected `int` >= 1.")
+    if body.allowed_token_ids is not None and body.bad_words:
+        raise invalid("allowed_token_ids", "Send either allowed_token_ids or bad_words.")
+
+
+def _check_chat(body: ChatCompletionRequest) -> None:
+    _refuse_in_messages(body.messages)
+    check_tools(body.tools, body.tool_choice)
+    check_switches(body.chat_template_kwargs)
+    limits = {body.max_tokens, body.max_completion_tokens} - {None}
+    if len(limits) > 1:
+        raise invalid(
+            "max_tokens", "max_tokens and max_completion_tokens differ; send the latter only."
+        )
+    if body.top_logprobs and not body.logprobs:
+        raise invalid("top_logprobs", "top_logprobs needs logprobs=true.")
+    if body.continue_final_message:
+        if body.add_generation_prompt:
+            raise invalid(
+                "add_generation_prompt",
+                "add_generation_prompt and continue_final_message exclude each other.",
+            )
+        last = body.messages[-1]
+        if not isinstance(last, AssistantMessage) or last.tool_calls or not last.content:
+            raise invalid(
+                "continue_final_message",
+                "continue_final_message needs a last message of the assistant, with content.",
+            )
+
+
+def _check_completion(body: CompletionRequest) -> None:
+    if body.best_of is not None and body.best_of < body.num_choices:
+        raise invalid("best_of", f"best_of is {body.best_of}, fewer than n, {body.num_choices}.")
+    if body.num_sequences > body.num_choices and body.stream:
+        raise invalid("best_of", "best_of is only known at the end; it cannot be streamed.")
+    if body.suffix and body.echo:
+        raise invalid("suffix", "suffix and echo exclude each other.")
 
 
 def _brief(value: object) -> str:
@@ -320,7 +385,7 @@ def _brief(value: object) -> str:
 
 
 _NAMED = re.compile(r"Object (contains unknown|missing required) field `(.*)`$", re.DOTALL)
-_AT = re.compile(r"^(.*) - at `\$\.?(.*)`$", re.DOTALL)
+_AT = re.compile(r"^(.*) - at `(?:key` in `)?\$\.?(.*)`$", re.DOTALL)
 
 
 def _from_validation(error: msgspec.ValidationError) -> ApiError:

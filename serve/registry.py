@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from quire.serve.backend import Backend
 from quire.serve.errors import ApiError, invalid
@@ -35,7 +36,9 @@ class Served:
 class Registry:
     """Name -> :class:`Served`, in the order given. Names are unique and there is at least one."""
 
-    def __init__(self, served: Iterable[Served]) -> None:
+    def __init__(self, served: Iterable[Served], aliases: Sequence[str] = ()) -> None:
+        """``aliases`` are patterns such as "claude-*" of names that mean the first model."""
+        self._aliases = aliases
         self._by_name: dict[str, Served] = {}
         for entry in served:
             if entry.model.id in self._by_name:
@@ -50,6 +53,8 @@ class Registry:
     def find(self, name: str) -> Served:
         """Raises :class:`ApiError` (404) that lists the names which are served."""
         if (served := self._by_name.get(name)) is None:
+            if any(fnmatchcase(name, pattern) for pattern in self._aliases):
+                return next(iter(self))
             raise ApiError(
                 404,
                 f"The model {name[:200]!r} is not served here; use {self._names()}.",

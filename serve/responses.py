@@ -5,7 +5,7 @@ Keys that the schema requires but allows to be null are always present; ``UNSET`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -17,8 +17,10 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 encode = msgspec.json.Encoder().encode
 
 
-def json_response(content: Struct, status: int = 200) -> Response:
-    return Response(encode(content), status, media_type="application/json")
+def json_response(
+    content: Struct, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    return Response(encode(content), status, headers, media_type="application/json")
 
 
 def ignored_header(fields: Sequence[str]) -> dict[str, str]:
@@ -40,6 +42,36 @@ class Usage(Struct, frozen=True):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
+
+
+# ---- log-probabilities
+
+
+class TopLogprob(Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ContentLogprob(Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Struct, frozen=True):
+    content: list[ContentLogprob]
+    refusal: None = None
+
+
+class CompletionLogprobs(Struct, frozen=True):
+    """Lists with an entry for each token. A prompt's first token has no log-probability."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]  # in characters of the choice's text
 
 
 # ---- chat completions
@@ -70,7 +102,8 @@ class ChatChoice(Struct, frozen=True):
     index: int
     message: AssistantReply
     finish_reason: FinishReason
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
+    token_ids: Sequence[int] | UnsetType = UNSET
 
 
 class ChatCompletion(Struct, tag_field="object", tag="chat.completion", frozen=True):
@@ -79,6 +112,7 @@ class ChatCompletion(Struct, tag_field="object", tag="chat.completion", frozen=T
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_token_ids: Sequence[int] | UnsetType = UNSET
 
 
 class FunctionPiece(Struct, frozen=True):
@@ -105,7 +139,8 @@ class ChatChunkChoice(Struct, frozen=True):
     index: int
     delta: Delta
     finish_reason: FinishReason | None = None
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
+    token_ids: Sequence[int] | UnsetType = UNSET
 
 
 class ChatCompletionChunk(Struct, tag_field="object", tag="chat.completion.chunk", frozen=True):
@@ -114,6 +149,7 @@ class ChatCompletionChunk(Struct, tag_field="object", tag="chat.completion.chunk
     model: str
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType | None = UNSET
+    prompt_token_ids: Sequence[int] | UnsetType = UNSET
 
 
 # ---- completions: one shape, streamed or not
@@ -123,7 +159,9 @@ class CompletionChoice(Struct, frozen=True):
     index: int
     text: str
     finish_reason: FinishReason | None = None
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
+    token_ids: Sequence[int] | UnsetType = UNSET
+    prompt_token_ids: Sequence[int] | UnsetType = UNSET
 
 
 class Completion(Struct, tag_field="object", tag="text_completion", frozen=True):
@@ -138,13 +176,27 @@ class Completion(Struct, tag_field="object", tag="text_completion", frozen=True)
 
 
 class ModelCard(Struct, tag_field="object", tag="model", frozen=True):
+    """In the words of OpenAI's clients and of Anthropic's."""
+
     id: str
-    created: int
+    created: int  # seconds since the epoch
+    created_at: str  # the same, after RFC 3339
+    display_name: str
+    max_model_len: int | UnsetType = UNSET  # tokens; not known before the model is ready
+    context_length: int | UnsetType = UNSET  # the same
+    type: Literal["model"] = "model"
     owned_by: str = "quire"
 
 
 class ModelList(Struct, tag_field="object", tag="list", frozen=True):
     data: list[ModelCard]
+    first_id: str
+    last_id: str
+    has_more: Literal[False] = False
+
+
+class RenderedPrompt(Struct, frozen=True):
+    prompt: str
 
 
 class Tokenized(Struct, frozen=True):

@@ -153,7 +153,7 @@ class ModelServer:
         metrics = Metrics(log)
         client = WorkerClient(metrics, settings.max_num_seqs + settings.max_queue)
         app = create_app(
-            Registry([Served(model, client)]),
+            Registry([Served(model, client)], settings.model_aliases),
             metrics,
             allowed_hosts=accepted_hosts(settings, listener.getsockname()[0]),
             max_body_bytes=settings.max_body_size,

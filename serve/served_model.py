@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer
 
 from quire.engine.messages import SamplingParams
 from quire.serve.detokenizer import TokenBytes
+from quire.serve.fill_in_middle import FillTokens, find_fill_tokens
 from quire.serve.grammar import GrammarChecker
 from quire.serve.lark import markers_of
 from quire.serve.parsers.families import ParserFactory, infer_family
@@ -53,6 +55,15 @@ class ServedModel:
     )  # for fields a request leaves out
     default_switches: Mapping[str, Any] = field(default_factory=dict)  # of the chat template
     grammars: GrammarChecker | None = None  # None: no request may ask for a form of its output
+
+    @cached_property
+    def all_token_bytes(self) -> TokenBytes:
+        """Like ``token_bytes``, but special tokens add their names."""
+        return TokenBytes(self.encoder.tokenizer, with_special=True)
+
+    @cached_property
+    def fill_tokens(self) -> FillTokens | None:
+        return find_fill_tokens(self.encoder.tokenizer)
 
     @asynccontextmanager
     async def helpers(self) -> AsyncIterator[None]:

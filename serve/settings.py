@@ -137,6 +137,13 @@ def _names(value: object) -> tuple[str, ...]:
     return names
 
 
+def _model_names(value: object) -> tuple[str, ...]:
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise ValueError("must be names of models, comma-separated (in TOML: a list of strings)")
+    return tuple(item.strip() for item in items if item.strip())
+
+
 def _switches(value: object) -> tuple[tuple[str, str | int | bool], ...]:
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
@@ -168,6 +175,12 @@ class ServeSettings:
     )
     served_model_name: str | None = _row(
         None, _text, "the model id that clients use; default: derived from the model", "NAME"
+    )
+    model_aliases: tuple[str, ...] = _row(
+        ("claude-*",),
+        _model_names,
+        "further names of the model, comma-separated; * stands for anything",
+        "NAMES",
     )
     host: str = _row("127.0.0.1", _text, "address to listen on", "ADDRESS")
     port: int = _row(8000, _integer(0, 65535), "port to listen on; 0 picks a free one", "PORT")
@@ -234,7 +247,7 @@ class ServeSettings:
         "more Host names to accept, comma-separated: name, *.domain or * for any",
         "NAMES",
     )
-    max_body_size: int = _row(2 * 2**20, parse_size, "largest request body, e.g. 2MiB", "SIZE")
+    max_body_size: int = _row(32 * 2**20, parse_size, "largest request body, e.g. 2MiB", "SIZE")
 
 
 SETTINGS: tuple[Setting, ...] = tuple(

@@ -3,77 +3,112 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-from quire.engine.messages import GenerateRequest, Ready, SamplingParams
+import msgspec
+
+from quire.engine.messages import GenerateRequest, Ready
 from quire.serve.backend import UNNUMBERED, TokenStream
 from quire.serve.detokenizer import Detokenizer
 from quire.serve.errors import invalid
-from quire.serve.generation import Generation, GenerationGroup
-from quire.serve.protocol import GenerationRequest
+from quire.serve.generation import Generation, GenerationGroup, Reading
+from quire.serve.protocol import CompletionRequest, GenerationRequest
 from quire.serve.registry import Served
-from quire.serve.served_model import ServedModel
+from quire.serve.sampling_fields import sampling_of, seed_of_choice
 
-MakeGeneration = Callable[[int, GenerateRequest, TokenStream], Generation]
+MakeGeneration = Callable[[Reading, TokenStream, Sequence[int], Detokenizer], Generation]
 
 
-def start(
-    served: Served,
-    info: Ready,
-    body: GenerationRequest,
-    prompts: Sequence[Sequence[int]],
-    prompt_field: str,
-    make: MakeGeneration | None = None,
-    grammar: str = "",
-) -> GenerationGroup:
-    """Submit one sequence for each prompt, or none.
+def _text_only(
+    reading: Reading, stream: TokenStream, prompt: Sequence[int], detokenizer: Detokenizer
+) -> Generation:
+    return Generation(stream, prompt, detokenizer, reading)
 
-    ``make`` says how a sequence is read; None reads text. ``prompt_field`` is what errors about
-    the prompts are blamed on; ``grammar`` has been checked. Raises :class:`ApiError` and what
-    :meth:`Backend.submit` raises.
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be generated.
+
+    Attributes:
+        prompts: token ids.
+        prompt_field: what errors about the prompts are blamed on.
+        grammar: of the output, checked; "" for none.
+        banned_token_ids: never drawn, where no grammar wants them.
+        make: how a sequence is read.
     """
-    requests = [
-        _build(served.model, body, prompt, prompt_field, info, grammar) for prompt in prompts
-    ]
+
+    body: GenerationRequest
+    prompts: Sequence[Sequence[int]]
+    prompt_field: str
+    grammar: str = ""
+    banned_token_ids: Sequence[int] = ()
+    make: MakeGeneration = field(default=_text_only)
+
+
+def start(served: Served, info: Ready, work: Work) -> GenerationGroup:
+    """Submit the sequences of each prompt, or none at all.
+
+    Raises :class:`ApiError` and what :meth:`Backend.submit` raises.
+    """
+    body = work.body
+    count = len(work.prompts) * body.num_sequences
+    if count > served.backend.max_in_flight:
+        raise invalid(
+            work.prompt_field if len(work.prompts) > 1 else "n",
+            f"The request asks for {count} answers; this server takes "
+            f"{served.backend.max_in_flight} at a time.",
+        )
+    ignored: list[str] = []
+    requests = [_build(served, info, work, prompt, ignored) for prompt in work.prompts]
+    model = served.model
+    table = model.token_bytes if body.skip_special_tokens is not False else model.all_token_bytes
     generations: list[Generation] = []
     try:
-        for index, request in enumerate(requests):
-            stream = served.backend.submit(request)
-            if make is not None:
-                generations.append(make(index, request, stream))
-                continue
-            generations.append(
-                Generation(
-                    index,
-                    stream,
-                    len(request.prompt_token_ids),
-                    Detokenizer(served.model.token_bytes, request.prompt_token_ids),
-                    body.stop_strings,
-                    request.min_tokens,
-                )
-            )
+        for request in requests:
+            for choice in range(body.num_sequences):
+                stream = served.backend.submit(_choice(request, choice))
+                reading = _reading(body, request, len(generations), choice)
+                detokenizer = Detokenizer(table, request.prompt_token_ids)
+                prompt = request.prompt_token_ids
+                generations.append(work.make(reading, stream, prompt, detokenizer))
     except BaseException:
         for generation in generations:
             generation.close()
         raise
-    return GenerationGroup(generations)
+    return GenerationGroup(generations, [*dict.fromkeys(ignored)])
+
+
+def _choice(request: GenerateRequest, choice: int) -> GenerateRequest:
+    if choice == 0:
+        return request
+    seed = seed_of_choice(request.sampling.seed, choice)
+    sampling = msgspec.structs.replace(request.sampling, seed=seed)
+    return msgspec.structs.replace(request, sampling=sampling)
+
+
+def _reading(body: GenerationRequest, request: GenerateRequest, index: int, choice: int) -> Reading:
+    return Reading(
+        stop_strings=body.stop_strings,
+        shows_stop_string=body.include_stop_str_in_output is True,
+        min_tokens=request.min_tokens,
+        token_ids=body.return_token_ids is True,
+        logprobs=request.logprobs is not None,
+        index=index,
+        repeats_prompt=choice > 0,
+        echoes=isinstance(body, CompletionRequest) and body.echo is True,
+        discards=body.token_limit[0] == 0,
+    )
 
 
 def _build(
-    model: ServedModel,
-    body: GenerationRequest,
-    prompt: Sequence[int],
-    prompt_field: str,
-    info: Ready,
-    grammar: str,
+    served: Served, info: Ready, work: Work, prompt: Sequence[int], ignored: list[str]
 ) -> GenerateRequest:
-    if not prompt:
-        raise invalid(prompt_field, f"{prompt_field} has no tokens; send at least one.")
-    if max(prompt) >= info.vocab_size:
-        raise invalid(
-            prompt_field,
-            f"{prompt_field} holds the token id {max(prompt)}; the model has {info.vocab_size}.",
-        )
-    max_tokens = _token_limit(body, len(prompt), prompt_field, info.max_model_len)
+    """Adds to ``ignored`` what has been accepted although it is not carried out."""
+    body = work.body
+    if body.truncate_prompt_tokens is not None:
+        prompt = prompt[-body.truncate_prompt_tokens :]
+    _check_prompt(prompt, work.prompt_field, info)
+    max_tokens = _token_limit(body, len(prompt), work.prompt_field, info, ignored)
     min_tokens = body.min_tokens or 0
     if min_tokens > max_tokens:
         raise invalid(
@@ -86,45 +121,58 @@ def _build(
             f"stop_token_ids holds {max(stop_token_ids)}; the model has {info.vocab_size} tokens.",
         )
     if not body.ignore_eos:
-        stop_token_ids.update(model.eos_token_ids)
+        stop_token_ids.update(served.model.eos_token_ids)
+    if body.allowed_token_ids is not None:
+        if work.grammar:
+            raise invalid("allowed_token_ids", "allowed_token_ids excludes structured output.")
+        if min_tokens and stop_token_ids.issuperset(body.allowed_token_ids):
+            raise invalid("allowed_token_ids", "min_tokens leaves none of allowed_token_ids.")
+    # The likeliest sequences are told by their tokens' log-probabilities.
+    ranks = body.num_sequences > body.num_choices
+    num_top = body.num_top_logprobs
+    echoes = isinstance(body, CompletionRequest) and body.echo
     return GenerateRequest(
         request_id=UNNUMBERED,
         prompt_token_ids=list(prompt),
-        max_tokens=max_tokens,
-        sampling=_sampling(body, model.default_sampling),
+        max_tokens=max(max_tokens, 1),
+        sampling=sampling_of(body, served.model, info, work.banned_token_ids),
         min_tokens=min_tokens,
         stop_token_ids=sorted(stop_token_ids),
-        grammar=grammar,
+        cache_salt=body.cache_salt or "",
+        grammar=work.grammar,
+        logprobs=0 if num_top is None and ranks else num_top,
+        prompt_logprobs=num_top if echoes else None,
+        priority=body.priority or 0,
     )
+
+
+def _check_prompt(prompt: Sequence[int], prompt_field: str, info: Ready) -> None:
+    if not prompt:
+        raise invalid(prompt_field, f"{prompt_field} has no tokens; send at least one.")
+    if max(prompt) >= info.vocab_size:
+        raise invalid(
+            prompt_field,
+            f"{prompt_field} holds the token id {max(prompt)}; the model has {info.vocab_size}.",
+        )
 
 
 def _token_limit(
-    body: GenerationRequest, prompt_tokens: int, prompt_field: str, max_model_len: int
+    body: GenerationRequest,
+    prompt_tokens: int,
+    prompt_field: str,
+    info: Ready,
+    ignored: list[str],
 ) -> int:
-    requested, field = body.token_limit
-    wanted = 1 if requested is None else requested
-    if prompt_tokens + wanted > max_model_len:
-        asked = f" and {field} asks for {requested}" if requested is not None else ""
+    """No more than what the context leaves: agents ask for 32,000 tokens of any model."""
+    requested, name = body.token_limit
+    left = info.max_model_len - prompt_tokens
+    if left < 1:
         raise invalid(
             prompt_field,
-            f"This model holds {max_model_len} tokens of prompt and answer together; the prompt "
-            f"has {prompt_tokens}{asked}. Shorten the prompt or ask for less.",
+            f"This model holds {info.max_model_len} tokens of prompt and answer together; the "
+            f"prompt has {prompt_tokens}. Shorten it.",
             code="context_length_exceeded",
         )
-    return max_model_len - prompt_tokens if requested is None else requested
-
-
-def _sampling(body: GenerationRequest, default: SamplingParams) -> SamplingParams:
-    """The request's parameters, and the model's own where the request is silent."""
-    top_k = default.top_k if body.top_k is None else max(body.top_k, 0)  # -1 says "off" too
-    top_p = default.top_p if body.top_p is None else body.top_p
-    if top_p == 0:
-        top_k, top_p = 1, 1.0
-    return SamplingParams(
-        temperature=default.temperature if body.temperature is None else body.temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=default.min_p if body.min_p is None else body.min_p,
-        seed=body.seed,
-        presence_penalty=body.presence_penalty or 0.0,
-    )
+    if requested is not None and requested > left:
+        ignored.append(name)
+    return left if requested is None else min(requested, left)

@@ -24,7 +24,7 @@ from quire.serve.helpers import (
     HelperRefused,
     HelperTimeout,
 )
-from quire.serve.prompt import ChatTemplate, Rendered
+from quire.serve.prompt import ChatTemplate, Ending, Rendered
 from quire.serve.protocol import Message
 
 # Conversations of 32 MiB take a second or two.
@@ -42,6 +42,7 @@ class _Chat(msgspec.Struct, frozen=True):
     messages: list[Message]
     tools: list[dict[str, Any]] | None
     switches: dict[str, Any]
+    ending: Ending
 
 
 def make_renderer(config: Any) -> Callable[[Any], list[str]]:
@@ -56,8 +57,8 @@ def make_renderer(config: Any) -> Callable[[Any], list[str]]:
     def render(request: Any) -> list[str]:
         chat = msgspec.convert(request, _Chat)
         try:
-            text = template().render(chat.messages, chat.tools, chat.switches)
-            return [text, template().opening(chat.switches)]
+            rendered = template().render(chat.messages, chat.tools, chat.switches, chat.ending)
+            return [rendered.text, rendered.opening]
         except ApiError as error:
             raise Refused([error.param, error.message]) from None
         except jinja2.TemplateError as error:
@@ -93,11 +94,17 @@ class TemplateHelpers:
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
         switches: Mapping[str, Any] | None = None,
+        ending: Ending = "answer",
     ) -> Rendered:
         """Raises :class:`ApiError`: 400 for what the template does not take or does not end with,
         503 where too many wait."""
         request = msgspec.to_builtins(
-            {"messages": messages, "tools": tools, "switches": switches or {}}
+            {
+                "messages": messages,
+                "tools": tools,
+                "switches": switches or {},
+                "ending": ending,
+            }
         )
         try:
             try:

@@ -23,7 +23,7 @@ from quire.serve.detokenizer import byte_level_alphabet
 # Characters, or token ids, up to which the event loop does the work: about a millisecond.
 LONG_TEXT: Final = 4096
 # Texts from which the memory that encoding took is worth giving back: 150 bytes a character.
-_HUGE_TEXT: Final = 2**18
+_HUGE_TEXT: Final = 2**20
 # Encodes at once. The model and the streams need the other cores.
 _MAX_THREADS: Final = max(1, min(4, (os.cpu_count() or 2) // 2))
 
@@ -37,6 +37,8 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self._bytes_per_token = _most_bytes_per_token(tokenizer)
         self._threads = ThreadPoolExecutor(max_threads, thread_name_prefix="encode")
+        # Texts that take much memory are read one after another.
+        self._huge = asyncio.Semaphore(1)
 
     def fewest_tokens(self, text: str) -> int:
         """How many tokens ``text`` has at least, by its bytes alone; 0 where nothing is known."""
@@ -75,12 +77,16 @@ class TextEncoder:
         """
         if size <= LONG_TEXT:
             return work()
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._threads, work)
-        finally:
-            if size >= _HUGE_TEXT:
+        if size < _HUGE_TEXT:
+            return await self._run_in_thread(work)
+        async with self._huge:
+            try:
+                return await self._run_in_thread(work)
+            finally:
                 self._threads.submit(_give_memory_back)
+
+    async def _run_in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
 def _most_bytes_per_token(tokenizer: Tokenizer) -> int | None:

@@ -111,6 +111,8 @@ class RequestStream:
             outputs[0].num_cached_tokens,
             outputs[-1].error,
             outputs[-1].ends_with_text,
+            [entry for output in outputs for entry in output.logprobs],
+            outputs[0].prompt_logprobs,
         )
 
     def _count(self, output: TokenOutput, now: float) -> None:
@@ -163,7 +165,7 @@ class WorkerClient:
     def __init__(self, metrics: Metrics, max_in_flight: int) -> None:
         self.metrics = metrics
         metrics.worker.in_flight = lambda: self.num_in_flight
-        self._max_in_flight = max_in_flight
+        self.max_in_flight = max_in_flight
         self._streams: dict[int, RequestStream] = {}
         self._request_ids = itertools.count(1)
         self._channel: Channel | None = None
@@ -209,10 +211,10 @@ class WorkerClient:
     def submit(self, request: GenerateRequest) -> RequestStream:
         self.admit()
         assert self._channel is not None
-        if len(self._streams) >= self._max_in_flight:
+        if len(self._streams) >= self.max_in_flight:
             self.metrics.admission_rejections["queue_full"].inc()
             raise QueueFull(
-                f"{self._max_in_flight} requests are already running or waiting. Try again later.",
+                f"{self.max_in_flight} requests are already running or waiting. Try again later.",
                 QUEUE_RETRY_AFTER,
             )
         request = msgspec.structs.replace(request, request_id=next(self._request_ids))

@@ -140,6 +140,12 @@ class ParserFactory:
         return texts
 
     @property
+    def call_openers(self) -> list[int]:
+        """Tokens that begin calls and nothing else; empty where text does."""
+        openers = {self.markers.fold(text) for text in self._syntax.openers} if self._syntax else ()
+        return [token_id for token_id, char in self.markers.char_of.items() if char in openers]
+
+    @property
     def reads_reasoning(self) -> bool:
         """Whether the model's reasoning is told apart from its answers."""
         return self._harmony or self._think is not None

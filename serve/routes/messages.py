@@ -24,8 +24,9 @@ from quire.serve.messages_protocol import (
     to_chat,
 )
 from quire.serve.middleware import read_json
+from quire.serve.prompt import PromptTooLong
 from quire.serve.protocol import RequestDecoder
-from quire.serve.registry import Registry, Served
+from quire.serve.registry import Registry
 from quire.serve.responses import encode, ignored_header
 from quire.serve.sse import EventStream, named_event
 
@@ -40,21 +41,19 @@ class Messages:
 
     async def create(self, request: Request) -> Response:
         body = self._decoder.decode(await read_json(request))
-        served = self._find(body.model)
+        served = self._registry.find(body.model)
         chat, ignored = to_chat(body)
         info = served.backend.admit()
-        # The limit's own words are needed, so the prompt is counted in any case.
-        prompt = await unless_disconnected(
-            request, conversation.encode_conversation(served, chat, None)
-        )
-        count, limit = len(prompt.token_ids), info.max_model_len
-        if count >= limit:
-            # Claude Code shortens its conversation when it reads these words.
-            raise invalid(
-                "messages",
-                f"prompt is too long: {count} tokens > {limit} maximum",
-                code="context_length_exceeded",
+        limit = info.max_model_len
+        try:
+            prompt = await unless_disconnected(
+                request, conversation.encode_conversation(served, chat, limit, counts=True)
             )
+        except PromptTooLong as error:
+            raise _too_long(error.fewest, limit) from None
+        count = len(prompt.token_ids)
+        if count >= limit:
+            raise _too_long(count, limit)
         if body.max_tokens > limit - count:
             # Agents ask for 32,000 tokens whatever the model holds.
             chat.max_tokens = limit - count
@@ -75,7 +74,7 @@ class Messages:
 
     async def count_tokens(self, request: Request) -> Response:
         body = self._counted.decode(await read_json(request))
-        served = self._find(body.model)
+        served = self._registry.find(body.model)
         chat, ignored = to_chat(body)
         prompt = await unless_disconnected(
             request, conversation.encode_conversation(served, chat, None)
@@ -86,14 +85,11 @@ class Messages:
             headers=ignored_header(ignored),
         )
 
-    def _find(self, name: str) -> Served:
-        """Claude Code also asks for models of its own, for titles and summaries."""
-        try:
-            return self._registry.find(name)
-        except ApiError:
-            if name.startswith("claude-"):
-                return next(iter(self._registry))
-            raise
+
+def _too_long(count: int, limit: int) -> ApiError:
+    """Claude Code shortens its conversation when it reads these words."""
+    message = f"prompt is too long: {count} tokens > {limit} maximum"
+    return invalid("messages", message, code="context_length_exceeded")
 
 
 class _Answer:

@@ -19,7 +19,7 @@ import uvicorn
 from starlette.applications import Starlette
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from quire.engine.messages import GenerateRequest, Ready, TokenOutput
+from quire.engine.messages import GenerateRequest, Ready, TokenLogprobs, TokenOutput
 from quire.serve.app import create_app
 from quire.serve.backend import BackendError, Unavailable
 from quire.serve.detokenizer import TokenBytes
@@ -65,10 +65,13 @@ class RenderHere:
         return self._template.source
 
     async def render(
-        self, messages: Sequence[Message], tools: Any = None, switches: Any = None
+        self,
+        messages: Sequence[Message],
+        tools: Any = None,
+        switches: Any = None,
+        ending: Any = "answer",
     ) -> Rendered:
-        text = self._template.render(messages, tools, switches)
-        return Rendered(text, self._template.opening(switches or {}))
+        return self._template.render(messages, tools, switches, ending)
 
 
 def served_model(words: Sequence[str] = (), template: str | None = TEMPLATE) -> ServedModel:
@@ -117,6 +120,12 @@ class Script:
     cached_tokens: int = 0
     error: str | None = None
     released: bool = False
+
+
+def logprobs_of(token_id: int, num_top: int) -> TokenLogprobs:
+    """Made up, but another for each token."""
+    others = list(range(num_top))
+    return TokenLogprobs(-token_id / 1000, others, [-other / 100 for other in others])
 
 
 class FakeStream:
@@ -173,6 +182,15 @@ class FakeStream:
                 reason,
                 self._script.cached_tokens,
                 self._script.error if reason in ("error", "abort") else None,
+                logprobs=[logprobs_of(token_id, self.request.logprobs) for token_id in token_ids]
+                if self.request.logprobs is not None
+                else [],
+                prompt_logprobs=[
+                    logprobs_of(token_id, self.request.prompt_logprobs)
+                    for token_id in self.request.prompt_token_ids[1:]
+                ]
+                if number == 1 and self.request.prompt_logprobs is not None
+                else [],
             )
             if self.finished:
                 return
@@ -184,6 +202,7 @@ class FakeBackend:
 
     scripts: list[Script] = field(default_factory=lambda: [Script([[0]])])
     alive: bool = True
+    max_in_flight: int = 320
     info: Ready | None = field(default_factory=ready)
     refusal: BackendError | None = None  # raised by submit, after ``accept`` submissions
     accept: int = 0
@@ -222,7 +241,8 @@ class FakeBackend:
 
 def one_model_app(backend: FakeBackend, model: ServedModel, **options: Any) -> Starlette:
     """The application over one model, with metrics of its own."""
-    return create_app(Registry([Served(model, backend)]), Metrics(), **options)
+    registry = Registry([Served(model, backend)], ["claude-*"])
+    return create_app(registry, Metrics(), **options)
 
 
 @dataclass(frozen=True)

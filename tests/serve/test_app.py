@@ -4,6 +4,7 @@ import dataclasses
 import signal
 import time
 
+import anthropic
 import openai
 import pytest
 from fake_backend import MODEL, FakeBackend, Script, one_model_app, post, served_model, serving
@@ -29,14 +30,50 @@ def server(backend):
 
 
 def test_models_can_be_listed_and_retrieved(server):
-    card = {"id": MODEL, "object": "model", "created": SERVED.created, "owned_by": "quire"}
+    card = {
+        "id": MODEL,
+        "object": "model",
+        "type": "model",
+        "created": SERVED.created,
+        "created_at": "2023-11-14T22:13:20Z",
+        "display_name": MODEL,
+        "max_model_len": 256,
+        "context_length": 256,
+        "owned_by": "quire",
+    }
     listing = server.request("GET", "/v1/models").json
-    assert listing == {"object": "list", "data": [card]}
+    assert listing == {
+        "object": "list",
+        "data": [card],
+        "first_id": MODEL,
+        "last_id": MODEL,
+        "has_more": False,
+    }
     assert server.request("GET", f"/v1/models/{MODEL}").json == card
     assert server.request("GET", "/v1/models/test%2Fmodel").json == card
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
         assert [model.id for model in client.models.list()] == [MODEL]
         assert client.models.retrieve(MODEL).id == MODEL
+    with anthropic.Anthropic(base_url=server.url, api_key="none") as client:
+        assert [model.id for model in client.models.list()] == [MODEL]
+        assert client.models.retrieve(MODEL).created_at.year == 2023
+
+
+def test_further_names_of_the_model():
+    registry = Registry([Served(SERVED, FakeBackend())], ["claude-*", "gpt-4o"])
+    with serving(create_app(registry, Metrics())) as server:
+        for name in (MODEL, "claude-opus-9", "gpt-4o"):
+            answer = server.request("POST", CHAT, {**BODY, "model": name})
+            assert answer.json["model"] == MODEL
+        assert server.request("POST", CHAT, {**BODY, "model": "gpt-4o-mini"}).status == 404
+
+
+def test_a_template_is_applied_without_generating(server):
+    body = {**BODY, "add_generation_prompt": False}
+    assert server.request("POST", "/apply-template", body).json == {"prompt": "<user>hi\n"}
+    assert server.request("POST", "/apply-template", BODY).json["prompt"].endswith("<assistant>")
+    error = server.request("POST", "/apply-template", {**BODY, "messages": []}).error
+    assert error["param"] == "messages"
 
 
 @pytest.mark.parametrize("name", ["other", "../../etc/passwd", "%2e%2e/x", "x%00y", "test"])

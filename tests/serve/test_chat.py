@@ -211,12 +211,20 @@ def test_max_tokens_defaults_to_what_the_context_holds():
     assert backend.streams[0].request.max_tokens == 100 - PROMPT_TOKENS
 
 
-@pytest.mark.parametrize("max_tokens", [None, 100 - PROMPT_TOKENS + 1])
-def test_more_than_the_context_holds_is_refused_with_the_numbers(max_tokens):
-    content = "x" * 100 if max_tokens is None else "hi"
-    messages = [{"role": "user", "content": content}]
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_limit_beyond_the_context_is_lowered_and_named(field, stream):
     with chat(info=ready(max_model_len=100)) as (server, _, backend):
-        error = server.request("POST", PATH, body(messages=messages, max_tokens=max_tokens)).error
+        reply = server.request("POST", PATH, body(stream=stream, **{field: 32000}))
+        assert reply.headers["x-quire-ignored"] == field
+        assert "x-quire-ignored" not in server.request("POST", PATH, body(max_tokens=50)).headers
+    assert backend.streams[0].request.max_tokens == 100 - PROMPT_TOKENS
+
+
+def test_more_than_the_context_holds_is_refused_with_the_numbers():
+    messages = [{"role": "user", "content": "x" * 100}]
+    with chat(info=ready(max_model_len=100)) as (server, _, backend):
+        error = server.request("POST", PATH, body(messages=messages)).error
     assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
     assert "100" in error["message"]
     assert backend.streams == []

@@ -164,5 +164,5 @@ def test_the_official_client():
             client.completions.create(model="other", prompt="Once")
         assert caught.value.code == "model_not_found"
         with pytest.raises(openai.BadRequestError) as bad:
-            client.completions.create(model=MODEL, prompt="Once", echo=True)
-        assert bad.value.param == "echo"
+            client.completions.create(model=MODEL, prompt="Once", suffix="end")
+        assert bad.value.param == "suffix"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.serve.backend import GenerationFailed
 from quire.serve.detokenizer import Detokenizer
-from quire.serve.generation import Generation, GenerationGroup
+from quire.serve.generation import Generation, GenerationGroup, Reading
 
 WORDS = ["Hello", " wor", "ld!", "STOP", "aab", "</s", ">x", "STO", "汉b"]
 MODEL = served_model(WORDS)
@@ -36,7 +36,7 @@ def generation(script: Script, *, index: int = 0, max_tokens: int = 100, **optio
     )
     stream = FakeStream(request, script)
     detokenizer = Detokenizer(MODEL.token_bytes, ids("p"))
-    made = Generation(index, stream, 1, detokenizer, **options)
+    made = Generation(stream, [0], detokenizer, Reading(index=index, **options))
     made.stream = stream
     return made
 

@@ -33,7 +33,7 @@ from quire.serve.http_protocol import (
 )
 
 SERVED = served_model()
-BODY = {"model": MODEL, "prompt": "hi"}
+BODY = {"model": MODEL, "prompt": "hi", "max_tokens": 200}
 PATH = "/v1/completions"
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 LIMIT = 30.0  # seconds; only a hang gets this far

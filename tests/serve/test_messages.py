@@ -230,7 +230,18 @@ def test_claude_models_are_the_served_one() -> None:
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools"),
         ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format"),
         ({"context_management": {"edits": [{"type": "compact"}]}}, "context_management.edits[0]"),
-        ({"messages": [*USER, {"role": "assistant", "content": "So"}]}, "messages[1]"),
+        (
+            {
+                "messages": [
+                    *USER,
+                    {
+                        "role": "assistant",
+                        "content": [{"type": "tool_use", "id": "a", "name": "f", "input": {}}],
+                    },
+                ]
+            },
+            "messages[1]",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
             "messages[0].content[0].type",
@@ -249,6 +260,16 @@ def test_refusals_have_anthropics_shape(fields: dict[str, Any], word: str) -> No
     assert reply.json["error"]["type"] == "invalid_request_error"
     assert word in reply.json["error"]["message"]
     assert reply.json["request_id"] == reply.headers["request-id"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_goes_on_where_the_last_message_ends(stream: bool) -> None:
+    prefilled = [*USER, {"role": "assistant", "content": "So"}]
+    with messages(says(" it is")) as (_, client, backend):
+        answer = ask(client, stream, messages=prefilled)
+    assert [block.text for block in answer.content] == [" it is"]
+    [request] = [stream.request for stream in backend.streams]
+    assert SERVED.encoder.tokenizer.decode(request.prompt_token_ids).endswith("So")
 
 
 def test_failures_in_mid_stream_are_events() -> None:

@@ -8,7 +8,7 @@ import pytest
 from fake_backend import TEMPLATE, RenderHere, byte_level_tokenizer
 
 from quire.serve.errors import ApiError
-from quire.serve.prompt import ChatTemplate, encode_chat, encode_texts
+from quire.serve.prompt import ChatTemplate, encode_chat, encode_texts, render_chat
 from quire.serve.protocol import ChatCompletionRequest, RequestDecoder
 from quire.serve.text_encoder import TextEncoder
 
@@ -20,7 +20,7 @@ def messages(*items: dict[str, object]):
 
 
 def render(source: str, *items: dict[str, object], **special: str) -> str:
-    return ChatTemplate(source, special).render(messages(*items))
+    return ChatTemplate(source, special).render(messages(*items)).text
 
 
 USER = {"role": "user", "content": "hi"}
@@ -140,7 +140,7 @@ def test_the_templates_own_message_is_passed_on():
 
 def test_a_model_without_a_template_points_to_completions():
     with pytest.raises(ApiError, match="/v1/completions"):
-        asyncio.run(encode_chat(TextEncoder(byte_level_tokenizer()), None, messages(USER)))
+        asyncio.run(render_chat(None, messages(USER)))
 
 
 def test_special_tokens_are_added_to_completions_only():
@@ -152,7 +152,8 @@ def test_special_tokens_are_added_to_completions_only():
         single="<|end|> $A", special_tokens=[("<|end|>", end)]
     )
     template = RenderHere("{{ messages[0].content }}", {})
-    chat = asyncio.run(encode_chat(TextEncoder(tokenizer), template, messages(USER)))
+    rendered = asyncio.run(render_chat(template, messages(USER)))
+    chat = asyncio.run(encode_chat(TextEncoder(tokenizer), rendered))
     [completion] = asyncio.run(encode_texts(TextEncoder(tokenizer), ["hi"]))
     assert completion == [end, *chat.token_ids]
 
@@ -164,8 +165,9 @@ def test_a_prompt_that_cannot_fit_is_refused_by_its_length(monkeypatch):
         asyncio.run(encode_texts(encoder, ["fits", "x" * 5000], 10))
     assert (caught.value.param, caught.value.code) == ("prompt", "context_length_exceeded")
     template = RenderHere("{{ messages[0].content * 1000 }}", {})
+    rendered = asyncio.run(render_chat(template, messages(USER)))
     with pytest.raises(ApiError, match="at least 286 by its length alone") as caught:
-        asyncio.run(encode_chat(encoder, template, messages(USER), 100))
+        asyncio.run(encode_chat(encoder, rendered, 100))
     assert (caught.value.param, caught.value.code) == ("messages", "context_length_exceeded")
 
 
@@ -256,7 +258,7 @@ def test_late_instructions_stay_where_they_stand(rules, expected):
 def test_tools_keep_the_order_of_their_keys_and_switches_are_variables():
     template = ChatTemplate("{{ tools | tojson }}{{ enable_thinking }}", {})
     tool = {"function": {"parameters": {"z": 1, "a": 2}}}
-    text = template.render(messages(USER), [tool], {"enable_thinking": False})
+    text = template.render(messages(USER), [tool], {"enable_thinking": False}).text
     assert text == '[{"function": {"parameters": {"z": 1, "a": 2}}}]False'
 
 

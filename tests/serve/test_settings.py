@@ -55,6 +55,7 @@ def test_the_config_flag_beats_the_variable(tmp_path):
 SAMPLES = {
     "model": ("org/name", "org/name"),
     "served_model_name": ("demo", "demo"),
+    "model_aliases": ("gpt-*,mine", ("gpt-*", "mine")),
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("9000", 9000),
     "max_model_len": ("4096", 4096),

@@ -64,7 +64,7 @@ def test_messages_are_rendered_as_in_this_process() -> None:
 
     async def check(template: TemplateHelpers) -> None:
         assert template.source == source
-        expected = ChatTemplate(source, {"eos_token": "</s>"}).render(chat)
+        expected = ChatTemplate(source, {"eos_token": "</s>"}).render(chat).text
         assert (await template.render(chat)).text == expected
 
     run(source, check)
@@ -141,7 +141,7 @@ def test_long_conversations_pass() -> None:
 )
 def test_json_is_written_as_templates_ask(filter: str, expected: str) -> None:
     source = f"{{{{ {{'b': 'é', 'a': [1]}} | {filter} }}}}"
-    assert ChatTemplate(source, {}).render(messages("hi")) == expected
+    assert ChatTemplate(source, {}).render(messages("hi")).text == expected
 
 
 def test_tools_switches_and_the_answers_opening_cross_over() -> None:
@@ -154,6 +154,8 @@ def test_tools_switches_and_the_answers_opening_cross_over() -> None:
         tools = [{"z": 1, "a": {"y": [], "b": None}}]
         rendered = await template.render(messages("hi"), tools, {"thinking": True})
         assert rendered.text == '[{"z": 1, "a": {"y": [], "b": null}}]hi<True>'
+        huge = await template.render(messages("hi"), [{"maximum": 2**70}])
+        assert huge.text == f'[{{"maximum": {2**70}}}]hi<>'
         assert rendered.opening == "<True>"
 
     run(source, check)
