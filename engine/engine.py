@@ -22,7 +22,7 @@ from quire.cache.eviction import PolicyName, make_policy
 from quire.cache.state_pool import StatePool
 from quire.engine.device_thread import DeviceThread, Submit, do_later, do_now
 from quire.engine.errors import EngineError, GrammarError, is_out_of_memory
-from quire.engine.grammar import Bitmask, GrammarCompiler, forbid, mask_words
+from quire.engine.grammar import Bitmask, GrammarCompiler, allow_only, forbid, mask_words
 from quire.engine.memory.faults import MemoryFaults
 from quire.engine.messages import GenerateRequest, StateStats, TokenOutput, WorkerStats
 from quire.engine.model.paged_model import PagedModel
@@ -359,7 +359,10 @@ class Engine:
                 state.check()
             except GrammarError as error:
                 failed.append(self.scheduler.fail(chunk.sequence, str(error)))
-            if banned := [*chunk.banned_token_ids, *ends_of_bad_words(chunk.sequence)]:
+            allowed = chunk.sampling.allowed_token_ids
+            if allowed:
+                allow_only(mask, allowed)
+            elif banned := [*chunk.banned_token_ids, *ends_of_bad_words(chunk.sequence)]:
                 forbid(mask, banned)
         return masks, failed
 

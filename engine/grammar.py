@@ -152,5 +152,15 @@ def forbid(row: Bitmask, token_ids: Sequence[int]) -> None:
         row[:] = before
 
 
+def allow_only(row: Bitmask, token_ids: Sequence[int]) -> None:
+    """Take all other tokens out of one row of a bitmask, unless nothing would be left."""
+    kept = np.zeros_like(row).view(np.uint32)
+    for token in token_ids:
+        kept[token // 32] |= np.uint32(1 << token % 32)
+    kept &= row.view(np.uint32)
+    if kept.any():
+        row[:] = kept.view(np.int32)
+
+
 def _one_line(message: str) -> str:
     return " ".join(message.split())

@@ -66,6 +66,16 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     eos_token_ids: list[int] = []  # what ends a text; grammars allow them where a text may end
 
 
+class ThinkingBudget(msgspec.Struct, frozen=True):
+    """How much may be thought, all blocks of thoughts together."""
+
+    max_tokens: int
+    close_token_ids: list[int]  # end a block; at least one
+    then_token_ids: list[int] = []  # what the answer begins with after a block that was cut off
+    open_token_ids: list[int] = []  # begin a block
+    starts_open: bool = False  # the prompt has begun one
+
+
 class GenerateRequest(msgspec.Struct, tag=True, frozen=True):
     """One sequence to generate. The front end has checked that it fits ``max_model_len``."""
 
@@ -83,6 +93,7 @@ class GenerateRequest(msgspec.Struct, tag=True, frozen=True):
     logprobs: int | None = None
     prompt_logprobs: int | None = None  # the same of the prompt's tokens
     priority: int = 0  # smaller ones are admitted first and give up their blocks last
+    thinking: ThinkingBudget | None = None
 
 
 class Abort(msgspec.Struct, tag=True, frozen=True):

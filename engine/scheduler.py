@@ -16,6 +16,7 @@ import secrets
 from collections import deque
 from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass
+from functools import cache
 
 from quire.cache.block_hash import BlockHash, root_hash
 from quire.cache.block_pool import BlockPool
@@ -24,9 +25,16 @@ from quire.cache.state_pool import StatePool
 from quire.cache.state_table import StateMoves
 from quire.engine.errors import GrammarError, RequestTooLong
 from quire.engine.grammar import GrammarState
-from quire.engine.messages import FinishReason, GenerateRequest, TokenLogprobs, TokenOutput
+from quire.engine.messages import (
+    FinishReason,
+    GenerateRequest,
+    SamplingParams,
+    TokenLogprobs,
+    TokenOutput,
+)
 from quire.engine.sequence import Sequence
 from quire.engine.step_batch import Chunk, StepBatch
+from quire.engine.thinking import Thinking
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +49,12 @@ class SchedulerStats:
     prefix_queries: int = 0  # prompt tokens looked up, once per request
     prefix_hits: int = 0  # of those, tokens found
     prefix_pages: int = 0  # of those, tokens whose pages were found, whether or not a state was
+
+
+@cache
+def _only(token: int) -> SamplingParams:
+    """Draws that token."""
+    return SamplingParams(temperature=0, allowed_token_ids=[token])
 
 
 class Scheduler:
@@ -120,6 +134,7 @@ class Scheduler:
             list(request.prompt_token_ids),
             seed=secrets.randbits(64) if seed is None else seed,
             grammar=grammar,
+            thinking=None if request.thinking is None else Thinking(request.thinking),
         )
         self._sequences[request.request_id] = sequence
         self._enqueue(sequence)
@@ -316,6 +331,9 @@ class Scheduler:
         samples = end == total
         in_flight = samples and sequence.num_pending_tokens > 0
         output_index = total - len(request.prompt_token_ids)
+        is_early = output_index < request.min_tokens
+        thinking = sequence.thinking if samples else None
+        forced = None if thinking is None else thinking.next_forced(sequence.num_pending_tokens)
         chunk = Chunk(
             sequence=sequence,
             admission=sequence.admissions,
@@ -325,10 +343,10 @@ class Scheduler:
             source_row=sequence.sample_row if in_flight else -1,
             block_ids=sequence.cache.blocks.block_ids,
             samples=samples,
-            sampling=request.sampling,
+            sampling=request.sampling if forced is None else _only(forced),
             seed=sequence.seed,
             output_index=output_index,
-            banned_token_ids=request.stop_token_ids if output_index < request.min_tokens else [],
+            banned_token_ids=request.stop_token_ids if is_early and forced is None else [],
             grammar=sequence.grammar,
             scored_token_ids=sequence.scored_behind(start, end),
             logprobs=request.logprobs,
@@ -380,6 +398,8 @@ class Scheduler:
             if token is None:
                 continue
             sequence.token_ids.append(token)
+            if sequence.thinking is not None:
+                sequence.thinking.accept(token)
             sequence.num_pending_tokens -= 1
             outputs.append(self._output(sequence, token, reported))
         self._release_held()

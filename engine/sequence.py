@@ -8,6 +8,7 @@ from quire.cache.sequence_cache import SequenceCache
 from quire.engine.grammar import GrammarState
 from quire.engine.messages import GenerateRequest, TokenLogprobs
 from quire.engine.seen_tokens import SeenTokens
+from quire.engine.thinking import Thinking
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +29,7 @@ class Sequence:
     grammar: GrammarState | None = None  # has taken the output tokens that the host has seen
     # Of each prompt token but the first, as far as the host has them; empty where nobody asks.
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    thinking: Thinking | None = None  # likewise; None: there is no limit
     _seen: SeenTokens | None = None
 
     @property
@@ -62,5 +64,7 @@ class Sequence:
         """Tokens still to compute before the next one can be sampled; 0 if none will be."""
         num_tokens = len(self.token_ids) + self.num_pending_tokens
         if num_tokens - len(self.request.prompt_token_ids) >= self.request.max_tokens:
+            return 0
+        if self.thinking is not None and self.thinking.waits(self.num_pending_tokens):
             return 0
         return num_tokens - self.num_computed_tokens

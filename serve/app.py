@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from quire.serve import openapi
 from quire.serve.errors import exception_handlers
 from quire.serve.metrics import HTTPMetricsMiddleware, Metrics
 from quire.serve.middleware import BODY_IDLE_TIMEOUT, MAX_BODY_BYTES, AllowedHosts, BodyLimits
@@ -55,6 +56,7 @@ def create_app(
         Route("/v1/responses", responses.create, methods=["POST"]),
         Route("/v1/responses/{id}", responses.retrieve, methods=["GET"]),
         Route("/v1/responses/{id}", responses.delete, methods=["DELETE"]),
+        Route("/v1/responses/{id}/cancel", responses.cancel, methods=["POST"]),
         Route("/v1/messages", messages.create, methods=["POST"]),
         Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
         Route("/v1/models", models.list, methods=["GET"]),
@@ -68,6 +70,11 @@ def create_app(
     ]
     first = next(iter(registry)).model
     index = Index("quire", first.id, [*dict.fromkeys(route.path for route in routes)])
+
+    async def show_openapi(request: Request) -> Response:
+        return Response(openapi.document(), media_type="application/json")
+
+    routes.append(Route("/openapi.json", show_openapi, methods=["GET"]))
 
     async def show_index(request: Request) -> Response:
         return json_response(index)

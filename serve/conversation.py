@@ -11,11 +11,11 @@ from itertools import repeat
 
 from msgspec import Struct
 
-from quire.engine.messages import Ready, TokenLogprobs, TokenOutput
+from quire.engine.messages import Ready, ThinkingBudget, TokenLogprobs, TokenOutput
 from quire.serve import submission
 from quire.serve.backend import TokenStream
 from quire.serve.detokenizer import Detokenizer
-from quire.serve.errors import ApiError
+from quire.serve.errors import ApiError, invalid
 from quire.serve.generation import Generation, GenerationGroup, Reading, TextDelta
 from quire.serve.output_form import reasoning_form, wanted_of_chat
 from quire.serve.parsers.events import (
@@ -133,9 +133,35 @@ def start(
         grammar,
         # The tools stay in the prompt, which is cached; calls are made impossible instead.
         parsers.call_openers if body.tools and body.tool_choice == "none" else (),
+        _thinking_budget(served, body, prompt.opening),
         make,
     )
     return submission.start(served, info, work)
+
+
+def _thinking_budget(
+    served: Served, body: ChatCompletionRequest, opening: str
+) -> ThinkingBudget | None:
+    if body.thinking_token_budget is None:
+        return None
+    form = reasoning_form(served.model.parsers, opening)
+    if form is None:
+        raise invalid(
+            "thinking_token_budget",
+            "thinking_token_budget: this model's reasoning is not told apart from its answers.",
+        )
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = served.model.encoder.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    return ThinkingBudget(
+        body.thinking_token_budget,
+        close_token_ids=encode(form.closer),
+        then_token_ids=encode(form.before_answer),
+        open_token_ids=encode(form.opener),
+        starts_open=form.is_open,
+    )
 
 
 class ParsedGeneration(Generation):

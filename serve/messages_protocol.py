@@ -97,7 +97,7 @@ class Choice(Struct, forbid_unknown_fields=True):
 
 class Thinking(Struct, forbid_unknown_fields=True):
     type: Literal["enabled", "adaptive", "disabled", "between_tools"]
-    budget_tokens: int | None = None
+    budget_tokens: Annotated[int, Meta(ge=0)] | None = None
     display: str | None = None
 
 
@@ -166,8 +166,6 @@ def to_chat(body: CountTokensRequest) -> tuple[ChatCompletionRequest, list[str]]
     choice, parallel = _choice(body.tool_choice)
     check_tools(tools, choice)
     thinking, output = body.thinking, body.output_config
-    if thinking is not None and thinking.budget_tokens is not None:
-        ignored.append("thinking.budget_tokens")
     chat = ChatCompletionRequest(
         model=body.model,
         messages=[*_system(body.system), *_messages(body.messages)],
@@ -176,6 +174,7 @@ def to_chat(body: CountTokensRequest) -> tuple[ChatCompletionRequest, list[str]]
         parallel_tool_calls=parallel,
         enable_thinking=None if thinking is None else thinking.type != "disabled",
         reasoning_effort=output.effort if output else None,
+        thinking_token_budget=None if thinking is None else thinking.budget_tokens,
         response_format=_response_format(output),
     )
     if isinstance(last := chat.messages[-1], AssistantMessage):

@@ -212,6 +212,7 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fiel
     add_generation_prompt: bool | None = None  # None: unless the last message is continued
     continue_final_message: bool | None = None  # the answer goes on where that one ends
     reasoning_effort: str | None = None  # no effect on models that do not know it
+    thinking_token_budget: Annotated[int, Meta(ge=0)] | None = None  # then reasoning is closed
 
     # Not supported yet: see REFUSED.
     functions: list[Any] | None = None

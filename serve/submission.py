@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from quire.engine.messages import GenerateRequest, Ready
+from quire.engine.messages import GenerateRequest, Ready, ThinkingBudget
 from quire.serve.backend import UNNUMBERED, TokenStream
 from quire.serve.detokenizer import Detokenizer
 from quire.serve.errors import invalid
@@ -42,6 +42,7 @@ class Work:
     prompt_field: str
     grammar: str = ""
     banned_token_ids: Sequence[int] = ()
+    thinking: ThinkingBudget | None = None
     make: MakeGeneration = field(default=_text_only)
 
 
@@ -143,6 +144,7 @@ def _build(
         logprobs=0 if num_top is None and ranks else num_top,
         prompt_logprobs=num_top if echoes else None,
         priority=body.priority or 0,
+        thinking=work.thinking,
     )
 
 

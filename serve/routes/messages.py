@@ -44,6 +44,9 @@ class Messages:
         served = self._registry.find(body.model)
         chat, ignored = to_chat(body)
         info = served.backend.admit()
+        if chat.thinking_token_budget is not None and not served.model.parsers.reads_reasoning:
+            chat.thinking_token_budget = None
+            ignored.append("thinking.budget_tokens")
         limit = info.max_model_len
         try:
             prompt = await unless_disconnected(

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from quire.serve import conversation
 from quire.serve.backend import BackendError, QueueFull
 from quire.serve.disconnect import unless_disconnected
-from quire.serve.errors import ApiError, from_backend
+from quire.serve.errors import ApiError, from_backend, invalid
 from quire.serve.generation import GenerationGroup
 from quire.serve.heartbeat import HEARTBEAT, with_heartbeats
 from quire.serve.middleware import read_json
@@ -42,6 +42,7 @@ class Responses:
         self._registry = registry
         self._decoder = RequestDecoder(ResponsesRequest)
         self._store = ResponseStore()
+        self._running: dict[str, _Answer] = {}
 
     async def create(self, request: Request) -> Response:
         body = self._decoder.decode(await read_json(request))
@@ -69,16 +70,31 @@ class Responses:
             raise ApiError(503, error.message, code="queue_full", headers=headers) from None
         answer = _Answer(served.model.id, body, talk, items, group, self._store)
         headers = ignored_header(talk.ignored)
+        response_id = answer.response["id"]
+        self._running[response_id] = answer
+
+        def close() -> None:
+            self._running.pop(response_id, None)
+            group.close()
+
         if body.stream:
-            return EventStream(answer.events(), close=group.close, headers=headers)
+            return EventStream(answer.events(), close=close, headers=headers)
         try:
             await unless_disconnected(request, answer.collect())
         finally:
-            group.close()
+            close()
         return _json(answer.response, headers)
 
     async def retrieve(self, request: Request) -> Response:
         return _json(self._store.find(request.path_params["id"]).response)
+
+    async def cancel(self, request: Request) -> Response:
+        """Ends an answer that is being generated; what there is of it is its end."""
+        response_id = request.path_params["id"]
+        if (answer := self._running.get(response_id)) is None:
+            status = self._store.find(response_id).response["status"]
+            raise invalid("response_id", f"The response is {status}; there is nothing to cancel.")
+        return _json(answer.cancel())
 
     async def delete(self, request: Request) -> Response:
         response_id = request.path_params["id"]
@@ -133,11 +149,25 @@ class _Answer:
         }
         self.response["metadata"] = body.metadata or {}
 
+    def cancel(self) -> dict[str, Any]:
+        """The response, which ends here."""
+        self._group.close()
+        self.response["status"] = "cancelled"
+        return self.response
+
+    @property
+    def _is_cancelled(self) -> bool:
+        return bool(self.response["status"] == "cancelled")
+
     async def collect(self) -> None:
-        async for batch in self._group.deltas():
-            for delta in batch:
-                for event in delta.events:
-                    self._stream.payloads(event)
+        try:
+            async for batch in self._group.deltas():
+                for delta in batch:
+                    for event in delta.events:
+                        self._stream.payloads(event)
+        except BackendError:
+            if not self._is_cancelled:
+                raise
         self._finish()
 
     async def events(self) -> AsyncIterator[bytes]:
@@ -156,6 +186,10 @@ class _Answer:
                 if payloads:
                     yield b"".join(map(self._event, payloads))
         except BackendError as error:
+            if self._is_cancelled:
+                last = self._finish()
+                yield b"".join(map(self._event, last)) + self._whole("response.incomplete")
+                return
             message = from_backend(error).message
             self.response |= {
                 "status": "failed",
@@ -168,11 +202,13 @@ class _Answer:
 
     def _finish(self) -> list[dict[str, Any]]:
         """Brings ``response`` to its end; gives the events that lead there."""
-        complete = self._generation.finish_reason != "length"
+        cancelled = self._is_cancelled
+        complete = self._generation.finish_reason != "length" and not cancelled
         payloads = self._stream.close(cut=not complete)
         self.response["output"] = self._stream.output
-        self.response["status"] = "completed" if complete else "incomplete"
-        if not complete:
+        if not cancelled:
+            self.response["status"] = "completed" if complete else "incomplete"
+        if not complete and not cancelled:
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
         generation = self._generation
         self.response["usage"] = {

@@ -286,3 +286,23 @@ def test_the_store_keeps_to_its_bytes() -> None:
     with pytest.raises(ApiError):
         store.find("huge")
     assert store.find("9")
+
+
+def test_an_answer_can_be_cancelled() -> None:
+    with responses(Script([ids("Hello"), "hang"])) as (_, client, backend):
+        with client.responses.create(model=MODEL, input="hi", stream=True) as stream:
+            events = iter(stream)
+            for event in events:
+                if event.type == "response.created":
+                    response_id = event.response.id
+                if event.type == "response.output_text.delta":
+                    break
+            assert client.responses.cancel(response_id).status == "cancelled"
+            *_, last = events
+        assert last.response.status == "cancelled"
+        assert last.response.output_text == "Hello"
+        assert backend.streams[0].close_reasons == ["abort"]
+        with pytest.raises(openai.BadRequestError, match="nothing to cancel"):
+            client.responses.cancel(response_id)
+        with pytest.raises(openai.NotFoundError):
+            client.responses.cancel("resp_none")

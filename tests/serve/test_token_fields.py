@@ -21,6 +21,7 @@ from fake_backend import (
     serving,
 )
 
+from quire.engine.messages import ThinkingBudget
 from quire.serve.logprob_format import chat_logprobs, completion_logprobs
 from quire.serve.sampling_fields import seed_of_choice
 from quire.serve.token_log import ShownToken
@@ -337,6 +338,35 @@ def test_without_calls_the_tools_stay_in_the_prompt_and_the_opening_marker_is_ba
     assert with_calls.prompt_token_ids == without.prompt_token_ids
     assert with_calls.sampling.bad_words == []
     assert without.sampling.bad_words == [ids("<tool_call>")]
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_budget_of_thinking_closes_it_in_the_models_form(opened: bool) -> None:
+    template = TEMPLATE.replace("<assistant>", "<assistant><think>") if opened else TEMPLATE
+    backend = FakeBackend()
+    with serving(one_model_app(backend, served_model(WORDS, template))) as running:
+        assert running.request("POST", CHAT, chat(thinking_token_budget=7)).status == 200
+        thinking = {"type": "enabled", "budget_tokens": 9}
+        request = chat(max_tokens=20, thinking=thinking)
+        reply = running.request("POST", "/v1/messages", request)
+        assert reply.status == 200
+        assert "x-quire-ignored" not in reply.headers
+        assert running.request("POST", CHAT, chat()).status == 200
+    mine, anthropics, without = (stream.request.thinking for stream in backend.streams)
+    assert mine == ThinkingBudget(7, ids("</think>"), [], ids("<think>"), opened)
+    assert anthropics == ThinkingBudget(9, ids("</think>"), [], ids("<think>"), opened)
+    assert without is None
+
+
+def test_a_budget_for_a_model_that_does_not_think() -> None:
+    backend = FakeBackend()
+    with serving(one_model_app(backend, served_model())) as running:
+        reply = running.request("POST", CHAT, chat(thinking_token_budget=7))
+        assert (reply.status, reply.error["param"]) == (400, "thinking_token_budget")
+        thinking = {"type": "enabled", "budget_tokens": 9}
+        request = chat(max_tokens=20, thinking=thinking)
+        reply = running.request("POST", "/v1/messages", request)
+    assert reply.headers["x-quire-ignored"] == "thinking.budget_tokens"
 
 
 def test_suffix_asks_for_what_stands_between() -> None:
