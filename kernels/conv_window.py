@@ -1,0 +1,57 @@
+"""Short causal convolutions, one channel at a time, over rows of many sequences.
+
+A sequence's state is its last K - 1 rows: the tail.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from quire.kernels.segments import Segments
+
+
+class Convolution(NamedTuple):
+    """A layer's own part.
+
+    Attributes:
+        weight: (channels, K) or (channels, K, 1) as :class:`mlx.nn.Conv1d` has it, in the dtype of
+            the rows; the last of the K weighs the row itself.
+        bias: (channels,) or None
+        silu: whether the result is x * sigmoid(x) of the sum.
+    """
+
+    weight: mx.array
+    bias: mx.array | None = None
+    silu: bool = True
+
+
+def conv_window(
+    x: mx.array, conv: Convolution, pool: mx.array, segments: Segments, after: mx.array
+) -> tuple[mx.array, mx.array]:
+    """All rows of a step by one kernel, which reads and writes the tails where they are.
+
+    What was said of order in :func:`quire.kernels.delta_rule.delta_rule` holds here.
+
+    Args:
+        x: (T, channels)
+        pool: (slots, K - 1, channels) in the dtype of x, the oldest row first.
+        after: an output of the step before, or of whoever used the pool last.
+
+    Returns:
+        (T, channels) in the dtype of x, rounded to it after the sum, the bias, the sigmoid and the
+        product, as MLX's operations do; and the token, (1,) int32.
+    """
+    raise NotImplementedError
+
+
+def conv_window_steps(
+    x: mx.array, conv: Convolution, pool: mx.array, segments: Segments
+) -> mx.array:
+    """The same by MLX's operations, on any device; ``pool`` holds the new tails afterwards.
+
+    MLX writes in place if nothing else refers to the array of ``pool``, and copies all of it
+    otherwise: callers keep no second reference.
+    """
+    raise NotImplementedError

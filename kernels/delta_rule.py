@@ -1,0 +1,62 @@
+"""The gated delta rule: the recurrence of gated delta nets and of Kimi's delta attention.
+
+For each value head, with a state S of (value_dim, key_dim), a row computes
+
+    S = S * g;  S = S + outer(beta * (v - S k), k);  y = S q
+
+(Yang et al., 2024, https://arxiv.org/abs/2412.06464; with a gate for each key channel, Kimi Team,
+2025, https://arxiv.org/abs/2510.26692). Keys are normalised, and q scaled, by whoever calls.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from quire.kernels.segments import Segments
+
+
+class DeltaRows(NamedTuple):
+    """What a recurrent layer computed of a step's rows.
+
+    Attributes:
+        q, k: (T, key_heads, key_dim); a key head serves value_heads / key_heads value heads that
+            lie together.
+        v: (T, value_heads, value_dim) in the dtype of q.
+        g: (T, value_heads), or (T, value_heads, key_dim), from 0 to 1: what is left of the state.
+        beta: (T, value_heads)
+    """
+
+    q: mx.array
+    k: mx.array
+    v: mx.array
+    g: mx.array
+    beta: mx.array
+
+
+def delta_rule(
+    rows: DeltaRows, pool: mx.array, segments: Segments, after: mx.array
+) -> tuple[mx.array, mx.array]:
+    """All rows of a step by one kernel, which reads and writes the states where they are.
+
+    MLX does not know that the pool changes. Order comes from real inputs alone: the kernel waits
+    for ``after``, and whoever reads or writes the pool next waits for the token returned.
+
+    Args:
+        pool: (slots, value_heads, value_dim, key_dim) float32
+        after: an output of the step before, or of whoever used the pool last.
+
+    Returns:
+        y (T, value_heads, value_dim) in the dtype of q, and the token, (1,) int32.
+    """
+    raise NotImplementedError
+
+
+def delta_rule_steps(rows: DeltaRows, pool: mx.array, segments: Segments) -> mx.array:
+    """The same y by MLX's operations, on any device; ``pool`` holds the new states afterwards.
+
+    MLX writes in place if nothing else refers to the array of ``pool``, and copies all of it
+    otherwise: callers keep no second reference.
+    """
+    raise NotImplementedError
