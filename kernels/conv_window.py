@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from quire.kernels.segments import Segments
+from quire.kernels.segments import Rows, Segments, update_states
 
 
 class Convolution(NamedTuple):
@@ -54,4 +54,28 @@ def conv_window_steps(
     MLX writes in place if nothing else refers to the array of ``pool``, and copies all of it
     otherwise: callers keep no second reference.
     """
-    raise NotImplementedError
+    weight = conv.weight.reshape(x.shape[1], -1)
+
+    def one_row(rows: Rows, tails: mx.array) -> tuple[mx.array, mx.array]:
+        window = mx.concatenate([tails, rows[0][:, None]], axis=1)
+        return _convolve(window, weight, conv)[:, 0], window[:, 1:]
+
+    def many_rows(rows: Rows, tail: mx.array) -> tuple[mx.array, mx.array]:
+        window = mx.concatenate([tail, rows[0]])
+        return _convolve(window, weight, conv), window[-tail.shape[0] :]
+
+    return update_states(pool, segments, [x], one_row, many_rows)
+
+
+def _convolve(window: mx.array, weight: mx.array, conv: Convolution) -> mx.array:
+    """(..., K - 1 + n, channels) to (..., n, channels)"""
+    terms, dtype = weight.shape[1], window.dtype
+    count = window.shape[-2] - terms + 1
+    y = mx.zeros((), mx.float32)
+    for i in range(terms):
+        rows = window[..., i : i + count, :].astype(mx.float32)
+        y = y + rows * weight[:, i].astype(mx.float32)
+    y = y.astype(dtype)
+    if conv.bias is not None:
+        y = y + conv.bias.astype(dtype)
+    return y * mx.sigmoid(y) if conv.silu else y

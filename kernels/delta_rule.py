@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from quire.kernels.segments import Segments
+from quire.kernels.delta_steps import many_rows, one_row
+from quire.kernels.segments import Segments, update_states
 
 
 class DeltaRows(NamedTuple):
@@ -59,4 +60,12 @@ def delta_rule_steps(rows: DeltaRows, pool: mx.array, segments: Segments) -> mx.
     MLX writes in place if nothing else refers to the array of ``pool``, and copies all of it
     otherwise: callers keep no second reference.
     """
-    raise NotImplementedError
+    share = rows.v.shape[1] // rows.k.shape[1]
+    q, k = (mx.repeat(x, share, axis=1) if share > 1 else x for x in (rows.q, rows.k))
+    return update_states(
+        pool,
+        segments,
+        (q, k, rows.v, rows.g, rows.beta),
+        lambda each, states: one_row(*each, states),
+        lambda each, state: many_rows(*each, state),
+    )
