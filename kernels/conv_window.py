@@ -9,7 +9,18 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from quire.kernels.gpu_kernel import GpuKernel
 from quire.kernels.segments import Rows, Segments, update_states
+
+_THREADS = 128
+_TILE = 8  # rows
+
+_kernel = GpuKernel(
+    "conv_window",
+    inputs=("x", "weight", "bias", "pool", "starts", "sources", "targets", "after"),
+    outputs=("y", "token"),
+    headers=("convolution",),
+)
 
 
 class Convolution(NamedTuple):
@@ -43,7 +54,36 @@ def conv_window(
         (T, channels) in the dtype of x, rounded to it after the sum, the bias, the sigmoid and the
         product, as MLX's operations do; and the token, (1,) int32.
     """
-    raise NotImplementedError
+    num_rows, channels = x.shape
+    dtype = x.dtype
+    packs = channels * dtype.size // 16
+    tiles = -(-num_rows // _TILE)
+    y, token = _kernel(
+        [
+            x,
+            conv.weight.astype(dtype),
+            conv.weight if conv.bias is None else conv.bias.astype(dtype),
+            pool,
+            segments.starts,
+            segments.sources,
+            segments.targets,
+            after,
+        ],
+        template={
+            "T": dtype,
+            "K": pool.shape[1] + 1,
+            "CHANNELS": channels,
+            "HAS_BIAS": conv.bias is not None,
+            "SILU": conv.silu,
+            "TILE": _TILE,
+            "THREADS": _THREADS,
+        },
+        groups=(-(-packs // _THREADS), segments.sources.shape[0] + tiles, 1),
+        threads=_THREADS,
+        output_shapes=[(num_rows, channels), (1,)],
+        output_dtypes=[dtype, mx.int32],
+    )
+    return y, token
 
 
 def conv_window_steps(

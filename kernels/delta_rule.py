@@ -15,7 +15,18 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from quire.kernels.delta_steps import many_rows, one_row
+from quire.kernels.gpu_kernel import GpuKernel
 from quire.kernels.segments import Segments, update_states
+
+LANES = (4, 8, 16)
+_VALUES_PER_LANE = 16
+
+_kernel = GpuKernel(
+    "delta_rule",
+    inputs=("q", "k", "v", "g", "beta", "pool", "starts", "sources", "targets", "after"),
+    outputs=("y", "token"),
+    headers=("states",),
+)
 
 
 class DeltaRows(NamedTuple):
@@ -25,7 +36,7 @@ class DeltaRows(NamedTuple):
         q, k: (T, key_heads, key_dim); a key head serves value_heads / key_heads value heads that
             lie together.
         v: (T, value_heads, value_dim) in the dtype of q.
-        g: (T, value_heads), or (T, value_heads, key_dim), from 0 to 1: what is left of the state.
+        g: float32 (T, value_heads), or (T, value_heads, key_dim), from 0 to 1: what is left of the state.
         beta: (T, value_heads)
     """
 
@@ -36,8 +47,19 @@ class DeltaRows(NamedTuple):
     beta: mx.array
 
 
+class DeltaSettings(NamedTuple):
+    """What may be tuned; results differ by rounding only. 0 is for: by the shape."""
+
+    lanes: int = 0  # that share a row of the state: a power of two
+    simdgroups: int = 4  # of a threadgroup
+
+
 def delta_rule(
-    rows: DeltaRows, pool: mx.array, segments: Segments, after: mx.array
+    rows: DeltaRows,
+    pool: mx.array,
+    segments: Segments,
+    after: mx.array,
+    settings: DeltaSettings | None = None,
 ) -> tuple[mx.array, mx.array]:
     """All rows of a step by one kernel, which reads and writes the states where they are.
 
@@ -51,7 +73,47 @@ def delta_rule(
     Returns:
         y (T, value_heads, value_dim) in the dtype of q, and the token, (1,) int32.
     """
-    raise NotImplementedError
+    settings = settings or DeltaSettings()
+    dtype, num_rows = rows.q.dtype, rows.q.shape[0]
+    heads, value_dim, key_dim = pool.shape[1:]
+    lanes = settings.lanes or share_lanes(key_dim, dtype)
+    in_threadgroup = settings.simdgroups * 32 // lanes
+    y, token = _kernel(
+        [
+            rows.q,
+            rows.k.astype(dtype),
+            rows.v.astype(dtype),
+            rows.g.astype(mx.float32),
+            rows.beta,
+            pool,
+            segments.starts,
+            segments.sources,
+            segments.targets,
+            after,
+        ],
+        template={
+            "T": dtype,
+            "KEY_DIM": key_dim,
+            "VALUE_DIM": value_dim,
+            "KEY_HEADS": rows.k.shape[1],
+            "VALUE_HEADS": heads,
+            "VECTOR": rows.g.ndim == 3,
+            "LANES": lanes,
+            "SIMDGROUPS": settings.simdgroups,
+        },
+        groups=(-(-value_dim // in_threadgroup), heads, segments.sources.shape[0]),
+        threads=32 * settings.simdgroups,
+        output_shapes=[(num_rows, heads, value_dim), (1,)],
+        output_dtypes=[dtype, mx.int32],
+    )
+    return y, token
+
+
+def share_lanes(dim: int, dtype: mx.Dtype) -> int:
+    """How many lanes share a row of ``dim`` values: as few as leave each 16 values, or more, in
+    packs of 16 bytes of ``dtype``."""
+    fitting = [n for n in LANES if dim % (n * 16 // dtype.size) == 0]
+    return next((n for n in fitting if dim // n <= _VALUES_PER_LANE), fitting[-1])
 
 
 def delta_rule_steps(rows: DeltaRows, pool: mx.array, segments: Segments) -> mx.array:

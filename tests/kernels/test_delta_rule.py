@@ -6,9 +6,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_lm.models.gated_delta import gated_delta_ops
+from metal_sim import simulated_kernels
 from recurrent_case import LAYOUTS, Layout
 
-from quire.kernels.delta_rule import DeltaRows, delta_rule_steps
+from quire.kernels.delta_rule import DeltaRows, delta_rule, delta_rule_steps
 from quire.kernels.delta_steps import inverse_of_unit_lower
 
 DIMS = [(1, 2, 32, 8), (2, 2, 64, 16)]  # key heads, value heads, key_dim, value_dim
@@ -53,6 +54,7 @@ def expected(layout: Layout, rows: DeltaRows, pool: mx.array) -> tuple[mx.array,
         start += length
     states.pop(0, None)
     y = mx.concatenate([*ys, mx.zeros((layout.padding, *ys[0].shape[1:]), ys[0].dtype)])
+    mx.eval(y, states)  # before a kernel writes over what these are made of
     return y, states
 
 
@@ -83,6 +85,26 @@ def test_half_types_round_once(dtype: mx.Dtype) -> None:
     np.testing.assert_allclose(
         found.astype(mx.float32), y.astype(mx.float32), rtol=mx.finfo(dtype).eps, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("vector", [False, True], ids=["scalar", "vector"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_kernel_equals_steps(layout: Layout, vector: bool, dtype: mx.Dtype) -> None:
+    rows, pool = problem(layout, DIMS[1], vector=vector, dtype=dtype)
+    y, states = expected(layout, rows, pool)
+    before = np.array(pool)
+    with simulated_kernels():
+        found, token = delta_rule(rows, pool, layout.segments(), mx.array([1]))
+    assert token.tolist() == [1]
+    tolerance = 2e-6 if dtype == mx.float32 else float(mx.finfo(dtype).eps)
+    np.testing.assert_allclose(
+        found.astype(mx.float32), y.astype(mx.float32), rtol=tolerance, atol=tolerance
+    )
+    after = np.array(pool)
+    for slot in range(len(after)):
+        wanted = states.get(slot, before[slot])
+        np.testing.assert_allclose(after[slot], wanted, rtol=0, atol=1e-5)
 
 
 def test_decodes_need_no_lengths() -> None:

@@ -1,0 +1,92 @@
+// The gated delta rule over segments of rows, row after row, with the states in registers.
+// LANES lanes have one row of a state, which knows nothing of its other rows; a simdgroup has
+// 32 / LANES of them. Threadgroups: parts of a head's value rows, heads, segments. The pool is an
+// input, so MLX believes it is only read: whoever uses it next takes `token` as an input.
+
+constexpr int ROWS = 32 / LANES;
+constexpr int SHARE = VALUE_HEADS / KEY_HEADS;
+constexpr int STEP = VECTOR ? KEY_DIM : 1;
+typedef quire::Share<T, KEY_DIM, LANES> Keys;
+constexpr int GATES = VECTOR ? int(Keys::SIZE) : 1;
+
+const int lane = int(thread_index_in_simdgroup) % LANES;
+const int part = int(threadgroup_position_in_grid.x) * SIMDGROUPS +
+    int(simdgroup_index_in_threadgroup);
+const int head = int(threadgroup_position_in_grid.y);
+const int num_segments = int(sources_shape[0]);
+int segment = int(threadgroup_position_in_grid.z);
+if (segment == 0 && head == 0 && part == 0 && thread_index_in_simdgroup == 0) token[0] = 1;
+if (part >= VALUE_DIM / ROWS) return;
+const int place = part * ROWS + int(thread_index_in_simdgroup) / LANES;
+
+if (segment == num_segments - 1) {
+  for (int row = starts[num_segments]; row < int(q_shape[0]); ++row) {
+    if (lane == 0) y[(size_t(row) * VALUE_HEADS + head) * VALUE_DIM + place] = T(0.0f);
+  }
+}
+const int source = sources[segment];
+if (source < 0) return; // whoever has the segment before goes on
+
+float state[Keys::SIZE];
+UNROLL
+for (int i = 0; i < int(Keys::SIZE); ++i) state[i] = 0.0f;
+const size_t state_row = size_t(head) * VALUE_DIM + place;
+constexpr size_t STATE_ROWS = size_t(VALUE_HEADS) * VALUE_DIM;
+if (source > 0) Keys::load_floats(pool + (source * STATE_ROWS + state_row) * KEY_DIM, lane, state);
+
+// What the next row needs is on its way while one is computed.
+quire::Pack next_q[Keys::PACKS], next_k[Keys::PACKS];
+float next_g[GATES], q_row[Keys::SIZE], k_row[Keys::SIZE], g_row[GATES];
+float next_v = 0.0f, next_beta = 0.0f;
+bool goes_on = true;
+while (goes_on) {
+  const int first = starts[segment];
+  const int end = starts[segment + 1];
+  for (int row = first - 1; row < end; ++row) {
+    const float value = next_v;
+    const float beta_row = next_beta;
+    if (row >= first) {
+      Keys::unpacked(next_q, q_row);
+      Keys::unpacked(next_k, k_row);
+      UNROLL
+      for (int i = 0; i < GATES; ++i) g_row[i] = next_g[i];
+    }
+    if (row + 1 < end) {
+      const size_t at = row + 1;
+      const size_t key = (at * KEY_HEADS + head / SHARE) * KEY_DIM;
+      const size_t at_head = at * VALUE_HEADS + head;
+      Keys::load(q + key, lane, next_q);
+      Keys::load(k + key, lane, next_k);
+      next_v = float(v[at_head * VALUE_DIM + place]);
+      next_beta = float(beta[at_head]);
+      UNROLL
+      for (int i = 0; i < GATES; ++i) {
+        next_g[i] = g[at_head * STEP + (VECTOR ? Keys::place(i / 4, lane) * 4 + i % 4 : 0)];
+      }
+    }
+    if (row >= first) {
+      float held = 0.0f;
+      UNROLL
+      for (int i = 0; i < int(Keys::SIZE); ++i) {
+        state[i] *= g_row[VECTOR ? i : 0];
+        held += state[i] * k_row[i];
+      }
+      const float delta = (value - quire::sum_over<LANES>(held)) * beta_row;
+      float read = 0.0f;
+      UNROLL
+      for (int i = 0; i < int(Keys::SIZE); ++i) {
+        state[i] += k_row[i] * delta;
+        read += state[i] * q_row[i];
+      }
+      read = quire::sum_over<LANES>(read);
+      if (lane == 0) y[(size_t(row) * VALUE_HEADS + head) * VALUE_DIM + place] = T(read);
+    }
+  }
+  const int target = targets[segment];
+  if (target > 0) {
+    DEVICE float* states = (DEVICE float*)pool;
+    Keys::store_floats(states + (target * STATE_ROWS + state_row) * KEY_DIM, lane, state);
+  }
+  ++segment;
+  goes_on = segment < num_segments && sources[segment] < 0;
+}
