@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from quire.kernels.delta_steps import many_rows, one_row
+from quire.kernels.delta_steps import DeltaRows, many_rows, one_row
 from quire.kernels.gpu_kernel import GpuKernel
 from quire.kernels.segments import Segments, update_states
 
@@ -29,28 +29,10 @@ _kernel = GpuKernel(
 )
 
 
-class DeltaRows(NamedTuple):
-    """What a recurrent layer computed of a step's rows.
-
-    Attributes:
-        q, k: (T, key_heads, key_dim); a key head serves value_heads / key_heads value heads that
-            lie together.
-        v: (T, value_heads, value_dim) in the dtype of q.
-        g: float32 (T, value_heads), or (T, value_heads, key_dim), from 0 to 1: what is left of the state.
-        beta: (T, value_heads)
-    """
-
-    q: mx.array
-    k: mx.array
-    v: mx.array
-    g: mx.array
-    beta: mx.array
-
-
 class DeltaSettings(NamedTuple):
     """What may be tuned; results differ by rounding only. 0 is for: by the shape."""
 
-    lanes: int = 0  # that share a row of the state: a power of two
+    lanes: int = 0  # that share a row of the state, of LANES
     simdgroups: int = 4  # of a threadgroup
 
 
@@ -76,7 +58,7 @@ def delta_rule(
     settings = settings or DeltaSettings()
     dtype, num_rows = rows.q.dtype, rows.q.shape[0]
     heads, value_dim, key_dim = pool.shape[1:]
-    lanes = settings.lanes or share_lanes(key_dim, dtype)
+    lanes = share_lanes(key_dim, dtype, settings.lanes)
     in_threadgroup = settings.simdgroups * 32 // lanes
     y, token = _kernel(
         [
@@ -109,10 +91,17 @@ def delta_rule(
     return y, token
 
 
-def share_lanes(dim: int, dtype: mx.Dtype) -> int:
-    """How many lanes share a row of ``dim`` values: as few as leave each 16 values, or more, in
-    packs of 16 bytes of ``dtype``."""
+def share_lanes(dim: int, dtype: mx.Dtype, wanted: int = 0) -> int:
+    """How many lanes share a row of ``dim`` values, in packs of 16 bytes of ``dtype``.
+
+    Args:
+        dim: a multiple of 32.
+        wanted: at most so many; 0: as few as leave no lane more values than its registers hold
+            with ease, if so many can.
+    """
     fitting = [n for n in LANES if dim % (n * 16 // dtype.size) == 0]
+    if wanted:
+        return max((n for n in fitting if n <= wanted), default=fitting[0])
     return next((n for n in fitting if dim // n <= _VALUES_PER_LANE), fitting[-1])
 
 
@@ -128,6 +117,6 @@ def delta_rule_steps(rows: DeltaRows, pool: mx.array, segments: Segments) -> mx.
         pool,
         segments,
         (q, k, rows.v, rows.g, rows.beta),
-        lambda each, states: one_row(*each, states),
-        lambda each, state: many_rows(*each, state),
+        lambda each, states: one_row(DeltaRows(*each), states),
+        lambda each, state: many_rows(DeltaRows(*each), state),
     )

@@ -2,63 +2,80 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import mlx.core as mx
 
 _CHUNK = 16  # rows
 _LEAST_GATE = 1e-37  # its logarithm is finite
 
 
-@mx.compile
-def one_row(
-    q: mx.array, k: mx.array, v: mx.array, g: mx.array, beta: mx.array, states: mx.array
-) -> tuple[mx.array, mx.array]:
-    """A row of each of B sequences.
+class DeltaRows(NamedTuple):
+    """What a recurrent layer computed of a step's rows.
+
+    Attributes:
+        q, k: (T, key_heads, key_dim); a key head serves value_heads / key_heads value heads that
+            lie together.
+        v: (T, value_heads, value_dim) in the dtype of q.
+        g: (T, value_heads), or (T, value_heads, key_dim), float32 from 0 to 1: what is left of the
+            state.
+        beta: (T, value_heads)
+    """
+
+    q: mx.array
+    k: mx.array
+    v: mx.array
+    g: mx.array
+    beta: mx.array
+
+
+def one_row(rows: DeltaRows, states: mx.array) -> tuple[mx.array, mx.array]:
+    """A row of each of T sequences, with as many key heads as value heads.
 
     Args:
-        q, k: (B, heads, key_dim)
-        v: (B, heads, value_dim)
-        g: (B, heads) or (B, heads, key_dim)
-        beta: (B, heads)
-        states: (B, heads, value_dim, key_dim) float32
+        states: (T, value_heads, value_dim, key_dim) float32
 
     Returns:
-        y (B, heads, value_dim) in the dtype of q, and the new states.
+        y (T, value_heads, value_dim) in the dtype of q, and the new states.
     """
+    y, states = _one_row(*rows, states)
+    return y, states
+
+
+@mx.compile
+def _one_row(
+    q: mx.array, k: mx.array, v: mx.array, g: mx.array, beta: mx.array, states: mx.array
+) -> tuple[mx.array, mx.array]:
     states = states * (g[..., None, None] if g.ndim == 2 else g[..., None, :])
     delta = (v - (states * k[..., None, :]).sum(axis=-1)) * beta[..., None]
     states = states + k[..., None, :] * delta[..., None]
     return (states * q[..., None, :]).sum(axis=-1).astype(q.dtype), states
 
 
-def many_rows(
-    q: mx.array, k: mx.array, v: mx.array, g: mx.array, beta: mx.array, state: mx.array
-) -> tuple[mx.array, mx.array]:
-    """T rows of one sequence; q, k, v, g and beta as in :func:`one_row` with T for B, and a state
-    (heads, value_dim, key_dim)."""
-    if g.ndim == 2 and q.shape[0] >= _CHUNK:
-        return _in_chunks(q, k, v, g, beta, state)
+def many_rows(rows: DeltaRows, state: mx.array) -> tuple[mx.array, mx.array]:
+    """T rows of one sequence and its state (value_heads, value_dim, key_dim), otherwise as
+    :func:`one_row`."""
+    length = rows.q.shape[0]
+    if rows.g.ndim == 2 and length >= _CHUNK:
+        return _in_chunks(rows, state)
     states, ys = state[None], []
-    for t in range(q.shape[0]):
-        row = slice(t, t + 1)
-        y, states = one_row(q[row], k[row], v[row], g[row], beta[row], states)
+    for t in range(length):
+        y, states = one_row(DeltaRows(*(x[t : t + 1] for x in rows)), states)
         ys.append(y)
     return mx.concatenate(ys), states[0]
 
 
-def _in_chunks(
-    q: mx.array, k: mx.array, v: mx.array, g: mx.array, beta: mx.array, state: mx.array
-) -> tuple[mx.array, mx.array]:
+def _in_chunks(rows: DeltaRows, state: mx.array) -> tuple[mx.array, mx.array]:
     """The same, 2 to 4 times as fast as row by row where a chunk's rows are many.
 
     All that does not depend on the state is made of matrix products for all chunks at once: a
     chunk's corrections are the solution of a triangular system (the WY form of Yang et al., 2024,
     https://arxiv.org/abs/2412.06464).
     """
-    length, dtype = q.shape[0], q.dtype
+    length, dtype = rows.q.shape[0], rows.q.dtype
     # Padding leaves the state as it is.
-    q, k, v = (_chunks(x) for x in (q, k, v))
-    beta = _chunks(beta[..., None])
-    logs = mx.log(mx.maximum(g[..., None].astype(mx.float32), _LEAST_GATE))
+    q, k, v, beta = (_chunks(x) for x in (rows.q, rows.k, rows.v, rows.beta[..., None]))
+    logs = mx.log(mx.maximum(rows.g[..., None].astype(mx.float32), _LEAST_GATE))
     logs = mx.cumsum(_chunks(logs), axis=2)
     decayed = mx.exp(logs)  # what is left of the state before the chunk
     decay = mx.exp(mx.minimum(logs - logs.swapaxes(-1, -2), 0.0))  # between rows

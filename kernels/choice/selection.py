@@ -33,7 +33,11 @@ from quire.kernels.choice.spec import (
 from quire.kernels.specs import SPECS
 
 # The kernels of the first write the pages that those of the second are about.
-_REQUIRED = {Group.PAGES: (Group.PAGES,), Group.BLOCKS: (Group.PAGES, Group.BLOCKS)}
+_REQUIRED = {
+    Group.PAGES: (Group.PAGES,),
+    Group.BLOCKS: (Group.PAGES, Group.BLOCKS),
+    Group.STATES: (Group.STATES,),
+}
 
 
 class Why(StrEnum):

@@ -56,6 +56,7 @@ class Group(Enum):
 
     PAGES = "kernels over pages"
     BLOCKS = "kernels of fused blocks"
+    STATES = "kernels over recurrent states"
 
 
 def _said(value: int) -> str:

@@ -50,8 +50,8 @@ if (index < num_segments) {
     if (target > 0) {
       UNROLL
       for (int i = 0; i < KEPT; ++i) {
-        const quire::Pack kept = end - begin >= KEPT ? rows[size_t(end - KEPT + i) * PACKS]
-                                                     : quire::pack<T>(window + (i + 1) * VEC);
+        quire::Pack kept = quire::pack<T>(window + (i + 1) * VEC);
+        if (end - begin >= KEPT) kept = rows[size_t(end - KEPT + i) * PACKS];
         tails[(size_t(target) * KEPT + i) * PACKS] = kept;
       }
     }

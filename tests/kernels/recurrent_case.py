@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -58,13 +58,33 @@ class Layout:
     def segments(self, *, keep_lengths: bool = True) -> Segments:
         return to_device(Segments.of(self.lengths, *self.slots(), keep_lengths=keep_lengths))
 
-    def states(self, pool: mx.array, state: object, index: int) -> mx.array:
+    def state(self, pool: mx.array, state: object, index: int) -> mx.array:
         """What segment ``index`` begins with, ``state`` being what the one before ends with."""
         source = self.slots()[0][index]
         if source == CONTINUED:
             assert isinstance(state, mx.array)
             return state
         return mx.zeros_like(pool[0]) if source == EMPTY else pool[source]
+
+
+def check_states(
+    pool: mx.array,
+    before: mx.array,
+    states: Mapping[int, mx.array],
+    *,
+    atol: float,
+    keeps_empty: bool = True,
+) -> None:
+    """The pool holds ``states`` by slot, and what it held before in all others.
+
+    Args:
+        keeps_empty: whether nothing is written to the slot of the empty state.
+    """
+    for slot in range(EMPTY if keeps_empty else EMPTY + 1, len(before)):
+        wanted = before[slot] if slot == EMPTY else states.get(slot, before[slot])
+        np.testing.assert_allclose(
+            pool[slot].astype(mx.float32), wanted.astype(mx.float32), rtol=0, atol=atol
+        )
 
 
 DECODES = Layout((1, 1, 1), begins=(1,), drops=(2,))

@@ -14,7 +14,7 @@ from metal_sim.rules import MAX_BUFFERS, broken_rules
 from metal_sim.source import MetalKernel
 from metal_sim.text import parse
 
-HEADERS = {"common", "reduce_scatter", "rotary", "sampling", "tile"}
+HEADERS = {"common", "convolution", "reduce_scatter", "rotary", "sampling", "states", "tile"}
 # Whole prompts are MLX's own on Metal unless `quire tune` finds this kernel faster: with wide heads
 # its queries and sums leave a lane no registers, by this estimate.
 SPILLS = {"paged_prompt"}

@@ -1,0 +1,151 @@
+"""The gated delta rule over a step's rows, with states in slots."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from quire.kernels.choice.problem import Float64Array, normal, to_float64
+from quire.kernels.choice.spec import (
+    ANYWHERE,
+    GPUS,
+    Default,
+    Group,
+    Kind,
+    Limit,
+    Settings,
+    Spec,
+    Variant,
+    round_up,
+)
+from quire.kernels.delta_rule import (
+    LANES,
+    DeltaSettings,
+    delta_rule,
+    delta_rule_steps,
+)
+from quire.kernels.delta_steps import DeltaRows
+from quire.kernels.recurrent_problem import RecurrentProblem
+
+
+class DeltaVariant(Enum):
+    IN_PLACE = "in_place"
+    STEPS = "steps"
+
+
+class DeltaShape(NamedTuple):
+    rows: int
+    sequences: int
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    per_channel: bool = False  # a gate for each key channel, not for each head
+
+    @classmethod
+    def of(cls, rows: DeltaRows, sequences: int) -> DeltaShape:
+        key_heads, key_dim = rows.k.shape[1:]
+        return cls(
+            rows.q.shape[0],
+            sequences,
+            key_heads,
+            rows.v.shape[1],
+            key_dim,
+            rows.v.shape[2],
+            rows.g.ndim == 3,
+        )
+
+    def bucket(self) -> DeltaShape:
+        return self._replace(rows=round_up(self.rows), sequences=round_up(self.sequences))
+
+
+class DeltaProblem(RecurrentProblem):
+    def __init__(self, shape: DeltaShape, dtype: mx.Dtype, seed: int, ragged: bool = False) -> None:
+        super().__init__(shape.rows, min(shape.rows, shape.sequences), seed=seed, ragged=ragged)
+        keys = mx.random.split(mx.random.key(seed), 6)
+        size = (shape.rows, shape.key_heads, shape.key_dim)
+        q, k = (normal(size, mx.float32, key) for key in keys[:2])
+        q, k = (x / mx.linalg.norm(x, axis=-1, keepdims=True) for x in (q, k))
+        heads = (shape.rows, shape.value_heads)
+        gates = (*heads, shape.key_dim) if shape.per_channel else heads
+        self.keep(
+            [
+                (q * shape.key_dim**-0.5).astype(dtype),
+                k.astype(dtype),
+                normal((*heads, shape.value_dim), dtype, keys[2]),
+                mx.exp(-mx.exp(normal(gates, mx.float32, keys[3]))),
+                mx.random.uniform(shape=heads, key=keys[4]).astype(dtype),
+            ],
+            normal(
+                (self.num_slots, shape.value_heads, shape.value_dim, shape.key_dim),
+                mx.float32,
+                keys[5],
+            ),
+        )
+        self.share = shape.value_heads // shape.key_heads
+        self.num_bytes += self.rows[2].nbytes
+
+    def expected(self) -> list[Float64Array]:
+        q, k, v, g, beta = to_float64(self.rows)
+        q, k = (x.repeat(self.share, axis=1)[:, :, None] for x in (q, k))
+        g = g[..., None, None] if g.ndim == 2 else g[:, :, None]
+        pool, states = self.expected_states()
+        y, row = np.empty_like(v), 0
+        for length, state, target in zip(self.lengths, states, self.targets, strict=True):
+            for t in range(row, row + length):
+                state = state * g[t]
+                delta = (v[t] - (state * k[t]).sum(-1)) * beta[t][:, None]
+                state = state + delta[..., None] * k[t]
+                y[t] = (state * q[t]).sum(-1)
+            pool[target] = state
+            row += length
+        return [y, pool]
+
+
+def _in_place(problem: DeltaProblem, settings: Settings) -> list[mx.array]:
+    rows, chosen = DeltaRows(*problem.rows), DeltaSettings(**settings)
+    return problem.written(*delta_rule(rows, problem.pool, problem.segments, problem.after, chosen))
+
+
+def _steps(problem: DeltaProblem, settings: Settings) -> list[mx.array]:
+    y = delta_rule_steps(DeltaRows(*problem.rows), problem.stepped, problem.segments)
+    return [y, problem.stepped]
+
+
+# Qwen3.5 4B and 9B.
+_COMMON = DeltaShape(16, 16, 16, 32, 128, 128)
+
+DELTA_RULE = Spec(
+    name="delta_rule",
+    shape=DeltaShape,
+    variants={
+        DeltaVariant.IN_PLACE: Variant(
+            _in_place,
+            limits={
+                "key_dim": Limit(min=32, max=512, multiple_of=32),
+                "value_dim": Limit(multiple_of=8),
+            },
+            settings={"lanes": LANES, "simdgroups": (2, 4, 8)},
+        ),
+        DeltaVariant.STEPS: Variant(_steps, Kind.STEPS, ANYWHERE),
+    },
+    reference=DeltaVariant.STEPS,
+    defaults=(Default(DeltaVariant.IN_PLACE, GPUS),),
+    problem=DeltaProblem,
+    checked=(
+        DeltaShape(43, 5, 2, 4, 128, 24),
+        DeltaShape(4, 4, 1, 2, 64, 16, per_channel=True),
+        DeltaShape(40, 2, 1, 1, 192, 8),
+    ),
+    surveyed={
+        "Qwen3.5 4B and 9B": _COMMON,
+        "Qwen3.5 27B": _COMMON._replace(value_heads=48),
+        "a prompt of Qwen3.5 9B": _COMMON._replace(rows=512, sequences=1),
+        "Kimi Linear 48B": DeltaShape(16, 16, 32, 32, 128, 128, per_channel=True),
+        "OLMo hybrid 7B": DeltaShape(16, 16, 30, 30, 96, 192),
+    },
+    group=Group.STATES,
+)

@@ -1,0 +1,71 @@
+"""Rows of recurrent layers to check and time kernels on: how they are cut into segments."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TypeVar
+
+import mlx.core as mx
+import numpy as np
+
+from quire.kernels.choice.problem import Float64Array, Problem, to_float64, waiting
+from quire.kernels.segments import EMPTY, Segments
+from quire.kernels.tree import to_device
+
+Self = TypeVar("Self", bound="RecurrentProblem")
+
+
+def cut(rows: int, segments: int, *, ragged: bool, seed: int) -> list[int]:
+    """Lengths of the segments, of which only as many rows as there are give all one row."""
+    if rows == segments or not ragged:
+        return [(s + 1) * rows // segments - s * rows // segments for s in range(segments)]
+    rng = np.random.default_rng(seed)
+    inner = np.sort(rng.choice(np.arange(1, rows), segments - 1, replace=False))
+    return [int(length) for length in np.diff([0, *inner, rows])]
+
+
+class RecurrentProblem(Problem):
+    """Base of what has rows, a pool of states and segments.
+
+    States go to other slots than they come from, so that calls can be repeated, and every third
+    sequence begins. The result is y and the whole pool; a kernel's has its token behind.
+    """
+
+    def __init__(self, rows: int, segments: int, *, seed: int, ragged: bool) -> None:
+        self.lengths = cut(rows, segments, ragged=ragged, seed=seed)
+        slots = 1 + np.random.default_rng(seed).permutation(2 * segments)
+        self.sources: list[int] = slots[:segments].tolist()
+        self.targets: list[int] = slots[segments:].tolist()
+        self.sources[2::3] = [EMPTY] * len(self.sources[2::3])
+        self.num_slots = 1 + 2 * segments
+        self.segments = to_device(Segments.of(self.lengths, self.sources, self.targets))
+        self.after = mx.zeros((1,), mx.int32)
+        self.rows: tuple[mx.array, ...] = ()
+
+    def keep(self, rows: Sequence[mx.array], pool: mx.array) -> None:
+        """Each variant writes to a pool of its own, whose results stay for the next call."""
+        self.rows, self.pool = tuple(rows), pool
+        self.stepped = pool + 0
+        mx.eval(self.rows, self.pool, self.stepped, self.after)
+        state = pool[0].nbytes
+        self.num_bytes = 2 * len(self.lengths) * state + sum(x.nbytes for x in self.rows)
+
+    def expected_states(self) -> tuple[Float64Array, list[Float64Array]]:
+        """The pool, and what each segment begins with."""
+        (pool,) = to_float64([self.stepped])
+        return pool, [pool[s] if s != EMPTY else np.zeros_like(pool[0]) for s in self.sources]
+
+    def chained(self: Self, result: Sequence[mx.array]) -> Self:
+        """A kernel waits for the token of the one before, steps for their rows."""
+        other = copy.copy(self)
+        *_, last = result
+        if last.size == 1:
+            other.after = last
+        else:
+            other.rows = (waiting(self.rows[0], result[:1]), *self.rows[1:])
+        return other
+
+    def written(self, y: mx.array, token: mx.array) -> list[mx.array]:
+        """The result of a kernel."""
+        return [y, *mx.depends([self.pool], [token]), token]

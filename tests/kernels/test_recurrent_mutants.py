@@ -1,0 +1,94 @@
+"""Kernels of recurrent layers broken on purpose fail the very checks that the real ones pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from conv_case import ConvCase
+from delta_case import DeltaCase
+from metal_sim import KernelFault, Mutation, build_all, changed, collected_texts, simulated_kernels
+from recurrent_case import COPIES, CUT, IN_PLACE, MIXED
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    kernel: str
+    mutate: Mutation
+    case: DeltaCase | ConvCase
+
+
+DELTA = DeltaCase(MIXED)
+DELTA_CUT = DeltaCase(CUT)
+VECTOR = DeltaCase(MIXED, vector=True)
+CONV = ConvCase(MIXED)
+CONV_CUT = ConvCase(CUT)
+
+
+def delta(name: str, old: str, new: str, case: DeltaCase = DELTA) -> Mutant:
+    return Mutant(f"delta rule: {name}", "delta_rule", changed(old, new), case)
+
+
+def conv(name: str, old: str, new: str, case: ConvCase = CONV) -> Mutant:
+    return Mutant(f"convolution: {name}", "conv_window", changed(old, new), case)
+
+
+MUTANTS = [
+    delta("the gate is dropped", "state[i] *= g_row[VECTOR ? i : 0];", ""),
+    delta("one gate for all channels", "g_row[VECTOR ? i : 0]", "g_row[0]", VECTOR),
+    delta("no correction by what is held", "value - quire", "value - 0.0f * quire"),
+    delta("states are not carried", "goes_on = segment < num_segments && sources[segment] < 0;",
+          "goes_on = segment < num_segments && sources[segment] < 0;\n"
+          "if (goes_on) for (int i = 0; i < int(Keys::SIZE); ++i) state[i] = 0.0f;", DELTA_CUT),
+    delta("segments that go on start too", "if (source < 0) return;", "", DELTA_CUT),
+    delta("a sequence that begins takes slot 0", "if (source > 0)", "if (source >= 0)"),
+    delta("what is dropped goes to slot 0", "if (target > 0)", "if (target >= 0)"),
+    delta("states go back to where they came from", "targets[segment]", "sources[segment]"),
+    delta("states are not kept", "if (target > 0)", "if (target > 1000)"),
+    delta("the query sees the state before", "read += state[i] * q_row[i];\n",
+          "read += (state[i] - k_row[i] * delta) * q_row[i];\n"),
+    delta("key heads in turns", "head / SHARE", "head % KEY_HEADS"),
+    delta("the last row is left out", "row + 1 < end", "row + 2 < end"),
+    delta("padding is not filled", "row < int(q_shape[0])", "row < 0"),
+    delta("an empty segment keeps nothing", "if (target > 0)", "if (target > 0 && end > first)",
+          DeltaCase(COPIES)),
+    conv("the window is one row off", "size_t(row - KEPT + i)", "size_t(row - K + i)"),
+    conv("first rows see another slot's tail", "size_t(source) * KEPT + i",
+         "size_t(source ^ 1) * KEPT + i"),
+    conv("a sequence that begins sees slot 0", "if (source > 0)", "if (source >= 0)"),
+    conv("tails of short segments are not old", "quire::pack<T>(window + (i + 1) * VEC)",
+         "quire::pack<T>(window + i * VEC)"),
+    conv("tails are one row early", "end - KEPT + i", "quire::max(end - K + i, 0)"),
+    conv("segments that go on have no rows before", "if (sources[segment] >= 0) begin",
+         "begin", CONV_CUT),
+    conv("segments that go on start too", "if (source < 0) return;", "", CONV_CUT),
+    conv("no way back to where a sequence starts", "while (sources[origin] < 0) --origin;", "",
+         CONV_CUT),
+    conv("padding is not filled", "results[size_t(row) * PACKS] = zeros;", ""),
+    conv("the bias is left out", "HAS_BIAS ? float", "false ? float"),
+    conv("tails are read while they are written", "row < begin + KEPT; ++row",
+         "row < begin + 1; ++row", ConvCase(IN_PLACE)),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    texts = []
+    for mutant in MUTANTS:
+        for mutations in (None, {mutant.kernel: mutant.mutate}):
+            with collected_texts(mutations) as found:
+                mutant.case.run()
+            texts += found
+    build_all(texts)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_mutant_is_caught(mutant: Mutant) -> None:
+    with simulated_kernels():
+        mutant.case.check()
+    with (
+        pytest.raises((AssertionError, KernelFault)),
+        simulated_kernels({mutant.kernel: mutant.mutate}),
+    ):
+        mutant.case.check()
