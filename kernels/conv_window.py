@@ -17,8 +17,8 @@ _TILE = 8  # rows
 
 _kernel = GpuKernel(
     "conv_window",
-    inputs=("x", "weight", "bias", "pool", "starts", "sources", "targets", "after"),
-    outputs=("y", "token"),
+    inputs=("x", "weight", "bias", "pool", "starts", "sources", "targets", "fence"),
+    outputs=("y", "new_fence"),
     headers=("convolution",),
 )
 
@@ -39,7 +39,7 @@ class Convolution(NamedTuple):
 
 
 def conv_window(
-    x: mx.array, conv: Convolution, pool: mx.array, segments: Segments, after: mx.array
+    x: mx.array, conv: Convolution, pool: mx.array, segments: Segments, fence: mx.array
 ) -> tuple[mx.array, mx.array]:
     """All rows of a step by one kernel, which reads and writes the tails where they are.
 
@@ -48,26 +48,26 @@ def conv_window(
     Args:
         x: (T, channels)
         pool: (slots, K - 1, channels) in the dtype of x, the oldest row first.
-        after: an output of the step before, or of whoever used the pool last.
+        fence: an output of the step before, or of whoever used the pool last.
 
     Returns:
         (T, channels) in the dtype of x, rounded to it after the sum, the bias, the sigmoid and the
-        product, as MLX's operations do; and the token, (1,) int32.
+        product, as MLX's operations do; and the fence of this write, (1,) int32.
     """
     num_rows, channels = x.shape
     dtype = x.dtype
     packs = channels * dtype.size // 16
     tiles = -(-num_rows // _TILE)
-    y, token = _kernel(
+    y, new_fence = _kernel(
         [
             x,
             conv.weight.astype(dtype),
-            conv.weight if conv.bias is None else conv.bias.astype(dtype),
+            None if conv.bias is None else conv.bias.astype(dtype),
             pool,
             segments.starts,
             segments.sources,
             segments.targets,
-            after,
+            fence,
         ],
         template={
             "T": dtype,
@@ -83,7 +83,7 @@ def conv_window(
         output_shapes=[(num_rows, channels), (1,)],
         output_dtypes=[dtype, mx.int32],
     )
-    return y, token
+    return y, new_fence
 
 
 def conv_window_steps(

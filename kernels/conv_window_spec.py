@@ -73,7 +73,7 @@ class ConvProblem(RecurrentProblem):
 def _in_place(problem: ConvProblem, settings: Settings) -> list[mx.array]:
     (x,) = problem.rows
     return problem.written(
-        *conv_window(x, problem.conv, problem.pool, problem.segments, problem.after)
+        *conv_window(x, problem.conv, problem.pool, problem.segments, problem.fence)
     )
 
 

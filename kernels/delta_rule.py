@@ -23,8 +23,8 @@ _VALUES_PER_LANE = 16
 
 _kernel = GpuKernel(
     "delta_rule",
-    inputs=("q", "k", "v", "g", "beta", "pool", "starts", "sources", "targets", "after"),
-    outputs=("y", "token"),
+    inputs=("q", "k", "v", "g", "beta", "pool", "starts", "sources", "targets", "fence"),
+    outputs=("y", "new_fence"),
     headers=("states",),
 )
 
@@ -40,27 +40,27 @@ def delta_rule(
     rows: DeltaRows,
     pool: mx.array,
     segments: Segments,
-    after: mx.array,
+    fence: mx.array,
     settings: DeltaSettings | None = None,
 ) -> tuple[mx.array, mx.array]:
     """All rows of a step by one kernel, which reads and writes the states where they are.
 
     MLX does not know that the pool changes. Order comes from real inputs alone: the kernel waits
-    for ``after``, and whoever reads or writes the pool next waits for the token returned.
+    for ``fence``, and whoever reads or writes the pool next waits for the one returned.
 
     Args:
         pool: (slots, value_heads, value_dim, key_dim) float32
-        after: an output of the step before, or of whoever used the pool last.
+        fence: an output of the step before, or of whoever used the pool last.
 
     Returns:
-        y (T, value_heads, value_dim) in the dtype of q, and the token, (1,) int32.
+        y (T, value_heads, value_dim) in the dtype of q, and the fence of this write, (1,) int32.
     """
     settings = settings or DeltaSettings()
     dtype, num_rows = rows.q.dtype, rows.q.shape[0]
     heads, value_dim, key_dim = pool.shape[1:]
     lanes = share_lanes(key_dim, dtype, settings.lanes)
     in_threadgroup = settings.simdgroups * 32 // lanes
-    y, token = _kernel(
+    y, new_fence = _kernel(
         [
             rows.q,
             rows.k.astype(dtype),
@@ -71,7 +71,7 @@ def delta_rule(
             segments.starts,
             segments.sources,
             segments.targets,
-            after,
+            fence,
         ],
         template={
             "T": dtype,
@@ -88,7 +88,7 @@ def delta_rule(
         output_shapes=[(num_rows, heads, value_dim), (1,)],
         output_dtypes=[dtype, mx.int32],
     )
-    return y, token
+    return y, new_fence
 
 
 def share_lanes(dim: int, dtype: mx.Dtype, wanted: int = 0) -> int:

@@ -107,7 +107,7 @@ class DeltaProblem(RecurrentProblem):
 
 def _in_place(problem: DeltaProblem, settings: Settings) -> list[mx.array]:
     rows, chosen = DeltaRows(*problem.rows), DeltaSettings(**settings)
-    return problem.written(*delta_rule(rows, problem.pool, problem.segments, problem.after, chosen))
+    return problem.written(*delta_rule(rows, problem.pool, problem.segments, problem.fence, chosen))
 
 
 def _steps(problem: DeltaProblem, settings: Settings) -> list[mx.array]:

@@ -11,25 +11,28 @@ from quire.kernels.delta_rule import DeltaSettings, delta_rule, delta_rule_steps
 from quire.kernels.delta_rule_spec import DELTA_RULE, DeltaShape, DeltaVariant
 from quire.kernels.delta_steps import DeltaRows
 from quire.kernels.segments import Segments
+from quire.kernels.ssm_scan import SsmSettings, ssm_scan, ssm_scan_steps
+from quire.kernels.ssm_scan_spec import SSM_SCAN, SsmShape, SsmVariant
+from quire.kernels.ssm_steps import SsmLayer, SsmRows
 
 
 def apply_delta_rule(
-    rows: DeltaRows, pool: mx.array, segments: Segments, after: mx.array
+    rows: DeltaRows, pool: mx.array, segments: Segments, fence: mx.array
 ) -> tuple[mx.array, mx.array]:
     """The gated delta rule, as :func:`quire.kernels.delta_rule.delta_rule` says.
 
     Returns:
-        y, and what the next user of the pool waits for: ``after``, if MLX knows of the writes.
+        y, and what the next user of the pool waits for: ``fence``, if MLX knows of the writes.
     """
     shape = DeltaShape.of(rows, segments.sources.shape[0])
     choice = select(DELTA_RULE, shape, rows.q.dtype)
     if choice.variant is DeltaVariant.IN_PLACE:
-        return delta_rule(rows, pool, segments, after, DeltaSettings(**choice.settings))
-    return delta_rule_steps(rows, pool, segments), after
+        return delta_rule(rows, pool, segments, fence, DeltaSettings(**choice.settings))
+    return delta_rule_steps(rows, pool, segments), fence
 
 
 def apply_convolution(
-    x: mx.array, conv: Convolution, pool: mx.array, segments: Segments, after: mx.array
+    x: mx.array, conv: Convolution, pool: mx.array, segments: Segments, fence: mx.array
 ) -> tuple[mx.array, mx.array]:
     """A short convolution, as :func:`quire.kernels.conv_window.conv_window` says; returns as
     :func:`apply_delta_rule` does."""
@@ -42,5 +45,17 @@ def apply_convolution(
         conv.silu,
     )
     if select(CONV_WINDOW, shape, x.dtype).variant is ConvVariant.IN_PLACE:
-        return conv_window(x, conv, pool, segments, after)
-    return conv_window_steps(x, conv, pool, segments), after
+        return conv_window(x, conv, pool, segments, fence)
+    return conv_window_steps(x, conv, pool, segments), fence
+
+
+def apply_ssm(
+    rows: SsmRows, layer: SsmLayer, pool: mx.array, segments: Segments, fence: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Mamba-2's recurrence, as :func:`quire.kernels.ssm_scan.ssm_scan` says; returns as
+    :func:`apply_delta_rule` does."""
+    shape = SsmShape.of(rows, segments.sources.shape[0])
+    choice = select(SSM_SCAN, shape, rows.x.dtype)
+    if choice.variant is SsmVariant.IN_PLACE:
+        return ssm_scan(rows, layer, pool, segments, fence, SsmSettings(**choice.settings))
+    return ssm_scan_steps(rows, layer, pool, segments), fence

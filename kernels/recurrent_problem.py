@@ -29,7 +29,7 @@ class RecurrentProblem(Problem):
     """Base of what has rows, a pool of states and segments.
 
     States go to other slots than they come from, so that calls can be repeated, and every third
-    sequence begins. The result is y and the whole pool; a kernel's has its token behind.
+    sequence begins. The result is y and the whole pool; a kernel's has its fence behind.
     """
 
     def __init__(self, rows: int, segments: int, *, seed: int, ragged: bool) -> None:
@@ -40,14 +40,14 @@ class RecurrentProblem(Problem):
         self.sources[2::3] = [EMPTY] * len(self.sources[2::3])
         self.num_slots = 1 + 2 * segments
         self.segments = to_device(Segments.of(self.lengths, self.sources, self.targets))
-        self.after = mx.zeros((1,), mx.int32)
+        self.fence = mx.zeros((1,), mx.int32)
         self.rows: tuple[mx.array, ...] = ()
 
     def keep(self, rows: Sequence[mx.array], pool: mx.array) -> None:
         """Each variant writes to a pool of its own, whose results stay for the next call."""
         self.rows, self.pool = tuple(rows), pool
         self.stepped = pool + 0
-        mx.eval(self.rows, self.pool, self.stepped, self.after)
+        mx.eval(self.rows, self.pool, self.stepped, self.fence)
         state = pool[0].nbytes
         self.num_bytes = 2 * len(self.lengths) * state + sum(x.nbytes for x in self.rows)
 
@@ -57,15 +57,15 @@ class RecurrentProblem(Problem):
         return pool, [pool[s] if s != EMPTY else np.zeros_like(pool[0]) for s in self.sources]
 
     def chained(self: Self, result: Sequence[mx.array]) -> Self:
-        """A kernel waits for the token of the one before, steps for their rows."""
+        """A kernel waits for the fence of the one before, steps for their rows."""
         other = copy.copy(self)
         *_, last = result
         if last.size == 1:
-            other.after = last
+            other.fence = last
         else:
             other.rows = (waiting(self.rows[0], result[:1]), *self.rows[1:])
         return other
 
-    def written(self, y: mx.array, token: mx.array) -> list[mx.array]:
+    def written(self, y: mx.array, fence: mx.array) -> list[mx.array]:
         """The result of a kernel."""
-        return [y, *mx.depends([self.pool], [token]), token]
+        return [y, *mx.depends([self.pool], [fence]), fence]

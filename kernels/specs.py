@@ -16,6 +16,7 @@ from quire.kernels.rotate_and_decode_spec import ROTATE_AND_DECODE
 from quire.kernels.rotate_spec import ROTATE_AND_WRITE
 from quire.kernels.sampling_spec import SAMPLE
 from quire.kernels.shared_context_spec import SHARED_CONTEXT
+from quire.kernels.ssm_scan_spec import SSM_SCAN
 from quire.kernels.take_rows_spec import TAKE_ROWS
 
 SPECS: tuple[AnySpec, ...] = (
@@ -34,6 +35,7 @@ SPECS: tuple[AnySpec, ...] = (
     QUANTIZED_MATMUL,
     CONV_WINDOW,
     DELTA_RULE,
+    SSM_SCAN,
     SAMPLE,
 )
 

@@ -2,7 +2,7 @@
 // channels, either of the first K - 1 rows of a sequence, which see its old tail, and of all its
 // new tails; or of TILE rows, as far as they see only rows of this step. So nobody reads a tail
 // that another thread writes. The pool is an input, so MLX believes it is only read: whoever uses
-// it next takes `token` as an input.
+// it next takes `new_fence` as an input.
 
 constexpr int VEC = 16 / sizeof(T);
 constexpr int KEPT = K - 1;
@@ -11,7 +11,7 @@ typedef quire::Window<T, K> Window;
 const int place = int(threadgroup_position_in_grid.x) * THREADS + int(thread_index_in_threadgroup);
 const int num_segments = int(sources_shape[0]);
 const int index = int(threadgroup_position_in_grid.y);
-if (index == 0 && place == 0) token[0] = 1;
+if (index == 0 && place == 0) new_fence[0] = 1;
 if (place >= PACKS) return;
 
 float weights[K * VEC], biases[VEC];

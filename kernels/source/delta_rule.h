@@ -1,7 +1,7 @@
 // The gated delta rule over segments of rows, row after row, with the states in registers.
 // LANES lanes have one row of a state, which knows nothing of its other rows; a simdgroup has
 // 32 / LANES of them. Threadgroups: parts of a head's value rows, heads, segments. The pool is an
-// input, so MLX believes it is only read: whoever uses it next takes `token` as an input.
+// input, so MLX believes it is only read: whoever uses it next takes `new_fence` as an input.
 
 constexpr int ROWS = 32 / LANES;
 constexpr int SHARE = VALUE_HEADS / KEY_HEADS;
@@ -15,7 +15,7 @@ const int part = int(threadgroup_position_in_grid.x) * SIMDGROUPS +
 const int head = int(threadgroup_position_in_grid.y);
 const int num_segments = int(sources_shape[0]);
 int segment = int(threadgroup_position_in_grid.z);
-if (segment == 0 && head == 0 && part == 0 && thread_index_in_simdgroup == 0) token[0] = 1;
+if (segment == 0 && head == 0 && part == 0 && thread_index_in_simdgroup == 0) new_fence[0] = 1;
 if (part >= VALUE_DIM / ROWS) return;
 const int place = part * ROWS + int(thread_index_in_simdgroup) / LANES;
 

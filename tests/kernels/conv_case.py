@@ -58,16 +58,16 @@ class ConvCase:
         return y, tails
 
     def run(self) -> tuple[mx.array, mx.array, mx.array]:
-        """What the kernel makes of :meth:`problem`: y, its token and the pool."""
+        """What the kernel makes of :meth:`problem`: y, its fence and the pool."""
         x, conv, pool = self.problem()
-        y, token = conv_window(x, conv, pool, self.layout.segments(), mx.array([1]))
-        return y, token, pool
+        y, fence = conv_window(x, conv, pool, self.layout.segments(), mx.array([1]))
+        return y, fence, pool
 
     def check(self) -> None:
         x, conv, before = self.problem()
         y, tails = self.expected(x, conv, before)
-        found, token, pool = self.run()
-        assert token.tolist() == [1]
+        found, fence, pool = self.run()
+        assert fence.tolist() == [1]
         check_rows(found, y)
         check_states(pool, before, tails, atol=0.0)
 

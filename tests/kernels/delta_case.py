@@ -66,16 +66,16 @@ class DeltaCase:
         return y, states
 
     def run(self) -> tuple[mx.array, mx.array, mx.array]:
-        """What the kernel makes of :meth:`problem`: y, its token and the pool."""
+        """What the kernel makes of :meth:`problem`: y, its fence and the pool."""
         rows, pool = self.problem()
-        y, token = delta_rule(rows, pool, self.layout.segments(), mx.array([1]), self.settings)
-        return y, token, pool
+        y, fence = delta_rule(rows, pool, self.layout.segments(), mx.array([1]), self.settings)
+        return y, fence, pool
 
     def check(self) -> None:
         rows, before = self.problem()
         y, states = self.expected(rows, before)
-        found, token, pool = self.run()
-        assert token.tolist() == [1]
+        found, fence, pool = self.run()
+        assert fence.tolist() == [1]
         tolerance = 2e-6 if self.dtype == mx.float32 else float(mx.finfo(self.dtype).eps)
         np.testing.assert_allclose(
             found.astype(mx.float32), y.astype(mx.float32), rtol=tolerance, atol=tolerance

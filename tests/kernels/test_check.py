@@ -86,6 +86,7 @@ BROKEN = {
     "swiglu": ("fused", "exp2(-gate[e]", "exp2(gate[e]"),
     "conv_window": ("in_place", "row < begin + KEPT", "row < begin + KEPT - 1"),
     "delta_rule": ("in_place", "* beta_row", ""),
+    "ssm_scan": ("in_place", "state[i] * decay", "state[i]"),
 }
 
 

@@ -42,11 +42,11 @@ def test_whoever_computes_it() -> None:
     case = ConvCase(Layout((1, 1, 6)))
     x, conv, pool = case.problem()
     y, tails = case.expected(x, conv, pool)
-    before, after = mx.array(pool), mx.array([1])
+    before, fence = mx.array(pool), mx.array([1])
     for device in ("metal", "cpu"):
         pool = mx.array(np.array(before))
         with simulated_kernels(orders=1), selecting(Selector(device, None)):
-            found, token = apply_convolution(x, conv, pool, case.layout.segments(), after)
-        assert (token is after) == (device == "cpu")
+            found, new_fence = apply_convolution(x, conv, pool, case.layout.segments(), fence)
+        assert (new_fence is fence) == (device == "cpu")
         check_rows(found, y)
         check_states(pool, before, tails, atol=0.0, keeps_empty=False)

@@ -99,11 +99,11 @@ def test_whoever_computes_it() -> None:
     case = DeltaCase(Layout((1, 1, 6)))
     rows, pool = case.problem()
     y, states = case.expected(rows, pool)
-    before, after = mx.array(pool), mx.array([1])
+    before, fence = mx.array(pool), mx.array([1])
     for device in ("metal", "cpu"):
         pool = mx.array(np.array(before))
         with simulated_kernels(orders=1), selecting(Selector(device, None)):
-            found, token = apply_delta_rule(rows, pool, case.layout.segments(), after)
-        assert (token is after) == (device == "cpu")
+            found, new_fence = apply_delta_rule(rows, pool, case.layout.segments(), fence)
+        assert (new_fence is fence) == (device == "cpu")
         np.testing.assert_allclose(found, y, rtol=0, atol=3e-6)
         check_states(pool, before, states, atol=1e-5, keeps_empty=False)

@@ -9,6 +9,7 @@ from conv_case import ConvCase
 from delta_case import DeltaCase
 from metal_sim import KernelFault, Mutation, build_all, changed, collected_texts, simulated_kernels
 from recurrent_case import COPIES, CUT, IN_PLACE, MIXED
+from ssm_case import SsmCase
 
 
 @dataclass(frozen=True)
@@ -16,18 +17,23 @@ class Mutant:
     name: str
     kernel: str
     mutate: Mutation
-    case: DeltaCase | ConvCase
+    case: DeltaCase | ConvCase | SsmCase
 
 
 DELTA = DeltaCase(MIXED)
 DELTA_CUT = DeltaCase(CUT)
 VECTOR = DeltaCase(MIXED, vector=True)
 CONV = ConvCase(MIXED)
+SSM = SsmCase(MIXED)
 CONV_CUT = ConvCase(CUT)
 
 
 def delta(name: str, old: str, new: str, case: DeltaCase = DELTA) -> Mutant:
     return Mutant(f"delta rule: {name}", "delta_rule", changed(old, new), case)
+
+
+def ssm(name: str, old: str, new: str, case: SsmCase = SSM) -> Mutant:
+    return Mutant(f"ssm: {name}", "ssm_scan", changed(old, new), case)
 
 
 def conv(name: str, old: str, new: str, case: ConvCase = CONV) -> Mutant:
@@ -53,6 +59,15 @@ MUTANTS = [
     delta("padding is not filled", "row < int(q_shape[0])", "row < 0"),
     delta("an empty segment keeps nothing", "if (target > 0)", "if (target > 0 && end > first)",
           DeltaCase(COPIES)),
+    ssm("states do not fade", "state[i] * decay", "state[i]"),
+    ssm("the step is left out", "value * step", "value"),
+    ssm("nothing goes around the state", "+ around * value", ""),
+    ssm("groups in turns", "head / SHARE", "head % GROUPS"),
+    ssm("a sequence that begins takes slot 0", "if (source > 0)", "if (source >= 0)"),
+    ssm("segments that go on start too", "if (source < 0) return;", "", SsmCase(CUT)),
+    ssm("states go back to where they came from", "targets[segment]", "sources[segment]"),
+    ssm("the last row is left out", "row + 1 < end", "row + 2 < end"),
+    ssm("padding is not filled", "row < int(x_shape[0])", "row < 0"),
     conv("the window is one row off", "size_t(row - KEPT + i)", "size_t(row - K + i)"),
     conv("first rows see another slot's tail", "size_t(source) * KEPT + i",
          "size_t(source ^ 1) * KEPT + i"),

@@ -1,0 +1,103 @@
+"""Mamba-2's recurrence over rows of many sequences.
+
+For each head, with a state S of (head_dim, state_dim), a row computes
+
+    S = S * exp(-exp(a_log) * dt) + outer(dt * x, b);  y = S c + d * x
+
+(Dao and Gu, 2024, https://arxiv.org/abs/2405.21060).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from quire.kernels.delta_rule import share_lanes
+from quire.kernels.gpu_kernel import GpuKernel
+from quire.kernels.segments import Segments, update_states
+from quire.kernels.ssm_steps import SsmLayer, SsmRows, many_rows, one_row
+
+_kernel = GpuKernel(
+    "ssm_scan",
+    inputs=("x", "b", "c", "dt", "a_log", "d", "pool", "starts", "sources", "targets", "fence"),
+    outputs=("y", "new_fence"),
+    headers=("states",),
+)
+
+
+class SsmSettings(NamedTuple):
+    """What may be tuned; results differ by rounding only. 0 is for: by the shape."""
+
+    lanes: int = 0  # that share a row of the state, of LANES
+    simdgroups: int = 4  # of a threadgroup
+
+
+def ssm_scan(
+    rows: SsmRows,
+    layer: SsmLayer,
+    pool: mx.array,
+    segments: Segments,
+    fence: mx.array,
+    settings: SsmSettings | None = None,
+) -> tuple[mx.array, mx.array]:
+    """All rows of a step by one kernel, which reads and writes the states where they are.
+
+    What was said of order in :func:`quire.kernels.delta_rule.delta_rule` holds here.
+
+    Args:
+        pool: (slots, heads, head_dim, state_dim) float32
+        fence: an output of the step before, or of whoever used the pool last.
+
+    Returns:
+        y (T, heads, head_dim) in the dtype of x, and the fence of this write, (1,) int32.
+    """
+    settings = settings or SsmSettings()
+    dtype, num_rows = rows.x.dtype, rows.x.shape[0]
+    heads, head_dim, state_dim = pool.shape[1:]
+    lanes = share_lanes(state_dim, dtype, settings.lanes)
+    in_threadgroup = settings.simdgroups * 32 // lanes
+    y, new_fence = _kernel(
+        [
+            rows.x,
+            rows.b.astype(dtype),
+            rows.c.astype(dtype),
+            rows.dt.astype(mx.float32),
+            layer.a_log,
+            layer.d,
+            pool,
+            segments.starts,
+            segments.sources,
+            segments.targets,
+            fence,
+        ],
+        template={
+            "T": dtype,
+            "STATE_DIM": state_dim,
+            "HEAD_DIM": head_dim,
+            "GROUPS": rows.b.shape[1],
+            "HEADS": heads,
+            "LANES": lanes,
+            "SIMDGROUPS": settings.simdgroups,
+        },
+        groups=(-(-head_dim // in_threadgroup), heads, segments.sources.shape[0]),
+        threads=32 * settings.simdgroups,
+        output_shapes=[(num_rows, heads, head_dim), (1,)],
+        output_dtypes=[dtype, mx.int32],
+    )
+    return y, new_fence
+
+
+def ssm_scan_steps(rows: SsmRows, layer: SsmLayer, pool: mx.array, segments: Segments) -> mx.array:
+    """The same y by MLX's operations, on any device; ``pool`` holds the new states afterwards.
+
+    MLX writes in place if nothing else refers to the array of ``pool``, and copies all of it
+    otherwise: callers keep no second reference.
+    """
+    return update_states(
+        pool,
+        segments,
+        rows,
+        lambda each, states: one_row(SsmRows(*each), layer, states),
+        lambda each, state: many_rows(SsmRows(*each), layer, state),
+    )
