@@ -52,8 +52,8 @@ class KernelPages:
             clustered = decodes.clustered()
             if clustered is not decodes and self._share(clustered):
                 decodes = clustered
-        together = not decodes.clusters.any() and self._takes_all(batch)
-        num_decode_rows = count if together or not count else pad_size(count)
+        as_chunks = not decodes.clusters.any() and self._fuses_decodes(batch)
+        num_decode_rows = count if as_chunks or not count else pad_size(count)
         num_rows = num_decode_rows + batch.num_tokens - count
         if batch.num_tokens > count:
             num_rows = round_rows(num_rows)
@@ -63,7 +63,7 @@ class KernelPages:
             self._block_size,
             num_decode_rows=num_decode_rows,
             num_rows=num_rows,
-            decodes_as_chunks=together,
+            decodes_as_chunks=as_chunks,
         )
 
     def padded_sizes(self, max_decodes: int, max_rows: int) -> PaddedSizes:
@@ -75,7 +75,7 @@ class KernelPages:
     def plan(self, rows: Rows) -> dict[Heads, AttentionPlan]:
         if rows.decodes_as_chunks:
             chunks = rows.with_decodes_as_chunks()
-            return {heads: self._plan_together(rows, chunks, heads) for heads in self._kinds}
+            return {heads: self._plan_fused(rows, chunks, heads) for heads in self._kinds}
         tables, runs = None, []
         if len(rows.decodes):
             tables = _widen(rows.decodes.tables, rows.num_decode_rows)
@@ -117,7 +117,7 @@ class KernelPages:
 
     # ---- prompt chunks
 
-    def _takes_all(self, batch: StepBatch) -> bool:
+    def _fuses_decodes(self, batch: StepBatch) -> bool:
         """Whether one launch of the kernel for prompts takes all rows of a layer, decodes too."""
         decodes, prompts = batch.chunks[: batch.num_decodes], batch.chunks[batch.num_decodes :]
         if not prompts:
@@ -138,7 +138,7 @@ class KernelPages:
                 return False
         return True
 
-    def _plan_together(self, rows: Rows, chunks: list[PromptChunk], heads: Heads) -> AttentionPlan:
+    def _plan_fused(self, rows: Rows, chunks: list[PromptChunk], heads: Heads) -> AttentionPlan:
         tiles = plan_tiles(chunks, heads, rows.num_padding_rows)
         return AttentionPlan(None, None, PromptPlan(tiles, [], [], None))
 
