@@ -136,7 +136,7 @@ class PagedModel:
         Then nothing that a step's graph refers to is ever replaced: the graph may be built while
         the step before runs, compiled, and replayed.
         """
-        return self._mlx is None and self.states is None
+        return self._mlx is None and (self.states is None or self.states.in_place)
 
     def fits_kernels(self, layer: PagedLayer, block_size: int) -> bool:
         """Whether the GPU kernels can serve a layer, as the probe showed it."""

@@ -22,7 +22,7 @@ from quire.engine.attention.mlx_pages import MlxPages
 from quire.engine.errors import UnsupportedModel
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.seam import CannotPage, CurrentStep, FinalNorm, PagedLayer, install
-from quire.engine.recurrent.plan import StatePlan
+from quire.engine.recurrent.plan import probe_plan
 from quire.engine.recurrent.states import RecurrentStates, are_recurrent
 from quire.kernels.ragged import DecodeGroup, RaggedBatch
 from quire.kernels.tree import to_device
@@ -106,15 +106,9 @@ def _probe_step() -> StepInputs:
             logits_rows=None,
             plans=Plans(
                 mlx=RaggedBatch(groups, []),
-                states=StatePlan(
-                    sources=np.zeros(2, np.int32),
-                    ends=None,
-                    targets=np.array([1, 2], np.int32),
-                    windows={},
-                    pieces=(),
-                    num_decode_rows=2,
-                ),
+                states=probe_plan(),
             ),
+            fence=mx.zeros((1,), mx.int32),
         )
     )
 

@@ -9,7 +9,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import baichuan_m1, jamba, mamba, recurrent_gemma, rwkv7
 
-from quire.engine.recurrent.layer import StateHandle, Stored, previous_rows, scan
+from quire.engine.recurrent.layer import StateHandle, Stored
+from quire.engine.recurrent.scan import previous_rows, scan
 
 Method = Callable[..., Any]
 
@@ -96,7 +97,7 @@ def _gated_unit(original: Method) -> Method:
             outputs = mx.where(begins[..., None], first_outputs, outputs)
             return outputs, mx.where(begins, first_behind, behind)
 
-        return scan(recurrence, cache, [x, cache.layer.positions[:, None]])
+        return scan(recurrence, cache, [x, cache.positions[:, None]])
 
     return update
 

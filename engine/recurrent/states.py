@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,9 +11,10 @@ from mlx_lm.models.cache import ArraysCache
 from quire.cache.states import LayerStates, StateShape
 from quire.engine.attention.rows import Rows
 from quire.engine.model.seam import CurrentStep
+from quire.engine.recurrent.convolution import adapt_convolutions
 from quire.engine.recurrent.families import adapt_model
-from quire.engine.recurrent.layer import StateLayer
-from quire.engine.recurrent.plan import StatePlan, plan_states
+from quire.engine.recurrent.layer import StateItem, StateLayer
+from quire.engine.recurrent.plan import PlanOptions, StatePlan, plan_states
 from quire.engine.recurrent.seam import install
 
 
@@ -23,6 +24,7 @@ class RecurrentStates:
     def __init__(self, model: nn.Module, step: CurrentStep) -> None:
         """``step`` is whose inputs the layers look at."""
         install()
+        adapt_convolutions(model)
         adapt_model(model)
         self._step = step
         self._layers: list[StateLayer] = []
@@ -35,22 +37,42 @@ class RecurrentStates:
 
     @property
     def bytes_per_slot(self) -> int:
-        return sum(item.nbytes for layer in self._layers for item in layer.shapes)
+        return sum(item.shape.nbytes for item in self._items)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether kernels write all states."""
+        return all(item.in_place for item in self._items)
 
     def allocate(self, num_slots: int) -> None:
         for layer in self._layers:
             layer.states = None  # the old ones, before there are new ones
-            layer.states = LayerStates(layer.shapes, num_slots)
+            layer.states = LayerStates([item.shape for item in layer.items], num_slots)
 
     def plan(self, rows: Rows) -> StatePlan:
         """How the layers see a step; any thread may ask."""
-        return plan_states(rows, {n for layer in self._layers for n in layer.window_sizes})
+        others = [item for item in self._items if item.in_place is None]
+        sizes = {item.window_size for item in others if item.window_size is not None}
+        return plan_states(rows, PlanOptions(self.in_place, bool(others), sizes))
 
     def stored_with(self, logits: mx.array) -> mx.array:
-        """``logits``, which are computed only once the step has stored its states."""
-        arrays = [array for layer in self._layers for array in layer.arrays]
+        """``logits``, which are computed only once MLX has stored the step's states."""
+        arrays = [
+            array
+            for layer in self._layers
+            if layer.states is not None
+            for item, array in zip(layer.items, layer.states.arrays, strict=True)
+            if not item.in_place
+        ]
+        if not arrays:
+            return logits
         outputs: list[mx.array] = mx.depends([logits], arrays)
         return outputs[0]
+
+    @property
+    def _items(self) -> Iterator[StateItem]:
+        for layer in self._layers:
+            yield from layer.items
 
 
 def are_recurrent(caches: Iterable[object]) -> bool:

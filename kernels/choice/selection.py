@@ -146,7 +146,9 @@ class Selector:
         if timing is None:
             return choice
         variant = spec.variant(timing.variant)
-        if variant not in self.usable(spec, bucket, dtype):
+        # A pool of states is written one way, for all steps: in place where that can be.
+        is_other = spec.group is Group.STATES and variant is not choice.variant
+        if is_other or variant not in self.usable(spec, bucket, dtype):
             return choice
         why = choice.why if choice.why is Why.GAP else Why.TUNED
         return Choice(variant, dict(timing.settings), why)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,25 +14,35 @@ from model_zoo_traffic import compare_with_reference
 from quire.cache.state_pool import EMPTY_SLOT
 from quire.cache.state_table import StateTable
 from quire.engine.model.paged_model import PagedModel
-from quire.engine.recurrent import plan, seam, states
-from quire.engine.recurrent.layer import StateHandle
+from quire.engine.recurrent import convolution, plan, seam, states
 from quire.engine.recurrent.plan import StatePlan
+from quire.kernels.conv_window import Convolution
+from quire.kernels.delta_steps import DeltaRows
 
 BLOCK_SIZE = 16
 
 pytestmark = pytest.mark.models
 
 
-def change_plan(change: Callable[[StatePlan], StatePlan]) -> Callable[..., StatePlan]:
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+def change_sources(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
+    """Let layers read the states of other slots than those that the step names."""
     original = states.plan_states
 
     def changed(*args: Any) -> StatePlan:
-        return change(original(*args))
+        found = original(*args)
+        segments = replace(found.segments, sources=change(found.segments.sources))
+        rows = found.rows
+        if rows is not None:
+            rows = replace(rows, sources=change(rows.sources))
+        return StatePlan(segments, rows)
 
-    return changed
+    monkeypatch.setattr(states, "plan_states", changed)
 
 
-@pytest.mark.parametrize("name", ["lfm2", "qwen3_next", "longcat_flash_ngram"])
+@pytest.mark.parametrize("name", ["longcat_flash_ngram", "rwkv7", "baichuan_m1"])
 def test_a_window_that_looks_one_row_further_back_is_noticed(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,10 +55,29 @@ def test_a_window_that_looks_one_row_further_back_is_noticed(
     assert compare_with_reference(name).mismatches
 
 
+@pytest.mark.parametrize("name", ["lfm2", "qwen3_next"])
+def test_a_convolution_that_looks_one_row_further_back_is_noticed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = convolution.apply_convolution
+
+    def further_back(x: mx.array, conv: Convolution, *args: Any) -> Any:
+        weight = mx.roll(conv.weight, -1, axis=1)
+        return original(x, conv._replace(weight=weight), *args)
+
+    monkeypatch.setattr(convolution, "apply_convolution", further_back)
+    assert compare_with_reference(name).mismatches
+
+
 @pytest.mark.parametrize("name", ["lfm2", "nemotron_h", "bailing_moe_linear"])
 def test_exchanged_states_are_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    exchanged = change_plan(lambda found: replace(found, sources=found.sources[::-1].copy()))
-    monkeypatch.setattr(states, "plan_states", exchanged)
+    def exchange(sources: np.ndarray) -> np.ndarray:
+        kept = np.flatnonzero(sources > EMPTY_SLOT)
+        exchanged = sources.copy()
+        exchanged[kept] = sources[kept[::-1]]
+        return exchanged
+
+    change_sources(monkeypatch, exchange)
     assert compare_with_reference(name).mismatches
 
 
@@ -56,8 +85,7 @@ def test_exchanged_states_are_noticed(name: str, monkeypatch: pytest.MonkeyPatch
 def test_a_state_that_is_not_carried_on_is_noticed(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    empty = change_plan(lambda p: replace(p, sources=np.full_like(p.sources, EMPTY_SLOT)))
-    monkeypatch.setattr(states, "plan_states", empty)
+    change_sources(monkeypatch, lambda sources: np.minimum(sources, EMPTY_SLOT))
     assert compare_with_reference(name).mismatches
 
 
@@ -65,13 +93,12 @@ def test_a_state_that_is_not_carried_on_is_noticed(
 def test_a_delta_rule_without_its_gate_is_noticed(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = seam.scan
+    original = seam.apply_delta_rule
 
-    def without_gate(function: Any, handle: StateHandle, rows: Sequence[mx.array]) -> Any:
-        q, k, v, gate, beta = rows
-        return original(function, handle, [q, k, v, mx.ones_like(gate), beta])
+    def without_gate(rows: DeltaRows, *args: Any) -> Any:
+        return original(rows._replace(g=mx.ones_like(rows.g)), *args)
 
-    monkeypatch.setattr(seam, "scan", without_gate)
+    monkeypatch.setattr(seam, "apply_delta_rule", without_gate)
     assert compare_with_reference(name).mismatches
 
 
