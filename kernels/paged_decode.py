@@ -19,6 +19,8 @@ from quire.kernels.rotate import HeadNorms, ProjectedRows, Rotary
 # Query heads that share each load of a key; more than these take another threadgroup. A lane of an
 # Apple GPU has 128 registers, which queries and sums of more heads would not leave room in.
 _MAX_GROUP, _MAX_GROUP_ON_METAL = 8, 4
+# Of wider heads a lane has twice as many values: half as many heads, and fewer loads under way.
+_WIDE = 256
 _MERGE_SIMDGROUPS = 8
 _decode = GpuKernel(
     "paged_decode",
@@ -172,7 +174,8 @@ def _attend(
     (kv_heads, block_size, key_dim), value_dim = pages.keys.shape[1:], pages.values.shape[3]
     heads, dtype = rows.heads, rows.array.dtype
     per_kv = heads // kv_heads
-    tiles = -(-per_kv // (_MAX_GROUP_ON_METAL if mx.metal.is_available() else _MAX_GROUP))
+    max_group, max_loads = _limits((key_dim, value_dim), dtype)
+    tiles = -(-per_kv // max_group)
     num_rows, num_items = block_tables.shape[0], plan.items.shape[0]
     direct = plan.first_items is None
     template: dict[str, TemplateValue] = {
@@ -185,7 +188,7 @@ def _attend(
         "GROUP": -(-per_kv // tiles),
         "BLOCK_SIZE": block_size,
         "SIMDGROUPS": plan.simdgroups,
-        "UNROLL_KEYS": min(plan.unroll_keys, _lanes((key_dim, value_dim), dtype)),
+        "UNROLL_KEYS": min(plan.unroll_keys, _lanes((key_dim, value_dim), dtype), max_loads),
         "DIRECT": direct,
         "HAS_SINKS": scoring.sinks is not None,
         "SCALE": float_bits(scoring.scale),
@@ -253,6 +256,15 @@ def merge_items(
         output_dtypes=[dtype],
     )
     return merged
+
+
+def _limits(head_dims: tuple[int, int], dtype: mx.Dtype) -> tuple[int, int]:
+    """Query heads of a threadgroup, and loads of keys under way in a lane, for its registers."""
+    on_metal = mx.metal.is_available()
+    group = _MAX_GROUP_ON_METAL if on_metal else _MAX_GROUP
+    if max(head_dims) <= _WIDE:
+        return group, 32
+    return group // 2, (4 if on_metal else 8) // dtype.size
 
 
 def _lanes(head_dims: tuple[int, int], dtype: mx.Dtype) -> int:

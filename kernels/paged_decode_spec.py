@@ -11,8 +11,8 @@ import numpy as np
 
 from quire.kernels.attention_problem import (
     BY_SDPA,
+    DECODE_LIMITS,
     NO_SOFTCAP,
-    PAGED_LIMITS,
     PagedProblem,
     Pages,
     fits_memory,
@@ -141,7 +141,7 @@ PAGED_DECODE = Spec(
     variants={
         DecodeVariant.PAGED_KERNEL: Variant(
             _in_pages,
-            limits=PAGED_LIMITS,
+            limits=DECODE_LIMITS,
             fits=fits_decode,
             settings={
                 "simdgroups": (2, 4, 8),
@@ -163,6 +163,7 @@ PAGED_DECODE = Spec(
         DecodeShape(3, 90, 14, 2, 96, 96, 32, sinks=True),
         DecodeShape(2, 50, 16, 1, 192, 128, 16),
         DecodeShape(2, 40, 4, 2, 256, 256, 16, softcap=True),
+        DecodeShape(2, 60, 10, 2, 512, 512, 16),
     ),
     surveyed={
         **surveyed_shapes(_COMMON),

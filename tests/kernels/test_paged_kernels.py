@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest import mock
 
+import mlx.core as mx
 import pytest
 from decode_case import BF16, F16, F32, DecodeCase
 from metal_sim import compiled_ahead, simulated_kernels
@@ -41,6 +43,9 @@ DECODES = [
         (F32, (256, 256), 4, 16, 2, 2, False, True, 2.0),
         (F16, (256, 256), 16, 8, 8, 4, True, False, None),
         (BF16, (256, 256), 16, 32, 4, 8, True, False, None),
+        (F32, (512, 512), 3, 8, 4, 8, True, True, None),
+        (F16, (512, 512), 8, 16, 2, 2, False, False, 2.0),
+        (BF16, (512, 512), 5, 32, 8, 4, False, True, None),
     ]
 ]
 
@@ -53,6 +58,15 @@ def test_decode(case: DecodeCase) -> None:
         # contexts into items that begin anywhere.
         windowed = replace(case, window=21, split=13, lengths=(0, 5, 21, 22, 50), seed=1)
         windowed.check()
+
+
+WIDE = [case for case in DECODES if case.dims == (512, 512)]
+
+
+@pytest.mark.parametrize("case", WIDE, ids=str)
+def test_decode_with_as_few_heads_as_on_metal(case: DecodeCase) -> None:
+    with mock.patch.object(mx.metal, "is_available", return_value=True), simulated_kernels():
+        replace(case, lengths=(0, 5, 50)).check()
 
 
 @pytest.mark.parametrize("window", [1, 7, 8, 9, 64])
@@ -80,6 +94,7 @@ WRITES = [
     WriteCase(F16, 16, (1, 80), (1, 80), 33),
     WriteCase(BF16, 32, (3, 192), (3, 128), 9),
     WriteCase(BF16, 8, (1, 64), (4, 32), 20),
+    WriteCase(BF16, 16, (2, 512), (2, 512), 5),
 ]
 
 
@@ -94,5 +109,8 @@ def _compiled() -> None:
     with compiled_ahead():
         for decode in DECODES:
             decode.run()
+        with mock.patch.object(mx.metal, "is_available", return_value=True):
+            for decode in WIDE:
+                decode.run()
         for write in WRITES:
             write.run()

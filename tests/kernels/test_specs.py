@@ -112,7 +112,7 @@ def test_limits() -> None:
 
 def test_the_decode_kernel_takes_what_its_specification_promises() -> None:
     kernel = PAGED_DECODE.variants[DecodeVariant.PAGED_KERNEL]
-    dims = (16, 32, 40, 64, 72, 80, 96, 112, 128, 192, 256, 320)
+    dims = (16, 32, 40, 64, 72, 80, 96, 112, 128, 192, 256, 320, 512, 576)
     taken = 0
     for key_dim, value_dim, block_size, dtype in product(dims, dims, (4, 8, 16, 32, 64), DTYPES):
         shape = DecodeShape(1, 64, 8, 2, key_dim, value_dim, block_size)
@@ -121,7 +121,7 @@ def test_the_decode_kernel_takes_what_its_specification_promises() -> None:
             # Packs of 16 bytes, in at most 32 lanes, and no load of keys from two blocks.
             kind: mx.Dtype = getattr(mx, dtype)
             assert key_dim * kind.size % 16 == value_dim * kind.size % 16 == 0
-            assert max(key_dim, value_dim) <= 256
+            assert max(key_dim, value_dim) <= 512
             assert fits_lanes((key_dim, value_dim), kind, block_size)
     assert taken > 800
     assert kernel.settings.keys() <= set(DecodeSettings._fields)
