@@ -140,13 +140,21 @@ class PagedModel:
 
     def fits_kernels(self, layer: PagedLayer, block_size: int) -> bool:
         """Whether the GPU kernels can serve a layer, as the probe showed it."""
-        return (
-            on_gpu()
-            and self.allow_kernels
-            and layer.shape is not None
-            and layer.shape.fits_kernels(block_size)
-            and all(use.is_plain for use in layer.uses)
-        )
+        return not self.why_no_kernels(layer, block_size)
+
+    def why_no_kernels(self, layer: PagedLayer, block_size: int) -> str:
+        """Why the GPU kernels cannot serve a layer, in a few words; empty if they can."""
+        if not on_gpu():
+            return "MLX computes on the CPU"
+        if not self.allow_kernels:
+            return "a kernel for pages was found wrong on this machine"
+        if layer.shape is None:
+            return "it stores nothing"
+        if not layer.shape.fits_kernels(block_size):
+            return "no kernel takes heads of these sizes and types"
+        if not all(use.is_plain for use in layer.uses):
+            return "its keys are not all that it computes scores from (MLA)"
+        return ""
 
     def allocate(self, num_blocks: int, block_size: int, num_state_slots: int = 0) -> None:
         """Give every layer its pages or states, in the shapes the probe showed."""
@@ -154,7 +162,7 @@ class PagedModel:
         if self.states is not None:
             self.states.allocate(num_state_slots)
         by_kernels = [layer for layer in self.layers if self.fits_kernels(layer, block_size)]
-        kinds = {heads: None for layer in by_kernels for heads in _heads(layer)}
+        kinds = {heads: None for layer in by_kernels for heads in layer_heads(layer)}
         self._kernels = KernelPages(list(kinds), block_size) if by_kernels else None
         others = [layer for layer in self.layers if layer not in by_kernels]
         windows = {use.window for layer in others for use in layer.uses}
@@ -170,7 +178,7 @@ class PagedModel:
         """Whether all blocks are standard; their weights are joined once."""
         if self._standard is None:
             part = standard_part(self.model)
-            heads = [_heads(layer) for layer in self.layers]
+            heads = [layer_heads(layer) for layer in self.layers]
             if part is not None and all(len(found) == 1 for found in heads):
                 self._standard = StandardForward(part, [found[0] for found in heads])
         return self._standard is not None
@@ -217,7 +225,8 @@ class PagedModel:
             yield layer.pages
 
 
-def _heads(layer: PagedLayer) -> list[Heads]:
+def layer_heads(layer: PagedLayer) -> list[Heads]:
+    """How attention is called on a layer, each way once."""
     shape = layer.shape
     assert shape is not None, "a layer that the probe has not seen"
     dims = shape.key_heads, shape.key_dim, shape.value_dim

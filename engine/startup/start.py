@@ -59,7 +59,7 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
     loaded = load_model(Path(config.model_path), device, budget.limit, progress)
     notes = list(notes)
     cache = open_cache()
-    paged = _page(loaded, device, cache, notes, progress)
+    paged = page_loaded(loaded, device, cache, notes, progress)
     engine_config = EngineConfig(
         num_blocks=0,
         block_size=config.block_size,
@@ -148,7 +148,7 @@ def _step_tokens(config: WorkerConfig, device: DeviceName) -> int:
     return tokens
 
 
-def _page(
+def page_loaded(
     loaded: LoadedModel,
     device: DeviceName,
     cache: KernelCache | None,

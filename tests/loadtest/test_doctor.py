@@ -15,6 +15,7 @@ import mlx.core as mx
 import pytest
 from metal_sim import simulated_kernels
 
+import quire.engine
 from quire.kernels.choice import check, selection
 from quire.kernels.choice.record import Record, Timing, Verdict, current_key, save_record
 from quire.kernels.choice.selection import Selector, selecting
@@ -22,6 +23,7 @@ from quire.kernels.paged_decode_spec import PAGED_DECODE, DecodeVariant
 from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION, PromptShape, PromptVariant
 from quire.kernels.specs import SPECS
 from quire.loadtest import doctor
+from quire.loadtest.doctor_model import ranges
 
 
 @pytest.fixture(autouse=True)
@@ -146,3 +148,20 @@ def test_a_device_that_is_not_there() -> None:
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.startswith("quire: error: device cuda is not available")
+
+
+def test_the_layers_of_a_model() -> None:
+    folder = Path(quire.engine.__path__[0]) / "demo" / "quire-demo"
+    result = quire_doctor("--kernels", "--model", str(folder))
+    assert result.returncode == 0, result.stderr
+    (line,) = (line for line in result.stdout.splitlines() if "4 heads over 2 of 64" in line)
+    assert "0-5" in line
+    assert "MLX computes on the CPU" in line
+    assert quire_doctor("--model", str(folder)).returncode == 2
+    missing = quire_doctor("--kernels", "--model", str(folder / "nowhere"))
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("quire: error: ")
+
+
+def test_ranges_of_layers() -> None:
+    assert ranges([0, 1, 2, 4, 6, 7]) == "0-2, 4, 6-7"

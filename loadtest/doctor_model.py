@@ -1,0 +1,70 @@
+"""``quire doctor --kernels --model``: what computes each layer of a model on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from quire.engine.memory.budget import DeviceName
+    from quire.engine.model.layer_report import LayerReport
+
+
+def show_layers(console: Console, device: DeviceName, folder: Path, block_size: int) -> None:
+    """Load a model as `quire serve` does, and print what would run.
+
+    Raises:
+        EngineError: the model cannot be served; the message says why.
+    """
+    from rich.console import Console
+
+    import quire.engine.startup.start as startup
+    from quire.engine.memory.budget import Budget
+    from quire.engine.memory.limits import limit_loading
+    from quire.engine.memory.machine import usable_memory
+    from quire.engine.model.layer_report import report_layers
+    from quire.engine.startup.loader import load_model
+
+    budget = Budget(device, usable_memory(device), None)
+    limit_loading(budget)
+    notes: list[str] = []
+    with Console(stderr=True, highlight=False).status("loading") as status:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            status.update(stage)
+
+        loaded = load_model(folder, device, budget.limit, progress)
+        paged = startup.page_loaded(loaded, device, None, notes, progress)
+        paged.allocate(2, block_size)
+    title = f"{loaded.name} on {device}"
+    if paged.is_standard:
+        title += ", its blocks by a forward pass of our own"
+    _print_table(console, title, report_layers(paged, block_size))
+    for note in notes:
+        console.print(note, markup=False, soft_wrap=True)
+
+
+def _print_table(console: Console, title: str, reports: Sequence[LayerReport]) -> None:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in ("layers", "attention", "decodes", "prompts", "pages"):
+        table.add_column(column, overflow="fold")
+    for report in reports:
+        pages = f"by MLX: {report.reason}" if report.reason else "in place, by kernels"
+        table.add_row(ranges(report.layers), report.heads, report.decodes, report.prompts, pages)
+    console.print(table)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers, those that follow each other as one: "0-4, 6"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)

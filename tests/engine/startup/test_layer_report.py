@@ -1,0 +1,60 @@
+"""Which layers of a model kernels serve, and the reasons for the others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+from model_zoo import build
+
+from quire.engine.model.layer_report import LayerReport, report_layers
+from quire.engine.model.paged_model import PagedModel
+from quire.engine.model.paging import page_model
+from quire.kernels.choice.selection import Selector, selecting
+
+
+def on_a_mac(paged: PagedModel) -> list[LayerReport]:
+    """Where nothing has been tuned."""
+    on_gpu = mock.patch("quire.engine.model.paged_model.on_gpu", return_value=True)
+    with on_gpu, selecting(Selector("metal", None)):
+        return report_layers(paged, 16)
+
+
+def test_layers_alike_are_one_line() -> None:
+    (report,) = on_a_mac(page_model(build("qwen3", 0), "qwen3"))
+    assert report.decodes == "paged_kernel"
+    assert report.prompts == "sdpa_per_chunk"
+    assert not report.reason
+    assert len(report.layers) > 1
+
+
+def test_windows_are_told_apart() -> None:
+    first, second = on_a_mac(page_model(build("gemma4_text", 0), "gemma4_text"))
+    assert ("window" in first.heads) != ("window" in second.heads)
+    assert not set(first.layers) & set(second.layers)
+    assert not first.reason
+    assert not second.reason
+
+
+@pytest.mark.parametrize("family", ["glm4_moe_lite", "deepseek_v3"])
+def test_latent_attention_has_its_reason(family: str) -> None:
+    for report in on_a_mac(page_model(build(family, 0), family)):
+        assert report.decodes == report.prompts == "MLX's operations"
+        assert report.reason
+
+
+def test_a_cpu_has_no_kernels() -> None:
+    (report,) = report_layers(page_model(build("qwen3", 0), "qwen3"), 16)
+    assert report.reason == "MLX computes on the CPU"
+
+
+def test_heads_have_their_largest_size() -> None:
+    """Those of Gemma 4's global layers still fit."""
+    paged = page_model(build("qwen3", 0), "qwen3")
+    for dim, reason in ((512, ""), (1024, "no kernel takes heads of these sizes and types")):
+        for layer in paged.layers:
+            assert layer.shape is not None
+            layer.shape = replace(layer.shape, key_dim=dim, value_dim=dim)
+        (report,) = on_a_mac(paged)
+        assert report.reason == reason
