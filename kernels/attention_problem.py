@@ -16,15 +16,14 @@ from quire.kernels.choice.problem import Float64Array, Problem, normal, to_float
 from quire.kernels.choice.sizes import AttentionSizes
 from quire.kernels.choice.spec import Limit, Settings
 from quire.kernels.heads import Heads, Scoring
-from quire.kernels.page_arrays import PageArrays
+from quire.kernels.page_arrays import ExtraScores, PageArrays
 
 _SOFTCAP = 30.0
 
-# Head sizes of keys and values found in models, the last two of latent attention.
+# Head sizes of keys and values found in models.
 _HEAD_DIMS = (
     *((dim, dim) for dim in (32, 40, 64, 80, 96, 112, 120, 128, 192, 256, 512)),
     (192, 128),
-    (576, 512),
 )
 # Of the kernels that read pages in packs of 16 bytes.
 PAGED_LIMITS: Mapping[str, Limit] = {
@@ -113,13 +112,22 @@ class Pages:
     ) -> None:
         """The first ``num_shared_blocks`` are the same for all sequences."""
         self.shape, self.lengths = shape, list(lengths)
-        random = mx.random.split(mx.random.key(seed), 4)
+        random = mx.random.split(mx.random.key(seed), 6)
         counts = -(-np.array(lengths) // shape.block_size) - num_shared_blocks
         num_blocks = 1 + num_shared_blocks + int(counts.sum())
         size = num_blocks, shape.kv_heads, shape.block_size
         self.keys = normal((*size, shape.key_dim), dtype, random[0])
         self.values = normal((*size, shape.value_dim), dtype, random[1])
         self.queries = normal((num_rows, shape.heads, 1, shape.key_dim), dtype, random[2])
+        self.extra: ExtraScores | None = None
+        if extra_dim := getattr(shape, "extra_dim", 0):
+            # The values are the first part of the keys.
+            self.values = self.keys
+            extra = normal((num_rows, shape.heads, 1, extra_dim), dtype, random[4])
+            self.extra = ExtraScores(
+                extra * extra_dim**-0.5, normal((*size, extra_dim), dtype, random[5])
+            )
+            mx.eval(*self.extra)
         blocks = 1 + np.random.default_rng(seed).permutation(num_blocks - 1)
         shared, own = np.split(blocks, [num_shared_blocks])
         self.tables = np.zeros((len(lengths), num_shared_blocks + int(counts.max())), np.int32)
@@ -150,7 +158,7 @@ class Pages:
 
     @property
     def scoring(self) -> Scoring:
-        return Scoring(self.scale, self.window, self.sinks)
+        return Scoring(self.scale, self.window, self.sinks, self.softcap)
 
     @property
     def heads(self) -> Heads:
@@ -186,6 +194,16 @@ class Pages:
         output = _sdpa(queries, keys, values, scale=self.scale, mask="causal")
         return [output.transpose(2, 1, 0, 3)]
 
+    def _extra_scores(self, sequence: int, rows: range, num_keys: int) -> Float64Array:
+        assert self.extra is not None, "pages without further keys"
+        queries, pages = to_float64(self.extra)
+        keys = pages[self.tables[sequence]].swapaxes(0, 1)
+        keys = keys.reshape(keys.shape[0], -1, keys.shape[-1])[:, :num_keys]
+        part = queries[rows.start : rows.stop]
+        part = part.reshape(len(rows), self.shape.kv_heads, -1, part.shape[-1])
+        found: Float64Array = np.einsum("rkgd,knd->rkgn", part, keys)
+        return found
+
     def context(self, sequence: int) -> Iterator[Float64Array]:
         """A sequence's keys and values, (kv_heads, length, dim)."""
         for pages in to_float64([self.keys, self.values]):
@@ -207,6 +225,8 @@ class Pages:
         shape = self.shape
         grouped = queries.reshape(len(rows), shape.kv_heads, -1, shape.key_dim)
         scores = np.einsum("rkgd,knd->rkgn", grouped, keys) * self.scale
+        if self.extra is not None:
+            scores += self._extra_scores(sequence, rows, keys.shape[1])
         if self.softcap is not None:
             scores = self.softcap * np.tanh(scores / self.softcap)
         at, key_positions = np.array(positions)[:, None], np.arange(keys.shape[1])[None]

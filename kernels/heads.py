@@ -17,6 +17,8 @@ class Heads(NamedTuple):
     window: int | None  # tokens a row sees, itself included; None: all
     sinks: bool
     dtype: mx.Dtype  # of the pages
+    softcap: bool = False
+    extra_dim: int = 0  # of keys beside those whose pages hold the values too (MLA)
 
     @property
     def group(self) -> int:
@@ -31,8 +33,10 @@ class Scoring(NamedTuple):
         scale: of the products.
         window: each row sees the last ``window`` tokens, itself included; None: all.
         sinks: (heads,) logits that take part in the softmax but have no value.
+        softcap: scores become softcap * tanh(score / softcap); None: they stay.
     """
 
     scale: float
     window: int | None = None
     sinks: mx.array | None = None
+    softcap: float | None = None

@@ -33,3 +33,10 @@ class PageArrays(NamedTuple):
         """The fence, of pages that kernels write."""
         assert self.fence is not None, "kernels read and write these pages only in order"
         return self.fence
+
+
+class ExtraScores(NamedTuple):
+    """A second pair of queries and key pages whose scores are added (MLA's rotary part)."""
+
+    queries: mx.array  # (T, heads, 1, extra_dim), scaled already
+    key_pages: mx.array  # (num_blocks, kv_heads, block_size, extra_dim)

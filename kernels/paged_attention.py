@@ -8,13 +8,12 @@ gather. Prompt chunks gather their context once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import mlx.core as mx
 
 from quire.kernels.exponential import LOG2_E, exp2_difference
 from quire.kernels.heads import Scoring
-from quire.kernels.page_arrays import PageArrays
+from quire.kernels.page_arrays import ExtraScores, PageArrays
 from quire.kernels.ragged import MASKED, PromptChunk, RaggedBatch
 
 # Bound before anything wraps the attribute of the module.
@@ -25,13 +24,6 @@ _sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention
 # the cache from one pass over them to the next.
 _TILE_SCORES = 1 << 18
 _TILE_ROWS = range(8, 65)
-
-
-class ExtraScores(NamedTuple):
-    """A second pair of queries and key pages whose scores are added (MLA's rotary part)."""
-
-    queries: mx.array  # (T, heads, 1, extra_dim), scaled already
-    key_pages: mx.array  # (num_blocks, kv_heads, block_size, extra_dim)
 
 
 def paged_attention(
@@ -95,6 +87,7 @@ def _prompt(
         from_start=chunk.start == 0,
         window=scoring.window is not None,
         sinks=scoring.sinks is not None,
+        softcap=scoring.softcap is not None,
     )
     choice = select(PROMPT_ATTENTION, shape, key_parts[0].dtype)
     attend = prompt_tiles if choice.variant is PromptVariant.SDPA_TILED else prompt_sdpa
@@ -116,7 +109,7 @@ def _decode(
     kv_heads = keys.shape[2]
     grouped = queries * (scoring.scale * LOG2_E)
     grouped = grouped.reshape(rows, 1, kv_heads, heads // kv_heads, head_dim)
-    scores = (grouped @ keys.swapaxes(-1, -2)).astype(mx.float32) + bias
+    scores = _capped(grouped @ keys.swapaxes(-1, -2), scoring) + bias
     peak = scores.max(axis=(1, 4), keepdims=True)
     if scoring.sinks is not None:
         sink = _log2(scoring.sinks).reshape(1, 1, kv_heads, -1, 1)
@@ -126,7 +119,7 @@ def _decode(
         # What all rows see is one matrix product per key head (cascade attention: Juravsky et al.,
         # Hydragen, 2024), merged with each row's own part under a common peak.
         flat = grouped.swapaxes(0, 2).reshape(1, kv_heads, -1, head_dim)
-        shared_scores = (flat @ shared_keys.swapaxes(-1, -2)).astype(mx.float32)
+        shared_scores = _capped(flat @ shared_keys.swapaxes(-1, -2), scoring)
         shared_peak = _rows_first(shared_scores.max(axis=3, keepdims=True), grouped.shape)
         peak = mx.maximum(peak, shared_peak)
     weights = exp2_difference(scores, peak)
@@ -176,7 +169,7 @@ def prompt_tiles(
         visible = range(first, rows.stop)
         part = slice(first - first_key, rows.stop - first_key)
         folded = tile.reshape(1, kv_heads, -1, head_dim)
-        scores = (folded @ keys[:, :, part].swapaxes(-1, -2)).astype(mx.float32)
+        scores = _capped(folded @ keys[:, :, part].swapaxes(-1, -2), scoring)
         scores = scores.reshape(*tile.shape[:3], -1) + chunk.bias(rows, visible, window)
         peak = scores.max(axis=3, keepdims=True)
         if sink is not None:
@@ -224,6 +217,15 @@ def prompt_sdpa(
         sinks=scoring.sinks,
     )
     return [output.transpose(2, 1, 0, 3)]
+
+
+def _capped(scores: mx.array, scoring: Scoring) -> mx.array:
+    """Scores in units of log2, as float32, within the soft-cap if there is one."""
+    scores = scores.astype(mx.float32)
+    if scoring.softcap is None:
+        return scores
+    cap = scoring.softcap * LOG2_E
+    return cap * mx.tanh(scores / cap)
 
 
 def _log2(sinks: mx.array) -> mx.array:

@@ -13,7 +13,7 @@ import mlx.core as mx
 from quire.kernels.decode_plan import DecodePlan
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue, float_bits
 from quire.kernels.heads import Scoring
-from quire.kernels.page_arrays import PageArrays
+from quire.kernels.page_arrays import ExtraScores, PageArrays
 from quire.kernels.rotate import HeadNorms, ProjectedRows, Rotary
 
 # Query heads that share each load of a key; more than these take another threadgroup. A lane of an
@@ -33,6 +33,8 @@ _decode = GpuKernel(
         "sinks",
         "shared_partials",
         "shared_stats",
+        "extra_queries",
+        "extra_pages",
         "fence",
         "positions",
         "slot_mapping",
@@ -82,8 +84,8 @@ def paged_decode(
     plan: DecodePlan,
     scoring: Scoring,
     *,
-    softcap: float | None = None,
     shared: Partials | None = None,
+    extra: ExtraScores | None = None,
 ) -> mx.array:
     """Attention of one query per row over its sequence's pages, which have its own token.
 
@@ -92,14 +94,14 @@ def paged_decode(
         block_tables: (B, max_blocks) int32. Entries of whole blocks in front of a window are looked
             up too, and must be ids of blocks; entries behind a context are not.
         scoring: with the window that ``plan`` was made for.
-        softcap: scores become softcap * tanh(score / softcap).
         shared: results of ``plan.shared_items``.
+        extra: further scores, which are not scaled again.
 
     Returns:
         (B, heads, 1, value_dim) in the dtype of ``queries``; zeros for rows without context.
     """
     rows = _Rows(queries, queries.shape[1])
-    return _attend(rows, pages, block_tables, plan, scoring, softcap, shared)
+    return _attend(rows, pages, block_tables, plan, scoring, shared, extra)
 
 
 def rotate_and_decode(
@@ -168,13 +170,14 @@ def _attend(
     block_tables: mx.array,
     plan: DecodePlan,
     scoring: Scoring,
-    softcap: float | None = None,
     shared: Partials | None = None,
+    extra: ExtraScores | None = None,
 ) -> mx.array:
     (kv_heads, block_size, key_dim), value_dim = pages.keys.shape[1:], pages.values.shape[3]
     heads, dtype = rows.heads, rows.array.dtype
     per_kv = heads // kv_heads
-    max_group, max_loads = _limits((key_dim, value_dim), dtype)
+    extra_dim = 0 if extra is None else extra.queries.shape[3]
+    max_group, max_loads = _limits((key_dim, value_dim, extra_dim), dtype)
     tiles = -(-per_kv // max_group)
     num_rows, num_items = block_tables.shape[0], plan.items.shape[0]
     direct = plan.first_items is None
@@ -192,13 +195,21 @@ def _attend(
         "DIRECT": direct,
         "HAS_SINKS": scoring.sinks is not None,
         "SCALE": float_bits(scoring.scale),
-        "SOFTCAP": float_bits(softcap or 0.0),
+        "SOFTCAP": float_bits(scoring.softcap or 0.0),
+        "EXTRA": extra_dim,
         **rows.template,
     }
     partials = shared or (None, None)
     context = pages.keys, pages.values, block_tables, plan.items, scoring.sinks
     output, stats = _decode(
-        [rows.array, *context, *partials, pages.needed_fence(), *rows.rotation],
+        [
+            rows.array,
+            *context,
+            *partials,
+            *(extra or (None, None)),
+            pages.needed_fence(),
+            *rows.rotation,
+        ],
         template=template,
         groups=(num_items, kv_heads, tiles),
         threads=32 * plan.simdgroups,
@@ -258,13 +269,14 @@ def merge_items(
     return merged
 
 
-def _limits(head_dims: tuple[int, int], dtype: mx.Dtype) -> tuple[int, int]:
+def _limits(dims: tuple[int, int, int], dtype: mx.Dtype) -> tuple[int, int]:
     """Query heads of a threadgroup, and loads of keys under way in a lane, for its registers."""
     on_metal = mx.metal.is_available()
     group = _MAX_GROUP_ON_METAL if on_metal else _MAX_GROUP
-    if max(head_dims) <= _WIDE:
+    if max(dims) <= _WIDE:
         return group, 32
-    return group // 2, (4 if on_metal else 8) // dtype.size
+    loads = (4 if on_metal else 8) // dtype.size
+    return group // 2, max(1, loads // 2) if dims[2] else loads
 
 
 def _lanes(head_dims: tuple[int, int], dtype: mx.Dtype) -> int:

@@ -12,7 +12,6 @@ import numpy as np
 from quire.kernels.attention_problem import (
     BY_SDPA,
     DECODE_LIMITS,
-    NO_SOFTCAP,
     PagedProblem,
     Pages,
     fits_memory,
@@ -30,6 +29,7 @@ from quire.kernels.choice.spec import (
     Default,
     Group,
     Kind,
+    Limit,
     Settings,
     Spec,
     Variant,
@@ -57,6 +57,7 @@ class DecodeShape(NamedTuple):
     window: bool = False
     sinks: bool = False
     softcap: bool = False
+    extra_dim: int = 0  # of keys beside those whose pages hold the values too
 
     @property
     def group(self) -> int:
@@ -105,14 +106,15 @@ def _in_pages(problem: DecodeProblem, settings: Settings) -> list[mx.array]:
         problem.tables,
         problem.plan(settings),
         pages.scoring,
-        softcap=pages.softcap,
+        extra=pages.extra,
     )
     return [output]
 
 
 def _reference(problem: DecodeProblem, settings: Settings) -> list[mx.array]:
     pages = problem.pages
-    return [paged_attention(pages.queries, pages.arrays, problem.batch, pages.scoring)]
+    batch, scoring = problem.batch, pages.scoring
+    return [paged_attention(pages.queries, pages.arrays, batch, scoring, pages.extra)]
 
 
 def fits_decode(shape: DecodeShape, dtype: str) -> bool:
@@ -141,7 +143,7 @@ PAGED_DECODE = Spec(
     variants={
         DecodeVariant.PAGED_KERNEL: Variant(
             _in_pages,
-            limits=DECODE_LIMITS,
+            limits={**DECODE_LIMITS, "extra_dim": Limit(max=64, multiple_of=8)},
             fits=fits_decode,
             settings={
                 "simdgroups": (2, 4, 8),
@@ -149,7 +151,7 @@ PAGED_DECODE = Spec(
                 "split": (128, 256, 512, 1024, 2048, 4096),
             },
         ),
-        DecodeVariant.REFERENCE: Variant(_reference, Kind.STEPS, ANYWHERE, limits=NO_SOFTCAP),
+        DecodeVariant.REFERENCE: Variant(_reference, Kind.STEPS, ANYWHERE),
     },
     reference=DecodeVariant.REFERENCE,
     defaults=(Default(DecodeVariant.PAGED_KERNEL, GPUS),),
@@ -164,9 +166,11 @@ PAGED_DECODE = Spec(
         DecodeShape(2, 50, 16, 1, 192, 128, 16),
         DecodeShape(2, 40, 4, 2, 256, 256, 16, softcap=True),
         DecodeShape(2, 60, 10, 2, 512, 512, 16),
+        DecodeShape(3, 90, 5, 1, 512, 512, 16, extra_dim=64),
     ),
     surveyed={
         **surveyed_shapes(_COMMON),
+        "latent attention": _COMMON._replace(kv_heads=1, key_dim=512, value_dim=512, extra_dim=64),
         **{f"block_size {n}": _COMMON._replace(block_size=n) for n in (4, 8, 16, 32, 64)},
     },
     tuned=_tuned,

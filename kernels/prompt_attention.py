@@ -9,10 +9,15 @@ import mlx.core as mx
 from quire.kernels.gather_rows import join_rows, take_rows
 from quire.kernels.heads import Scoring
 from quire.kernels.kv_write import gather_context
-from quire.kernels.page_arrays import PageArrays
-from quire.kernels.paged_attention import prompt_sdpa
+from quire.kernels.page_arrays import ExtraScores, PageArrays
+from quire.kernels.paged_attention import prompt_sdpa, prompt_tiles
 from quire.kernels.paged_prompt import paged_prompt
 from quire.kernels.prompt_plan import PaddedChunks, PromptPlan
+from quire.kernels.ragged import PromptChunk
+
+# MLX's attention has no fused form for keys as wide as those of latent attention, and keeps all
+# scores of a call.
+_MAX_SCORES = 1 << 27
 
 _sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention
 
@@ -24,6 +29,7 @@ def prompt_attention(
     scoring: Scoring,
     *,
     before: mx.array | None = None,
+    extra: ExtraScores | None = None,
 ) -> mx.array:
     """Causal attention of all prompt rows of a step over their own sequences.
 
@@ -32,6 +38,7 @@ def prompt_attention(
         pages: that kernels have written.
         scoring: with the window that ``plan`` was made for.
         before: (num_before, heads, 1, value_dim), results of the rows in front, if there are any.
+        extra: further scores of chunks that all go alone.
 
     Returns:
         (rows, heads, 1, value_dim), those in front and the prompt rows in the order of the step.
@@ -40,18 +47,8 @@ def prompt_attention(
     if plan.tiled is not None:
         outputs.append(paged_prompt(queries, pages, plan.tiled, scoring))
     outputs += [_attend_padded(queries, pages, chunks, scoring) for chunks in plan.padded]
-    block_size = pages.keys.shape[2]
     for chunk in plan.alone:
-        rows = slice(chunk.first_row, chunk.first_row + chunk.num_rows)
-        if chunk.start == 0 and pages.new_keys is not None and pages.new_values is not None:
-            # All it can see was computed in this very step.
-            first = 0
-            keys = pages.new_keys[rows].transpose(2, 1, 0, 3)
-            values = pages.new_values[rows].transpose(2, 1, 0, 3)
-        else:
-            first = chunk.first_block(chunk.start, scoring.window, block_size)
-            keys, values = gather_context(pages, chunk.blocks_from(first)[None])
-        outputs += prompt_sdpa(queries[rows], keys, values, chunk, first * block_size, scoring)
+        outputs += _attend_alone(queries, pages, chunk, scoring, extra)
     output = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
     if plan.order is None:
         assert before is None, "a plan made without the rows in front"
@@ -59,6 +56,39 @@ def prompt_attention(
     if before is None:
         return take_rows([output], plan.order)[0]
     return join_rows(before, output, plan.order)
+
+
+def _attend_alone(
+    queries: mx.array,
+    pages: PageArrays,
+    chunk: PromptChunk,
+    scoring: Scoring,
+    extra: ExtraScores | None,
+) -> list[mx.array]:
+    rows = slice(chunk.first_row, chunk.first_row + chunk.num_rows)
+    queries = queries[rows]
+    if extra is not None:
+        pages = pages._replace(values=extra.key_pages)
+    if chunk.start == 0 and pages.new_keys is not None and pages.new_values is not None:
+        # All it can see was computed in this very step.
+        first = 0
+        keys = pages.new_keys[rows].transpose(2, 1, 0, 3)
+        values = pages.new_values[rows].transpose(2, 1, 0, 3)
+    else:
+        block_size = pages.keys.shape[2]
+        first_block = chunk.first_block(chunk.start, scoring.window, block_size)
+        first = first_block * block_size
+        keys, values = gather_context(pages, chunk.blocks_from(first_block)[None])
+    if extra is not None:
+        # The scores of both parts are one dot product over concatenated vectors.
+        queries = mx.concatenate([queries * scoring.scale, extra.queries[rows]], axis=-1)
+        keys, values = mx.concatenate([keys, values], axis=-1), keys
+        scoring = scoring._replace(scale=1.0)
+    is_large = (
+        extra is not None and chunk.num_rows * keys.shape[2] > _MAX_SCORES // queries.shape[1]
+    )
+    attend = prompt_tiles if is_large or scoring.softcap is not None else prompt_sdpa
+    return attend(queries, keys, values, chunk, first, scoring)
 
 
 def _attend_padded(

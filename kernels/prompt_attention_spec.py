@@ -157,9 +157,7 @@ PROMPT_ATTENTION = Spec(
         PromptVariant.GATHER_SDPA: Variant(
             partial(_gathered, prompt_sdpa), Kind.STEPS, ("cpu",), limits=NO_SOFTCAP
         ),
-        PromptVariant.SDPA_TILED: Variant(
-            partial(_gathered, prompt_tiles), Kind.STEPS, ANYWHERE, limits=NO_SOFTCAP
-        ),
+        PromptVariant.SDPA_TILED: Variant(partial(_gathered, prompt_tiles), Kind.STEPS, ANYWHERE),
     },
     reference=PromptVariant.SDPA_TILED,
     # On an H200, 32 and 8 heads of 128, bfloat16, us by CUPTI, paged_kernel and sdpa_padded:
@@ -183,6 +181,7 @@ PROMPT_ATTENTION = Spec(
         PromptShape(9, 90, 14, 2, 96, 96, 32, from_start=False, window=True),
         PromptShape(20, 40, 4, 2, 192, 128, 16, from_start=False, sinks=True),
         PromptShape(5, 1100, 8, 2, 64, 64, 16, from_start=False),
+        PromptShape(20, 40, 4, 2, 64, 64, 16, from_start=False, softcap=True),
     ),
     surveyed=surveyed_shapes(_COMMON),
     tuned=_tuned,

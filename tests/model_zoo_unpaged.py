@@ -54,7 +54,6 @@ UNPAGED_FAMILIES: dict[str, tuple[str, Config]] = {
             "rms_norm_eps": 1e-6,
         },
     ),
-    "gemma2": (OWN_SOFTMAX, {"query_pre_attn_scalar": 16.0}),
     "glm_moe_dsa": (INDEXER, SPARSE_INDEX),
     "gpt_bigcode": (
         "builds its position ids on the host from one offset for the whole batch",

@@ -17,8 +17,7 @@ from quire.engine.recurrent.plan import StatePlan
 from quire.engine.step_batch import StepBatch
 from quire.kernels.attention import AttentionPlan
 from quire.kernels.heads import Heads, Scoring
-from quire.kernels.page_arrays import PageArrays
-from quire.kernels.paged_attention import ExtraScores
+from quire.kernels.page_arrays import ExtraScores, PageArrays
 from quire.kernels.ragged import RaggedBatch
 from quire.kernels.tree import Array
 
@@ -28,7 +27,7 @@ class Query(NamedTuple):
 
     Attributes:
         rows: (T, heads, 1, head_dim)
-        extra: further scores (MLA), which kernels do not know.
+        extra: further scores (MLA).
     """
 
     rows: mx.array

@@ -104,16 +104,19 @@ class KernelPages:
 
     def attend(self, pages: PageArrays, step: StepInputs, query: Query) -> mx.array:
         assert step.plans.kernels is not None, "a step without a plan for these pages"
+        scoring, extra = query.scoring, query.extra
         heads = Heads(
             query.rows.shape[1],
             pages.keys.shape[1],
             pages.keys.shape[3],
             pages.values.shape[3],
-            query.scoring.window,
-            query.scoring.sinks is not None,
+            scoring.window,
+            scoring.sinks is not None,
             pages.keys.dtype,
+            scoring.softcap is not None,
+            0 if extra is None else extra.queries.shape[3],
         )
-        return attend(query.rows, pages, step.plans.kernels[heads], query.scoring)
+        return attend(query.rows, pages, step.plans.kernels[heads], scoring, extra)
 
     # ---- prompt chunks
 
@@ -153,6 +156,8 @@ class KernelPages:
         )
 
     def _prompt_variant(self, num_rows: int, context: int, heads: Heads) -> PromptVariant:
+        if heads.extra_dim:
+            return PromptVariant.SDPA_TILED
         shape = self._prompt_shape(num_rows, context, heads)
         return select(PROMPT_ATTENTION, shape, heads.dtype).variant
 
@@ -164,6 +169,7 @@ class KernelPages:
             from_start=num_rows == context,
             window=heads.window is not None,
             sinks=heads.sinks,
+            softcap=heads.softcap,
         )
 
     # ---- decodes
@@ -184,7 +190,7 @@ class KernelPages:
 
     def _reads_together(self, lengths: Int32Array, heads: Heads, runs: Sequence[SharedRun]) -> bool:
         """Whether the rows of ``runs`` read what they share once for all of them."""
-        if heads.window is not None:
+        if heads.window is not None or heads.softcap or heads.extra_dim:
             return False
         rows = np.concatenate([np.arange(r.first_row, r.first_row + r.num_rows) for r in runs])
         context = sum(run.num_rows * run.num_tokens for run in runs) // len(rows)
@@ -202,6 +208,8 @@ class KernelPages:
             *self._common(heads),
             window=heads.window is not None,
             sinks=heads.sinks,
+            softcap=heads.softcap,
+            extra_dim=heads.extra_dim,
         )
         choice = select(PAGED_DECODE, shape, heads.dtype)
         settings = default_settings(lengths, heads.window, heads.kv_heads, heads.group)

@@ -61,18 +61,28 @@ def _describe(heads: Heads) -> str:
         dims += f" and {heads.value_dim}"
     text = f"{heads.heads} heads over {heads.kv_heads} of {dims}, {dtype_name(heads.dtype)}"
     text += "" if heads.window is None else f", window of {heads.window}"
-    return text + (", sinks" if heads.sinks else "")
+    text += f", {heads.extra_dim} of keys alone" if heads.extra_dim else ""
+    return text + (", sinks" if heads.sinks else "") + (", soft-cap" if heads.softcap else "")
 
 
 def _decodes(heads: Heads, block_size: int) -> str:
     shape = DecodeShape(
-        1, _CONTEXT, *heads[:4], block_size, window=heads.window is not None, sinks=heads.sinks
+        1,
+        _CONTEXT,
+        *heads[:4],
+        block_size,
+        window=heads.window is not None,
+        sinks=heads.sinks,
+        softcap=heads.softcap,
+        extra_dim=heads.extra_dim,
     )
     variant: str = selector_for().select(PAGED_DECODE, shape, heads.dtype).variant.value
     return variant
 
 
 def _prompts(heads: Heads, block_size: int) -> str:
+    if heads.extra_dim:
+        return "sdpa_tiled"
     names = []
     for context in (_ROWS, _CONTEXT):
         shape = PromptShape(
@@ -83,6 +93,7 @@ def _prompts(heads: Heads, block_size: int) -> str:
             from_start=context == _ROWS,
             window=heads.window is not None,
             sinks=heads.sinks,
+            softcap=heads.softcap,
         )
         names.append(selector_for().select(PROMPT_ATTENTION, shape, heads.dtype).variant.value)
     return " and ".join(dict.fromkeys(names))

@@ -152,8 +152,8 @@ class PagedModel:
             return "it stores nothing"
         if not layer.shape.fits_kernels(block_size):
             return "no kernel takes heads of these sizes and types"
-        if not all(use.is_plain for use in layer.uses):
-            return "its keys are not all that it computes scores from (MLA)"
+        if not all(use.is_plain or use.extra_dim for use in layer.uses):
+            return "it attends to what it stores in a way of its own"
         return ""
 
     def allocate(self, num_blocks: int, block_size: int, num_state_slots: int = 0) -> None:
@@ -229,5 +229,17 @@ def layer_heads(layer: PagedLayer) -> list[Heads]:
     """How attention is called on a layer, each way once."""
     shape = layer.shape
     assert shape is not None, "a layer that the probe has not seen"
-    dims = shape.key_heads, shape.key_dim, shape.value_dim
-    return [Heads(use.heads, *dims, use.window, use.sinks, shape.key_dtype) for use in layer.uses]
+    return [
+        Heads(
+            use.heads,
+            shape.key_heads,
+            shape.key_dim,
+            shape.key_dim if use.extra_dim else shape.value_dim,
+            use.window,
+            use.sinks,
+            shape.key_dtype,
+            use.softcap,
+            use.extra_dim,
+        )
+        for use in layer.uses
+    ]

@@ -20,6 +20,7 @@ from quire.cache.pages import LayerPages, PageShape
 from quire.engine.attention.backend import AttentionBackend, Plans, StepInputs
 from quire.engine.attention.mlx_pages import MlxPages
 from quire.engine.errors import UnsupportedModel
+from quire.engine.model import gemma2
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.seam import CannotPage, CurrentStep, FinalNorm, PagedLayer, install
 from quire.engine.recurrent.plan import probe_plan
@@ -56,6 +57,7 @@ def page_model(model: nn.Module, name: str) -> PagedModel:
             with them that attention over pages cannot follow.
     """
     install()
+    gemma2.install()
     step = CurrentStep()
     cache, layers, states = _replace_caches(model, step, name)
     norm = _wrap_final_norm(model, step)

@@ -23,8 +23,7 @@ from quire.engine.model.pace import Pace
 from quire.kernels.activation import rational_sigmoid
 from quire.kernels.cpu_rope import RowRope
 from quire.kernels.heads import Scoring
-from quire.kernels.page_arrays import PageArrays
-from quire.kernels.paged_attention import ExtraScores
+from quire.kernels.page_arrays import ExtraScores, PageArrays
 
 _sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention
 _row_rope = RowRope()
@@ -47,6 +46,10 @@ class AttentionUse(NamedTuple):
     window: int | None
     sinks: bool
     is_plain: bool  # stored keys against stored values, no further scores
+    softcap: bool = False
+    # Of MLA: keys are values too, and what is stored as values are this many more dimensions of the
+    # keys.
+    extra_dim: int = 0
 
 
 class CurrentStep:
@@ -170,15 +173,23 @@ class PagedLayer:
             self._step.pace.passed(query.rows)
         is_plain = query.extra is None and keys.is_keys and not values.is_keys
         arrays = keys.arrays
+        extra_dim = 0
         if not is_plain:
             arrays = arrays._replace(keys=keys.pages, values=values.pages)
+            if query.extra is not None and keys.is_keys and values.is_keys:
+                extra_dim = query.extra.queries.shape[3]
         scoring = query.scoring
         scoring = scoring._replace(window=scoring.window or self.window)
         query = query._replace(scoring=scoring)
         if self.make_pages is not None:
             self.uses.add(
                 AttentionUse(
-                    query.rows.shape[1], scoring.window, scoring.sinks is not None, is_plain
+                    query.rows.shape[1],
+                    scoring.window,
+                    scoring.sinks is not None,
+                    is_plain,
+                    scoring.softcap is not None,
+                    extra_dim,
                 )
             )
         assert self.backend is not None, "pages without a backend"

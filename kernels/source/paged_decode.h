@@ -16,7 +16,11 @@ constexpr int LANES = quire::lanes_for(KEY_PACKS > VALUE_PACKS ? KEY_PACKS : VAL
 constexpr int KEYS = 32 / LANES; // keys of one load
 constexpr int NK = quire::ceil_div(KEY_PACKS, LANES);
 constexpr int NV = quire::ceil_div(VALUE_PACKS, LANES);
+constexpr int EXTRA_PACKS = EXTRA > 0 ? EXTRA / VEC : 1;
+constexpr int NX = quire::ceil_div(EXTRA_PACKS, LANES);
 constexpr int U = UNROLL_KEYS;
+constexpr int XU = EXTRA > 0 ? U : 1;
+constexpr int XG = EXTRA > 0 ? GROUP : 1;
 constexpr int KEY_LANES = LANES / U; // lanes that share the scores of one key, after the sums
 constexpr int OWNED = quire::owned_count(GROUP, KEY_LANES);
 constexpr int TILE = KEYS * U; // a power of two, as BLOCK_SIZE is
@@ -106,6 +110,25 @@ for (int g = 0; g < GROUP; ++g) {
   }
 }
 
+// With EXTRA dimensions more, which lie in pages of their own and are not of the values.
+float extra_q[XG][NX * VEC];
+if (EXTRA > 0) {
+  UNROLL
+  for (int g = 0; g < GROUP; ++g) {
+    UNROLL
+    for (int n = 0; n < NX; ++n) {
+      const int pack = part + n * LANES;
+      const int head = first_head + (g < num_heads ? g : 0);
+      const size_t at = (row * HEADS + head) * EXTRA_PACKS + (pack < EXTRA_PACKS ? pack : 0);
+      const int own = EXTRA > 0 ? g : 0;
+      quire::unpack<T>(((const DEVICE quire::Pack*)extra_queries)[at], extra_q[own] + n * VEC);
+      const float factor = pack < EXTRA_PACKS ? (SOFTCAP == 0 ? quire::LOG2_E : 1.0f) : 0.0f;
+      UNROLL
+      for (int e = 0; e < VEC; ++e) extra_q[own][n * VEC + e] *= factor;
+    }
+  }
+}
+
 float acc[GROUP][NV * VEC];
 UNROLL
 for (int g = 0; g < GROUP; ++g) {
@@ -120,7 +143,7 @@ for (int j = 0; j < OWNED; ++j) {
 }
 
 // Keys are loaded one tile ahead: while values are weighed, the next keys are on their way.
-quire::Pack k[U * NK], v[U * NV];
+quire::Pack k[U * NK], v[U * NV], extra_k[XU * NX];
 int blocks[BLOCKS];
 int tile = (begin / TILE + simdgroup) * TILE;
 if (tile < stop) {
@@ -131,6 +154,10 @@ if (tile < stop) {
   }
   quire::load_tile<U, NK, LANES, KEY_PACKS, BLOCK_SIZE>(
       (const DEVICE quire::Pack*)key_pages, blocks, tile % BLOCK_SIZE, kv_head, KV_HEADS, lane, k);
+  if (EXTRA > 0) {
+    quire::load_tile<XU, NX, LANES, EXTRA_PACKS, BLOCK_SIZE>(
+        (const DEVICE quire::Pack*)extra_pages, blocks, tile % BLOCK_SIZE, kv_head, KV_HEADS, lane, extra_k);
+  }
 }
 for (; tile < stop; tile += SIMDGROUPS * TILE) {
   quire::load_tile<U, NV, LANES, VALUE_PACKS, BLOCK_SIZE>(
@@ -157,10 +184,27 @@ for (; tile < stop; tile += SIMDGROUPS * TILE) {
         for (int g = 0; g < GROUP; ++g) scores[u * GROUP + g] += q[g][n * VEC + e] * key[e];
       }
     }
+    UNROLL
+    for (int n = 0; n < (EXTRA > 0 ? NX : 0); ++n) {
+      float key[VEC];
+      quire::unpack<T>(extra_k[EXTRA > 0 ? u * NX + n : 0], key);
+      UNROLL
+      for (int e = 0; e < VEC; ++e) {
+        UNROLL
+        for (int g = 0; g < GROUP; ++g) {
+          scores[u * GROUP + g] += extra_q[EXTRA > 0 ? g : 0][n * VEC + e] * key[e];
+        }
+      }
+    }
   }
   if (next < stop) {
     quire::load_tile<U, NK, LANES, KEY_PACKS, BLOCK_SIZE>(
         (const DEVICE quire::Pack*)key_pages, blocks, next % BLOCK_SIZE, kv_head, KV_HEADS, lane, k);
+    if (EXTRA > 0) {
+      quire::load_tile<XU, NX, LANES, EXTRA_PACKS, BLOCK_SIZE>(
+          (const DEVICE quire::Pack*)extra_pages, blocks, next % BLOCK_SIZE, kv_head, KV_HEADS, lane,
+          extra_k);
+    }
   }
   quire::ReduceScatter<U * GROUP, LANES / 2>::run(scores, lane);
 

@@ -50,7 +50,9 @@ def choose_as() -> Iterator[ChooseAs]:
 
 
 @pytest.mark.parametrize("pad", [False, True], ids=["alone", "padded"])
-@pytest.mark.parametrize("family", ["qwen3", "llama", "gemma3_text", "gpt_oss"])
+@pytest.mark.parametrize(
+    "family", ["qwen3", "llama", "gemma2", "gemma3_text", "gemma4_text", "glm4_moe_lite", "gpt_oss"]
+)
 def test_tokens_equal_those_of_mlx_lm(family: str, pad: bool, choose_as: ChooseAs) -> None:
     # As a GPU would choose: its name says how prompt chunks are brought to attention.
     device: DeviceName = "cuda" if pad else "metal"

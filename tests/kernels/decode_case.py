@@ -121,8 +121,7 @@ class DecodeCase:
             PageArrays(keys, values, mx.zeros((1,), mx.int32)),
             tables,
             self.plan(),
-            Scoring(self.scale, self.window, sinks),
-            softcap=self.softcap,
+            Scoring(self.scale, self.window, sinks, self.softcap),
         )
 
     def expected(self) -> Float64Array:

@@ -38,10 +38,11 @@ def test_windows_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("family", ["glm4_moe_lite", "deepseek_v3"])
-def test_latent_attention_has_its_reason(family: str) -> None:
+def test_decodes_of_latent_attention_are_by_a_kernel(family: str) -> None:
     for report in on_a_mac(page_model(build(family, 0), family)):
-        assert report.decodes == report.prompts == "MLX's operations"
-        assert report.reason
+        assert report.decodes == "paged_kernel"
+        assert report.prompts == "sdpa_tiled"
+        assert not report.reason
 
 
 def test_a_cpu_has_no_kernels() -> None:
