@@ -37,4 +37,4 @@ def _attend(layer: Any, x: mx.array, mask: Any = None, cache: Any = None) -> mx.
 
 def install() -> None:
     """Calls without pages are unchanged. Idempotent."""
-    gemma2.Attention.__call__ = _attend  # type: ignore[method-assign]
+    gemma2.Attention.__call__ = _attend

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 from decode_case import F32, DecodeCase
+from latent_case import LatentCase
 from metal_sim import (
     KernelFault,
     Mutation,
@@ -28,6 +29,7 @@ SOFTCAP = DecodeCase(softcap=2.0, lengths=(5, 43))
 CHUNKED = DecodeCase(dims=(32, 256), group=4, simdgroups=8, lengths=(3, 75), kv_heads=1)
 # The second threadgroup of a key head has one query head less.
 UNEVEN = DecodeCase(group=9, lengths=(3, 20))
+LATENT = LatentCase(settings={"split": 32, "simdgroups": 2, "unroll_keys": 2})
 WRITE = WriteCase(F32, 8, (2, 32), (2, 64), 9)
 
 
@@ -46,7 +48,7 @@ class Mutant:
     name: str
     kernel: str
     mutate: Mutation
-    case: DecodeCase | WriteCase
+    case: DecodeCase | LatentCase | WriteCase
 
 
 MUTANTS = [
@@ -62,6 +64,27 @@ MUTANTS = [
         "paged_decode",
         without_barrier(3),
         CHUNKED,
+    ),
+    Mutant(
+        "decode: further scores are left out",
+        "paged_decode",
+        changed("scores[u * GROUP + g] += extra_q", "scores[u * GROUP + g] += 0.0f * extra_q"),
+        LATENT,
+    ),
+    Mutant(
+        "decode: further keys of the tile before",
+        "paged_decode",
+        changed(
+            "blocks, next % BLOCK_SIZE, kv_head, KV_HEADS, lane,\nextra_k)",
+            "blocks, tile % BLOCK_SIZE, kv_head, KV_HEADS, lane,\nextra_k)",
+        ),
+        LATENT,
+    ),
+    Mutant(
+        "decode: further queries are scaled as others are",
+        "paged_decode",
+        changed("(SOFTCAP == 0 ? quire::LOG2_E : 1.0f) : 0.0f;", "scale : 0.0f;"),
+        LATENT,
     ),
     Mutant("merge: no barrier", "paged_merge", without_barrier(0), SPLIT),
     Mutant(

@@ -8,6 +8,7 @@ from unittest import mock
 import mlx.core as mx
 import pytest
 from decode_case import BF16, F16, F32, DecodeCase
+from latent_case import LatentCase
 from metal_sim import compiled_ahead, simulated_kernels
 from write_case import WriteCase
 
@@ -69,6 +70,21 @@ def test_decode_with_as_few_heads_as_on_metal(case: DecodeCase) -> None:
         replace(case, lengths=(0, 5, 50)).check()
 
 
+LATENT = [
+    LatentCase(dtype, settings=settings)
+    for dtype in (F32, F16, BF16)
+    for settings in ({}, {"split": 32, "simdgroups": 2, "unroll_keys": 2})
+]
+
+
+@pytest.mark.parametrize("case", LATENT, ids=str)
+def test_latent_attention(case: LatentCase) -> None:
+    with simulated_kernels():
+        case.check()
+    with mock.patch.object(mx.metal, "is_available", return_value=True), simulated_kernels():
+        case.check()
+
+
 @pytest.mark.parametrize("window", [1, 7, 8, 9, 64])
 def test_windows_at_the_edges_of_blocks(window: int) -> None:
     case = replace(DECODES[15], window=window, lengths=(7, 8, 9, 33, 64), split=32)
@@ -107,10 +123,10 @@ def test_write_and_gather(case: WriteCase) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _compiled() -> None:
     with compiled_ahead():
-        for decode in DECODES:
+        for decode in (*DECODES, *LATENT):
             decode.run()
         with mock.patch.object(mx.metal, "is_available", return_value=True):
-            for decode in WIDE:
+            for decode in (*WIDE, *LATENT):
                 decode.run()
         for write in WRITES:
             write.run()

@@ -65,11 +65,11 @@ def test_the_kernels() -> None:
     assert "All variants" not in result.stdout
     for word in ("default for this device", "only one that supports this shape", "e-0", "ok"):
         assert word in result.stdout
-    assert "paged_decode softcap: nothing supports it" in result.stdout
+    assert "mixed_attention softcap: nothing supports it" in result.stdout
 
 
 def test_all_variants_are_checked_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.run(Namespace(device="cpu", kernels="all", dtype=None)) == 0
+    assert doctor.run(Namespace(device="cpu", kernels="all", dtype=None, model=None)) == 0
     printed = capsys.readouterr()
     _, every = printed.out.split("All variants")
     for spec in SPECS:
@@ -88,7 +88,7 @@ def test_the_state_of_the_tuning(capsys: pytest.CaptureFixture[str]) -> None:
             (Timing("prompt_attention", shape, "float32", "gather_sdpa", {}, 1.0, 2.0),),
         )
     )
-    assert doctor.run(Namespace(device="cpu", kernels=None)) == 0
+    assert doctor.run(Namespace(device="cpu", kernels=None, model=None)) == 0
     output = capsys.readouterr().out
     assert "1 shapes measured, 1 kernels checked, not used: kv_write.in_place float16" in output
 
@@ -111,7 +111,7 @@ def test_a_wrong_variant_in_use_is_an_error(
 ) -> None:
     right = PROMPT_ATTENTION.variants[PromptVariant.SDPA_TILED].run
     replace_tiles(monkeypatch, lambda *args: [part * 1.001 for part in right(*args)])
-    assert doctor.run(Namespace(device="cpu", kernels="used", dtype=None)) == 1
+    assert doctor.run(Namespace(device="cpu", kernels="used", dtype=None, model=None)) == 1
     output = capsys.readouterr().out
     assert "disagrees" in output
     assert "variants in use disagree with the reference" in output
@@ -124,7 +124,7 @@ def test_a_variant_that_fails_is_an_error(
         raise RuntimeError("out of registers")
 
     replace_tiles(monkeypatch, fail)
-    assert doctor.run(Namespace(device="cpu", kernels="used", dtype=None)) == 1
+    assert doctor.run(Namespace(device="cpu", kernels="used", dtype=None, model=None)) == 1
     assert "RuntimeError: out of registers" in capsys.readouterr().out
 
 
@@ -137,7 +137,7 @@ def test_what_the_engines_selector_chooses_is_what_is_shown(
     record = Record(current_key("cpu"), (dropped,))
     for found, shown in ((None, DecodeVariant.PAGED_KERNEL), (record, DecodeVariant.REFERENCE)):
         with selecting(Selector("cuda", found)), simulated_kernels(orders=1):
-            doctor.run(Namespace(device="cpu", kernels="used", dtype=["float32"]))
+            doctor.run(Namespace(device="cpu", kernels="used", dtype=["float32"], model=None))
         assert f" {shown.value} " in capsys.readouterr().out
 
 
