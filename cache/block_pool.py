@@ -7,7 +7,7 @@ least one block table). Block 0 is scratch: padding rows write there and it is n
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from quire.cache.block_hash import BlockHash
@@ -34,6 +34,10 @@ class BlockPool:
     """Hands out block ids 1..num_blocks-1 and takes them back.
 
     Allocation takes free blocks first and then evicts cached ones, lowest priority first.
+
+    Attributes:
+        num_evictions: so far.
+        on_eviction: called with the name of each evicted block.
     """
 
     def __init__(self, num_blocks: int, block_size: int, policy: EvictionPolicy) -> None:
@@ -42,6 +46,7 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.num_evictions = 0
+        self.on_eviction: Callable[[BlockHash], None] | None = None
         self._policy = policy
         self._refs = [0] * num_blocks
         self._free = list(range(num_blocks - 1, 0, -1))
@@ -188,6 +193,8 @@ class BlockPool:
         self._num_idle -= 1
         cached = self._cached.pop(block)
         del self._by_name[cached.name]
+        if self.on_eviction is not None:
+            self.on_eviction(cached.name)
         if cached.parent is not None:
             above = self._cached[cached.parent]
             above.children -= 1

@@ -33,6 +33,15 @@ class StatePool(BlockPool):
         super().__init__(num_slots, 1, policy)
         self.spacing = spacing
 
+    def drop(self, name: BlockHash) -> None:
+        """The block of that name is gone, so that a snapshot behind it cannot be found."""
+        slot = self._by_name.get(name)
+        if slot is None or self._refs[slot]:
+            return
+        del self._by_name[name], self._cached[slot]
+        self._num_idle -= 1
+        self._free.append(slot)
+
     def deepest(self, names: Sequence[BlockHash]) -> tuple[int, int | None]:
         """How many blocks of the chain ``names`` the deepest snapshot stands behind, and its slot;
         without one 0 and None."""

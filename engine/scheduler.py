@@ -95,6 +95,8 @@ class Scheduler:
         self._next_step = 0
         self._retired = -1
         self._states = states
+        if states is not None:
+            pool.on_eviction = states.drop
         self._held: deque[tuple[int, Holdings]] = deque()  # to release once a step has retired
         # A little room for running sequences to grow, so that an admission is not undone at once.
         self._watermark = max(1, pool.num_usable // 100)

@@ -44,6 +44,7 @@ class CacheMachine(RuleBasedStateMachine):
     def start(self, num_slots: int, spacing: int, block_size: int, policy: str) -> None:
         self.blocks = BlockPool(40, block_size, make_policy(policy))  # type: ignore[arg-type]
         self.states = StatePool(num_slots, spacing * block_size, make_policy(policy))  # type: ignore[arg-type]
+        self.blocks.on_eviction = self.states.drop
         self.content: dict[int, list[int]] = {EMPTY_SLOT: []}
         self.twins: list[Twin] = []
         self.in_flight: deque[tuple[Twin, int]] = deque()
@@ -216,6 +217,18 @@ def test_without_slots_to_spare_nothing_is_kept() -> None:
     second = SequenceCache(blocks, ROOT, states)
     assert len(first.holdings.slots) == 2
     assert not second.admit(second.find_prefix([1]), [1], 1)
+
+
+def test_a_snapshot_goes_with_the_block_it_stands_behind() -> None:
+    blocks, states = pools()
+    blocks.on_eviction = states.drop
+    prompt = list(range(18))
+    end(computed(blocks, states, prompt, []), blocks, states, prompt)
+    assert states.num_cached > 1
+    blocks.allocate(blocks.num_usable)
+    assert states.num_cached == 0
+    assert states.num_free == states.num_usable
+    states.check([])
 
 
 def test_too_few_slots_are_refused() -> None:
