@@ -26,6 +26,7 @@ from quire.serve.protocol import Message
 from quire.serve.template_style import TemplateStyle, probe
 from quire.serve.text_encoder import TextEncoder
 from quire.serve.turns import turns_of
+from quire.serve.written_calls import writer_of
 
 _MAX_OPENINGS: Final = 64  # kept, one for each combination of switches
 
@@ -120,7 +121,7 @@ class ChatTemplate:
 
         ``switches`` are further variables of the template.
         """
-        turns = turns_of(messages, self._style)
+        turns = turns_of(messages, self._style, writer_of(self.source))
         if ending == "continued":
             content: str = turns[-1]["content"] or ""
             turns[-1]["content"] = content + _CONTINUED

@@ -26,6 +26,7 @@ _MODES: Final = tuple((content, parsed) for parsed in (True, False) for content 
 class TemplateStyle(Struct, frozen=True):
     no_content: str | None = ""  # of a turn that has tool calls and no text
     parsed_arguments: bool = True  # an object, not JSON text
+    shows_calls: bool = True  # in any way
     many_calls: bool = True  # in one turn; else a turn for each call and its result
     attached_results: bool = False  # under "tool_responses" of the turn that called
     reasoning_key: ReasoningKey | None = None  # None: reasoning of earlier turns is not read
@@ -73,8 +74,10 @@ def probe(source: str, render: Render) -> TemplateStyle:
             for calls in (_Calls(*mode) for mode in _MODES)
             if shows([_USER, calls.turn("Rome"), _result("sunny")], "Rome", absent="None")
         ),
-        _Calls("", True),
+        None,
     )
+    shows_calls = calls is not None
+    calls = calls or _Calls("", True)
     attached = calls.turn("Rome") | {"tool_responses": [{"name": "weather", "response": "sunny"}]}
     two_calls = [
         calls.turn("Rome", "Oslo"),
@@ -97,6 +100,7 @@ def probe(source: str, render: Render) -> TemplateStyle:
     return TemplateStyle(
         no_content=calls.no_content,
         parsed_arguments=calls.parsed_arguments,
+        shows_calls=shows_calls,
         many_calls=shows([_USER, *two_calls], "Rome", "Oslo"),
         attached_results="tool_responses" in source and shows([_USER, attached], "sunny"),
         reasoning_key=key,

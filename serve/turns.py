@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -14,20 +14,28 @@ from quire.serve.protocol import (
     DeveloperMessage,
     Message,
     SystemMessage,
+    ToolCall,
     ToolMessage,
 )
 from quire.serve.template_style import TemplateStyle
+from quire.serve.written_calls import Calls
 
 Turn = dict[str, Any]
+WriteCalls = Callable[[Calls], str]
 
 
-def turns_of(messages: Sequence[Message], style: TemplateStyle) -> list[Turn]:
-    """Raises :class:`ApiError` (400) where a call's arguments are no JSON object."""
+def turns_of(
+    messages: Sequence[Message], style: TemplateStyle, write: WriteCalls | None = None
+) -> list[Turn]:
+    """Raises :class:`ApiError` (400) where a call's arguments are no JSON object.
+
+    ``write`` writes calls for templates that show none.
+    """
     turns: list[Turn] = []
     names: dict[str, str] = {}  # of called functions, by call id
     for index, message in enumerate(messages):
         if isinstance(message, AssistantMessage):
-            turns += _assistant(message, index, style)
+            turns += _assistant(message, index, style, write)
             names |= {call.id: call.function.name for call in message.tool_calls or []}
         elif isinstance(message, ToolMessage):
             _add_result(turns, message, names.get(message.tool_call_id), style)
@@ -51,7 +59,9 @@ def _named(role: str, content: Content, name: str | None) -> Turn:
     return turn if name is None else turn | {"name": name}
 
 
-def _assistant(message: AssistantMessage, index: int, style: TemplateStyle) -> list[Turn]:
+def _assistant(
+    message: AssistantMessage, index: int, style: TemplateStyle, write: WriteCalls | None
+) -> list[Turn]:
     content = None if message.content is None else text_of(message.content)
     turn: Turn = {"role": "assistant", "content": content}
     if message.name is not None:
@@ -62,6 +72,10 @@ def _assistant(message: AssistantMessage, index: int, style: TemplateStyle) -> l
     if not message.tool_calls:
         turn["content"] = content or ""
         return [turn]
+    if not style.shows_calls:
+        written = "" if write is None else write(_parsed_calls(message.tool_calls, index))
+        turn["content"] = (content or "") + written
+        return [turn]
     turn["content"] = content or style.no_content
     turn["tool_calls"] = [
         {
@@ -71,7 +85,7 @@ def _assistant(message: AssistantMessage, index: int, style: TemplateStyle) -> l
                 "name": call.function.name,
                 "arguments": _arguments(
                     call.function.arguments,
-                    f"messages[{index}].tool_calls[{number}].function.arguments",
+                    _place(index, number),
                     style,
                 ),
             },
@@ -88,12 +102,27 @@ def _assistant(message: AssistantMessage, index: int, style: TemplateStyle) -> l
     return [*before, silent]
 
 
+def _parsed_calls(calls: Sequence[ToolCall], index: int) -> Calls:
+    return [
+        (call.function.name, _parsed(call.function.arguments, _place(index, number)))
+        for number, call in enumerate(calls)
+    ]
+
+
+def _place(index: int, number: int) -> str:
+    return f"messages[{index}].tool_calls[{number}].function.arguments"
+
+
 def _arguments(text: str, param: str, style: TemplateStyle) -> object:
+    parsed = _parsed(text, param)
+    return parsed if style.parsed_arguments else text or "{}"
+
+
+def _parsed(text: str, param: str) -> dict[str, Any]:
     try:
-        parsed = msgspec.json.decode(text or "{}", type=dict[str, Any])
+        return msgspec.json.decode(text or "{}", type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         raise invalid(param, f"{param} must be a JSON object, as text.") from None
-    return parsed if style.parsed_arguments else text or "{}"
 
 
 def _add_result(

@@ -8,6 +8,9 @@ import pytest
 from fake_backend import TEMPLATE, RenderHere, byte_level_tokenizer
 
 from quire.serve.errors import ApiError
+from quire.serve.parsers.events import CallStarted
+from quire.serve.parsers.families import ParserFactory, infer_family
+from quire.serve.parsers.schemas import Tools
 from quire.serve.prompt import ChatTemplate, encode_chat, encode_texts, render_chat
 from quire.serve.protocol import ChatCompletionRequest, RequestDecoder
 from quire.serve.text_encoder import TextEncoder
@@ -297,3 +300,36 @@ def test_calls_are_not_lost_beside_content(rules, expected):
     source = source.replace("c.function.name }}", "c.function.name }}{{ c.function.arguments }}")
     text = render(source, *history("f", content="Wait.")).replace("{}", "")
     assert text == expected
+
+
+CITY = '{"city": "R\\u00f6m", "days": 2, "warm": true, "why": null, "at": ["a\\"b"]}'
+
+
+@pytest.mark.parametrize(
+    ("sign", "written"),
+    [
+        (
+            "<|tool_list_start|>",
+            '<|tool_call_start|>[f(city="Röm", days=2, warm=True, why=None, at=["a\\"b"]), g()]'
+            "<|tool_call_end|>",
+        ),
+        (
+            "<|tool_call|>",
+            '<|tool_call|>[{"name": "f", "arguments": {"city": "Röm", "days": 2, "warm": true, '
+            '"why": null, "at": ["a\\"b"]}}, {"name": "g", "arguments": {}}]',
+        ),
+        ("", ""),  # a family that calls nothing: at least what was said stays
+    ],
+)
+def test_calls_stay_in_the_history_of_templates_that_know_of_none(sign, written):
+    source = "{% if tools %}" + sign + "{% endif %}" + every_turn("")
+    turns = history("f", "g", content="Wait.")
+    turns[1]["tool_calls"][0]["function"]["arguments"] = CITY
+    text = render(source, *turns)
+    assert text == f"<user>hi<assistant>Wait.{written}<tool>result of f<tool>result of g"
+    parsers = ParserFactory(infer_family(source, byte_level_tokenizer()), None)
+    if sign:
+        tools = Tools({"f": None, "g": None})
+        events = parsers.parser(tools).push(written)
+        names = [event.name for event in events if isinstance(event, CallStarted)]
+        assert names == ["f", "g"]
