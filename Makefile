@@ -17,13 +17,14 @@ endif
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format types unit test-long test-models bench clean
+.PHONY: help serve test lint format types unit test-long test-models test-clients bench clean
 
 help:
 	@echo "make serve        serve the demo model on http://127.0.0.1:8000 (ARGS=\"--model ...\")"
 	@echo "make test         lint, types, import rules and tests"
 	@echo "make test-long    tests that take minutes"
 	@echo "make test-models  every model family against mlx-lm, token for token"
+	@echo "make test-clients real clients from PyPI and npm against the demo model"
 	@echo "make format       format the code"
 
 serve: .venv/serve.stamp
@@ -47,7 +48,7 @@ types: .venv/dev.stamp
 		-p quire.deploy -p quire.loadtest
 
 unit: .venv/dev.stamp
-	$(BIN)/pytest -m "not models and not long" $(ARGS)
+	$(BIN)/pytest -m "not models and not long and not clients" $(ARGS)
 
 test-long: .venv/dev.stamp
 	$(BIN)/pytest -m long $(ARGS)
@@ -55,6 +56,21 @@ test-long: .venv/dev.stamp
 test-models: .venv/dev.stamp
 	$(BIN)/pytest tests/models/test_zoo_builds.py $(ARGS)
 	$(BIN)/python tests/models/family_table.py --out loadtest/results/model_families.json
+
+# Clients pin each other's libraries, so each has an environment of its own.
+PYTHON_CLIENTS := $(basename $(notdir $(wildcard tests/clients/requirements/*.txt)))
+
+test-clients: .venv/dev.stamp $(PYTHON_CLIENTS:%=.venv/clients/%.stamp) tests/clients/node/node_modules
+	$(BIN)/pytest -m clients tests/clients $(ARGS)
+
+.venv/clients/%.stamp: tests/clients/requirements/%.txt | .venv/bin/python
+	$(BIN)/python -m venv .venv/clients/$*
+	.venv/clients/$*/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+tests/clients/node/node_modules: tests/clients/node/package-lock.json
+	npm ci --prefix tests/clients/node --no-audit --no-fund
+	@touch $@
 
 clean:
 	rm -rf .venv build *.egg-info

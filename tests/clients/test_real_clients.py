@@ -1,0 +1,59 @@
+"""Real clients, in the versions that are pinned beside them, against the demo model.
+
+What the demo model says matters little: forced calls and schemas are enforced by the server.
+`make test-clients` installs the clients first.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from live_server import Server
+
+HERE = Path(__file__).parent
+INSTALLED = HERE.parents[1] / ".venv" / "clients"
+PYTHON_CLIENTS = [file.stem.removesuffix("_client") for file in sorted(HERE.glob("*_client.py"))]
+
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    running = Server()
+    try:
+        yield running.wait_ready()
+    finally:
+        running.stop()
+
+
+def run(*command: str | Path) -> None:
+    result = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, timeout=800
+    )
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
+
+
+@pytest.mark.parametrize("name", PYTHON_CLIENTS)
+def test_python_client(server: Server, name: str) -> None:
+    run(INSTALLED / name / "bin" / "python", HERE / f"{name}_client.py", server.url)
+
+
+def test_node_clients(server: Server) -> None:
+    run("node", HERE / "node" / "clients.mjs", server.url)
+
+
+def test_nothing_violates_the_description(server: Server) -> None:
+    run(
+        INSTALLED / "schemathesis" / "bin" / "schemathesis",
+        *("run", f"{server.url}/openapi.json", "--url", server.url),
+        *("--max-examples", "6", "--phases", "examples,coverage,fuzzing"),
+        *("--request-timeout", "60", "--suppress-health-check", "all", "--seed", "1"),
+        *("--exclude-path", "/metrics"),
+        "--checks",
+        "not_a_server_error,status_code_conformance,content_type_conformance,"
+        "response_schema_conformance",
+    )
+    assert server.get("/health")[0] == 200
