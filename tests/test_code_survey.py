@@ -34,5 +34,5 @@ def test_a_step_is_uploaded_at_once() -> None:
 
 
 def test_what_chooses_and_checks_operations_does_not_outgrow_them() -> None:
-    assert sum(survey.lines_of(survey.MACHINERY_FILES).values()) <= 3020
+    assert sum(survey.lines_of(survey.MACHINERY_FILES).values()) <= 3060
     assert max(survey.lines_of(survey.SPECIFICATION_FILES).values()) <= 300

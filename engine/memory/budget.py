@@ -34,6 +34,9 @@ _CACHE_SLACK = 0.05
 # On GPUs long steps are handed over in pieces: queries of the layers in one. A layer's other
 # buffers are some 15 to 20 times as large.
 _PIECE_BYTES = 16 << 20
+# Steps with queries of no more go whole: on CUDA 2.9 GB, for 512 rows of an 8B model, buy a host
+# that need not follow the device layer by layer beside many decodes.
+_WHOLE_BYTES: dict[DeviceName, int] = {"cpu": 0, "metal": 0, "cuda": 4 << 20}
 # Rows times contexts in a piece. macOS ends a command buffer that holds the GPU for seconds; a
 # layer of 32 heads of 128 takes a quarter of one for these on the smallest chips.
 MAX_ATTENDED = 1 << 24
@@ -46,6 +49,15 @@ def working_set(ram: int, device: DeviceName) -> int:
     if device != "metal":
         return ram
     return int(ram * (_SMALL_MAC_SHARE if ram <= _SMALL_MAC else _LARGE_MAC_SHARE))
+
+
+def whole_rows(row_bytes: int, device: DeviceName) -> int:
+    """Rows of the longest step of prompts that is handed to ``device`` whole for its size alone.
+
+    Args:
+        row_bytes: of one layer's queries.
+    """
+    return _WHOLE_BYTES[device] // max(1, row_bytes)
 
 
 def layers_at_once(query_bytes: int, num_layers: int, attended: int = 0) -> int | None:

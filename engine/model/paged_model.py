@@ -13,7 +13,7 @@ from quire.engine.attention.backend import AttentionBackend, Plans, StepInputs
 from quire.engine.attention.kernel_pages import KernelPages
 from quire.engine.attention.mlx_pages import MlxPages
 from quire.engine.attention.rows import PaddedSizes, Rows
-from quire.engine.memory.budget import layers_at_once
+from quire.engine.memory.budget import layers_at_once, whole_rows
 from quire.engine.model.block_weights import standard_part
 from quire.engine.model.pace import Pace
 from quire.engine.model.seam import CurrentStep, FinalNorm, PagedLayer
@@ -192,15 +192,27 @@ class PagedModel:
     def layers_at_once(self, num_rows: int, attended: int = 0) -> int | None:
         """Of a step of so many rows of prompts, ``attended`` being the sum of their contexts; None:
         all, as on the CPU, where MLX builds a few tens of operations ahead anyway."""
-        if not on_gpu():
+        if not on_gpu() or num_rows <= self.whole_rows:
             return None
+        return layers_at_once(num_rows * self._row_bytes, len(self.layers), attended)
+
+    @property
+    def whole_rows(self) -> int:
+        """Rows of the longest step of prompts that always goes whole."""
+        if not on_gpu():
+            return 0
+        return whole_rows(self._row_bytes, "metal" if mx.metal.is_available() else "cuda")
+
+    @property
+    def _row_bytes(self) -> int:
+        """Of the queries of a row, in the layer where they are largest."""
         sizes = [
             use.heads * layer.shape.key_dim * layer.shape.key_dtype.size
             for layer in self.layers
             if layer.shape is not None
             for use in layer.uses
         ]
-        return layers_at_once(num_rows * max(sizes, default=0), len(self.layers), attended)
+        return max(sizes, default=0)
 
     def padded_sizes(self, max_decodes: int, max_rows: int) -> PaddedSizes:
         """What :meth:`lay_out` pads steps to; nothing where it does not pad."""

@@ -16,7 +16,7 @@ from model_zoo import build, reference_generate
 from quire.engine.device_thread import DeviceThread
 from quire.engine.engine import Engine, EngineConfig
 from quire.engine.memory import budget
-from quire.engine.memory.budget import layers_at_once
+from quire.engine.memory.budget import layers_at_once, whole_rows
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.model import pace
 from quire.engine.model.pace import Pace
@@ -56,11 +56,23 @@ def test_pieces_are_as_large_as_they_may_be(
     assert layers_at_once(rows * query_size * 2, layers) == expected
 
 
+def test_steps_of_a_few_hundred_rows_go_whole_on_cuda() -> None:
+    row = 2 * 4096  # an 8B model in half precision
+    assert whole_rows(row, "cuda") == 512
+    assert whole_rows(row, "metal") == 0
+    model = page_model(build("qwen3", 0), "qwen3")
+    with mock.patch("quire.engine.model.paged_model.on_gpu", return_value=True):
+        rows = model.whole_rows
+        assert model.layers_at_once(rows, attended=1 << 40) is None
+        assert model.layers_at_once(rows + 1, attended=1 << 40) == 1
+
+
 @pytest.fixture(params=["gpu", "mlx pages"])
 def paced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Every layer is a piece; how many were passed in the steps that were."""
     monkeypatch.setattr(budget, "_PIECE_BYTES", 1)
     monkeypatch.setattr(budget, "PIECES_AHEAD", 1)
+    monkeypatch.setitem(budget._WHOLE_BYTES, "cuda", 0)
     passed: list[int] = []
     run = Pace.passed
 
