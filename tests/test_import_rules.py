@@ -32,6 +32,7 @@ EXCEPTIONS = {
     "cache/pages.py": {"quire.kernels"},
     # The commands that inspect or measure what a worker runs.
     "loadtest/doctor.py": {"quire.engine", "quire.kernels"},
+    "loadtest/doctor_model.py": {"quire.engine"},
     "loadtest/machine_probe.py": {"quire.engine", "quire.kernels"},
     "loadtest/activations.py": {"quire.engine"},
     "loadtest/steps.py": {"quire.engine"},
