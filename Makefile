@@ -17,11 +17,12 @@ endif
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format types unit test-long test-models test-clients bench clean
+.PHONY: help serve test lint format types unit test-faults test-long test-models test-clients bench clean
 
 help:
 	@echo "make serve        serve the demo model on http://127.0.0.1:8000 (ARGS=\"--model ...\")"
 	@echo "make test         lint, types, import rules and tests"
+	@echo "make test-faults  kills, stops and abuse of a real server, for minutes"
 	@echo "make test-long    tests that take minutes"
 	@echo "make test-models  every model family against mlx-lm, token for token"
 	@echo "make test-clients real clients from PyPI and npm against the demo model"
@@ -48,7 +49,10 @@ types: .venv/dev.stamp
 		-p quire.deploy -p quire.loadtest
 
 unit: .venv/dev.stamp
-	$(BIN)/pytest -m "not models and not long and not clients" $(ARGS)
+	$(BIN)/pytest -m "not models and not long and not clients and not faults" $(ARGS)
+
+test-faults: .venv/dev.stamp
+	$(BIN)/pytest -m faults $(ARGS)
 
 test-long: .venv/dev.stamp
 	$(BIN)/pytest -m long $(ARGS)

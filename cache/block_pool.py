@@ -7,11 +7,13 @@ least one block table). Block 0 is scratch: padding rows write there and it is n
 from __future__ import annotations
 
 import heapq
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quire.cache.block_hash import BlockHash
 from quire.cache.eviction import EvictionPolicy
+from quire.cache.tally import Tally
 
 SCRATCH_BLOCK = 0
 
@@ -28,6 +30,8 @@ class CachedBlock:
     children: int = 0  # cached blocks whose parent this is
     priority: float = 0.0  # given when the last reference went away
     ticket: int = 0  # matches the newest heap entry; older entries are void
+    made: float = field(default_factory=time.monotonic)  # seconds
+    left: float = 0.0  # seconds, when the last reference went away
 
 
 class BlockPool:
@@ -40,13 +44,24 @@ class BlockPool:
         on_eviction: called with the name of each evicted block.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, policy: EvictionPolicy) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        policy: EvictionPolicy,
+        time_bounds: Sequence[float] = (),
+    ) -> None:
+        """``time_bounds``, in seconds, are those of :attr:`lifetimes` and :attr:`idle_times`."""
         if num_blocks < 2:
             raise ValueError("a block pool needs a scratch block and at least one more")
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.num_evictions = 0
         self.on_eviction: Callable[[BlockHash], None] | None = None
+        self.lifetimes = Tally(time_bounds)
+        self.idle_times = Tally(time_bounds)
+        # Names of blocks evicted lately, to tell what was lost from what was never there.
+        self._evicted: dict[BlockHash, None] = {}
         self._policy = policy
         self._refs = [0] * num_blocks
         self._free = list(range(num_blocks - 1, 0, -1))
@@ -91,6 +106,10 @@ class BlockPool:
                 break
             blocks.append(block)
         return blocks
+
+    def count_lost(self, names: Iterable[BlockHash]) -> int:
+        """How many of ``names``, which follow a prefix that is cached, were cached once."""
+        return sum(name in self._evicted or name in self._by_name for name in names)
 
     def num_idle(self, blocks: Sequence[int]) -> int:
         """How many of ``blocks`` would leave the available ones when acquired."""
@@ -140,6 +159,7 @@ class BlockPool:
                 self._free.append(block)
                 continue
             self._num_idle += 1
+            cached.left = time.monotonic()
             cached.priority = self._policy.priority(
                 cached.cached_at, self._clock, cached.position, cached.uses
             )
@@ -195,6 +215,7 @@ class BlockPool:
         del self._by_name[cached.name]
         if self.on_eviction is not None:
             self.on_eviction(cached.name)
+        self._remember(cached)
         if cached.parent is not None:
             above = self._cached[cached.parent]
             above.children -= 1
@@ -211,6 +232,14 @@ class BlockPool:
         self._by_name.clear()
         self._heap.clear()
         self._num_idle = 0
+
+    def _remember(self, evicted: CachedBlock) -> None:
+        now = time.monotonic()
+        self.lifetimes.add(now - evicted.made)
+        self.idle_times.add(now - evicted.left)
+        self._evicted[evicted.name] = None
+        if len(self._evicted) > self.num_blocks:
+            del self._evicted[next(iter(self._evicted))]
 
     # ---- invariants
 

@@ -50,6 +50,15 @@ class BlockTable:
         extend_chain(self._names, self._root, token_ids, self._pool.block_size)
         return self._pool.match(self._names[: (len(token_ids) - 1) // self._pool.block_size])
 
+    def misses(self, first: int, token_ids: Sequence[int]) -> tuple[int, int]:
+        """How many blocks from the ``first`` on were cached once, and how many never.
+
+        Like :meth:`find_prefix`, which must have been asked, it leaves out the last token.
+        """
+        names = self._names[first : (len(token_ids) - 1) // self._pool.block_size]
+        lost = self._pool.count_lost(names)
+        return lost, len(names) - lost
+
     def unfinished(self, token_ids: Sequence[int]) -> list[BlockHash]:
         """Names of the full blocks of ``token_ids`` that this table will register later."""
         return self._names[self._num_registered : len(token_ids) // self._pool.block_size]

@@ -15,6 +15,7 @@ from quire.serve.settings import SETTINGS, SettingsError, load
 # and the Hugging Face token has a file of its own.
 _PASSED_ON = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE")
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+_COULD_BE_ON_HUB = re.compile(r"quire-demo|[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 STOP_MARGIN = 20  # seconds beyond the drain: the worker leaves, the last answers are sent
 
 
@@ -51,11 +52,22 @@ def describe_service(flags: Mapping[str, str], environ: Mapping[str, str], home:
     settings = load(flags, {})
     if settings.port == 0:
         raise SettingsError("a service needs a port of its own; give one with --port")
+    for name in ("api_key", "admin_key"):
+        if getattr(settings, name) is not None and name in flags:
+            raise SettingsError(
+                "everybody can read a service's definition: keys belong into a file, given with "
+                "--api-key-file (see `quire keys`)"
+            )
     pinned = dict(flags)
     if "config" in pinned:
         pinned["config"] = str(Path(pinned["config"]).expanduser().resolve())
+    for name in ("api_key_file", "tls_cert_file", "tls_key_file"):
+        if name in pinned:
+            pinned[name] = str(Path(pinned[name]).expanduser().resolve())
     if settings.model is not None and Path(settings.model).expanduser().is_dir():
         pinned["model"] = str(Path(settings.model).expanduser().resolve())
+    elif settings.model is not None and not _COULD_BE_ON_HUB.fullmatch(settings.model):
+        raise SettingsError(f"{settings.model}: no such folder, and not a Hugging Face owner/name")
     # As a flag it wins over a later edit of the file, so the manager's patience stays enough.
     pinned["drain_timeout"] = f"{settings.drain_timeout:g}"
 

@@ -24,13 +24,22 @@ from quire.engine.device_thread import DeviceThread, Submit, do_later, do_now
 from quire.engine.errors import EngineError, GrammarError, is_out_of_memory
 from quire.engine.grammar import Bitmask, GrammarCompiler, allow_only, forbid, mask_words
 from quire.engine.memory.faults import MemoryFaults
-from quire.engine.messages import GenerateRequest, StateStats, TokenOutput, WorkerStats
+from quire.engine.messages import (
+    BLOCK_SECONDS_BOUNDS,
+    CacheStats,
+    GenerateRequest,
+    Histogram,
+    StateStats,
+    TokenOutput,
+    WorkerStats,
+)
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
 from quire.engine.scheduler import Scheduler
 from quire.engine.step.restrictions import ends_of_bad_words
 from quire.engine.step.runner import Forward, HostStep, ModelRunner, Step
 from quire.engine.step_batch import StepBatch
+from quire.engine.step_clock import StepClock
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +130,10 @@ class Engine:
                 self._num_slots, self.model.state_spacing, make_policy(config.eviction_policy)
             )
         self._pool = BlockPool(
-            config.num_blocks, config.block_size, make_policy(config.eviction_policy)
+            config.num_blocks,
+            config.block_size,
+            make_policy(config.eviction_policy),
+            BLOCK_SECONDS_BOUNDS,
         )
         self.scheduler = Scheduler(
             self._pool,
@@ -133,6 +145,7 @@ class Engine:
             states=self._states,
         )
         self._num_steps = 0
+        self._clock = StepClock()
 
     def compiling_at_once(self) -> AbstractContextManager[None]:
         """Meanwhile the graphs of new forms of steps are compiled at their first run."""
@@ -206,6 +219,7 @@ class Engine:
         """A step with grammars is handed to the device in two halves: its forward pass at once, and
         its samples when the tokens of the step before have shown what may be drawn."""
         running, self._next = self._next, None
+        self._clock.begin()
         if running is not None and not self._encode_ahead:
             self._runner.launch(running.result())
         if receive is not None:
@@ -213,6 +227,7 @@ class Engine:
         idle = running is None and not self.scheduler.has_work
         self._outputs += self._submit_compiled(wait=idle)
         batch = self.scheduler.schedule()
+        self._clock.end_schedule()
         forward: Future[Forward] | None = None
         encode = self._encode
         if batch is not None:
@@ -227,14 +242,18 @@ class Engine:
             else:
                 self._next = encode(partial(self._encode_step, host_step, running))
                 flight.encoded = self._next
+        self._clock.end_build()
+        num_tokens: int | None = None
         if running is not None:
             step = running.result()
+            num_tokens = step.batch.num_tokens
             self._confirm(send)
             self._retire(step, None if encode is do_later else forward or self._next)
         if batch is not None and forward is not None:
             masks, failed = self._fill_masks(batch)
             self._outputs += failed
             flight.encoded = self._next = encode(partial(self._encode_samples, forward, masks))
+        self._clock.end_emit(num_tokens)
 
     def _retire(self, step: Step, following: Future[Any] | None) -> None:
         """Wait for a step and take its tokens.
@@ -243,6 +262,7 @@ class Engine:
         ``following`` step, so that tokens leave only when that has gone well too.
         """
         tokens, logprobs = self._runner.collect(step)
+        self._clock.end_wait()
         is_encoded = following is None or following.done()
         if following is not None and is_encoded:
             following.result()
@@ -380,9 +400,17 @@ class Engine:
             steps=self._num_steps,
             preemptions=scheduler.stats.preemptions,
             memory_faults=self._faults.count,
-            evictions=pool.num_evictions,
-            prefix_queries=scheduler.stats.prefix_queries,
-            prefix_hits=scheduler.stats.prefix_hits,
+            cache=CacheStats(
+                queries=scheduler.stats.prefix_queries,
+                hits=scheduler.stats.prefix_hits,
+                missed_evicted=scheduler.stats.missed_evicted,
+                missed_new=scheduler.stats.missed_new,
+                missed_tail=scheduler.stats.missed_tail,
+                evictions=pool.num_evictions,
+                lifetimes=Histogram(list(pool.lifetimes.counts), pool.lifetimes.total),
+                idle_times=Histogram(list(pool.idle_times.counts), pool.idle_times.total),
+            ),
+            step=self._clock.stats(),
             states=None
             if states is None
             else StateStats(

@@ -64,6 +64,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     memory_fraction: float | None = None  # of what the device can give; None: by device
     log_level: str = "info"
     eos_token_ids: list[int] = []  # what ends a text; grammars allow them where a text may end
+    answers: int = -1  # descriptor of the pipe that the life line answers on
 
 
 class ThinkingBudget(msgspec.Struct, frozen=True):
@@ -176,6 +177,7 @@ class TokenOutput(msgspec.Struct, array_like=True, frozen=True):
     logprobs: list[TokenLogprobs] = []  # of each of token_ids, where the request asks for them
     # With the first token: of each prompt token but the first, where the request asks for them.
     prompt_logprobs: list[TokenLogprobs] = []
+    queue_seconds: float = 0.0  # from the request's arrival to its first step
 
 
 class StateStats(msgspec.Struct, frozen=True):
@@ -185,6 +187,51 @@ class StateStats(msgspec.Struct, frozen=True):
     used: int
     cached: int  # snapshots nobody uses
     free: int
+
+
+class Histogram(msgspec.Struct, array_like=True, frozen=True):
+    """Values since the worker began: ``counts`` between bounds, one more above the last one."""
+
+    counts: list[int]
+    total: float  # the sum of the values
+
+
+STEP_SECONDS_BOUNDS = (
+    *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
+    *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0),
+)
+STEP_TOKENS_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+BLOCK_SECONDS_BOUNDS = (
+    *(0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0),
+    24 * 3600.0,
+)
+
+
+class StepStats(msgspec.Struct, frozen=True):
+    """Seconds of the serving thread by what it did, and each step's duration and tokens."""
+
+    schedule_seconds: float
+    build_seconds: float
+    wait_seconds: float  # for the device
+    emit_seconds: float
+    seconds: Histogram  # by STEP_SECONDS_BOUNDS
+    tokens: Histogram  # by STEP_TOKENS_BOUNDS
+
+
+class CacheStats(msgspec.Struct, frozen=True):
+    """What the prefix cache was asked for and gave, in prompt tokens, and how long blocks stay.
+
+    Misses are in tokens too: evicted, never seen, or in a block that is not full.
+    """
+
+    queries: int
+    hits: int
+    missed_evicted: int
+    missed_new: int
+    missed_tail: int
+    evictions: int  # blocks
+    lifetimes: Histogram  # seconds from a block's completion to its eviction
+    idle_times: Histogram  # seconds from its last use to its eviction
 
 
 class WorkerStats(msgspec.Struct, frozen=True):
@@ -201,9 +248,8 @@ class WorkerStats(msgspec.Struct, frozen=True):
     steps: int
     preemptions: int
     memory_faults: int  # steps that the device had no memory for
-    evictions: int
-    prefix_queries: int  # prompt tokens looked up in the prefix cache
-    prefix_hits: int  # of those, tokens found
+    cache: CacheStats
+    step: StepStats
     states: StateStats | None = None  # of models with recurrent layers
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections import deque
 from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from quire.engine.messages import (
     TokenLogprobs,
     TokenOutput,
 )
-from quire.engine.sequence import Sequence
+from quire.engine.sequence import Arrival, Sequence
 from quire.engine.step_batch import Chunk, StepBatch
 from quire.engine.thinking import Thinking
 
@@ -49,6 +50,9 @@ class SchedulerStats:
     prefix_queries: int = 0  # prompt tokens looked up, once per request
     prefix_hits: int = 0  # of those, tokens found
     prefix_pages: int = 0  # of those, tokens whose pages were found, whether or not a state was
+    missed_evicted: int = 0  # and not found: in blocks that had been evicted
+    missed_new: int = 0  # in blocks that had never been cached
+    missed_tail: int = 0  # behind the last full block, or the last token
 
 
 @cache
@@ -137,6 +141,7 @@ class Scheduler:
             seed=secrets.randbits(64) if seed is None else seed,
             grammar=grammar,
             thinking=None if request.thinking is None else Thinking(request.thinking),
+            arrival=Arrival(time.monotonic()),
         )
         self._sequences[request.request_id] = sequence
         self._enqueue(sequence)
@@ -283,13 +288,23 @@ class Scheduler:
         self.running.append(sequence)
         sequence.num_computed_tokens = start
         sequence.admissions += 1
-        if sequence.num_cached_tokens is not None:
-            return
-        sequence.num_cached_tokens = start
-        num_tokens, num_pages = len(sequence.token_ids), prefix.num_pages * self.pool.block_size
-        self.stats.prefix_queries += num_tokens
-        self.stats.prefix_hits += start
-        self.stats.prefix_pages += num_pages
+        if (arrival := sequence.arrival).num_cached_tokens is None:
+            arrival.num_cached_tokens = start
+            arrival.queue_seconds = time.monotonic() - arrival.at
+            self._count_lookup(sequence, prefix)
+
+    def _count_lookup(self, sequence: Sequence, prefix: Prefix) -> None:
+        """Account for a request's first look into the prefix cache."""
+        stats, size = self.stats, self.pool.block_size
+        num_tokens = len(sequence.token_ids)
+        start, num_pages = len(prefix.blocks) * size, prefix.num_pages * size
+        evicted, new = sequence.cache.blocks.misses(prefix.num_pages, sequence.token_ids)
+        stats.prefix_queries += num_tokens
+        stats.prefix_hits += start
+        stats.prefix_pages += num_pages
+        stats.missed_evicted += evicted * size
+        stats.missed_new += new * size
+        stats.missed_tail += num_tokens - num_pages - (evicted + new) * size
         if num_pages > start:
             request_id = sequence.request.request_id
             logger.info(
@@ -430,10 +445,11 @@ class Scheduler:
             request.request_id,
             [token],
             reason,
-            num_cached_tokens=sequence.num_cached_tokens or 0,
+            num_cached_tokens=sequence.arrival.num_cached_tokens or 0,
             ends_with_text=grammar_ended,
             logprobs=logprobs,
             prompt_logprobs=sequence.prompt_logprobs if num_outputs == 1 else [],
+            queue_seconds=sequence.arrival.queue_seconds,
         )
 
     def start_over(self) -> None:

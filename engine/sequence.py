@@ -11,6 +11,15 @@ from quire.engine.seen_tokens import SeenTokens
 from quire.engine.thinking import Thinking
 
 
+@dataclass(slots=True)
+class Arrival:
+    """From a request's arrival to its first admission."""
+
+    at: float = 0.0  # seconds, on the monotonic clock
+    queue_seconds: float = 0.0
+    num_cached_tokens: int | None = None  # of its prompt; None until it was admitted
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """``num_computed_tokens`` chases ``num_tokens``; prefill and decode differ in nothing else."""
@@ -23,7 +32,7 @@ class Sequence:
     num_pending_tokens: int = 0  # sampled by scheduled steps, not yet seen by the host
     sample_row: int = -1  # where the newest of those steps puts its token
     last_step: int = -1  # the newest step that reads or writes the sequence's cache
-    num_cached_tokens: int | None = None  # prefix-cache hit of the first admission
+    arrival: Arrival = field(default_factory=Arrival)
     admissions: int = 0  # tells rows scheduled before a preemption from those after it
     finished: bool = False
     grammar: GrammarState | None = None  # has taken the output tokens that the host has seen

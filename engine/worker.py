@@ -1,8 +1,7 @@
 """The worker process: one model, one thread that builds MLX's graphs, frames in and frames out.
 
 Started by the front end as `python -m quire.engine.worker`, with its configuration as one line of
-JSON on standard input. Standard input stays open as a life line: when it closes, the front end is
-gone and the worker leaves too.
+JSON on standard input. Standard input stays open as a life line (:mod:`quire.engine.life_line`).
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 
 import msgspec
@@ -20,6 +18,7 @@ import zmq
 from quire.engine import messages
 from quire.engine.device_thread import DeviceThread
 from quire.engine.errors import EngineError
+from quire.engine.life_line import LifeLine
 from quire.engine.messages import (
     Abort,
     FromWorker,
@@ -44,9 +43,10 @@ _LINGER_MS = 2000  # how long a leaving worker waits for its last frames to be t
 class Worker:
     """Moves frames between the sockets and the engine."""
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig, life_line: LifeLine) -> None:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._config = config
+        self._life_line = life_line
         self._inbox = context.socket(zmq.PULL)
         self._inbox.connect(config.request_address)
         self._outbox = context.socket(zmq.PUSH)
@@ -97,7 +97,9 @@ class Worker:
         device.run_beside(self._serve)
 
     def _step(self) -> None:
+        self._life_line.begin_step()
         outputs = self._engine.step(self._receive, self._send_outputs)
+        self._life_line.end_step()
         outputs += self._refused
         self._refused = []
         now = time.monotonic()
@@ -144,13 +146,6 @@ class Worker:
         self._outbox.send(messages.encode(message))
 
 
-def _leave_with_parent() -> None:
-    """Exit at once when standard input closes, whatever MLX is doing."""
-    while os.read(0, 4096):
-        pass
-    os._exit(0)
-
-
 def main() -> int:
     # The front end decides when to stop; a Ctrl-C or a service manager signals the whole group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -167,9 +162,10 @@ def main() -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    threading.Thread(target=_leave_with_parent, name="life-line", daemon=True).start()
+    life_line = LifeLine(config.answers)
+    life_line.start()
     note = prepare_mlx(config.device)
-    worker = Worker(config)
+    worker = Worker(config, life_line)
     try:
         return worker.run([] if note is None else [note])
     finally:

@@ -7,15 +7,19 @@ from collections.abc import Sequence
 import msgspec
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from quire.serve import openapi
+from quire.serve.access import AccessControl, ForeignOrigins
+from quire.serve.api_keys import Keyring
 from quire.serve.errors import exception_handlers
 from quire.serve.metrics import HTTPMetricsMiddleware, Metrics
 from quire.serve.middleware import BODY_IDLE_TIMEOUT, MAX_BODY_BYTES, AllowedHosts, BodyLimits
 from quire.serve.registry import Registry
+from quire.serve.request_log import RequestLog
 from quire.serve.responses import json_response
 from quire.serve.routes import page
 from quire.serve.routes.chat import ChatCompletions
@@ -39,10 +43,14 @@ def create_app(
     allowed_hosts: Sequence[str] | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
     body_idle_timeout: float = BODY_IDLE_TIMEOUT,
+    log_prompts: bool = False,
+    keyring: Keyring | None = None,
+    allowed_origins: Sequence[str] = (),
 ) -> Starlette:
     """``allowed_hosts`` None answers to any Host header; pass LOOPBACK_HOSTS on loopback.
 
-    ``body_idle_timeout`` is in seconds.
+    ``body_idle_timeout`` is in seconds; without a ``keyring`` no keys are asked for;
+    ``allowed_origins`` are those of web pages beside the server's own.
     """
     chat = ChatCompletions(registry)
     completions = Completions(registry)
@@ -60,6 +68,8 @@ def create_app(
         Route("/v1/messages", messages.create, methods=["POST"]),
         Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
         Route("/v1/models", models.list, methods=["GET"]),
+        Route("/v1/models/load", models.load, methods=["POST"]),
+        Route("/v1/models/unload", models.unload, methods=["POST"]),
         Route("/v1/models/{id:path}", models.retrieve, methods=["GET"]),
         Route("/tokenize", models.tokenize, methods=["POST"]),
         Route("/detokenize", models.detokenize, methods=["POST"]),
@@ -68,8 +78,12 @@ def create_app(
         Route("/ready", health.ready, methods=["GET"]),
         Route("/metrics", health.metrics, methods=["GET"]),
     ]
-    first = next(iter(registry)).model
-    index = Index("quire", first.id, [*dict.fromkeys(route.path for route in routes)])
+    # Without a key nobody learns what is served.
+    index = Index(
+        "quire",
+        registry.first.id if keyring is None else "",
+        [*dict.fromkeys(route.path for route in routes)],
+    )
 
     async def show_openapi(request: Request) -> Response:
         return Response(openapi.document(), media_type="application/json")
@@ -79,9 +93,24 @@ def create_app(
     async def show_index(request: Request) -> Response:
         return json_response(index)
 
-    middleware = [Middleware(HTTPMetricsMiddleware, metrics)]
+    middleware = [
+        Middleware(RequestLog, prompts=log_prompts),
+        Middleware(HTTPMetricsMiddleware, metrics),
+    ]
     if allowed_hosts is not None:
         middleware.append(Middleware(AllowedHosts, hosts=allowed_hosts))
+    if allowed_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=allowed_origins,
+                allow_methods=("GET", "POST", "DELETE"),
+                allow_headers=("*",),
+                expose_headers=("X-Request-Id", "Retry-After"),
+            )
+        )
+    middleware.append(Middleware(ForeignOrigins, origins=allowed_origins))
+    middleware.append(Middleware(AccessControl, keyring=keyring))
     middleware.append(
         Middleware(BodyLimits, max_bytes=max_body_bytes, idle_timeout=body_idle_timeout)
     )

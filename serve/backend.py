@@ -84,6 +84,10 @@ class Backend(Protocol):
         """What the worker said of itself. Raises :class:`Unavailable` if it takes no requests."""
         ...
 
+    def check_room(self, count: int) -> None:
+        """Whether ``count`` sequences can be submitted now. Raises :class:`QueueFull`."""
+        ...
+
     def submit(self, request: GenerateRequest) -> TokenStream:
         """Give ``request`` a number and queue it.
 

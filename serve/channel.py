@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from pathlib import Path
 
 import zmq
 import zmq.asyncio
 
 from quire.engine.messages import FromWorker, ToWorker, decode_from_worker, encode
-
-# The longest name used below, "/requests", plus the NUL that ends a socket path.
-_MAX_FOLDER = zmq.IPC_PATH_MAX_LEN - 10
+from quire.serve.runtime_folder import make_worker_folder
 
 
 class Channel:
     """Requests go out on PUSH, outputs come in on PULL, over ipc in a folder only we can enter.
 
+    ``folder`` is the worker's for temporary files, too.
+
     A new worker gets a new channel, so it can never read a frame meant for the one before.
     """
 
     def __init__(self) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="quire-"))
-        if len(str(folder).encode()) > _MAX_FOLDER:
-            # A long TMPDIR does not fit into a socket address.
-            folder.rmdir()
-            folder = Path(tempfile.mkdtemp(prefix="quire-", dir="/tmp"))
-        self._folder = folder
+        self.folder = folder = make_worker_folder()
         self.request_address = f"ipc://{folder}/requests"
         self.output_address = f"ipc://{folder}/outputs"
 
@@ -52,13 +45,8 @@ class Channel:
         return True
 
     async def connected(self) -> None:
-        """Return once the worker, which has sent a frame, has both connections.
-
-        Their names are not needed any more and go now: a front end that is killed later cannot
-        clean up after itself.
-        """
+        """Return once the worker, which has sent a frame, has both connections."""
         await self._requests.poll(None, zmq.POLLOUT)  # type: ignore[call-arg]  # pyzmq omits flags
-        self._remove_folder()
 
     async def receive(self) -> FromWorker:
         """The next frame. Raises msgspec.DecodeError if it is not one of ours."""
@@ -75,7 +63,4 @@ class Channel:
         self._requests.close(linger=0)
         self._outputs.close(linger=0)
         self._context.term()
-        self._remove_folder()
-
-    def _remove_folder(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)

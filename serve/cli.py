@@ -18,6 +18,7 @@ COMMANDS = {
     "serve": ("quire.serve.serve_command", "serve a model over HTTP"),
     "models": ("quire.serve.models_command", "list, download and delete models"),
     "estimate": ("quire.serve.estimate_command", "tell whether a model fits into the memory"),
+    "keys": ("quire.serve.keys_command", "make an API key"),
     "ps": ("quire.serve.ps_command", "show what a running server does"),
     "service": ("quire.deploy.command", "run the server in the background: launchd or systemd"),
     "tune": ("quire.loadtest.tune", "measure this machine's fastest kernels, once"),

@@ -23,8 +23,10 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from quire.serve.backend import BackendError, QueueFull, Unavailable
+from quire.serve.request_record import note_error
 
 # Never reaches a client: the connection is gone. The number is what access logs commonly show.
 CLIENT_CLOSED_REQUEST = 499
@@ -131,9 +133,10 @@ def message_error(error: ApiError) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": error.message}}
 
 
-def _response(request: Request, error: ApiError) -> Response:
-    """In the shape of the API that the path belongs to."""
-    if not request.scope["path"].startswith("/v1/messages"):
+def response_to(scope: Scope, error: ApiError) -> Response:
+    """In the shape of the API that the path belongs to; the request's record tells of it."""
+    note_error(error.message, error.code)
+    if not scope["path"].startswith("/v1/messages"):
         return error.response
     request_id = f"req_{uuid.uuid4().hex[:24]}"
     return Response(
@@ -146,25 +149,21 @@ def _response(request: Request, error: ApiError) -> Response:
 
 async def _on_api_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, ApiError)
-    return _response(request, exc)
+    return response_to(request.scope, exc)
 
 
 async def _on_backend_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, BackendError)
-    return _response(request, from_backend(exc))
+    return response_to(request.scope, from_backend(exc))
 
 
 async def _on_http_exception(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
-    return _response(request, _from_http(request, exc))
+    return response_to(request.scope, _from_http(request, exc))
 
 
 async def _on_disconnect(request: Request, exc: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-
-async def _on_unexpected(request: Request, exc: Exception) -> Response:
-    return _response(request, INTERNAL_ERROR)
 
 
 exception_handlers: Mapping[Any, Any] = {
@@ -172,5 +171,4 @@ exception_handlers: Mapping[Any, Any] = {
     BackendError: _on_backend_error,
     HTTPException: _on_http_exception,
     ClientDisconnect: _on_disconnect,
-    Exception: _on_unexpected,
 }

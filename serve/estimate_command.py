@@ -15,7 +15,8 @@ from quire.serve.memory_plan import Memory, Verdict, judge, memory
 from quire.serve.model_facts import Bits, ModelFacts, facts_from_hub, read_facts
 from quire.serve.model_files import resolve_model
 from quire.serve.served_model import ModelFilesError
-from quire.serve.settings import SettingsError, parse_size
+from quire.serve.setting_values import parse_size
+from quire.serve.settings import SettingsError
 
 _DEFAULT_CONTEXT = 4096
 _DOES_NOT_FIT = 3  # the exit code

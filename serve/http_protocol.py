@@ -20,6 +20,7 @@ import contextlib
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ from quire.serve.errors import ApiError
 
 # Chunks of one byte are the least that a chunked body can be cut into: five bytes around each.
 _FRAMING_PER_BYTE: Final = 8
+_SECOND_LOOK: Final = 1.0  # seconds
 _LINGER: Final = 2.0  # seconds that a refused client gets to read why
 _LINGER_BYTES: Final = 16 * 2**20  # that it may still send meanwhile
 _DESCRIPTORS: Final = 8192  # the soft limit asked for
@@ -47,7 +49,9 @@ class HttpLimits:
     head_timeout: float = 10.0  # from a head's first byte to its last
     # Clients pool connections; one that we close first fails the request that just reuses it.
     idle_timeout: float = 75.0
-    write_timeout: float = 30.0  # in which a client must read something of what waits for it
+    # In which a client must read all of what waits for it, or so many bytes of it.
+    write_timeout: float = 30.0
+    least_read: int = 4096
 
 
 def raise_descriptor_limit() -> int:
@@ -245,12 +249,19 @@ class LimitedProtocol(HttpToolsProtocol):
             self.guard.limits.write_timeout, self._on_write_timeout
         )
 
-    def _on_write_timeout(self) -> None:
-        if self.transport.get_write_buffer_size() < self._unread:
+    def _on_write_timeout(self, *, is_last: bool = False) -> None:
+        limits = self.guard.limits
+        read = self._unread - self.transport.get_write_buffer_size()
+        if read >= limits.least_read:
             self._watch_reader()
             return
-        seconds = self.guard.limits.write_timeout
-        error = ApiError(408, f"The client read nothing of its answer for {seconds:g} s.")
+        if not is_last:
+            # Where this process itself was held up, the loop has not yet sent what it could.
+            last = partial(self._on_write_timeout, is_last=True)
+            self._write_timer = self.loop.call_later(_SECOND_LOOK, last)
+            return
+        message = f"The client read {read} bytes of its answer in {limits.write_timeout:g} s."
+        error = ApiError(408, message)
         self.guard.on_refusal(error, self._client_name())
         self.transport.abort()
 

@@ -2,183 +2,43 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Iterator
 from importlib.metadata import version
-from typing import cast, get_args
+from typing import Final, cast
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from quire.engine.messages import FinishReason, Ready, WorkerStats
-from quire.serve.errors import ApiError
+from quire.serve import request_record
+from quire.serve.errors import CLIENT_CLOSED_REQUEST, ApiError
 from quire.serve.log_writer import LogWriter
+from quire.serve.model_metrics import ModelFamilies, ModelMetrics
+from quire.serve.request_record import RequestRecord
+from quire.serve.vllm_metrics import WithVllmNames
+from quire.serve.worker_mirror import WorkerCollector
 
 # The _created series only double the exposition; promtool takes them for gauges without a unit.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _OPENMETRICS = "application/openmetrics-text"
-_FIRST_TOKEN_BUCKETS = (
-    *(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
-    *(1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0),
-)
-# A small model on a fast chip is at 2 ms per token.
-_INTER_TOKEN_BUCKETS = (
-    *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
-    *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
-)
-_E2E_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0, 600.0)
-_REJECTIONS = ("queue_full", "loading", "restarting", "draining")
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-
-class WorkerCollector(Collector):
-    """Series that mirror the worker, all read from one snapshot so that they agree.
-
-    The worker's own totals start at zero with every process; ``lost`` adds them to a base, so
-    the exported counters never go backwards.
-    """
-
-    def __init__(self) -> None:
-        self.stats: WorkerStats | None = None
-        self.in_flight: Callable[[], int] = lambda: 0
-        self._info: Ready | None = None
-        self._last_step: float | None = None  # monotonic
-        self._base = dict.fromkeys(_WORKER_COUNTERS, 0)
-
-    def ready(self, info: Ready) -> None:
-        self._info = info
-
-    def mark_step(self, now: float) -> None:
-        self._last_step = now
-
-    def lost(self) -> None:
-        self._base = {name: self._total(name, self.stats) for name in self._base}
-        self.stats = None
-        self._info = None
-
-    def collect(self) -> Iterator[Metric]:
-        stats, info = self.stats, self._info
-        yield _gauge("model_ready", "1 while the worker takes requests.", info is not None)
-        if info is not None:
-            model = GaugeMetricFamily(
-                "quire_model_info",
-                "What is being served; always 1.",
-                labels=("architecture", "device", "dtype"),
-            )
-            model.add_metric((info.architecture, info.device, info.dtype), 1)
-            yield model
-            yield _gauge(
-                "model_max_tokens", "Prompt + output tokens of one request.", info.max_model_len
-            )
-        yield _gauge(
-            "requests_running",
-            "Requests in the worker's batch.",
-            stats.requests_running if stats else 0,
-        )
-        yield _gauge(
-            "requests_waiting",
-            "Requests queued in the worker.",
-            stats.requests_waiting if stats else 0,
-        )
-        yield _gauge(
-            "last_step_age_seconds",
-            "Time since the worker's last step while requests are in flight, else 0.",
-            time.monotonic() - self._last_step if self._last_step and self.in_flight() else 0,
-        )
-        blocks = {"used": 0, "cached": 0, "free": 0}
-        memory = {"active": 0, "cache": 0, "peak": 0, "weights": 0, "kv_cache": 0, "states": 0}
-        if info:
-            blocks["free"] = info.num_blocks
-            memory |= {
-                "weights": info.weight_bytes,
-                "kv_cache": info.kv_cache_bytes,
-                "states": info.state_bytes,
-            }
-            if (limits := info.limits) is not None:
-                memory |= {
-                    "activations": limits.activations,
-                    "limit": limits.limit,
-                    "cache_limit": limits.cache,
-                    "wired_limit": limits.wired,
-                }
-        if stats:
-            blocks = {
-                "used": stats.blocks_used,
-                "cached": stats.blocks_cached,
-                "free": stats.blocks_free,
-            }
-            memory |= {
-                "active": stats.memory_active,
-                "cache": stats.memory_cache,
-                "peak": stats.memory_peak,
-            }
-        yield _labelled_gauge("kv_blocks", "KV blocks by state.", "state", blocks)
-        slots = {"used": 0, "cached": 0, "free": info.num_state_slots if info else 0}
-        if stats and stats.states:
-            slots = {
-                "used": stats.states.used,
-                "cached": stats.states.cached,
-                "free": stats.states.free,
-            }
-        yield _labelled_gauge(
-            "state_slots", "Slots for states of recurrent layers, by state.", "state", slots
-        )
-        yield _labelled_gauge("memory_bytes", "Device memory by kind.", "kind", memory)
-        for name, (_, help) in _WORKER_COUNTERS.items():
-            yield CounterMetricFamily(f"quire_{name}", help, value=self._total(name, stats))
-
-    def _total(self, name: str, stats: WorkerStats | None) -> int:
-        read, _ = _WORKER_COUNTERS[name]
-        return self._base[name] + (read(stats) if stats else 0)
-
-
-_WORKER_COUNTERS: dict[str, tuple[Callable[[WorkerStats], int], str]] = {
-    "steps": (lambda stats: stats.steps, "Steps the engine has run."),
-    "preemptions": (
-        lambda stats: stats.preemptions,
-        "Requests put back into the queue because the KV blocks ran out.",
-    ),
-    "memory_faults": (
-        lambda stats: stats.memory_faults,
-        "Steps that the device had no memory for; they were tried again or ended their requests.",
-    ),
-    "evictions": (lambda stats: stats.evictions, "Cached KV blocks given to a new owner."),
-    "prefix_cache_query_tokens": (
-        lambda stats: stats.prefix_queries,
-        "Prompt tokens looked up in the prefix cache.",
-    ),
-    "prefix_cache_hit_tokens": (
-        lambda stats: stats.prefix_hits,
-        "Prompt tokens found in the prefix cache.",
-    ),
-    "prefix_cache_page_hit_tokens": (
-        lambda stats: stats.states.prefix_pages if stats.states else stats.prefix_hits,
-        "Prompt tokens whose pages were found, whether or not a recurrent layer's state was.",
-    ),
+# Why a request was refused, by its error's code or its status.
+_REFUSALS: Final = {
+    "context_length_exceeded": "too_long",
+    "rate_limit_exceeded": "rate_limit",
+    "concurrency_limit": "concurrency",
+    "413": "body_too_large",
 }
-
-
-def _gauge(name: str, help: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"quire_{name}", help, value=float(value))
-
-
-def _labelled_gauge(name: str, help: str, label: str, values: dict[str, int]) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(f"quire_{name}", help, labels=(label,))
-    for key, value in values.items():
-        family.add_metric((key,), value)
-    return family
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class LogCollector(Collector):
@@ -196,68 +56,64 @@ class LogCollector(Collector):
 
 
 class Metrics:
-    """Every series of the server. Label children are made here, not on the way of a token."""
+    """Every series of the server; those of a model are in :meth:`for_model`."""
 
-    def __init__(self, log: LogWriter | None = None) -> None:
+    def __init__(self, log: LogWriter | None = None, *, vllm_names: bool = False) -> None:
         self.registry = CollectorRegistry()
-        self.worker = WorkerCollector()
-        self.registry.register(self.worker)
+        self._exported = WithVllmNames(self.registry) if vllm_names else self.registry
+        self._workers = WorkerCollector()
+        self.registry.register(self._workers)
         if log is not None:
             self.registry.register(LogCollector(log))
         ProcessCollector(registry=self.registry)
-        build = self._gauge("build_info", "The running version; always 1.", "version")
+        build = Gauge(
+            "quire_build_info",
+            "The running version; always 1.",
+            ("version",),
+            registry=self.registry,
+        )
         build.labels(version("quire")).set(1)
+        self._families = ModelFamilies(self.registry)
+        self._models: dict[str, ModelMetrics] = {}
+        self.http_requests = Counter(
+            "quire_http_requests",
+            "HTTP responses.",
+            ("route", "method", "code"),
+            registry=self.registry,
+        )
+        self.client_disconnects = Counter(
+            "quire_client_disconnects",
+            "Clients that left before their answer's end.",
+            registry=self.registry,
+        )
 
-        self.time_to_first_token = self._histogram(
-            "time_to_first_token_seconds",
-            "From submission to the first token.",
-            _FIRST_TOKEN_BUCKETS,
-        )
-        self.inter_token_latency = self._histogram(
-            "inter_token_latency_seconds",
-            "Between one token of a request and the next.",
-            _INTER_TOKEN_BUCKETS,
-        )
-        self.e2e_latency = self._histogram(
-            "e2e_latency_seconds", "From submission to the end of the request.", _E2E_BUCKETS
-        )
-        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of started requests.")
-        self.prompt_tokens_cached = self._counter(
-            "prompt_tokens_cached", "Prompt tokens whose KV came from the prefix cache."
-        )
-        self.generated_tokens = self._counter("generated_tokens", "Tokens generated.")
-        self.worker_restarts = self._counter("worker_restarts", "Times the worker was replaced.")
+    def for_model(self, name: str) -> ModelMetrics:
+        """The series of one model, the same ones whenever it is loaded again."""
+        if name not in self._models:
+            self._models[name] = ModelMetrics(name, self._families)
+            self._workers.workers[name] = self._models[name].worker
+        return self._models[name]
 
-        requests = self._counter("requests", "Finished requests.", "finish_reason")
-        self.requests: dict[FinishReason, Counter] = {
-            reason: requests.labels(reason) for reason in get_args(FinishReason)
-        }
-        rejections = self._counter("admission_rejections", "Requests turned away.", "reason")
-        self.admission_rejections = {reason: rejections.labels(reason) for reason in _REJECTIONS}
-        self.http_requests = self._counter(
-            "http_requests", "HTTP responses.", "route", "method", "code"
-        )
+    def ended(self, record: RequestRecord | None, status: str) -> None:
+        """Count what its answer alone does not tell of a request."""
+        code = record.error_code if record is not None else ""
+        if (reason := _REFUSALS.get(code) or _REFUSALS.get(status)) is not None:
+            self._families.rejections.labels(record.model if record else "", reason).inc()
+        left = record is not None and "abort" in record.finish_reasons
+        if left or status == str(CLIENT_CLOSED_REQUEST):
+            self.client_disconnects.inc()
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type: OpenMetrics if ``accept`` lists it, else text."""
         offered = {item.split(";")[0].strip().lower() for item in accept.split(",")}
         if _OPENMETRICS in offered:
-            body = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]
+            body = openmetrics.generate_latest(self._exported)  # type: ignore[no-untyped-call]
             return body, openmetrics.CONTENT_TYPE_LATEST
-        return generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4
+        return generate_latest(self._exported), CONTENT_TYPE_PLAIN_0_0_4
 
     def refused_unread(self, error: ApiError, client: str) -> None:
         """Count an answer that was given before there was a request; ``client`` is no label."""
         self.http_requests.labels("unmatched", "OTHER", str(error.status)).inc()
-
-    def _counter(self, name: str, help: str, *labels: str) -> Counter:
-        return Counter(f"quire_{name}", help, labels, registry=self.registry)
-
-    def _gauge(self, name: str, help: str, *labels: str) -> Gauge:
-        return Gauge(f"quire_{name}", help, labels, registry=self.registry)
-
-    def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"quire_{name}", help, buckets=buckets, registry=self.registry)
 
 
 class HTTPMetricsMiddleware:
@@ -269,7 +125,7 @@ class HTTPMetricsMiddleware:
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
-        self._http_requests = metrics.http_requests
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -289,4 +145,5 @@ class HTTPMetricsMiddleware:
             # Starlette's router leaves the route it matched in the scope.
             route = cast(str, getattr(scope.get("route"), "path", "unmatched"))
             method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-            self._http_requests.labels(route, method, code).inc()
+            self._metrics.http_requests.labels(route, method, code).inc()
+            self._metrics.ended(request_record.current(), code)

@@ -17,7 +17,8 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from quire.serve.errors import ApiError
+from quire.serve import request_record
+from quire.serve.errors import ApiError, response_to
 
 MAX_BODY_BYTES: Final = 32 * 2**20
 BODY_IDLE_TIMEOUT: Final = 10.0  # seconds
@@ -37,7 +38,10 @@ async def read_json(request: Request) -> bytes:
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "Send the body as JSON, with Content-Type: application/json.")
-    return await request.body()
+    body = await request.body()
+    if (record := request_record.current()) is not None:
+        record.body = body
+    return body
 
 
 class AllowedHosts:
@@ -58,9 +62,12 @@ class AllowedHosts:
             for host in Headers(scope=scope).getlist("host"):
                 name = _host_name(host)
                 if name not in self._names and not name.endswith(self._suffixes):
-                    message = f"This server does not answer to the host {name[:200]!r}."
+                    message = (
+                        f"This server does not answer to the host {name[:200]!r}. If that is one "
+                        "of its names, start it with --allowed-hosts and the name."
+                    )
                     error = ApiError(403, message, code="host_not_allowed", headers=_CLOSE)
-                    await error.response(scope, receive, send)
+                    await response_to(scope, error)(scope, receive, send)
                     return
         await self._app(scope, receive, send)
 
@@ -100,7 +107,7 @@ class BodyLimits:
             return
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdecimal() and int(declared) > self._max_bytes:
-            await self._too_large().response(scope, receive, send)
+            await response_to(scope, self._too_large())(scope, receive, send)
             return
         received = 0
         complete = False

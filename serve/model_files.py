@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
 import json
 import math
 import os
 import re
+import stat
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +21,14 @@ DEMO_NAME = "quire-demo"
 MAX_HEADER = 100 * 10**6  # bytes; the limit of the safetensors format itself
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
+# The files that are read, wherever a folder has them.
+_READ_FILES = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model")
+# Sizes in config.json that make loops and arrays.
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "head_dim"),
+    *("num_attention_heads", "num_key_value_heads", "num_experts", "num_local_experts"),
+)
+_PACKED = 16  # at most so many numbers of quantised weights lie in one stored number
 _OTHER_WEIGHTS = {".gguf": "GGUF", ".bin": "PyTorch .bin", ".pt": "PyTorch .pt", ".npz": "NumPy"}
 # Bits of one element. F4 and F6 types are left to the loader: they are packed.
 _DTYPE_BITS = {
@@ -26,6 +37,14 @@ _DTYPE_BITS = {
     **dict.fromkeys(("U32", "I32", "F32"), 32),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
+
+
+# Of each file that is read: size in bytes, time of change in ns, inode.
+Fingerprint = dict[str, tuple[int, int, int]]
+
+
+class DownloadFailed(ModelFilesError):
+    """The Hub cannot be reached, or not now; trying again later may help."""
 
 
 @dataclass(frozen=True)
@@ -85,20 +104,35 @@ def download(name: str) -> Path:
             if constants.HF_HUB_OFFLINE
             else "the Hugging Face Hub cannot be reached"
         )
-        raise ModelFilesError(f"{name} is not in the local cache and {reason}.") from error
+        raise DownloadFailed(f"{name} is not in the local cache and {reason}.") from error
     except Exception as error:
         # Whatever the network and the client library come up with ends here, as one line.
         summary = " ".join(str(error).split())[:300]
-        raise ModelFilesError(
+        raise DownloadFailed(
             f"Cannot download {name}: {type(error).__name__}: {summary}"
         ) from error
     return Path(folder)
+
+
+def download_state(model: str | None) -> str | None:
+    """How far the download of a Hub model is; None for a folder."""
+    if model is None or not _HUB_NAME.fullmatch(model) or Path(model).expanduser().is_dir():
+        return None
+    from huggingface_hub import constants
+
+    blobs = Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}" / "blobs"
+    size = 0
+    for blob in blobs.glob("*"):
+        with contextlib.suppress(OSError):
+            size += blob.stat().st_size
+    return f"{size / 1e9:.2f} GB so far"
 
 
 def check_folder(folder: Path) -> None:
     """Raise :class:`ModelFilesError` if ``folder`` cannot hold a complete, safe model."""
     if not folder.is_dir():
         raise ModelFilesError(f"{folder}: no such folder.")
+    _check_kinds(folder)
     config = _read_object(folder / "config.json")
     if config.get("model_file") is not None:
         raise ModelFilesError(
@@ -113,8 +147,59 @@ def check_folder(folder: Path) -> None:
         others = {_OTHER_WEIGHTS[f.suffix] for f in folder.iterdir() if f.suffix in _OTHER_WEIGHTS}
         found = f" ({', '.join(sorted(others))} weights are not supported)" if others else ""
         raise ModelFilesError(f"{folder} has no *.safetensors files{found}.")
-    for file in weights:
-        check_safetensors(file)
+    tensors = [tensor for file in weights for tensor in check_safetensors(file)]
+    _check_sizes(folder / "config.json", config, tensors)
+
+
+def fingerprint(folder: Path) -> Fingerprint:
+    """Differs when a file that is read has changed; empty for a folder that has gone."""
+    prints = {}
+    for file in _read_files(folder):
+        with contextlib.suppress(OSError):
+            status = file.stat()
+            prints[file.name] = (status.st_size, status.st_mtime_ns, status.st_ino)
+    return prints
+
+
+def _read_files(folder: Path) -> list[Path]:
+    return sorted({file for pattern in _READ_FILES for file in folder.glob(pattern)})
+
+
+def _check_kinds(folder: Path) -> None:
+    """Opening a pipe would never end, and a link could show any file of this machine."""
+    root = folder.resolve()
+    # In the Hub's cache files are links into a folder beside the snapshots.
+    roots = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    for file in _read_files(folder):
+        target = file.resolve()
+        if not any(target.is_relative_to(allowed) for allowed in roots):
+            raise ModelFilesError(
+                f"{file} links out of its folder; put the file itself there, or link the folder."
+            )
+        try:
+            regular = stat.S_ISREG(file.stat().st_mode)
+        except OSError as error:
+            raise ModelFilesError(f"Cannot read {file}: {error.strerror}.") from error
+        if not regular:
+            raise ModelFilesError(f"{file} is not a regular file.")
+
+
+def _check_sizes(file: Path, config: Mapping[str, object], tensors: Sequence[int]) -> None:
+    """A configuration that claims more than its weights could hold would load without an end."""
+    largest = _PACKED * max(tensors, default=0)
+    text = config.get("text_config")
+    for scope in (config, text if isinstance(text, dict) else {}):
+        layers = scope.get("num_hidden_layers")
+        if isinstance(layers, int) and layers > len(tensors):
+            raise ModelFilesError(
+                f"{file} claims {layers} layers; the weights have {len(tensors)} tensors."
+            )
+        for name in _SIZES:
+            size = scope.get(name)
+            if isinstance(size, int) and size > largest:
+                raise ModelFilesError(
+                    f"{file} claims a {name} of {size}; no tensor of the weights is that large."
+                )
 
 
 def _read_object(path: Path) -> dict[str, object]:
@@ -150,8 +235,10 @@ def _check_index(index: Path) -> None:
         )
 
 
-def check_safetensors(path: Path) -> None:
+def check_safetensors(path: Path) -> list[int]:
     """Compare the header of one file with its size; no tensor is read.
+
+    Returns the number of stored numbers of each tensor. Raises :class:`ModelFilesError`.
 
     The format: 8 bytes little-endian length, that many bytes of JSON, then the tensors back to
     back (https://github.com/huggingface/safetensors#format).
@@ -176,6 +263,7 @@ def check_safetensors(path: Path) -> None:
         raise ModelFilesError(
             f"{path} is {state}: {size} bytes instead of {8 + length + end}. Download it again."
         )
+    return [math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__"]
 
 
 def _data_end(path: Path, header: object) -> int:

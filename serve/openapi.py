@@ -30,6 +30,7 @@ from quire.serve.responses import (
 )
 from quire.serve.responses_protocol import ResponsesRequest
 from quire.serve.routes.health import Status
+from quire.serve.routes.models import LoadRequest, ModelState
 
 Schema = dict[str, Any]
 
@@ -70,6 +71,8 @@ OPERATIONS: Final[Sequence[Operation]] = (
     Operation("post", "/v1/messages/count_tokens", "Count a prompt's tokens", CountTokensRequest),
     Operation("get", "/v1/models", "What is served", None, ModelList),
     Operation("get", "/v1/models/{id}", "One model", None, ModelCard),
+    Operation("post", "/v1/models/load", "Load a model (admin key)", LoadRequest, ModelState),
+    Operation("post", "/v1/models/unload", "Unload a model (admin key)", LoadRequest, ModelState),
     Operation("post", "/tokenize", "Text or messages to token ids", TokenizeRequest, Tokenized),
     Operation("post", "/detokenize", "Token ids to text", DetokenizeRequest, Detokenized),
     Operation(

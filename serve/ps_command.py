@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     if not url.startswith(("http://", "https://")):
         raise SettingsError(f"--url must begin with http:// or https://, not {url!r}")
     try:
-        state = read_state(url.rstrip("/"))
+        key = settings_module.load({}, os.environ).api_key
+        state = read_state(url.rstrip("/"), key)
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         print(f"quire: no server answers at {url}: {reason}", file=sys.stderr)
@@ -47,11 +48,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_state(url: str) -> dict[str, Any]:
+def read_state(url: str, key: str | None = None) -> dict[str, Any]:
     """Raises OSError or ValueError where no Quire server answers."""
-    models = json.loads(_get(f"{url}/v1/models"))["data"]
+    models = json.loads(_get(f"{url}/v1/models", key))["data"]
     samples: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
-    for family in text_string_to_metric_families(_get(f"{url}/metrics")):
+    for family in text_string_to_metric_families(_get(f"{url}/metrics", key)):
         for sample in family.samples:
             labels = tuple(sorted(sample.labels.items()))
             samples.setdefault(sample.name, {})[labels] = sample.value
@@ -92,9 +93,11 @@ def _lines(url: str, state: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _default_url(environ: Mapping[str, str]) -> str:
     settings = settings_module.load({}, environ)
-    return server_url(settings.host, settings.port)
+    return server_url(settings.host, settings.port, tls=settings.tls_cert_file is not None)
 
 
-def _get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+def _get(url: str, key: str | None) -> str:
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         return str(response.read().decode())

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Protocol
 
-from quire.serve.backend import Backend
+from quire.serve import request_record
+from quire.serve.backend import Backend, Unavailable
 from quire.serve.errors import ApiError, invalid
 from quire.serve.output_form import Wanted
 from quire.serve.served_model import ServedModel
@@ -18,6 +20,35 @@ class Served:
 
     model: ServedModel
     backend: Backend
+
+    @property
+    def id(self) -> str:
+        return self.model.id
+
+    @property
+    def names(self) -> Sequence[str]:
+        return (self.model.id,)
+
+    @property
+    def created(self) -> int:
+        return self.model.created
+
+    @property
+    def alive(self) -> bool:
+        return self.backend.alive
+
+    @property
+    def served(self) -> Served:
+        return self
+
+    def why_unavailable(self) -> Unavailable | None:
+        return self.backend.why_unavailable()
+
+    async def open(self, name: str) -> Served:
+        return self
+
+    async def unload(self) -> None:
+        raise ApiError(409, f"The model {self.id} is always loaded.", code="model_pinned")
 
     async def check_output(self, wanted: Wanted | None) -> str:
         """The grammar of what a request wants, "" for nothing. Raises :class:`ApiError`."""
@@ -33,43 +64,97 @@ class Served:
         return await grammars.check(wanted.request, wanted.param)
 
 
-class Registry:
-    """Name -> :class:`Served`, in the order given. Names are unique and there is at least one."""
+class Entry(Protocol):
+    """A model that may be served, loaded or not; :class:`Served` is one that is."""
 
-    def __init__(self, served: Iterable[Served], aliases: Sequence[str] = ()) -> None:
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def names(self) -> Sequence[str]:
+        """All that clients may call it, ``id`` first."""
+        ...
+
+    @property
+    def created(self) -> int:
+        """Seconds since the epoch."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether every process that should exist does."""
+        ...
+
+    @property
+    def served(self) -> Served | None:
+        """None while it is not in memory."""
+        ...
+
+    def why_unavailable(self) -> Unavailable | None:
+        """Why requests are refused that no load would help; None where they are taken."""
+        ...
+
+    async def open(self, name: str) -> Served:
+        """The model under one of its names, loaded if need be, and kept while the current request
+        lasts.
+
+        Raises :class:`Unavailable` and :class:`ApiError`.
+        """
+        ...
+
+    async def unload(self) -> None:
+        """Give its memory back. Raises :class:`ApiError` (409) while requests run."""
+        ...
+
+
+class Registry:
+    """Name -> :class:`Entry`, in the order given. Names are unique and there is at least one."""
+
+    def __init__(self, entries: Iterable[Entry], aliases: Sequence[str] = ()) -> None:
         """``aliases`` are patterns such as "claude-*" of names that mean the first model."""
         self._aliases = aliases
-        self._by_name: dict[str, Served] = {}
-        for entry in served:
-            if entry.model.id in self._by_name:
-                raise ValueError(f"two models are called {entry.model.id!r}")
-            self._by_name[entry.model.id] = entry
-        if not self._by_name:
+        self._entries = list(entries)
+        self._by_name: dict[str, Entry] = {}
+        for entry in self._entries:
+            for name in entry.names:
+                if name in self._by_name:
+                    raise ValueError(f"two models are called {name!r}")
+                self._by_name[name] = entry
+        if not self._entries:
             raise ValueError("a server needs a model")
 
-    def __iter__(self) -> Iterator[Served]:
-        return iter(self._by_name.values())
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries)
 
-    def find(self, name: str) -> Served:
+    @property
+    def first(self) -> Entry:
+        return self._entries[0]
+
+    def find(self, name: str) -> Entry:
         """Raises :class:`ApiError` (404) that lists the names which are served."""
-        if (served := self._by_name.get(name)) is None:
-            if any(fnmatchcase(name, pattern) for pattern in self._aliases):
-                return next(iter(self))
+        entry = self._by_name.get(name)
+        if entry is None and any(fnmatchcase(name, pattern) for pattern in self._aliases):
+            entry = self.first
+        if entry is None:
             raise ApiError(
                 404,
                 f"The model {name[:200]!r} is not served here; use {self._names()}.",
                 param="model",
                 code="model_not_found",
             )
-        return served
+        if (record := request_record.current()) is not None:
+            record.model = entry.id
+        return entry
 
-    def find_or_only(self, name: str | None) -> Served:
-        """Like :meth:`find`; a request that names no model means the only one there is."""
-        if name is not None:
-            return self.find(name)
-        if len(self._by_name) > 1:
+    async def open(self, name: str) -> Served:
+        """Raises what :meth:`find` and :meth:`Entry.open` raise."""
+        return await self.find(name).open(name)
+
+    async def open_or_only(self, name: str | None) -> Served:
+        """Like :meth:`open`; a request that names no model means the only one there is."""
+        if name is None and len(self._entries) > 1:
             raise invalid("model", f"model is required; this server has {self._names()}.")
-        return next(iter(self))
+        return await self.open(self.first.id if name is None else name)
 
     def _names(self) -> str:
-        return " or ".join(map(repr, self._by_name))
+        return " or ".join(repr(entry.id) for entry in self._entries)

@@ -5,25 +5,31 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import os
 import signal
 import socket
+import ssl
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import uvicorn
 
-from quire.engine.messages import Ready, WorkerConfig
+from quire.engine.messages import Ready
 from quire.serve import settings as settings_module
+from quire.serve.api_keys import Keyring, make_keyring
 from quire.serve.app import create_app
 from quire.serve.console import (
     LoadDisplay,
     configure_logging,
     print_ready,
     server_url,
+    worker_output,
 )
+from quire.serve.errors import ApiError
+from quire.serve.fleet import Fleet
 from quire.serve.http_protocol import (
     ConnectionGuard,
     HttpLimits,
@@ -33,16 +39,20 @@ from quire.serve.http_protocol import (
 from quire.serve.log_writer import LogWriter
 from quire.serve.metrics import Metrics
 from quire.serve.middleware import LOOPBACK_HOSTS
-from quire.serve.model_files import resolve_model
+from quire.serve.model_files import DownloadFailed
+from quire.serve.model_slot import WorkerEvents
 from quire.serve.registry import Registry, Served
-from quire.serve.served_model import ModelFilesError, ServedModel, load_served_model
-from quire.serve.settings import ServeSettings
-from quire.serve.supervisor import StartupFailed, Supervisor
-from quire.serve.worker_client import WorkerClient
+from quire.serve.request_log import RefusalLog
+from quire.serve.runtime_folder import remove_leftovers
+from quire.serve.served_model import ModelFilesError
+from quire.serve.settings import ServeSettings, SettingsError
+from quire.serve.supervisor import StartupFailed
 
 logger = logging.getLogger("quire.serve")
 
 WORKER_COMMAND = (sys.executable, "-m", "quire.engine.worker")
+# No new start can mend it: service managers are told not to try (deploy/).
+PERMANENT = 2
 # After the drain only the last bytes of finished answers are left to send.
 FLUSH_TIMEOUT = 5  # seconds
 LOG_FLUSH_TIMEOUT = 2.0  # seconds
@@ -57,36 +67,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until a signal; 0 after a drain, 1 if it cannot start, 128 + signal when forced."""
+    """Serve until a signal.
+
+    0 after a drain, 2 if it can never start like this, 1 if it cannot start now, 128 + signal when
+    forced.
+    """
     settings = settings_module.load(settings_module.flags_of(args), os.environ)
     log = LogWriter()
-    configure_logging(settings.log_level, log)
+    configure_logging(settings.log_level, log, settings.log_format)
     for line in settings_module.misspelt_variables(os.environ):
         logger.warning(line)
     try:
         return _serve(settings, log)
-    except (ModelFilesError, PortUnavailable, StartupFailed) as error:
-        log.write(f"quire: error: {error}")
-        return 1
+    except (
+        PortUnavailable,
+        DownloadFailed,
+        ModelFilesError,
+        SettingsError,
+        StartupFailed,
+    ) as error:
+        if settings.log_format == "json":
+            logger.critical("%s", error)
+        else:
+            log.write(f"quire: error: {error}")
+        return PERMANENT if _is_permanent(error) else 1
     finally:
         log.flush(LOG_FLUSH_TIMEOUT)
 
 
+def _is_permanent(error: Exception) -> bool:
+    if isinstance(error, StartupFailed):
+        return error.permanent
+    return not isinstance(error, PortUnavailable | DownloadFailed)
+
+
 def _serve(settings: ServeSettings, log: LogWriter) -> int:
     """Raises what :func:`run` shows as one line."""
+    keyring = make_keyring(settings.api_key, settings.admin_key, settings.api_key_file)
+    check_tls(settings.tls_cert_file, settings.tls_key_file)
+    remove_leftovers()
     with bind(settings.host, settings.port) as listener:
-        files = resolve_model(settings.model)
-        name = settings.served_model_name or files.name
-        model = load_served_model(
-            files.path,
-            name,
-            tool_parser=settings.tool_parser,
-            reasoning_parser=settings.reasoning_parser,
-            default_switches=dict(settings.chat_template_kwargs),
-        )
+        if keyring is None and not is_loopback(listener.getsockname()[0]):
+            raise SettingsError(
+                f"--host {settings.host} can be reached from other machines: requests need keys "
+                "there. Give --api-key-file (see `quire keys`) or QUIRE_API_KEY"
+            )
+        server = ModelServer(settings, listener, log, keyring)
         # From here on a client waits for an answer instead of being refused.
         listen(listener)
-        server = ModelServer(settings, str(files.path), model, listener, log)
         with asyncio.Runner(loop_factory=server.http.config.get_loop_factory()) as runner:
             return runner.run(server.serve())
 
@@ -119,7 +147,11 @@ def listen(listener: socket.socket) -> None:
 
 
 def _why_not(host: str, port: int, error: OSError) -> str:
-    hint = " Choose another with --port." if port else ""
+    hint = ""
+    if error.errno == errno.EADDRNOTAVAIL:
+        hint = " No network interface here has this address; choose another with --host."
+    elif port:
+        hint = " Choose another with --port."
     return f"Cannot listen on {host} port {port}: {error.strerror}.{hint}"
 
 
@@ -132,35 +164,46 @@ class _HTTPServer(uvicorn.Server):
 
 
 class ModelServer:
-    """The HTTP server and the supervised worker behind it."""
+    """The HTTP server and the models behind it."""
 
     def __init__(
         self,
         settings: ServeSettings,
-        model_path: str,
-        model: ServedModel,
         listener: socket.socket,
         log: LogWriter,
+        keyring: Keyring | None,
     ) -> None:
+        """Raises :class:`SettingsError`."""
         self._settings = settings
-        self._model = model
         self._listener = listener
-        self._display = LoadDisplay(log)
+        self._display = LoadDisplay(log, settings.log_format)
         self._announced = False
+        self._needs_key = keyring is not None
         self._draining: asyncio.Task[None] | None = None
         self._forced_by = 0
 
-        metrics = Metrics(log)
-        client = WorkerClient(metrics, settings.max_num_seqs + settings.max_queue)
+        metrics = Metrics(log, vllm_names=settings.vllm_metrics)
+        output = worker_output(log, settings.log_format)
+        events = WorkerEvents(output, self._display.show, self._on_ready)
+        self._fleet = Fleet(settings, WORKER_COMMAND, metrics, events)
         app = create_app(
-            Registry([Served(model, client)], settings.model_aliases),
+            Registry(self._fleet.slots, settings.model_aliases),
             metrics,
             allowed_hosts=accepted_hosts(settings, listener.getsockname()[0]),
             max_body_bytes=settings.max_body_size,
+            log_prompts=settings.log_prompts,
+            keyring=keyring,
+            allowed_origins=settings.allowed_origins,
         )
+        refusals = RefusalLog()
+
+        def refused(error: ApiError, client: str) -> None:
+            metrics.refused_unread(error, client)
+            refusals.refused(error, client)
+
         guard = ConnectionGuard(
             HttpLimits(max_connections=connections_within(raise_descriptor_limit())),
-            metrics.refused_unread,
+            refused,
         )
         self.http = _HTTPServer(
             uvicorn.Config(
@@ -169,38 +212,28 @@ class ModelServer:
                 log_config=None,
                 http=guard.protocol(),
                 ws="none",
-                access_log=settings.log_level == "debug",
+                access_log=False,
                 proxy_headers=False,
                 server_header=False,
+                ssl_certfile=settings.tls_cert_file,
+                ssl_keyfile=settings.tls_key_file,
                 timeout_graceful_shutdown=FLUSH_TIMEOUT,
             )
         )
-        self._supervisor = Supervisor(
-            client,
-            worker_config(settings, model_path, model.eos_token_ids),
-            WORKER_COMMAND,
-            on_output=log.write,
-            on_progress=self._display.show,
-            on_ready=self._on_ready,
-        )
 
     async def serve(self) -> int:
-        async with self._model.helpers():
-            return await self._serve()
-
-    async def _serve(self) -> int:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._on_signal, signum)
         serving = asyncio.create_task(self.http.serve([self._listener]))
-        supervising = asyncio.create_task(self._supervisor.run())
+        supervising = asyncio.create_task(self._fleet.run())
         try:
             await asyncio.wait({serving, supervising}, return_when=asyncio.FIRST_COMPLETED)
-            self._supervisor.stop()
+            self._fleet.stop()
             await supervising
         finally:
             self._display.close()
-            self._supervisor.kill()
+            self._fleet.kill()
             self.http.should_exit = True
             await serving
         if self._forced_by:
@@ -209,11 +242,11 @@ class ModelServer:
         # Without a drain the HTTP server ended by itself.
         return 0 if self._draining is not None else 1
 
-    def _on_ready(self, info: Ready) -> None:
+    def _on_ready(self, served: Served, info: Ready) -> None:
         self._display.close()
         logger.info(
-            "worker ready: %s on %s in %s, %d KV blocks of %d tokens, up to %d tokens a request",
-            *(info.architecture, info.device, info.dtype),
+            "%s is ready: %s on %s in %s, %d KV blocks of %d tokens, up to %d tokens a request",
+            *(served.model.id, info.architecture, info.device, info.dtype),
             *(info.num_blocks, info.block_size, info.max_model_len),
         )
         if (limits := info.limits) is not None:
@@ -226,8 +259,13 @@ class ModelServer:
             logger.info("worker: %s", note)
         if not self._announced:
             self._announced = True
-            url = server_url(self._settings.host, self._listener.getsockname()[1])
-            print_ready(url, self._model.id, chat=self._model.chat_template is not None)
+            url = server_url(
+                self._settings.host,
+                self._listener.getsockname()[1],
+                tls=self._settings.tls_cert_file is not None,
+            )
+            model = served.model
+            print_ready(url, model.id, chat=model.chat_template is not None, key=self._needs_key)
 
     def _on_signal(self, signum: int) -> None:
         if self._draining is None:
@@ -241,13 +279,13 @@ class ModelServer:
             self._forced_by = signum
             self.http.force_exit = True
             self._draining.cancel()
-            self._supervisor.kill()
+            self._fleet.kill()
 
     async def _drain(self) -> None:
         try:
-            await self._supervisor.drain(self._settings.drain_timeout)
+            await self._fleet.drain(self._settings.drain_timeout)
         finally:
-            self._supervisor.stop()
+            self._fleet.stop()
 
 
 def accepted_hosts(settings: ServeSettings, address: str) -> tuple[str, ...] | None:
@@ -259,28 +297,23 @@ def accepted_hosts(settings: ServeSettings, address: str) -> tuple[str, ...] | N
     hosts = settings.allowed_hosts
     if "*" in hosts:
         return None
-    if ipaddress.ip_address(address.partition("%")[0]).is_loopback or hosts:
+    if is_loopback(address) or hosts:
         return (*LOOPBACK_HOSTS, *hosts)
-    logger.warning("listening on %s: every machine that reaches it can use the model", address)
     return None
 
 
-def worker_config(
-    settings: ServeSettings, model_path: str, eos_token_ids: Sequence[int]
-) -> WorkerConfig:
-    """The addresses are filled in for each worker by the supervisor."""
-    return WorkerConfig(
-        model_path=model_path,
-        request_address="",
-        output_address="",
-        device=settings.device,
-        block_size=settings.block_size,
-        kv_cache_memory=settings.kv_cache_memory,
-        memory_fraction=settings.memory_fraction,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        eviction_policy=settings.eviction_policy,
-        log_level=settings.log_level,
-        eos_token_ids=list(eos_token_ids),
-    )
+def is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def check_tls(cert_file: str | None, key_file: str | None) -> None:
+    """Raise :class:`SettingsError` where they are not a certificate and its key."""
+    if cert_file is None and key_file is None:
+        return
+    if cert_file is None or key_file is None:
+        raise SettingsError("HTTPS needs both --tls-cert-file and --tls-key-file")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_file, key_file)
+    except (OSError, ssl.SSLError) as error:
+        reason = error.strerror or str(error)
+        raise SettingsError(f"cannot use {cert_file} with {key_file}: {reason}") from error

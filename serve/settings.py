@@ -7,20 +7,31 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from quire.serve.parsers.names import REASONING_PARSERS, SWITCHES, TOOL_PARSERS
+from quire.serve.parsers.names import REASONING_PARSERS, TOOL_PARSERS
+from quire.serve.setting_values import (
+    Parser,
+    choice,
+    fraction,
+    host_names,
+    integer,
+    model_names,
+    model_tables,
+    origins,
+    parse_size,
+    seconds,
+    switches,
+    text,
+    yes_or_no,
+)
 
 ENV_PREFIX = "QUIRE_"
 CONFIG_VARIABLE = "QUIRE_CONFIG"
-
-# Takes the text of a flag or variable, or a value as TOML read it; raises ValueError.
-Parser = Callable[[object], Any]
 
 
 class SettingsError(ValueError):
@@ -46,119 +57,6 @@ class Setting:
         return ENV_PREFIX + self.name.upper()
 
 
-# ---- parsers
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("must be a non-empty string")
-    if "\0" in value:
-        raise ValueError("must not contain a NUL character")
-    return value.strip()
-
-
-def _integer(minimum: int, maximum: int | None = None) -> Parser:
-    def parse(value: object) -> int:
-        if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", value):
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise ValueError("must be a whole number")
-        if value < minimum or (maximum is not None and value > maximum):
-            limits = f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
-            raise ValueError(f"must be {limits}")
-        return value
-
-    return parse
-
-
-def _seconds(value: object) -> float:
-    if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,18}(\.[0-9]+)?\s*", value):
-        value = float(value)
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise ValueError("must be a number of seconds")
-    if not 0 <= value <= 86_400:
-        raise ValueError("must be from 0 to 86400 seconds")
-    return float(value)
-
-
-def _fraction(value: object) -> float:
-    if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{0,3}\.?[0-9]{1,9}\s*", value):
-        value = float(value)
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise ValueError("must be a number")
-    if not 0.05 <= value <= 1:
-        raise ValueError("must be from 0.05 to 1")
-    return float(value)
-
-
-_UNITS = {
-    "": 1,
-    "b": 1,
-    **{f"{prefix}b": 10 ** (3 * power) for power, prefix in enumerate("kmgt", start=1)},
-    **{f"{prefix}ib": 2 ** (10 * power) for power, prefix in enumerate("kmgt", start=1)},
-}
-
-
-def parse_size(value: object) -> int:
-    """Bytes from ``"2GiB"``, ``"1.5 GB"`` (decimal units) or a plain number of bytes.
-
-    Raises ValueError for anything else, and for sizes below one byte.
-    """
-    if isinstance(value, int) and not isinstance(value, bool):
-        size = value
-    else:
-        match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", str(value))
-        if not isinstance(value, str) or not match or match[2].lower() not in _UNITS:
-            raise ValueError("must be a size such as 512MiB, 2GiB or 2GB")
-        size = int(float(match[1]) * _UNITS[match[2].lower()])
-    if not 1 <= size < 2**63:
-        raise ValueError("must be a size of at least one byte")
-    return size
-
-
-def _choice(*choices: str) -> Parser:
-    def parse(value: object) -> str:
-        text = value.strip().lower() if isinstance(value, str) else value
-        if text not in choices:
-            raise ValueError(f"must be one of {', '.join(choices)}")
-        assert isinstance(text, str)
-        return text
-
-    return parse
-
-
-def _names(value: object) -> tuple[str, ...]:
-    items = value.split(",") if isinstance(value, str) else value
-    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise ValueError("must be host names, comma-separated (in TOML: a list of strings)")
-    names = tuple(item.strip().lower() for item in items if item.strip())
-    if not all(re.fullmatch(r"\*|(\*\.)?[\w.-]+|\[[0-9a-f:.]+\]", name) for name in names):
-        raise ValueError("must be host names without scheme, port or path, such as llm.example")
-    return names
-
-
-def _model_names(value: object) -> tuple[str, ...]:
-    items = value.split(",") if isinstance(value, str) else value
-    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise ValueError("must be names of models, comma-separated (in TOML: a list of strings)")
-    return tuple(item.strip() for item in items if item.strip())
-
-
-def _switches(value: object) -> tuple[tuple[str, str | int | bool], ...]:
-    items = value.split(",") if isinstance(value, str) else value
-    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise ValueError("must be name=value pairs, comma-separated (in TOML: a list of strings)")
-    switches: list[tuple[str, str | int | bool]] = []
-    for item in filter(None, (item.strip() for item in items)):
-        name, equals, text = (part.strip() for part in item.partition("="))
-        if not equals or name not in SWITCHES:
-            raise ValueError(f"must be name=value pairs with names out of {', '.join(SWITCHES)}")
-        known: dict[str, bool] = {"true": True, "false": False}
-        number = int(text) if re.fullmatch("[0-9]{1,9}", text) else text
-        switches.append((name, known.get(text.lower(), number)))
-    return tuple(switches)
-
-
 def _row(default: Any, parse: Parser, help: str, metavar: str) -> Any:
     return field(default=default, metadata={"parse": parse, "help": help, "metavar": metavar})
 
@@ -171,81 +69,122 @@ class ServeSettings:
     """What ``quire serve`` needs to know. Sizes are in bytes, times in seconds."""
 
     model: str | None = _row(
-        None, _text, "Hugging Face name (owner/name) or folder; default: the demo model", "MODEL"
+        None, text, "Hugging Face name (owner/name) or folder; default: the demo model", "MODEL"
     )
     served_model_name: str | None = _row(
-        None, _text, "the model id that clients use; default: derived from the model", "NAME"
+        None, text, "the model id that clients use; default: derived from the model", "NAME"
     )
     model_aliases: tuple[str, ...] = _row(
         ("claude-*",),
-        _model_names,
-        "further names of the model, comma-separated; * stands for anything",
+        model_names,
+        "further names of the first model, comma-separated; * stands for anything",
         "NAMES",
     )
-    host: str = _row("127.0.0.1", _text, "address to listen on", "ADDRESS")
-    port: int = _row(8000, _integer(0, 65535), "port to listen on; 0 picks a free one", "PORT")
+    models: tuple[tuple[str, Mapping[str, Any]], ...] = _row(
+        (),
+        model_tables,
+        "more models, loaded when they are asked for; in a file: [models.NAME] tables",
+        "NAME=MODEL,...",
+    )
+    max_loaded_models: int | None = _row(
+        None, integer(1), "models in memory at a time; default: as many as fit", "N"
+    )
+    model_idle_ttl: float | None = _row(
+        None, seconds(1), "when a model that nobody uses is unloaded; default: never", "SECONDS"
+    )
+    host: str = _row("127.0.0.1", text, "address to listen on", "ADDRESS")
+    port: int = _row(8000, integer(0, 65535), "port to listen on; 0 picks a free one", "PORT")
     max_model_len: int | None = _row(
-        None, _integer(1), "prompt + output tokens of one request; default: the model's", "TOKENS"
+        None, integer(1), "prompt + output tokens of one request; default: the model's", "TOKENS"
     )
     kv_cache_memory: int | None = _row(
         None, parse_size, "memory for the KV cache, e.g. 2GiB; default: from the device", "SIZE"
     )
     memory_fraction: float | None = _row(
         None,
-        _fraction,
+        fraction,
         "share of the device's memory for everything; default: 0.85, and on Macs and CPUs the "
         "KV cache takes half of what the rest leaves",
         "0.05-1",
     )
     tool_parser: str = _row(
         "auto",
-        _choice(*TOOL_PARSERS),
+        choice(*TOOL_PARSERS),
         "how the model writes tool calls; auto: by its chat template",
         "NAME",
     )
     reasoning_parser: str = _row(
         "auto",
-        _choice(*REASONING_PARSERS),
+        choice(*REASONING_PARSERS),
         "how the model writes its reasoning; auto: by its chat template",
         "NAME",
     )
     chat_template_kwargs: tuple[tuple[str, str | int | bool], ...] = _row(
         (),
-        _switches,
+        switches,
         "the chat template's switches unless a request sets them, e.g. enable_thinking=false",
         "NAME=VALUE,...",
     )
-    block_size: int = _row(16, _integer(1, 1024), "tokens in one KV block", "TOKENS")
-    max_num_seqs: int = _row(64, _integer(1), "requests that run at the same time", "N")
+    block_size: int = _row(16, integer(1, 1024), "tokens in one KV block", "TOKENS")
+    max_num_seqs: int = _row(64, integer(1), "requests that run at the same time", "N")
     max_num_batched_tokens: int | None = _row(
         None,
-        _integer(1),
+        integer(1),
         "tokens in one step, prompt chunks and decodes together; default: 512, on CUDA 2048",
         "TOKENS",
     )
     max_queue: int = _row(
-        256, _integer(0), "requests waiting beyond max-num-seqs before clients get 429", "N"
+        256, integer(0), "requests waiting beyond max-num-seqs before clients get 429", "N"
     )
     eviction_policy: Literal["lru", "fifo", "cost"] = _row(
-        "lru", _choice("lru", "fifo", "cost"), "which cached prefix goes first", "lru|fifo|cost"
+        "lru", choice("lru", "fifo", "cost"), "which cached prefix goes first", "lru|fifo|cost"
     )
     device: Literal["auto", "metal", "cuda", "cpu"] = _row(
-        "auto", _choice("auto", "metal", "cuda", "cpu"), "where to run", "auto|metal|cuda|cpu"
+        "auto", choice("auto", "metal", "cuda", "cpu"), "where to run", "auto|metal|cuda|cpu"
     )
     log_level: Literal["debug", "info", "warning", "error"] = _row(
         "info",
-        _choice("debug", "info", "warning", "error"),
+        choice("debug", "info", "warning", "error"),
         "how much to log",
         "debug|info|warning|error",
     )
+    log_format: Literal["text", "json"] = _row(
+        "text", choice("text", "json"), "one line of text or one JSON object each", "text|json"
+    )
+    log_prompts: bool = _row(
+        False, yes_or_no, "log what is asked, too; otherwise no content is logged", "yes|no"
+    )
     drain_timeout: float = _row(
-        30.0, _seconds, "time that running requests get to finish at shutdown", "SECONDS"
+        30.0, seconds(0), "time that running requests get to finish at shutdown", "SECONDS"
+    )
+    step_timeout: float | None = _row(
+        None,
+        seconds(1),
+        "when a step is taken to hang and the worker is replaced; default: 120 or more",
+        "SECONDS",
     )
     allowed_hosts: tuple[str, ...] = _row(
         (),
-        _names,
+        host_names,
         "more Host names to accept, comma-separated: name, *.domain or * for any",
         "NAMES",
+    )
+    api_key: str | None = _row(
+        None, text, "the key that requests need; better given as QUIRE_API_KEY", "KEY"
+    )
+    api_key_file: str | None = _row(
+        None, text, "the keys that requests need, with limits for each: see `quire keys`", "FILE"
+    )
+    admin_key: str | None = _row(None, text, "the key that may load and unload models", "KEY")
+    allowed_origins: tuple[str, ...] = _row(
+        (), origins, "web pages that may use the server, comma-separated; * for all", "ORIGINS"
+    )
+    tls_cert_file: str | None = _row(
+        None, text, "certificate with its chain, in PEM: serve HTTPS", "FILE"
+    )
+    tls_key_file: str | None = _row(None, text, "the certificate's private key, in PEM", "FILE")
+    vllm_metrics: bool = _row(
+        False, yes_or_no, "show the metrics under vLLM's names, too", "yes|no"
     )
     max_body_size: int = _row(32 * 2**20, parse_size, "largest request body, e.g. 2MiB", "SIZE")
 
@@ -314,10 +253,10 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> ServeSettings:
         if environ.get(setting.variable):
             source = setting.variable
             values[setting.name] = _parse(setting, environ[setting.variable], source)
-    for name, text in flags.items():
+    for name, given in flags.items():
         if name != "config":
             setting = _BY_NAME[name]
-            values[name] = _parse(setting, text, f"flag {setting.flag}")
+            values[name] = _parse(setting, given, f"flag {setting.flag}")
     return ServeSettings(**values)
 
 

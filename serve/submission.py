@@ -61,6 +61,7 @@ def start(served: Served, info: Ready, work: Work) -> GenerationGroup:
         )
     ignored: list[str] = []
     requests = [_build(served, info, work, prompt, ignored) for prompt in work.prompts]
+    served.backend.check_room(count)
     model = served.model
     table = model.token_bytes if body.skip_special_tokens is not False else model.all_token_bytes
     generations: list[Generation] = []

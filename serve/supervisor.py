@@ -7,6 +7,7 @@ import codecs
 import contextlib
 import itertools
 import logging
+import os
 import signal
 import time
 from asyncio.subprocess import PIPE, STDOUT, Process
@@ -24,6 +25,7 @@ from quire.engine.messages import (
     WorkerConfig,
 )
 from quire.serve.channel import Channel
+from quire.serve.watchdog import AnswerPipe, step_limit, until_hung
 from quire.serve.worker_client import WorkerClient, WorkerState
 
 logger = logging.getLogger("quire.supervisor")
@@ -32,13 +34,27 @@ FIRST_BACKOFF = 0.5  # seconds; doubles with every failure in a row
 MAX_BACKOFF = 30.0
 HEALTHY_AFTER = 60.0  # a worker that was ready this long starts the back-off afresh
 LEAVE_TIMEOUT = 10.0  # seconds between Shutdown and SIGKILL
+# The first load is tried again if the worker was killed over it, for instance by a system without
+# memory, but not for ever.
+FIRST_LOADS = 4
 _FRAMES_PER_TURN = 16  # at most, before the streams' readers run
 _MAX_LINE = 8192  # characters of the worker's output that are kept for the end of a line
 _LAST_FRAMES = 0.1  # how long an exited worker's last frames may take to arrive
 
 
 class StartupFailed(Exception):
-    """The first worker never became ready; the message is one line for the user."""
+    """The first worker never became ready; the message is one line for the user.
+
+    ``permanent``: the worker said why, and another start cannot do better.
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+
+
+class ModelChanged(Exception):
+    """The model's files are not those that the first worker loaded."""
 
 
 class Supervisor:
@@ -57,43 +73,60 @@ class Supervisor:
         on_output: Callable[[str], None] = lambda line: None,
         on_progress: Callable[[LoadProgress], None] = lambda progress: None,
         on_ready: Callable[[Ready], None] = lambda ready: None,
+        is_changed: Callable[[], bool] = lambda: False,
+        step_timeout: float | None = None,
         first_backoff: float = FIRST_BACKOFF,
     ) -> None:
+        """
+        Args:
+            is_changed: whether the model's files have changed; asked before each restart.
+            step_timeout: seconds after which a step is taken to be endless; None: as the warm-up
+                suggests.
+        """
         self._client = client
         self._config = config
         self._command = list(command)
         self._on_output = on_output
         self._on_progress = on_progress
         self._on_ready = on_ready
+        self._is_changed = is_changed
+        self._step_timeout = step_timeout
         self._first_backoff = first_backoff
         self._stopping = asyncio.Event()
         self._process: Process | None = None
         self._load_error: str | None = None
+        self._was_killed = False  # the latest worker: by a signal, or for hanging
         self._spawned_at = 0.0
+        self._warm_up_began = 0.0
         self._ready_at: float | None = None  # of the current worker
         self._load_seconds: float | None = None  # the latest load; None until one succeeded
 
     async def run(self) -> None:
         """Run workers until :meth:`stop`, or until one dies while draining.
 
-        Raises :class:`StartupFailed` if the first one never becomes ready.
+        Raises:
+            StartupFailed: none ever became ready.
+            ModelChanged: the next one would load other files than the first.
         """
         backoff = self._first_backoff
-        while True:
+        for number in itertools.count(1):
             failure = await self._run_worker()
             # A worker that dies while draining has no successor: its requests have failed.
             if self._stopping.is_set() or self._client.state is WorkerState.DRAINING:
                 return
-            if self._load_seconds is None:
-                raise StartupFailed(failure)
+            if self._load_seconds is None and (not self._was_killed or number == FIRST_LOADS):
+                raise StartupFailed(failure, permanent=self._load_error is not None)
             if self._ready_at and time.monotonic() - self._ready_at >= HEALTHY_AFTER:
                 backoff = self._first_backoff
             logger.error("%s Restarting in %g s.", failure, backoff)
             self._client.metrics.worker_restarts.inc()
-            self._client.expect_ready_by(time.monotonic() + backoff + self._load_seconds)
+            if self._load_seconds is not None:
+                self._client.expect_ready_by(time.monotonic() + backoff + self._load_seconds)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), backoff)
                 return
+            if self._is_changed():
+                raise ModelChanged
             backoff = min(2 * backoff, MAX_BACKOFF)
 
     async def drain(self, grace: float) -> None:
@@ -122,31 +155,44 @@ class Supervisor:
     async def _run_worker(self) -> str:
         """Run one worker to its end; returns how it ended, as a sentence."""
         self._load_error = None
+        self._was_killed = False
         self._ready_at = None
         self._spawned_at = time.monotonic()
         failure = "The worker was given up."
         try:
-            with contextlib.closing(Channel()) as channel:
-                process = await self._spawn(channel)
+            with (
+                contextlib.closing(Channel()) as channel,
+                contextlib.closing(AnswerPipe()) as answers,
+            ):
+                process = await self._spawn(channel, answers)
                 self._client.attach(channel)
-                failure = await self._watch(process, channel)
+                self._client.metrics.worker.pid = process.pid
+                failure = await self._watch(process, channel, answers)
         except OSError as error:
             failure = f"The worker could not be run: {error}."
         finally:
             self._client.detach(f"{failure} This request was lost; try it again.")
         return failure
 
-    async def _spawn(self, channel: Channel) -> Process:
+    async def _spawn(self, channel: Channel, answers: AnswerPipe) -> Process:
         config = msgspec.structs.replace(
             self._config,
             request_address=channel.request_address,
             output_address=channel.output_address,
+            answers=answers.for_worker,
         )
         # A session of its own keeps Ctrl-C in a terminal from reaching the worker before the
         # drain. What it prints is read here, so that it never waits for whoever reads the log.
         self._process = process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=PIPE, stdout=PIPE, stderr=STDOUT, start_new_session=True
+            *self._command,
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=STDOUT,
+            start_new_session=True,
+            pass_fds=(answers.for_worker,),
+            env={**os.environ, "TMPDIR": str(channel.folder)},
         )
+        answers.spawned()
         assert process.stdin is not None
         # A worker that died at once is reported by its exit code.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -154,15 +200,24 @@ class Supervisor:
             await process.stdin.drain()
         return process
 
-    async def _watch(self, process: Process, channel: Channel) -> str:
+    async def _watch(self, process: Process, channel: Channel, answers: AnswerPipe) -> str:
         exited = asyncio.ensure_future(process.wait())
         receiving = asyncio.ensure_future(self._receive(channel))
         stopping = asyncio.ensure_future(self._stopping.wait())
         printing = asyncio.ensure_future(self._read_output(process))
+        hanging = asyncio.ensure_future(self._until_hung(process, answers))
         try:
-            await asyncio.wait({exited, receiving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {exited, receiving, stopping, hanging}, return_when=asyncio.FIRST_COMPLETED
+            )
+            if hanging.done() and not exited.done():
+                self._was_killed = True
+                # A process that hangs in a driver does not die at once either.
+                self._client.detach(f"{hanging.result()} This request was lost; try it again.")
+                return hanging.result()
             if stopping.done() and not exited.done():
                 await self._see_out(exited, channel)
+            self._client.dying()
             receiving.cancel()
             await asyncio.wait({receiving})
             if not receiving.cancelled():
@@ -171,7 +226,7 @@ class Supervisor:
                 while (frame := await channel.receive_within(_LAST_FRAMES)) is not None:
                     self._handle(frame)
         finally:
-            for task in (receiving, stopping):
+            for task in (receiving, stopping, hanging):
                 task.cancel()
             if not exited.done():
                 _kill(process)
@@ -181,7 +236,23 @@ class Supervisor:
             printing.cancel()
             assert process.stdin is not None
             process.stdin.close()
+        self._was_killed = exited.result() < 0
         return self._load_error or f"The worker {_describe(exited.result())}."
+
+    async def _until_hung(self, process: Process, answers: AnswerPipe) -> str:
+        stdin = process.stdin
+        assert stdin is not None
+
+        async def work() -> None:
+            if self._ready_at is not None:
+                await self._client.wait_busy()
+
+        def limit() -> float | None:
+            if self._ready_at is None:
+                return None
+            return self._step_timeout or step_limit(self._ready_at - self._warm_up_began)
+
+        return await until_hung(lambda: stdin.write(b"\n"), answers, work, limit)
 
     async def _read_output(self, process: Process) -> None:
         """Pass on what the worker prints, line by line, to its end."""
@@ -223,6 +294,8 @@ class Supervisor:
             case StepOutput():
                 self._client.deliver(frame)
             case LoadProgress():
+                if frame.done == 0:  # of the last stage when the worker is ready
+                    self._warm_up_began = time.monotonic()
                 self._on_progress(frame)
             case LoadFailed():
                 self._load_error = frame.message

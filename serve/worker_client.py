@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import itertools
-import logging
 import math
 import time
 from collections import deque
@@ -21,11 +20,11 @@ from quire.engine.messages import (
     StepOutput,
     TokenOutput,
 )
+from quire.serve import request_record
+from quire.serve.api_keys import ApiKey
 from quire.serve.backend import GenerationFailed, QueueFull, Unavailable
 from quire.serve.channel import Channel
-from quire.serve.metrics import Metrics
-
-logger = logging.getLogger("quire.requests")
+from quire.serve.model_metrics import ModelMetrics
 
 # Seconds a client should wait when nothing better is known.
 LOADING_RETRY_AFTER = 5
@@ -40,6 +39,12 @@ class WorkerState(enum.Enum):
     READY = "ready"
     RESTARTING = "restarting"  # one was ready; its successor loads or is about to
     DRAINING = "draining"  # for good
+
+
+def _api_key() -> ApiKey | None:
+    """The key of the request that is being answered."""
+    record = request_record.current()
+    return None if record is None else record.api_key
 
 
 class RequestStream:
@@ -59,6 +64,10 @@ class RequestStream:
         self._submitted = time.monotonic()
         self._first_token: float | None = None
         self._last_token = self._submitted
+        self._num_cached_tokens = 0
+        self._record = request_record.current()
+        key = _api_key()
+        self.key_name = "" if key is None else key.name
 
     def __aiter__(self) -> RequestStream:
         return self
@@ -113,6 +122,7 @@ class RequestStream:
             outputs[-1].ends_with_text,
             [entry for output in outputs for entry in output.logprobs],
             outputs[0].prompt_logprobs,
+            outputs[0].queue_seconds,
         )
 
     def _count(self, output: TokenOutput, now: float) -> None:
@@ -122,9 +132,16 @@ class RequestStream:
         if self._first_token is None:
             self._first_token = now
             num_gaps -= 1
-            metrics.time_to_first_token.observe(now - self._submitted)
-            metrics.prompt_tokens.inc(self._num_prompt_tokens)
+            waited = now - self._submitted
+            metrics.time_to_first_token.observe(waited)
+            metrics.queue_time.observe(output.queue_seconds)
+            metrics.prefill_time.observe(max(0.0, waited - output.queue_seconds))
+            metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
+            metrics.add_prompt(self._num_prompt_tokens, now)
             metrics.prompt_tokens_cached.inc(output.num_cached_tokens)
+            self._num_cached_tokens = output.num_cached_tokens
+            if self._record is not None:
+                self._record.add_times(output.queue_seconds, waited)
         else:
             gap = (now - self._last_token) / num_tokens
         for _ in range(num_gaps):
@@ -134,21 +151,20 @@ class RequestStream:
 
     def _finish(self, reason: FinishReason) -> None:
         self._finished = True
-        elapsed = time.monotonic() - self._submitted
-        self._client.metrics.requests[reason].inc()
-        self._client.metrics.e2e_latency.observe(elapsed)
-        if logger.isEnabledFor(logging.INFO):
-            first = None if self._first_token is None else self._first_token - self._submitted
-            logger.info(
-                "request %d: %d prompt tokens, %d generated, first token %s, total %.3f s, %s%s",
-                self.request_id,
-                self._num_prompt_tokens,
-                self._num_tokens,
-                "never" if first is None else f"{first:.3f} s",
-                elapsed,
-                reason,
-                f" ({self._failure})" if self._failure else "",
+        metrics = self._client.metrics
+        metrics.requests[reason].inc()
+        metrics.e2e_latency.observe(time.monotonic() - self._submitted)
+        if self._first_token is not None:
+            decoding = self._last_token - self._first_token
+            metrics.decode_time.observe(decoding)
+            metrics.request_generated_tokens.observe(self._num_tokens)
+            if self._num_tokens > 1:
+                metrics.time_per_output_token.observe(decoding / (self._num_tokens - 1))
+        if (record := self._record) is not None:
+            record.add_sequence(
+                self._num_prompt_tokens, self._num_cached_tokens, self._num_tokens, reason
             )
+            record.error = record.error or self._failure or ""
         self._wake()
 
     def _wake(self) -> None:
@@ -162,10 +178,10 @@ class WorkerClient:
     ``max_in_flight`` bounds the requests that run or wait in the worker.
     """
 
-    def __init__(self, metrics: Metrics, max_in_flight: int) -> None:
+    def __init__(self, metrics: ModelMetrics, max_in_flight: int) -> None:
         self.metrics = metrics
         metrics.worker.in_flight = lambda: self.num_in_flight
-        self.max_in_flight = max_in_flight
+        self._max_in_flight = max_in_flight
         self._streams: dict[int, RequestStream] = {}
         self._request_ids = itertools.count(1)
         self._channel: Channel | None = None
@@ -174,6 +190,7 @@ class WorkerClient:
         self._ready_by: float | None = None  # expected, on the monotonic clock
         self._idle = asyncio.Event()
         self._idle.set()
+        self._busy = asyncio.Event()
 
     # ---- for the HTTP layer
 
@@ -208,16 +225,38 @@ class WorkerClient:
         assert self._info is not None
         return self._info
 
+    @property
+    def max_in_flight(self) -> int:
+        """For the key of the current request, its share."""
+        key = _api_key()
+        share = 1.0 if key is None else key.queue_share
+        return max(1, int(share * self._max_in_flight))
+
+    def check_room(self, count: int) -> None:
+        if len(self._streams) + count > self._max_in_flight:
+            self.metrics.admission_rejections["queue_full"].inc()
+            raise QueueFull(
+                f"{len(self._streams)} requests are already running or waiting. Try again later.",
+                QUEUE_RETRY_AFTER,
+            )
+        key, limit = _api_key(), self.max_in_flight
+        if key is not None and self._num_of(key) + count > limit:
+            self.metrics.admission_rejections["key_share"].inc()
+            raise QueueFull(
+                f"The key {key.name} may have {limit} requests running or waiting, its share.",
+                QUEUE_RETRY_AFTER,
+            )
+
     def submit(self, request: GenerateRequest) -> RequestStream:
         self.admit()
         assert self._channel is not None
-        if len(self._streams) >= self.max_in_flight:
-            self.metrics.admission_rejections["queue_full"].inc()
-            raise QueueFull(
-                f"{self.max_in_flight} requests are already running or waiting. Try again later.",
-                QUEUE_RETRY_AFTER,
-            )
-        request = msgspec.structs.replace(request, request_id=next(self._request_ids))
+        self.check_room(1)
+        salt = request.cache_salt
+        if (key := _api_key()) is not None:
+            salt = f"{key.cache_salt}:{salt}"
+        request = msgspec.structs.replace(
+            request, request_id=next(self._request_ids), cache_salt=salt
+        )
         if not self._channel.send(request):
             # The worker has gone and the supervisor is about to notice.
             self.metrics.admission_rejections["restarting"].inc()
@@ -225,9 +264,13 @@ class WorkerClient:
         stream = RequestStream(self, request)
         if not self._streams:
             self._idle.clear()
+            self._busy.set()
             self.metrics.worker.mark_step(time.monotonic())
         self._streams[request.request_id] = stream
         return stream
+
+    def _num_of(self, key: ApiKey) -> int:
+        return sum(stream.key_name == key.name for stream in self._streams.values())
 
     # ---- for the supervisor
 
@@ -260,7 +303,12 @@ class WorkerClient:
                 self._forget(stream)
             stream.push(output, now)
             num_tokens += len(output.token_ids)
-        self.metrics.generated_tokens.inc(num_tokens)
+        self.metrics.add_generated(num_tokens, now)
+
+    def dying(self) -> None:
+        """The worker has ended; its last frames may still come, but nothing new is taken."""
+        if self._state is WorkerState.READY:
+            self._state = WorkerState.RESTARTING
 
     def detach(self, message: str) -> None:
         """The worker is gone: every open stream fails with ``message``."""
@@ -281,6 +329,10 @@ class WorkerClient:
     async def wait_idle(self) -> None:
         await self._idle.wait()
 
+    async def wait_busy(self) -> None:
+        """Return once a request is in flight."""
+        await self._busy.wait()
+
     def fail_all(self, message: str) -> None:
         for stream in list(self._streams.values()):
             self._forget(stream)
@@ -295,6 +347,7 @@ class WorkerClient:
         del self._streams[stream.request_id]
         if not self._streams:
             self._idle.set()
+            self._busy.clear()
 
     def _retry_after(self) -> int:
         if self._ready_by is None:

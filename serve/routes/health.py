@@ -23,16 +23,15 @@ class Health:
 
     async def health(self, request: Request) -> Response:
         """200 while this process and every worker exist, ready or not."""
-        backends = [served.backend for served in self._registry]
-        if not all(backend.alive for backend in backends):
+        if not all(entry.alive for entry in self._registry):
             return json_response(Status("unhealthy", "down"), 503)
-        ready = all(backend.info is not None for backend in backends)
+        ready = all(entry.why_unavailable() is None for entry in self._registry)
         return json_response(Status("ok", "ready" if ready else "starting"))
 
     async def ready(self, request: Request) -> Response:
-        """200 while requests are taken for every model."""
-        for served in self._registry:
-            if (reason := served.backend.why_unavailable()) is not None:
+        """200 while requests are taken for every model; one that is not loaded yet can be."""
+        for entry in self._registry:
+            if (reason := entry.why_unavailable()) is not None:
                 raise reason
         return json_response(Status("ok", "ready"))
 

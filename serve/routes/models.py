@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Literal
 
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,7 +18,7 @@ from quire.serve.protocol import (
     RequestDecoder,
     TokenizeRequest,
 )
-from quire.serve.registry import Registry, Served
+from quire.serve.registry import Entry, Registry
 from quire.serve.responses import (
     Detokenized,
     ModelCard,
@@ -28,37 +29,63 @@ from quire.serve.responses import (
 )
 
 
-def _card(served: Served) -> ModelCard:
-    model, info = served.model, served.backend.info
+def _card(entry: Entry, name: str) -> ModelCard:
+    served = entry.served
+    info = None if served is None else served.backend.info
     length = UNSET if info is None else info.max_model_len
-    created_at = datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z")
-    return ModelCard(model.id, model.created, created_at, model.id, length, length)
+    created_at = datetime.fromtimestamp(entry.created, UTC).isoformat().replace("+00:00", "Z")
+    return ModelCard(name, entry.created, created_at, name, length, length)
+
+
+class LoadRequest(Struct, forbid_unknown_fields=True):
+    model: str
+
+
+class ModelState(Struct, frozen=True):
+    id: str
+    state: Literal["loaded", "unloaded"]
 
 
 class Models:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._chat = RequestDecoder(ChatCompletionRequest)
+        self._load = RequestDecoder(LoadRequest)
         self._tokenize = RequestDecoder(TokenizeRequest)
         self._detokenize = RequestDecoder(DetokenizeRequest)
 
     async def list(self, request: Request) -> Response:
-        cards = [_card(served) for served in self._registry]
+        cards = [_card(entry, name) for entry in self._registry for name in entry.names]
         return json_response(ModelList(cards, cards[0].id, cards[-1].id))
 
     async def retrieve(self, request: Request) -> Response:
-        return json_response(_card(self._registry.find(request.path_params["id"])))
+        name = request.path_params["id"]
+        entry = self._registry.find(name)
+        return json_response(_card(entry, name if name in entry.names else entry.id))
 
     async def apply_template(self, request: Request) -> Response:
         """The prompt that /v1/chat/completions would make of the same body."""
         body = self._chat.decode(await read_json(request))
-        served = self._registry.find(body.model)
+        served = await self._registry.open(body.model)
         rendered = await conversation.render(served, body)
         return json_response(RenderedPrompt(rendered.text))
 
+    async def load(self, request: Request) -> Response:
+        """Returns once the model takes requests."""
+        body = self._load.decode(await read_json(request))
+        served = await self._registry.open(body.model)
+        return json_response(ModelState(served.model.id, "loaded"))
+
+    async def unload(self, request: Request) -> Response:
+        """Returns once its memory has been given back."""
+        body = self._load.decode(await read_json(request))
+        entry = self._registry.find(body.model)
+        await entry.unload()
+        return json_response(ModelState(entry.id, "unloaded"))
+
     async def tokenize(self, request: Request) -> Response:
         body = self._tokenize.decode(await read_json(request))
-        served = self._registry.find_or_only(body.model)
+        served = await self._registry.open_or_only(body.model)
         encoder = served.model.encoder
         if body.messages is not None:
             rendered = await render_chat(served.model.chat_template, body.messages)
@@ -73,6 +100,6 @@ class Models:
 
     async def detokenize(self, request: Request) -> Response:
         body = self._detokenize.decode(await read_json(request))
-        served = self._registry.find_or_only(body.model)
+        served = await self._registry.open_or_only(body.model)
         text = await served.model.encoder.decode(body.tokens)
         return json_response(Detokenized(text))

@@ -261,3 +261,21 @@ def test_misuse_is_an_error() -> None:
         pool.release([1])
     with pytest.raises(ValueError, match="no content"):
         pool.acquire([1])
+
+
+def test_what_was_evicted_is_told_from_what_was_never_there() -> None:
+    pool = BlockPool(5, 4, make_policy("lru"), (60.0,))
+    old = filled(pool, list(range(16)))
+    pool.release(old.detach())
+    pool.release(filled(pool, list(range(100, 116))).detach())  # takes the place of the first
+    assert pool.num_evictions == 4
+    assert pool.lifetimes.counts == pool.idle_times.counts == [4, 0]
+    for tokens, expected in (
+        ([*range(16), 0], (4, 0)),
+        ([*range(8), *range(50, 59)], (2, 2)),
+        (list(range(200, 217)), (0, 4)),
+        ([*range(100, 116), 0], (0, 0)),
+    ):
+        table = BlockTable(pool, ROOT)
+        found = table.find_prefix(tokens)
+        assert table.misses(len(found), tokens) == expected

@@ -84,8 +84,10 @@ def test_control_characters_are_refused():
 
 
 def test_the_command_runs_in_the_bare_environment_of_a_service(tmp_path):
-    missing = str(tmp_path / "no model & <here>")
-    service = describe_service({"model": missing, "port": "1"}, {}, tmp_path)
+    missing = tmp_path / "no model & <here>"
+    missing.mkdir()
+    service = describe_service({"model": str(missing), "port": "1"}, {}, tmp_path)
+    missing.rmdir()
     command = [word if word != "1" else "0" for word in service.command]
     result = subprocess.run(
         command,
@@ -95,8 +97,25 @@ def test_the_command_runs_in_the_bare_environment_of_a_service(tmp_path):
         text=True,
         timeout=60,
     )
-    assert result.returncode == 1
+    assert result.returncode == 2  # which no service manager tries again
     assert result.stderr.startswith(f"quire: error: {missing}: no such folder")
+
+
+def test_a_model_that_is_not_there_is_not_installed(tmp_path):
+    with pytest.raises(SettingsError, match="no such folder"):
+        describe_service({"model": str(tmp_path / "none")}, {}, tmp_path)
+    describe_service({"model": "owner/name"}, {}, tmp_path)
+    describe_service({"model": "quire-demo"}, {}, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["api_key", "admin_key"])
+def test_keys_are_not_written_where_everybody_can_read(name, tmp_path):
+    with pytest.raises(SettingsError, match="--api-key-file"):
+        describe_service({name: "sk-secret"}, {}, tmp_path)
+    monkeypatched = describe_service({}, {f"QUIRE_{name.upper()}": "sk-secret"}, tmp_path)
+    assert "sk-secret" not in repr(monkeypatched)
+    keys = describe_service({"api_key_file": "keys.toml"}, {}, tmp_path).arguments
+    assert Path(keys[keys.index("--api-key-file") + 1]).is_absolute()
 
 
 def test_a_path_that_homebrew_removes_is_not_written_down(tmp_path):

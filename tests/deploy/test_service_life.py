@@ -118,17 +118,28 @@ def test_a_wrong_setting_is_told_once(home, launchctl):
     assert "quire service restart" in log(home)
 
 
+def test_what_no_new_start_can_mend_is_tried_once(home, launchctl):
+    empty = home / "models" / "empty"
+    empty.mkdir(parents=True)
+    service(launchctl, "install", "--port", str(free_port()), "--model", str(empty))
+    launchctl.job.settle()
+    assert launchctl.job.exits == [0]
+    assert log(home).count("has no config.json") == 1
+    assert "not started again" in log(home)
+
+
 def test_a_server_that_never_starts_is_given_up(home, launchctl):
-    missing = home / "models" / "gone"
-    service(launchctl, "install", "--port", str(free_port()), "--model", str(missing))
-    launchctl.job.settle()
-    assert launchctl.job.exits == [1] * launch.START_LIMIT + [0]
-    assert log(home).count("no such folder") == launch.START_LIMIT
-    assert "started 5 times in 300 s without success" in log(home)
-    # A person's restart counts afresh.
-    service(launchctl, "restart")
-    launchctl.job.settle()
-    assert launchctl.job.exits == [1] * launch.START_LIMIT + [0]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        service(launchctl, "install", "--port", str(port))
+        launchctl.job.settle()
+        assert launchctl.job.exits == [1] * launch.START_LIMIT + [0]
+        assert log(home).count("Address already in use") == launch.START_LIMIT
+        assert "started 5 times in 300 s without success" in log(home)
+        # A person's restart counts afresh.
+        service(launchctl, "restart")
+        launchctl.job.settle()
+        assert launchctl.job.exits == [1] * launch.START_LIMIT + [0]
 
 
 def test_nobody_at_the_screen_gets_a_hint(home, capsys):

@@ -94,9 +94,10 @@ class Server:
                 return error.code, dict(error.headers), error.read().decode()
 
     def metrics(self) -> dict[str, float]:
+        """Samples by name and labels; there is one model, whose name is left out."""
         lines = self.get("/metrics")[2].splitlines()
         pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
-        return {name: float(value) for name, value in pairs}
+        return {_without_model(name): float(value) for name, value in pairs}
 
     def worker_pid(self) -> int:
         pids = workers(self.process.pid)
@@ -113,6 +114,10 @@ class Server:
             self.process.kill()
             self.log.close()
             self.stdout.close()
+
+
+def _without_model(sample: str) -> str:
+    return re.sub(r'model="[^"]*",?', "", sample).replace(",}", "}").replace("{}", "")
 
 
 def workers(pid: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import mlx.core as mx
 import pytest
@@ -10,7 +11,7 @@ from model_zoo import UNPAGED, build, reference_generate
 
 from quire.engine.engine import Engine, EngineConfig
 from quire.engine.errors import RequestTooLong, UnsupportedModel
-from quire.engine.messages import GenerateRequest, SamplingParams, TokenOutput
+from quire.engine.messages import STEP_TOKENS_BOUNDS, GenerateRequest, SamplingParams, TokenOutput
 
 GREEDY = SamplingParams(temperature=0)
 
@@ -115,6 +116,22 @@ def test_the_next_turn_of_a_conversation_reuses_the_answer_too() -> None:
     engine.submit(GenerateRequest(1, first + answer + prompt(10, seed=5), 4, GREEDY))
     # 65 tokens, of which the last was sampled but never computed.
     assert drain(engine)[0].num_cached_tokens == 64
+
+
+def test_the_time_of_a_step_is_divided_and_its_size_counted() -> None:
+    engine = make_engine()
+    started = time.perf_counter()
+    run(engine, GenerateRequest(0, prompt(40), 5, GREEDY))
+    elapsed = time.perf_counter() - started
+    stats = engine.stats().step
+    parts = (stats.schedule_seconds, stats.build_seconds, stats.wait_seconds, stats.emit_seconds)
+    assert all(part > 0 for part in parts)
+    assert sum(parts) <= elapsed
+    # A prompt of 40 tokens, and a step for each token after the first.
+    assert sum(stats.tokens.counts) == sum(stats.seconds.counts) == engine.stats().steps == 5
+    assert stats.tokens.total == 44
+    assert stats.tokens.counts[STEP_TOKENS_BOUNDS.index(1)] == 4
+    assert stats.tokens.counts[STEP_TOKENS_BOUNDS.index(64)] == 1
 
 
 def test_aborts_leave_nothing_behind() -> None:

@@ -317,6 +317,25 @@ def test_repeated_prompts_hit_the_prefix_cache() -> None:
     cached = [sim.outputs[i][0].num_cached_tokens for i in range(3)]
     assert cached == [0, 16, 0]
     assert sim.result(0) == sim.result(1) == sim.result(2)
+    stats = sim.scheduler.stats
+    assert (stats.prefix_queries, stats.prefix_hits) == (54, 16)
+    # Of 18 tokens 16 lie in full blocks; another tenant's prompt is as new as the first.
+    assert (stats.missed_evicted, stats.missed_new, stats.missed_tail) == (0, 32, 6)
+
+
+def test_the_queue_time_of_a_request_is_that_before_its_first_step(monkeypatch) -> None:
+    clock = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: clock)
+    sim = Simulation(64, 4, max_num_seqs=1, max_num_batched_tokens=32)
+    for i in range(2):
+        sim.scheduler.submit(request(i, [0, 1, i], 3))
+    while sim.scheduler.has_work:
+        clock += 1.0
+        sim.step()
+    waited = [[output.queue_seconds for output in sim.outputs[i]] for i in range(2)]
+    assert waited[0] == [1.0] * 3
+    assert waited[1][0] > 2.0
+    assert len(set(waited[1])) == 1
 
 
 def test_requests_that_arrive_together_compute_a_shared_prefix_once() -> None:

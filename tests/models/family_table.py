@@ -76,8 +76,8 @@ def check_family(name: str) -> Row:
         "result": "mismatch" if comparison.mismatches else "pass",
         "ties": len(comparison.ties),
         "preemptions": comparison.stats.preemptions,
-        "evictions": comparison.stats.evictions,
-        "prefix_hits": comparison.stats.prefix_hits,
+        "evictions": comparison.stats.cache.evictions,
+        "prefix_hits": comparison.stats.cache.hits,
     }
     if comparison.mismatches:
         first = comparison.mismatches[0]

@@ -218,6 +218,9 @@ class FakeBackend:
         assert self.info is not None
         return self.info
 
+    def check_room(self, count: int) -> None:
+        pass
+
     def submit(self, request: GenerateRequest) -> FakeStream:
         if self.refusal is not None and len(self.streams) >= self.accept:
             raise self.refusal

@@ -7,6 +7,7 @@ worker. Generated tokens count up from the last prompt token, one per step. The 
     load-error  send LoadFailed and exit
     crash       exit with code 3 before Ready
     hang-load   never become ready
+    killed-load kill -9 before Ready
     deaf        serve requests but ignore Shutdown
     talk        print a line on each of the two outputs, without an end on the second
     garbage     send a frame that is not one of ours after Ready
@@ -17,20 +18,27 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
+from collections.abc import Sequence
 
 import msgspec
 import zmq
 
+from quire.engine.life_line import LifeLine
 from quire.engine.messages import (
+    BLOCK_SECONDS_BOUNDS,
+    STEP_SECONDS_BOUNDS,
+    STEP_TOKENS_BOUNDS,
     Abort,
+    CacheStats,
     GenerateRequest,
+    Histogram,
     LoadFailed,
     LoadProgress,
     Ready,
     Shutdown,
     StepOutput,
+    StepStats,
     TokenOutput,
     WorkerConfig,
     WorkerStats,
@@ -40,21 +48,20 @@ from quire.engine.messages import (
 
 # A request whose prompt starts with one of these does what its name says.
 DIE = 251  # kill -9 after the first token
+HANG = 249  # one token, then a step that never ends
 CHATTER = 250  # print more lines than any log takes
 STALL = 252  # one token, then nothing until aborted
 ERROR = 253  # one token, then finish_reason "error"
 STEP_SECONDS = 0.001
 
 
-def leave_with_parent() -> None:
-    # Not sys.stdin: a thread that waits in a buffered reader breaks the interpreter's exit.
-    while os.read(0, 4096):
-        pass
-    os._exit(0)
+def no_histogram(bounds: Sequence[float]) -> Histogram:
+    return Histogram([0] * (len(bounds) + 1), 0.0)
 
 
 class FakeWorker:
-    def __init__(self, config: WorkerConfig, mode: str) -> None:
+    def __init__(self, config: WorkerConfig, mode: str, life_line: LifeLine) -> None:
+        self.life_line = life_line
         self.context = zmq.Context()
         self.requests = self.context.socket(zmq.PULL)
         self.requests.connect(config.request_address)
@@ -72,6 +79,8 @@ class FakeWorker:
         self.send(LoadProgress("loading weights", 1, 2))
         if self.mode == "hang-load":
             time.sleep(3600)
+        if self.mode == "killed-load":
+            self.die()
         if self.mode == "load-error":
             self.send(LoadFailed("The architecture frobnicator is not supported."))
         if self.mode in ("load-error", "crash"):
@@ -98,6 +107,7 @@ class FakeWorker:
                 self.step()
 
     def step(self) -> None:
+        self.life_line.begin_step()
         self.steps += 1
         outputs = []
         for request_id, (request, done) in list(self.running.items()):
@@ -108,6 +118,8 @@ class FakeWorker:
                 print("\n".join("chatter" for _ in range(20_000)), file=sys.stderr, flush=True)
             if done and first == DIE:
                 self.die()
+            if done and first == HANG:
+                time.sleep(3600)
             reason = "length" if done + 1 == request.max_tokens else None
             error = None
             if done and first == ERROR:
@@ -118,6 +130,7 @@ class FakeWorker:
             self.running[request_id] = (request, done + 1)
             if reason is not None:
                 del self.running[request_id]
+        self.life_line.end_step()
         if outputs:
             self.send(StepOutput(outputs, self.stats()))
 
@@ -139,7 +152,7 @@ class FakeWorker:
             block_size=self.config.block_size,
             num_blocks=100,
             weight_bytes=4000,
-            kv_cache_bytes=8000,
+            kv_cache_bytes=self.config.kv_cache_memory or 8000,
         )
 
     def stats(self) -> WorkerStats:
@@ -155,22 +168,34 @@ class FakeWorker:
             steps=self.steps,
             preemptions=self.steps,
             memory_faults=0,
-            evictions=0,
-            prefix_queries=0,
-            prefix_hits=0,
+            cache=CacheStats(*[0] * 6, *[no_histogram(BLOCK_SECONDS_BOUNDS)] * 2),
+            step=StepStats(
+                *[0.0] * 4,
+                seconds=no_histogram(STEP_SECONDS_BOUNDS),
+                tokens=no_histogram(STEP_TOKENS_BOUNDS),
+            ),
         )
 
 
 def main() -> int:
-    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerConfig)
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    line = b""
+    while not line.endswith(b"\n"):  # unbuffered, so that the life line sees every later byte
+        line += os.read(0, 1)
+    config = msgspec.json.decode(line, type=WorkerConfig)
+    life_line = LifeLine(config.answers)
+    life_line.start()
     mode = sys.argv[1] if len(sys.argv) > 1 else "ok"
     if mode.startswith("once:"):
         # "once:FILE:LATER" is "ok" until FILE exists, and makes it: LATER is for the restarts.
         _, marker, later = mode.split(":")
         mode = later if os.path.exists(marker) else "ok"
         open(marker, "w").close()
-    return FakeWorker(config, mode).run()
+    if mode.startswith("first:"):
+        # "first:FILE:MODE" is MODE, and "ok" once FILE exists.
+        _, marker, first = mode.split(":")
+        mode = "ok" if os.path.exists(marker) else first
+        open(marker, "w").close()
+    return FakeWorker(config, mode, life_line).run()
 
 
 if __name__ == "__main__":

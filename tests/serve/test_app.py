@@ -140,11 +140,11 @@ def test_probes_follow_the_worker(server, backend, alive, info, health, readines
 
 def test_metrics_are_those_the_app_was_given():
     metrics = Metrics()
-    metrics.worker_restarts.inc(7)
+    metrics.for_model("test/model").worker_restarts.inc(7)
     with serving(create_app(Registry([Served(SERVED, FakeBackend())]), metrics)) as server:
         reply = server.request("GET", "/metrics")
         assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-        assert b"quire_worker_restarts_total 7.0\n" in reply.body
+        assert b'quire_worker_restarts_total{model="test/model"} 7.0\n' in reply.body
         again = server.request("GET", "/metrics").body
     assert b'quire_http_requests_total{code="200",method="GET",route="/metrics"} 1.0' in again
 

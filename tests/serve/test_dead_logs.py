@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def serving_into(descriptor: int, model: Path, mode: str = "ok", *flags: str) ->
 def metric(server: Server, name: str) -> float:
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics") as response:
         for line in response.read().decode().splitlines():
-            if line.startswith(f"quire_{name}_total "):
+            if re.match(rf"quire_{name}_total[ {{]", line):
                 return float(line.split()[1])
     raise AssertionError(f"there is no metric {name}")
 

@@ -268,6 +268,30 @@ def test_a_client_that_reads_nothing_is_given_up():
         assert [error.status for error in refused] == [408]
 
 
+@pytest.mark.parametrize(
+    ("buffer", "size", "is_given_up"), [(4096, 1, True), (1 << 17, 1 << 16, False)]
+)
+def test_a_client_that_reads_next_to_nothing_is_given_up_too(buffer, size, is_given_up):
+    steps = [[0] * 200] * 100_000
+    limits = HttpLimits(write_timeout=0.5)
+    body = {**BODY, "stream": True, "max_tokens": 10**7, "ignore_eos": True}
+    with serving(Script(steps), limits=limits) as (server, backend, refused):
+        backend.info = ready(max_model_len=10**8)
+        with socket.create_connection((server.host, server.port), timeout=LIMIT) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+            connection.sendall(post(PATH, body))
+            until(lambda: bool(backend.streams))
+            for _ in range(200):
+                if not backend.active:
+                    break
+                with contextlib.suppress(ConnectionError):
+                    connection.recv(size)
+                time.sleep(0.02)
+            assert (backend.active == 0) is is_given_up, [e.message for e in refused]
+        until(lambda: not backend.active)
+        assert [error.status for error in refused] == ([408] if is_given_up else [])
+
+
 def test_connections_leave_descriptors_for_the_worker():
     assert connections_within(8192) == 4096
     assert connections_within(1024) == 1024 - 128

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -15,7 +16,13 @@ from huggingface_hub import constants, errors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire.serve.model_files import ModelFiles, check_folder, check_safetensors, resolve_model
+from quire.serve.model_files import (
+    ModelFiles,
+    check_folder,
+    check_safetensors,
+    fingerprint,
+    resolve_model,
+)
 from quire.serve.served_model import ModelFilesError
 
 
@@ -231,3 +238,58 @@ def test_code_in_a_model_folder_is_not_run(folder):
     (folder / "config.json").write_text(json.dumps(config))
     check_folder(folder)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model-2.safetensors", "chat_template.jinja"])
+def test_a_pipe_is_refused_at_once(name, folder):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    assert refusal(folder) == f"{folder / name} is not a regular file."
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "model.safetensors", "tokenizer.json"])
+def test_a_link_out_of_the_folder_is_refused(name, folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "file"
+    elsewhere.write_text("secret")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(elsewhere)
+    assert f"{folder / name} links out of its folder" in refusal(folder)
+
+
+def test_links_of_the_hub_cache_are_followed(folder, tmp_path):
+    blobs = tmp_path / "cache" / "models--a--b" / "blobs"
+    snapshot = tmp_path / "cache" / "models--a--b" / "snapshots" / "0123"
+    for path in (blobs, snapshot):
+        path.mkdir(parents=True)
+    for number, file in enumerate(folder.iterdir()):
+        (blobs / str(number)).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(Path("../../blobs") / str(number))
+    assert resolve_model(str(snapshot)).path == snapshot
+
+
+@pytest.mark.parametrize("scope", ["itself", "text_config"])
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("num_hidden_layers", "claims 1000000000 layers; the weights have 1 tensors."),
+        ("vocab_size", "claims a vocab_size of 1000000000"),
+        ("head_dim", "claims a head_dim of 1000000000"),
+    ],
+)
+def test_a_configuration_beyond_its_weights_is_refused(field, message, scope, folder):
+    config = {field: 10**9} if scope == "itself" else {"text_config": {field: 10**9}}
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    assert message in refusal(folder)
+
+
+def test_the_fingerprint_tells_of_every_change(folder):
+    before = fingerprint(folder)
+    assert before == fingerprint(folder)
+    (folder / "notes.txt").write_text("not read")
+    assert fingerprint(folder) == before
+    os.utime(folder / "config.json", ns=(1, 1))
+    changed = fingerprint(folder)
+    assert changed != before
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert fingerprint(folder) != changed
+    assert fingerprint(folder / "none") == {}

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -18,11 +19,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from fake_backend import served_model as fake_model
 from fake_worker import STALL
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from quire.serve.middleware import LOOPBACK_HOSTS
-from quire.serve.serve_command import accepted_hosts, worker_config
+from quire.serve.model_slot import worker_config
+from quire.serve.serve_command import PERMANENT, accepted_hosts
 from quire.serve.settings import ServeSettings
 
 LIMIT = 60.0  # seconds; only a hang gets this far
@@ -197,9 +200,9 @@ def test_http_answers_while_the_model_loads(model, tmp_path):
         assert gone(worker)
 
 
-def test_a_model_that_cannot_be_loaded_ends_it_with_1(model):
+def test_a_model_that_cannot_be_loaded_ends_it_for_good(model):
     result = run_to_end(model, "load-error", "--port", "0")
-    assert result.returncode == 1
+    assert result.returncode == PERMANENT == 2
     last = result.stderr.splitlines()[-1]
     assert last == "quire: error: The architecture frobnicator is not supported."
     assert "Traceback" not in result.stderr
@@ -215,17 +218,24 @@ def test_a_port_in_use_is_one_line(model):
     assert line.startswith(f"quire: error: Cannot listen on 127.0.0.1 port {port}: Address")
 
 
+def test_a_worker_that_crashes_over_its_first_load_may_be_tried_again_by_a_service(model):
+    result = run_to_end(model, "crash", "--port", "0")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == "quire: error: The worker exited with code 3."
+
+
 @pytest.mark.parametrize("host", ["256.1.1.1", "192.0.2.1"])
 def test_an_impossible_address_is_one_line(host, model):
     result = run_to_end(model, "ok", "--host", host)
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"quire: error: Cannot listen on {host}")
+    assert "--port" not in line
 
 
 def test_a_missing_model_is_one_line(tmp_path):
     result = run_to_end(tmp_path / "none", "ok", "--port", "0")
-    assert result.returncode == 1
+    assert result.returncode == PERMANENT
     assert len(result.stderr.splitlines()) == 1
     assert "no such folder" in result.stderr
 
@@ -284,6 +294,53 @@ def test_a_killed_worker_is_replaced_behind_the_open_port(model, tmp_path):
             assert response.status == 200
 
 
+def test_changed_files_are_read_again_when_the_worker_is_replaced(model, tmp_path):
+    folder = tmp_path / "bytes"
+    shutil.copytree(model, folder)
+
+    def tokens() -> list[int]:
+        with server.request("POST", "/tokenize", {"model": "bytes", "prompt": "AB"}) as response:
+            return json.load(response)["tokens"]
+
+    with serve(folder, tmp_path) as server:
+        before = tokens()
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.add_tokens(["AB"])
+        tokenizer.save(str(folder / "tokenizer.json"))
+        assert tokens() == before
+        # Half of an upload: nothing can be served, and it is tried again.
+        whole = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(whole[:-1])
+        os.kill(server.worker_pid(), signal.SIGKILL)
+        until(lambda: "is cut off" in server.log.read_text())
+        assert server.get("/ready") == 503
+        (folder / "model.safetensors").write_bytes(whole)
+        until(lambda: server.get("/ready") == 200)
+        assert tokens() == [256]
+        with server.complete([65], max_tokens=2) as response:
+            assert response.status == 200
+
+
+def test_unchanged_files_are_not_read_again(model, tmp_path):
+    with serve(model, tmp_path) as server:
+        os.kill(server.worker_pid(), signal.SIGKILL)
+        until(lambda: server.get("/ready") == 503)
+        until(lambda: server.get("/ready") == 200)
+        assert "has changed" not in server.log.read_text()
+
+
+def test_a_stopped_worker_is_replaced(model, tmp_path):
+    with (
+        serve(model, tmp_path) as server,
+        server.complete([STALL], max_tokens=9, stream=True) as stalled,
+    ):
+        stalled.readline()
+        os.kill(worker := server.worker_pid(), signal.SIGSTOP)
+        assert b"The worker has not answered" in stalled.read()
+        until(lambda: server.get("/ready") == 200)
+        assert gone(worker)
+
+
 def test_nothing_outlives_a_killed_server(model, tmp_path):
     with serve(model, tmp_path) as server:
         worker = server.worker_pid()
@@ -317,9 +374,10 @@ def test_every_setting_of_the_worker_reaches_it():
         eviction_policy="fifo",
         log_level="debug",
     )
-    config = msgspec.structs.asdict(worker_config(settings, "/model", [2]))
+    config = msgspec.structs.asdict(worker_config(settings, Path("/model"), fake_model()))
     assert config.pop("model_path") == "/model"
-    assert config.pop("eos_token_ids") == [2]
+    assert config.pop("eos_token_ids") == list(fake_model().eos_token_ids)
+    assert config.pop("answers") == -1
     assert (config.pop("request_address"), config.pop("output_address")) == ("", "")
     assert config == {name: getattr(settings, name) for name in config}
 

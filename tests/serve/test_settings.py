@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quire.serve.setting_values import parse_size
 from quire.serve.settings import (
     SETTINGS,
     ServeSettings,
@@ -17,7 +18,6 @@ from quire.serve.settings import (
     flags_of,
     load,
     misspelt_variables,
-    parse_size,
 )
 
 
@@ -74,7 +74,23 @@ SAMPLES = {
     "eviction_policy": ("cost", "cost"),
     "device": ("metal", "metal"),
     "log_level": ("debug", "debug"),
+    "log_format": ("json", "json"),
+    "log_prompts": ("yes", True),
     "drain_timeout": ("2.5", 2.5),
+    "step_timeout": ("300", 300.0),
+    "api_key": ("sk-1", "sk-1"),
+    "api_key_file": ("keys.toml", "keys.toml"),
+    "admin_key": ("sk-2", "sk-2"),
+    "allowed_origins": (
+        "https://A.example,tauri://localhost",
+        ("https://a.example", "tauri://localhost"),
+    ),
+    "tls_cert_file": ("cert.pem", "cert.pem"),
+    "tls_key_file": ("key.pem", "key.pem"),
+    "vllm_metrics": ("yes", True),
+    "models": ("a=org/a, b=/models/b", (("a", {"model": "org/a"}), ("b", {"model": "/models/b"}))),
+    "max_loaded_models": ("2", 2),
+    "model_idle_ttl": ("600", 600.0),
     "allowed_hosts": ("A.example, *.b.example,[::1]", ("a.example", "*.b.example", "[::1]")),
     "max_body_size": ("1MB", 10**6),
 }

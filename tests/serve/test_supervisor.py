@@ -56,19 +56,40 @@ def test_loading_is_unavailable_but_alive():
 
 
 @pytest.mark.parametrize(
-    ("mode", "message"),
+    ("mode", "message", "permanent"),
     [
-        ("load-error", "The architecture frobnicator is not supported."),
-        ("crash", "The worker exited with code 3."),
+        ("load-error", "The architecture frobnicator is not supported.", True),
+        ("crash", "The worker exited with code 3.", False),
     ],
 )
-def test_a_failure_before_the_first_ready_ends_the_start(mode, message):
+def test_a_failure_before_the_first_ready_ends_the_start(mode, message, permanent):
     async def scenario():
         async with rig(mode, wait=False) as r:
             with pytest.raises(StartupFailed) as caught:
                 await asyncio.wait_for(r.running, LIMIT)
             assert str(caught.value) == message
+            assert caught.value.permanent is permanent
             assert not r.client.alive
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_killed_over_the_first_load_is_replaced(tmp_path):
+    async def scenario():
+        async with rig(f"first:{tmp_path / 'marker'}:killed-load") as r:
+            assert len(tokens_of(await collect(r.submit([1])))) == 5
+            assert r.value("worker_restarts_total") == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_killed_over_every_first_load_ends_the_start():
+    async def scenario():
+        async with rig("killed-load", wait=False) as r:
+            with pytest.raises(StartupFailed, match="SIGKILL") as caught:
+                await asyncio.wait_for(r.running, LIMIT)
+            assert not caught.value.permanent
+            assert r.value("worker_restarts_total") == supervisor_module.FIRST_LOADS - 1
 
     asyncio.run(scenario())
 
@@ -112,7 +133,9 @@ def test_between_two_workers_clients_are_told_when_to_come_back():
 def test_a_worker_that_cannot_be_spawned_ends_the_start():
     async def scenario():
         supervisor = Supervisor(
-            WorkerClient(Metrics(), 1), WorkerConfig("model", "", ""), ("/no/such/program",)
+            WorkerClient(Metrics().for_model("model"), 1),
+            WorkerConfig("model", "", ""),
+            ("/no/such/program",),
         )
         with pytest.raises(StartupFailed, match=r"could not be run: .*No such file"):
             await supervisor.run()
@@ -238,18 +261,26 @@ def test_stop_while_loading():
     asyncio.run(scenario())
 
 
-def test_socket_files_are_private_and_gone_once_the_worker_is_connected(tmp_path, monkeypatch):
+def environment_of(pid: int) -> list[str]:
+    return subprocess.run(
+        ["ps", "-E" if sys.platform == "darwin" else "e", "-ww", "-o", "args=", "-p", str(pid)],
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+
+
+def test_sockets_and_temporary_files_of_a_worker_are_private_and_go_with_it(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     async def scenario():
         async with rig("hang-load", wait=False) as r:
             await until(lambda: bool(r.progress))
-            (folder,) = tmp_path.iterdir()
+            (base,) = tmp_path.iterdir()
+            assert base.stat().st_mode & 0o777 == 0o700
+            [folder] = [entry for entry in base.iterdir() if entry.name != "mlx"]
             assert folder.stat().st_mode & 0o777 == 0o700
-        assert list(tmp_path.iterdir()) == []
-        async with rig() as r:
-            assert list(tmp_path.iterdir()) == []
-            assert len(tokens_of(await collect(r.submit([1])))) == 5
+            assert f"TMPDIR={folder}" in environment_of(r.pid)
+        assert [entry.name for entry in base.iterdir()] == ["mlx"]
 
     asyncio.run(scenario())
 
@@ -264,7 +295,7 @@ def test_a_long_temporary_folder_does_not_matter(tmp_path, monkeypatch):
             assert len(tokens_of(await collect(r.submit([1])))) == 5
 
     asyncio.run(scenario())
-    assert list(folder.iterdir()) == []
+    assert [path for path in folder.rglob("*") if path.name != "mlx"] == [*folder.iterdir()]
 
 
 def test_the_worker_does_not_outlive_a_killed_parent(tmp_path):

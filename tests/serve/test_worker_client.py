@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from fake_worker import ERROR, STALL
-from worker_harness import collect, rig, tokens_of, until
+from worker_harness import MODEL, collect, rig, tokens_of, until
 
 from quire.engine.messages import (
     GenerateRequest,
@@ -23,7 +23,7 @@ from quire.serve.worker_client import RequestStream, WorkerClient
 
 def open_stream(prompt_tokens: int = 3) -> tuple[WorkerClient, RequestStream]:
     """A stream whose outputs the test delivers by hand."""
-    client = WorkerClient(Metrics(), 10)
+    client = WorkerClient(Metrics().for_model(MODEL), 10)
     request = GenerateRequest(1, [0] * prompt_tokens, 10, SamplingParams())
     stream = RequestStream(client, request)
     client._streams[1] = stream
@@ -188,13 +188,14 @@ def test_outputs_of_a_closed_request_are_dropped():
 
 
 def test_nothing_is_accepted_before_a_worker_is_there():
-    client = WorkerClient(Metrics(), 10)
+    metrics = Metrics()
+    client = WorkerClient(metrics.for_model(MODEL), 10)
     assert not client.alive
     assert client.info is None
     with pytest.raises(Unavailable, match="loading"):
         client.submit(GenerateRequest(1, [1], 1, SamplingParams()))
-    body, _ = client.metrics.render("")
-    assert b'quire_admission_rejections_total{reason="loading"} 1.0' in body
+    body, _ = metrics.render("")
+    assert b'quire_admission_rejections_total{model="model",reason="loading"} 1.0' in body
 
 
 def test_counts_agree_with_what_the_clients_received():
@@ -211,7 +212,14 @@ def test_counts_agree_with_what_the_clients_received():
             assert r.value("requests_total", finish_reason="length") == requests
             assert r.value("time_to_first_token_seconds_count") == requests
             assert r.value("inter_token_latency_seconds_count") == requests * (generated - 1)
-            assert r.value("e2e_latency_seconds_count") == requests
+            for histogram in (
+                *("e2e_latency_seconds", "queue_time_seconds", "prefill_time_seconds"),
+                *("decode_time_seconds", "time_per_output_token_seconds"),
+                *("request_prompt_tokens", "request_generated_tokens"),
+            ):
+                assert r.value(f"{histogram}_count") == requests, histogram
+            assert r.value("request_prompt_tokens_sum") == requests * prompt
+            assert r.value("request_generated_tokens_sum") == requests * generated
             await until(lambda: r.value("requests_running") == 0)
 
     asyncio.run(scenario())

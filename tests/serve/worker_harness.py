@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from quire.engine.messages import (
     GenerateRequest,
@@ -23,6 +24,7 @@ from quire.serve.supervisor import Supervisor
 from quire.serve.worker_client import RequestStream, WorkerClient
 
 FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+MODEL = "model"
 LIMIT = 60.0  # seconds; only a hang gets this far
 
 
@@ -55,6 +57,7 @@ class Rig:
         )
 
     def value(self, name: str, **labels: str) -> float:
+        labels = {"model": MODEL, **labels}
         value = self.metrics.registry.get_sample_value(f"quire_{name}", labels)
         assert value is not None, name
         return value
@@ -71,11 +74,16 @@ class Rig:
 
 @contextlib.asynccontextmanager
 async def rig(
-    mode: str = "ok", *, max_in_flight: int = 100, first_backoff: float = 0.01, wait: bool = True
+    mode: str = "ok",
+    *,
+    max_in_flight: int = 100,
+    first_backoff: float = 0.01,
+    wait: bool = True,
+    **options: Any,
 ) -> AsyncIterator[Rig]:
-    """A running supervisor; the worker is gone when the block ends."""
+    """A running supervisor with further ``options``; the worker is gone when the block ends."""
     metrics = Metrics()
-    client = WorkerClient(metrics, max_in_flight)
+    client = WorkerClient(metrics.for_model(MODEL), max_in_flight)
     progress: list[LoadProgress] = []
     supervisor = Supervisor(
         client,
@@ -83,6 +91,7 @@ async def rig(
         (*FAKE_WORKER, mode),
         on_progress=progress.append,
         first_backoff=first_backoff,
+        **options,
     )
     rig = Rig(client, supervisor, metrics, progress)
     rig.running = asyncio.create_task(supervisor.run())

@@ -38,7 +38,7 @@ def test_the_engine_that_was_made_ready_begins_anew(device: DeviceName) -> None:
     assert engine.stats().steps > 0
     engine.forget(mixed)
     stats = engine.stats()
-    assert (stats.steps, stats.prefix_queries, stats.blocks_used, stats.blocks_cached) == (0,) * 4
+    assert (stats.steps, stats.cache.queries, stats.blocks_used, stats.blocks_cached) == (0,) * 4
     prompt = [i % 50 for i in range(30)]  # the start has run it
     engine.submit(GenerateRequest(0, prompt, 8, SamplingParams(temperature=0)))
     tokens: list[int] = []
@@ -46,7 +46,7 @@ def test_the_engine_that_was_made_ready_begins_anew(device: DeviceName) -> None:
         for output in engine.step():
             tokens += output.token_ids
     assert tokens == reference_generate(build("qwen3", 0), prompt, 8)[0]
-    assert engine.stats().prefix_hits == 0
+    assert engine.stats().cache.hits == 0
 
 
 @pytest.fixture

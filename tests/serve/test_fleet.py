@@ -1,0 +1,242 @@
+"""Several models in one server: loaded when asked for, unloaded when nobody needs them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_worker import STALL
+from test_serve_command import LIMIT, SCRIPT, Server, free_port, gone, model, until  # noqa: F401
+
+ADMIN = {"Authorization": "Bearer sk-admin"}
+
+
+@pytest.fixture(scope="module")
+def folders(model, tmp_path_factory) -> Path:  # noqa: F811
+    root = tmp_path_factory.mktemp("fleet")
+    for name in "abc":
+        shutil.copytree(model, root / name)
+    return root
+
+
+def tables(folders: Path, **more: str) -> str:
+    return "\n".join(
+        f'[models.{name}]\nmodel = "{folders / name}"\n{more.get(name, "")}' for name in "abc"
+    )
+
+
+@contextlib.contextmanager
+def fleet(tmp_path: Path, config: str, mode: str = "ok") -> Iterator[Server]:
+    file, log, port = tmp_path / "quire.toml", tmp_path / "log", free_port()
+    file.write_text(config)
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, SCRIPT, mode, "--config", file, "--port", str(port)),
+                *("--admin-key", "sk-admin"),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+        )
+    server = Server(process, port, log)
+
+    def ready() -> bool:
+        assert process.poll() is None, log.read_text()
+        with contextlib.suppress(ConnectionRefusedError):
+            return server.get("/ready") == 200
+        return False
+
+    try:
+        until(ready)
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+
+
+def complete(server: Server, name: str, prompt: list[int] | None = None, **fields: object):
+    body = {"model": name, "prompt": prompt or [65], "max_tokens": 2, **fields}
+    return server.request("POST", "/v1/completions", body, **ADMIN)
+
+
+def answer(server: Server, name: str) -> int:
+    with complete(server, name) as response:
+        response.read()
+        return response.status
+
+
+def admin(server: Server, what: str, name: str) -> tuple[int, dict]:
+    with server.request("POST", f"/v1/models/{what}", {"model": name}, **ADMIN) as response:
+        return response.status, json.load(response)
+
+
+def loaded(server: Server) -> set[str]:
+    with server.request("GET", "/metrics", **ADMIN) as response:
+        lines = response.read().decode().splitlines()
+    return {name for name in "abc" if f'quire_model_loaded{{model="{name}"}} 1.0' in lines}
+
+
+def workers(server: Server) -> list[int]:
+    rows = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(server.process.pid)],
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    return [int(row.split()[0]) for row in rows if "fake_worker" in row]
+
+
+def test_models_are_loaded_when_they_are_asked_for(folders, tmp_path):
+    with fleet(tmp_path, tables(folders)) as server:
+        assert loaded(server) == {"a"}
+        assert len(workers(server)) == 1
+        assert answer(server, "b") == 200
+        assert loaded(server) == {"a", "b"}
+        assert len(workers(server)) == 2
+        assert answer(server, "a") == 200
+        assert answer(server, "none") == 404
+        with server.request("GET", "/v1/models", **ADMIN) as response:
+            assert [card["id"] for card in json.load(response)["data"]] == ["a", "b", "c"]
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(LIMIT) == 0
+
+
+def test_the_one_used_longest_ago_makes_room(folders, tmp_path):
+    with fleet(tmp_path, "max_loaded_models = 2\n" + tables(folders)) as server:
+        assert answer(server, "b") == 200
+        assert answer(server, "a") == 200
+        assert answer(server, "c") == 200
+        assert loaded(server) == {"a", "c"}
+        assert len(workers(server)) == 2
+
+
+def test_a_pinned_model_stays(folders, tmp_path):
+    config = "max_loaded_models = 2\n" + tables(folders, a="pinned = true")
+    with fleet(tmp_path, config) as server:
+        for name in ("b", "c", "b"):
+            assert answer(server, name) == 200
+            assert loaded(server) == {"a", name}
+
+
+def test_a_model_in_use_stays_until_its_request_ends(folders, tmp_path):
+    with fleet(tmp_path, "max_loaded_models = 1\n" + tables(folders)) as server:
+        with complete(server, "a", [STALL], max_tokens=9, stream=True) as running:
+            running.readline()
+            with complete(server, "b") as refused:
+                assert refused.status == 503
+                assert int(refused.headers["Retry-After"]) >= 1
+                assert "no room for b" in json.load(refused)["error"]["message"]
+            status, error = admin(server, "unload", "a")
+            assert (status, error["error"]["code"]) == (409, "model_in_use")
+            assert loaded(server) == {"a"}
+        until(lambda: answer(server, "b") == 200)
+        assert loaded(server) == {"b"}
+
+
+def test_memory_asks_for_room(folders, tmp_path):
+    """What the workers say they take adds up to more than this machine has."""
+    config = tables(folders, a='kv_cache_memory = "500TiB"')
+    with fleet(tmp_path, config) as server:
+        assert answer(server, "b") == 200
+        assert loaded(server) == {"b"}
+        assert answer(server, "c") == 200
+        assert loaded(server) == {"b", "c"}
+
+
+def test_nobody_waits_for_a_model_that_nobody_uses(folders, tmp_path):
+    config = "model_idle_ttl = 1\n" + tables(folders, a="pinned = true")
+    with fleet(tmp_path, config) as server:
+        with complete(server, "b", [STALL], max_tokens=9, stream=True) as running:
+            running.readline()
+            [worker] = [pid for pid in workers(server) if pid != workers(server)[0]]
+        until(lambda: loaded(server) == {"a"})
+        until(lambda: gone(worker))
+        assert answer(server, "b") == 200
+
+
+def test_load_and_unload_by_hand(folders, tmp_path):
+    with fleet(tmp_path, tables(folders)) as server:
+        assert admin(server, "load", "c") == (200, {"id": "c", "state": "loaded"})
+        assert loaded(server) == {"a", "c"}
+        worker = workers(server)[-1]
+        assert admin(server, "unload", "c") == (200, {"id": "c", "state": "unloaded"})
+        assert gone(worker)
+        assert admin(server, "unload", "c")[0] == 200
+        assert admin(server, "load", "none")[0] == 404
+        assert server.get("/ready") == 200
+        assert answer(server, "c") == 200
+
+
+def test_requests_that_arrive_together_load_a_model_once(folders, tmp_path):
+    with fleet(tmp_path, tables(folders)) as server:
+        statuses: list[int] = []
+        threads = [
+            threading.Thread(target=lambda: statuses.append(answer(server, "b"))) for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert statuses == [200] * 8
+        assert len(workers(server)) == 2
+
+
+def test_a_model_that_cannot_be_loaded_harms_no_other(folders, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(folders / "b", broken)
+    (broken / "config.json").write_text("{")
+    config = tables(folders) + f'\n[models.d]\nmodel = "{broken}"\n'
+    with fleet(tmp_path, config) as server:
+        for _ in range(2):
+            with complete(server, "d") as response:
+                assert response.status == 503
+                error = json.load(response)["error"]
+                assert error["code"] == "model_not_loaded"
+                assert "not valid JSON" in error["message"]
+        errors = [line for line in server.log.read_text().splitlines() if " ERROR " in line]
+        assert len(errors) == 1, "not tried again for each request"
+        assert answer(server, "a") == 200
+        assert server.get("/ready") == 200
+
+
+def test_aliases_and_presets(folders, tmp_path):
+    more = 'aliases = ["gpt"]\n[models.b.presets.hot]\ntemperature = 1.5\n'
+    with fleet(tmp_path, tables(folders, b=more)) as server:
+        for name in ("gpt", "b:hot", "gpt:hot"):
+            with complete(server, name) as response:
+                assert json.load(response)["model"] == "b"
+        assert len(workers(server)) == 2
+
+
+def test_a_killed_worker_of_one_model_is_no_matter_to_another(folders, tmp_path):
+    with fleet(tmp_path, tables(folders)) as server:
+        assert answer(server, "b") == 200
+        first, second = workers(server)
+        with complete(server, "a", [STALL], max_tokens=9, stream=True) as running:
+            running.readline()
+            os.kill(second, signal.SIGKILL)
+            until(lambda: len(workers(server)) == 2 and second not in workers(server))
+            until(lambda: answer(server, "b") == 200)
+            assert first in workers(server)
+
+
+def test_a_model_that_must_be_there_ends_the_start(folders, tmp_path):
+    (tmp_path / "quire.toml").write_text(
+        tables(folders, b="pinned = true").replace(str(folders / "b"), str(tmp_path / "none"))
+    )
+    result = subprocess.run(
+        [sys.executable, SCRIPT, "ok", "--config", tmp_path / "quire.toml", "--port", "0"],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert result.returncode == 2
+    assert "no such folder" in result.stderr.splitlines()[-1]
