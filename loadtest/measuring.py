@@ -66,6 +66,8 @@ def _section(path: Path) -> Iterator[str]:
             yield from _compare(result)
         case "kernels":
             yield from _kernels(load_kernels(path))
+        case "loads":
+            yield from _loads(raw)
         case _:
             yield from _steps(raw)
 
@@ -122,6 +124,20 @@ def _ways(case: CaseResult, against: Sequence[str]) -> Iterator[list[str]]:
             ratios = [number(case.speed_against(name, variant)) for name in against]
             figures = number(variant.throughput), number(variant.gb_per_s)
             yield [case.name, variant.name, *figures, *ratios]
+
+
+def _loads(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Loads of one server, one after the other."""
+    about = [raw[key] for key in ("machine", "model", "note")]
+    yield ". ".join(line[:1].upper() + line[1:] for line in about) + ".\n"
+    rows = []
+    for name, load in raw["loads"].items():
+        summary = load["summary"]
+        first, gap = summary["ttft_ms"], summary["itl_ms"]
+        times = [number(of[p]) for of in (first, gap) for p in ("p50", "p99")]
+        rows.append([name, number(summary["output_tokens_per_s"]), *times])
+    titles = ["load", "tokens/s", "first token p50, ms", "p99", "gap p50, ms", "p99"]
+    yield from _table(titles, rows)
 
 
 def _steps(raw: Mapping[str, Any]) -> Iterator[str]:
