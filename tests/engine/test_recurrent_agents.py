@@ -1,0 +1,87 @@
+"""Conversations of agents side by side: nearly all that a prompt shares with others is cached."""
+
+from __future__ import annotations
+
+import random
+from itertools import takewhile
+
+import pytest
+from model_zoo import build
+
+from quire.engine.engine import Engine, EngineConfig
+from quire.engine.messages import GenerateRequest, SamplingParams
+
+BLOCK_SIZE = 16
+
+
+class Agents:
+    """Sessions that begin with the same instructions and grow by answers and tools' results."""
+
+    def __init__(self, name: str, num_sessions: int) -> None:
+        config = EngineConfig(
+            num_blocks=2200,
+            block_size=BLOCK_SIZE,
+            max_num_seqs=8,
+            max_num_batched_tokens=512,
+            num_state_slots=129,
+        )
+        self.engine = Engine(build(name), config)
+        self._draw = random.Random(0)
+        instructions = self.text(180)
+        self.sessions = [instructions + self.text(60) for _ in range(num_sessions)]
+        self.num_cached = self.num_shared = 0
+        self._computed: list[list[int]] = []
+        self._request_id = 0
+
+    def text(self, length: int) -> list[int]:
+        return [self._draw.randrange(1, 100) for _ in range(length)]
+
+    def edit(self) -> None:
+        """Change a message in the middle of each session."""
+        for tokens in self.sessions:
+            middle = len(tokens) // 2
+            tokens[middle : middle + 5] = self.text(5)
+
+    def turn(self) -> None:
+        """An answer in each session, some of them shorter than a block, and what comes behind."""
+        first = self._request_id
+        for prompt in self.sessions:
+            self.num_shared += self._shared(prompt)
+            length = self._draw.choice([5, 9, 30, 47])
+            request = GenerateRequest(self._request_id, prompt, length, SamplingParams(0.0))
+            self.engine.submit(request)
+            self._request_id += 1
+        outputs: list[list[int]] = [[] for _ in self.sessions]
+        while self.engine.has_work:
+            for output in self.engine.step():
+                outputs[output.request_id - first] += output.token_ids
+                if output.finish_reason is not None:
+                    self.num_cached += output.num_cached_tokens
+        for index, output in enumerate(outputs):
+            # The last token is sampled, and not computed.
+            self._computed.append(self.sessions[index] + output[:-1])
+            self.sessions[index] = self.sessions[index] + output
+            self.sessions[index] += self.text(self._draw.choice([20, 120, 300]))
+
+    def _shared(self, prompt: list[int]) -> int:
+        """Tokens of the longest prefix that was computed before, in whole blocks."""
+        longest = 0
+        for tokens in self._computed:
+            pairs = zip(prompt[:-1], tokens, strict=False)
+            longest = max(
+                longest, sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            )
+        return longest // BLOCK_SIZE * BLOCK_SIZE
+
+
+@pytest.mark.parametrize("name", ["lfm2", pytest.param("nemotron_h", marks=pytest.mark.long)])
+def test_what_agents_share_with_earlier_turns_is_cached(name: str) -> None:
+    agents = Agents(name, num_sessions=4)
+    for turn in range(12):
+        if turn == 7:
+            agents.edit()
+        agents.turn()
+    assert agents.num_cached >= 0.97 * agents.num_shared > 0
+    states = agents.engine.stats().states
+    assert states is not None
+    assert states.used == 0
