@@ -86,7 +86,10 @@ class Answer:
 def run(engine: Engine, *requests: GenerateRequest) -> dict[int, Answer]:
     answers = {request.request_id: Answer() for request in requests}
     for request in requests:
-        engine.submit(request)
+        try:
+            engine.submit(request)
+        except GrammarError as error:  # known at once, if it has been compiled by then
+            answers[request.request_id] = Answer([], "error", str(error))
     while engine.has_work:
         for output in engine.step():
             answer = answers[output.request_id]
