@@ -10,6 +10,7 @@ For each value head, with a state S of (value_dim, key_dim), a row computes
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -105,11 +106,19 @@ def share_lanes(dim: int, dtype: mx.Dtype, wanted: int = 0) -> int:
     return next((n for n in fitting if dim // n <= _VALUES_PER_LANE), fitting[-1])
 
 
-def delta_rule_steps(rows: DeltaRows, pool: mx.array, segments: Segments) -> mx.array:
+def delta_rule_steps(
+    rows: DeltaRows,
+    pool: mx.array,
+    segments: Segments,
+    many: Callable[[DeltaRows, mx.array], tuple[mx.array, mx.array]] = many_rows,
+) -> mx.array:
     """The same y by MLX's operations, on any device; ``pool`` holds the new states afterwards.
 
     MLX writes in place if nothing else refers to the array of ``pool``, and copies all of it
     otherwise: callers keep no second reference.
+
+    Args:
+        many: computes several rows of one sequence.
     """
     share = rows.v.shape[1] // rows.k.shape[1]
     q, k = (mx.repeat(x, share, axis=1) if share > 1 else x for x in (rows.q, rows.k))
@@ -118,5 +127,5 @@ def delta_rule_steps(rows: DeltaRows, pool: mx.array, segments: Segments) -> mx.
         segments,
         (q, k, rows.v, rows.g, rows.beta),
         lambda each, states: one_row(DeltaRows(*each), states),
-        lambda each, state: many_rows(DeltaRows(*each), state),
+        lambda each, state: many(DeltaRows(*each), state),
     )

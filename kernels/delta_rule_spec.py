@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
+from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.problem import Float64Array, normal, to_float64
+from quire.kernels.choice.sizes import ModelSizes
 from quire.kernels.choice.spec import (
     ANYWHERE,
     GPUS,
@@ -27,8 +30,8 @@ from quire.kernels.delta_rule import (
     delta_rule,
     delta_rule_steps,
 )
-from quire.kernels.delta_steps import DeltaRows
-from quire.kernels.recurrent_problem import RecurrentProblem
+from quire.kernels.delta_steps import DeltaRows, row_by_row
+from quire.kernels.recurrent_problem import TUNED_DECODES, TUNED_PROMPTS, RecurrentProblem
 
 
 class DeltaVariant(Enum):
@@ -115,8 +118,23 @@ def _steps(problem: DeltaProblem, settings: Settings) -> list[mx.array]:
     return [y, problem.stepped]
 
 
+def _row_by_row(problem: DeltaProblem, settings: Settings) -> list[mx.array]:
+    y = delta_rule_steps(
+        DeltaRows(*problem.rows), problem.stepped, problem.segments, many=row_by_row
+    )
+    return [y, problem.stepped]
+
+
 # Qwen3.5 4B and 9B.
 _COMMON = DeltaShape(16, 16, 16, 32, 128, 128)
+
+
+def _tuned(sizes: ModelSizes, device: DeviceName, block_size: int) -> Iterator[DeltaShape]:
+    """Decodes and prompts of a common model, whose sizes most others share."""
+    yield from (_COMMON._replace(rows=n, sequences=n) for n in TUNED_DECODES[device])
+    for rows, sequences in TUNED_PROMPTS[device]:
+        yield _COMMON._replace(rows=rows, sequences=sequences)
+
 
 DELTA_RULE = Spec(
     name="delta_rule",
@@ -147,5 +165,8 @@ DELTA_RULE = Spec(
         "Kimi Linear 48B": DeltaShape(16, 16, 32, 32, 128, 128, per_channel=True),
         "OLMo hybrid 7B": DeltaShape(16, 16, 30, 30, 96, 192),
     },
+    tuned=_tuned,
     group=Group.STATES,
+    # As mlx-lm does where its kernel does not run.
+    baselines={"row by row": _row_by_row},
 )

@@ -55,11 +55,15 @@ def _one_row(
 def many_rows(rows: DeltaRows, state: mx.array) -> tuple[mx.array, mx.array]:
     """T rows of one sequence and its state (value_heads, value_dim, key_dim), otherwise as
     :func:`one_row`."""
-    length = rows.q.shape[0]
-    if rows.g.ndim == 2 and length >= _CHUNK:
+    if rows.g.ndim == 2 and rows.q.shape[0] >= _CHUNK:
         return _in_chunks(rows, state)
+    return row_by_row(rows, state)
+
+
+def row_by_row(rows: DeltaRows, state: mx.array) -> tuple[mx.array, mx.array]:
+    """What :func:`many_rows` computes, as its definition says."""
     states, ys = state[None], []
-    for t in range(length):
+    for t in range(rows.q.shape[0]):
         y, states = one_row(DeltaRows(*(x[t : t + 1] for x in rows)), states)
         ys.append(y)
     return mx.concatenate(ys), states[0]

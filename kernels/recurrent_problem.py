@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import mlx.core as mx
 import numpy as np
 
+from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.problem import Float64Array, Problem, to_float64, waiting
 from quire.kernels.segments import EMPTY, Segments
 from quire.kernels.tree import to_device
+
+# Rows of decodes, and rows and sequences of prompts, that are worth measuring.
+TUNED_DECODES: Mapping[DeviceName, tuple[int, ...]] = {
+    "metal": (1, 8, 32),
+    "cuda": (1, 16, 64),
+    "cpu": (1, 8),
+}
+TUNED_PROMPTS: Mapping[DeviceName, tuple[tuple[int, int], ...]] = {
+    "metal": ((512, 1), (512, 4)),
+    "cuda": ((512, 1), (2048, 4)),
+    "cpu": ((128, 1),),
+}
 
 Self = TypeVar("Self", bound="RecurrentProblem")
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
+from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.problem import Float64Array, normal, to_float64
+from quire.kernels.choice.sizes import ModelSizes
 from quire.kernels.choice.spec import (
     ANYWHERE,
     GPUS,
@@ -22,7 +25,7 @@ from quire.kernels.choice.spec import (
     round_up,
 )
 from quire.kernels.delta_rule import LANES
-from quire.kernels.recurrent_problem import RecurrentProblem
+from quire.kernels.recurrent_problem import TUNED_DECODES, TUNED_PROMPTS, RecurrentProblem
 from quire.kernels.ssm_scan import SsmSettings, ssm_scan, ssm_scan_steps
 from quire.kernels.ssm_steps import SsmLayer, SsmRows
 
@@ -108,6 +111,14 @@ def _steps(problem: SsmProblem, settings: Settings) -> list[mx.array]:
 # Nemotron 3 Nano 30B-A3B.
 _COMMON = SsmShape(16, 16, 8, 64, 64, 128)
 
+
+def _tuned(sizes: ModelSizes, device: DeviceName, block_size: int) -> Iterator[SsmShape]:
+    """Decodes and prompts of a common model, whose sizes most others share."""
+    yield from (_COMMON._replace(rows=n, sequences=n) for n in TUNED_DECODES[device])
+    for rows, sequences in TUNED_PROMPTS[device]:
+        yield _COMMON._replace(rows=rows, sequences=sequences)
+
+
 SSM_SCAN = Spec(
     name="ssm_scan",
     shape=SsmShape,
@@ -137,5 +148,6 @@ SSM_SCAN = Spec(
         "Falcon H1 7B": SsmShape(16, 16, 1, 24, 128, 256),
         "Mamba-Codestral 7B": SsmShape(16, 16, 8, 128, 64, 128),
     },
+    tuned=_tuned,
     group=Group.STATES,
 )

@@ -65,11 +65,13 @@ def run(args: argparse.Namespace) -> int:
         return 1
     from rich.console import Console
 
+    from quire.loadtest.doctor_model import show_model
+
     console = Console(
         width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL, highlight=False
     )
     if args.model is not None:
-        return _show_layers(console, device, args)
+        return show_model(console, device, args)
     if args.kernels:
         # On the CPU models in half precision are computed in float32.
         dtypes = args.dtype or (_DTYPES[:1] if device == "cpu" else _DTYPES)
@@ -79,21 +81,6 @@ def run(args: argparse.Namespace) -> int:
         return 1 if wrong else 0
     for name, value in _machine(device, blas):
         console.print(f"{name:10} {value}", markup=False, soft_wrap=True)
-    return 0
-
-
-def _show_layers(console: Console, device: DeviceName, args: argparse.Namespace) -> int:
-    from quire.engine.messages import WorkerConfig
-    from quire.loadtest.doctor_model import show_layers
-
-    if not args.kernels:
-        print("quire: error: --model goes with --kernels", file=sys.stderr)
-        return 2
-    try:
-        show_layers(console, device, args.model, WorkerConfig("", "", "").block_size)
-    except EngineError as error:
-        print(f"quire: error: {error}", file=sys.stderr)
-        return 1
     return 0
 
 

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from quire.engine.errors import EngineError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from quire.engine.memory.budget import DeviceName
     from quire.engine.model.layer_report import LayerReport
+
+
+def show_model(console: Console, device: DeviceName, args: argparse.Namespace) -> int:
+    """0; 1 if the model cannot be served; 2 for bad usage."""
+    from quire.engine.messages import WorkerConfig
+
+    if not args.kernels:
+        print("quire: error: --model goes with --kernels", file=sys.stderr)
+        return 2
+    try:
+        show_layers(console, device, args.model, WorkerConfig("", "", "").block_size)
+    except EngineError as error:
+        print(f"quire: error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def show_layers(console: Console, device: DeviceName, folder: Path, block_size: int) -> None:

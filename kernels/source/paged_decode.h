@@ -118,7 +118,7 @@ if (EXTRA > 0) {
     UNROLL
     for (int n = 0; n < NX; ++n) {
       const int pack = part + n * LANES;
-      const int head = first_head + (g < num_heads ? g : 0);
+      const int head = first_head + quire::min(g, num_heads - 1);
       const size_t at = (row * HEADS + head) * EXTRA_PACKS + (pack < EXTRA_PACKS ? pack : 0);
       const int own = EXTRA > 0 ? g : 0;
       quire::unpack<T>(((const DEVICE quire::Pack*)extra_queries)[at], extra_q[own] + n * VEC);
