@@ -223,10 +223,15 @@ class BlockPool:
                 self._offer(cached.parent)
         return block
 
-    def forget(self) -> None:
-        """Free all blocks, none of which is in use: pages hold no longer what the names say."""
+    def forget(self, num_blocks: int | None = None) -> None:
+        """Free all blocks, none of which is in use: pages hold no longer what the names say.
+
+        From then on there are ``num_blocks``; None: as many as before.
+        """
         if self.num_used:
             raise ValueError(f"{self.num_used} blocks are in use")
+        self.num_blocks = num_blocks or self.num_blocks
+        self._refs = [0] * self.num_blocks
         self._free = list(range(self.num_blocks - 1, 0, -1))
         self._cached.clear()
         self._by_name.clear()

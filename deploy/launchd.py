@@ -5,9 +5,11 @@ Keys as in launchd.plist(5), commands as in launchctl(1).
 
 from __future__ import annotations
 
+import os
 import plistlib
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,16 @@ _SLEEP_HINT = (
 )
 # macOS denies these folders to background programs without asking anybody.
 _PROTECTED = ("Desktop", "Documents", "Downloads", "Library/Mobile Documents")
+
+
+def service_advice() -> Iterator[tuple[str, str]]:
+    """Names and lines of what stops a service on this Mac that nothing else would tell."""
+    if sys.platform != "darwin":
+        return
+    if os.environ.get("SSH_CONNECTION"):
+        yield "session", _NO_SESSION
+    yield "sleep", _SLEEP_HINT
+    yield "folders", f"macOS hides {', '.join(_PROTECTED)} and other disks from services"
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from quire.engine.device_thread import DeviceThread, Submit, do_later, do_now
 from quire.engine.errors import EngineError, GrammarError, is_out_of_memory
 from quire.engine.grammar import Bitmask, GrammarCompiler, allow_only, forbid, mask_words
 from quire.engine.memory.faults import MemoryFaults
+from quire.engine.memory.pressure import Pressure, Relief
 from quire.engine.messages import (
     BLOCK_SECONDS_BOUNDS,
     CacheStats,
@@ -59,6 +60,8 @@ class EngineConfig:
     # Rows of prompts times their contexts, of a step. None: any.
     max_attended: int | None = None
     eviction_policy: PolicyName = "lru"
+    # Blocks that stay when the machine is short of memory. None: all.
+    least_blocks: int | None = None
     # Slots for states of recurrent layers, the empty one included. None: two for each sequence.
     num_state_slots: int | None = None
     # Encode a step while the one before it runs. None: where kernels write the pages in place. Not
@@ -102,8 +105,12 @@ class Engine:
         self.config = config
         self.model = model
         self._num_slots = config.num_state_slots or 1 + 2 * config.max_num_seqs
+        self._num_blocks = config.num_blocks
         self._allocate()
         self._runner = ModelRunner(model, config.max_num_seqs)
+        self._relief: Relief | None = None
+        if config.least_blocks is not None:
+            self._relief = Relief(config.num_blocks, config.least_blocks)
         self._faults = MemoryFaults(config.max_num_batched_tokens)
         ahead = config.encode_ahead
         self._encode_ahead = model.in_place if ahead is None else ahead
@@ -287,14 +294,8 @@ class Engine:
     def _recover(self, error: BaseException) -> None:
         """After a step for which the device had no memory: nothing in flight counts."""
         reason = " ".join(str(error).split())[:_REASON_LENGTH]
-        flight = [*self._in_flight]
-        self._in_flight.clear()
-        self._next = None
-        for each in flight:
-            # They fail with the same error, or their results are not wanted.
-            if each.encoded is not None:
-                each.encoded.exception()
-        has_prompts = any(each.batch.num_tokens > each.batch.num_decodes for each in flight)
+        flight = self._drop_flight()
+        has_prompts = any(batch.num_tokens > batch.num_decodes for batch in flight)
         goes_on = self._faults.failed(has_prompts)
         self.scheduler.start_over()
         self.scheduler.prompt_limit = self._faults.prompt_tokens
@@ -307,13 +308,56 @@ class Engine:
         failed = {output.request_id for output in self._unconfirmed}
         self._unconfirmed = []
         if not goes_on:
-            sequences = [chunk.sequence for each in flight for chunk in each.batch.chunks]
+            sequences = [chunk.sequence for batch in flight for chunk in batch.chunks]
             failed |= {s.request.request_id for s in sequences if not s.finished}
         message = f"The device has no memory for this request: {reason}"
         for request_id in sorted(failed):
             self.scheduler.abort(request_id)
             self._outputs.append(TokenOutput(request_id, [], "error", error=message))
         self._encode(self._clear_device).result()
+
+    def _drop_flight(self) -> list[StepBatch]:
+        """Wait for steps in flight, of which nothing counts."""
+        flight = [*self._in_flight]
+        self._in_flight.clear()
+        self._next = None
+        for each in flight:
+            # They fail with the same error, or their results are not wanted.
+            if each.encoded is not None:
+                each.encoded.exception()
+        return [each.batch for each in flight]
+
+    def relieve(self, now: float) -> None:
+        """Give memory back while the machine is short of it: to be called now and then, also when
+        there is nothing to do. First go MLX's freed buffers, then blocks; no request fails.
+
+        Args:
+            now: seconds, of a clock that only goes forward.
+        """
+        if self._relief is None or self._unconfirmed:
+            return
+        pressure = self._relief.look(now)
+        if pressure is None:
+            return
+        if pressure is not Pressure.NONE:
+            self._encode(mx.clear_cache).result()
+        current = self._pool.num_blocks
+        wanted = self._relief.num_blocks(pressure, now, current, idle=not self.has_work)
+        if wanted == current:
+            return
+        logger.warning("the machine's memory: %s; %d KV blocks", pressure.name.lower(), wanted)
+        self._num_blocks = wanted
+        self._drop_flight()
+        self.scheduler.start_over(wanted)
+        self._encode(self._replace_pages).result()
+
+    def _replace_pages(self) -> None:
+        with contextlib.suppress(RuntimeError):
+            mx.synchronize()
+        # Graphs that were compiled hold the old ones.
+        self._runner = ModelRunner(self.model, self.config.max_num_seqs)
+        self._allocate()
+        mx.clear_cache()
 
     def _clear_device(self) -> None:
         # What is still running may report the same error once more.
@@ -325,7 +369,7 @@ class Engine:
         mx.clear_cache()
 
     def _allocate(self) -> None:
-        self.model.allocate(self.config.num_blocks, self.config.block_size, self._num_slots)
+        self.model.allocate(self._num_blocks, self.config.block_size, self._num_slots)
 
     def _encode_step(self, host_step: HostStep, previous: Future[Step] | None) -> Step:
         step = self._runner.build(host_step, None if previous is None else previous.result())

@@ -452,16 +452,19 @@ class Scheduler:
             queue_seconds=sequence.arrival.queue_seconds,
         )
 
-    def start_over(self) -> None:
+    def start_over(self, num_blocks: int | None = None) -> None:
         """No step in flight will be committed, and no page can be relied on: whatever runs is
-        computed again from its tokens."""
+        computed again from its tokens.
+
+        From then on there are ``num_blocks``; None: as many as before.
+        """
         self._retired = self._next_step - 1
         for sequence in reversed(self.running.copy()):
             self._preempt(sequence)
         for sequence in self._sequences.values():
             sequence.num_pending_tokens = 0
         self._release_held()
-        self.pool.forget()
+        self.pool.forget(num_blocks)
         if self._states is not None:
             self._states.forget()
 

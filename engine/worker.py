@@ -37,6 +37,7 @@ logger = logging.getLogger("quire.worker")
 _STATS_INTERVAL = 0.2  # seconds
 # How long one thread's Python code may keep the other from going on.
 _SWITCH_INTERVAL = 100e-6  # seconds
+_IDLE_LOOK_MS = 10_000  # between looks at the machine's memory while nothing runs
 _LINGER_MS = 2000  # how long a leaving worker waits for its last frames to be taken
 
 
@@ -87,6 +88,8 @@ class Worker:
                 self._step()
             else:
                 self._send(StepOutput([], self._engine.stats()))
+                while not self._inbox.poll(_IDLE_LOOK_MS):
+                    self._engine.relieve(time.monotonic())
                 self._handle(self._inbox.recv())
 
     def _serve_beside_device(self) -> None:
@@ -106,6 +109,7 @@ class Worker:
         is_due = now - self._stats_sent >= _STATS_INTERVAL
         if is_due:
             self._stats_sent = now
+            self._engine.relieve(now)
         if outputs or is_due:
             self._send(StepOutput(outputs, self._engine.stats() if is_due else None))
 

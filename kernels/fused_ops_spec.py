@@ -14,7 +14,6 @@ from quire.kernels.choice.spec import (
     ANYWHERE,
     GPUS,
     Default,
-    Group,
     Kind,
     Limit,
     Settings,
@@ -100,7 +99,6 @@ ADD_RMS_NORM = Spec(
     problem=NormProblem,
     checked=(BlockShape(3, 1032), BlockShape(1, 64), BlockShape(2, 8192)),
     surveyed={"dim 4096": BlockShape(8, 4096)},
-    group=Group.BLOCKS,
 )
 
 SWIGLU = Spec(
@@ -118,5 +116,4 @@ SWIGLU = Spec(
     problem=GateProblem,
     checked=(BlockShape(3, 1032), BlockShape(1, 8)),
     surveyed={"dim 12288": BlockShape(8, 12288)},
-    group=Group.BLOCKS,
 )

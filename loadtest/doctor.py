@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from quire.engine.errors import EngineError
 from quire.engine.startup.boot import add_device_argument, start_device
+from quire.loadtest.machine_lines import machine_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,50 +77,9 @@ def run(args: argparse.Namespace) -> int:
         if args.kernels == "all":
             _show_all(console, device, dtypes)
         return 1 if wrong else 0
-    for name, value in _machine(device, blas):
+    for name, value in machine_lines(device, blas):
         console.print(f"{name:10} {value}", markup=False, soft_wrap=True)
     return 0
-
-
-def _machine(device: DeviceName, blas: str | None) -> Iterable[tuple[str, str]]:
-    from quire.engine.memory.budget import Budget
-    from quire.engine.memory.machine import usable_memory
-    from quire.kernels.choice.chips import current_chip
-
-    chip = current_chip()
-    system = f"{platform.system()} {platform.release()}, {platform.machine()}"
-    yield "quire", f"{version('quire')}, Python {platform.python_version()}"
-    yield "mlx", f"{version('mlx')}, mlx-lm {version('mlx-lm')}"
-    yield "machine", f"{system}, {os.cpu_count()} CPU cores"
-    yield "device", device
-    yield "chip", chip.name if chip.is_known or device == "cpu" else f"{chip.name} (not known)"
-    if chip.is_known:
-        yield "gpu cores", " or ".join(map(str, chip.cores))
-    yield "bandwidth", f"{chip.bandwidth:g} GB/s (published)" if chip.bandwidth else "not known"
-    try:
-        usable = usable_memory(device)
-        limit = Budget(device, usable, None).limit
-        yield "memory", f"{usable / 2**30:.1f} GiB usable"
-        yield "limit", f"{limit / 2**30:.1f} GiB for a worker unless --memory-fraction says"
-    except EngineError as error:
-        yield "memory", str(error)
-    if blas is not None:
-        yield "blas", blas
-    yield "tuning", _tuning(device)
-
-
-def _tuning(device: DeviceName) -> str:
-    from quire.kernels.choice.record import load_record, record_path
-
-    record = load_record(device)
-    path = record_path(record.key)
-    if not record.timings and not record.verdicts:
-        return f"nothing measured yet (`quire tune`); it will be kept in {path}"
-    text = f"{len(record.timings)} shapes measured, {len(record.verdicts)} kernels checked"
-    if dropped := record.dropped():
-        names = sorted(f"{operation}.{variant} {dtype}" for operation, variant, dtype in dropped)
-        text += f", not used: {', '.join(names)}"
-    return f"{text}: {path}"
 
 
 def _show_used(console: Console, device: DeviceName, dtypes: Sequence[str]) -> int:

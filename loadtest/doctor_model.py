@@ -56,7 +56,7 @@ def show_layers(console: Console, device: DeviceName, folder: Path, block_size: 
             status.update(stage)
 
         loaded = load_model(folder, device, budget.limit, progress)
-        paged = startup.page_loaded(loaded, device, None, notes, progress)
+        paged = startup.page_loaded(loaded, block_size, device, None, notes, progress)
         paged.allocate(2, block_size)
     title = f"{loaded.name} on {device}"
     if paged.is_standard:

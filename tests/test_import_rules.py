@@ -33,6 +33,7 @@ EXCEPTIONS = {
     # The commands that inspect or measure what a worker runs.
     "loadtest/doctor.py": {"quire.engine", "quire.kernels"},
     "loadtest/doctor_model.py": {"quire.engine"},
+    "loadtest/machine_lines.py": {"quire.deploy.launchd", "quire.engine", "quire.kernels"},
     "loadtest/machine_probe.py": {"quire.engine", "quire.kernels"},
     "loadtest/activations.py": {"quire.engine"},
     "loadtest/steps.py": {"quire.engine"},

@@ -43,6 +43,14 @@ def available_memory(root: Path = Path("/")) -> int:
     return max(0, min(spare))
 
 
+def total_memory(root: Path = Path("/")) -> int:
+    """Bytes of the machine's memory, or of the container's if that is less."""
+    if sys.platform != "linux":
+        return int(os.sysconf("SC_PHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
+    total = _fields(root / "proc/meminfo")["MemTotal"] * 1024
+    return max(1, min([total, *(limit for limit, _ in _control_groups(root))]))
+
+
 def _control_groups(root: Path) -> Iterator[tuple[int, int]]:
     """(limit, used) of every control group with a limit that this process is in.
 

@@ -16,12 +16,12 @@ import mlx.core as mx
 
 from quire.cache.pages import LayerPages
 from quire.engine.attention.backend import StepInputs
+from quire.engine.model.block_ops import add_norm, gated
 from quire.engine.model.block_weights import BlockKind, BlockWeights, multiply, read_blocks
 from quire.engine.model.pace import Pace
 from quire.engine.model.recurring import Recurring
 from quire.kernels.attention import AttentionPlan, attend
 from quire.kernels.choice.selection import select
-from quire.kernels.fused_ops import add_rms_norm, swiglu_joined
 from quire.kernels.heads import Heads, Scoring
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_decode import rotate_and_decode
@@ -82,7 +82,7 @@ class StandardForward:
         residual, delta = terms
         if step.logits_rows is not None:
             residual, delta = residual[step.logits_rows], delta[step.logits_rows]
-        _, normed = add_rms_norm(residual, delta, inner.norm.weight, inner.norm.eps)
+        _, normed = add_norm(residual, delta, inner.norm.weight, inner.norm.eps)
         head = inner.embed_tokens.as_linear
         if not self._model.args.tie_word_embeddings:
             head = self._model.lm_head
@@ -113,13 +113,13 @@ def _run_block(
     if len(terms) == 1:
         normed = mx.fast.rms_norm(residual, weights.input_norm, kind.input_eps)
     else:
-        residual, normed = add_rms_norm(residual, terms[1], weights.input_norm, kind.input_eps)
+        residual, normed = add_norm(residual, terms[1], weights.input_norm, kind.input_eps)
     qkv = multiply(normed, kind.qkv, weights.qkv)
     attended = _attend(form, weights, qkv, step, PageArrays(keys, values, step.fence))
     projected = multiply(attended, kind.output, weights.output)
-    residual, normed = add_rms_norm(residual, projected, weights.output_norm, kind.output_eps)
-    gated = swiglu_joined(multiply(normed, kind.gate_up, weights.gate_up))
-    return residual, multiply(gated, kind.down, weights.down)
+    residual, normed = add_norm(residual, projected, weights.output_norm, kind.output_eps)
+    hidden = gated(multiply(normed, kind.gate_up, weights.gate_up))
+    return residual, multiply(hidden, kind.down, weights.down)
 
 
 def _attend(

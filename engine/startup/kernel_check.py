@@ -9,6 +9,7 @@ from mlx.utils import tree_flatten
 
 from quire.engine.memory.budget import DeviceName
 from quire.engine.model.paged_model import PagedModel
+from quire.engine.startup.model_shapes import check_own_shapes, model_shapes
 from quire.kernels.choice.check import checked_variants
 from quire.kernels.choice.selection import selector_for
 from quire.kernels.choice.spec import DTYPES, Group, dtype_name
@@ -30,8 +31,14 @@ def check_kernels(device: DeviceName, model: Any, cache: KernelCache | None = No
     mx.clear_cache()
 
 
-def avoid_dropped(device: DeviceName, paged: PagedModel) -> list[str]:
+def avoid_dropped(device: DeviceName, paged: PagedModel, block_size: int) -> list[str]:
     """Tell ``paged``, before it allocates pages, what it must not use.
+
+    On Metal kernels are checked at the model's own shapes too; on CUDA, where the text for each
+    takes seconds to compile, not.
+
+    Args:
+        block_size: tokens, of the pages to come.
 
     Returns:
         One line for each kernel that is not used, with the reason.
@@ -40,7 +47,11 @@ def avoid_dropped(device: DeviceName, paged: PagedModel) -> list[str]:
         return []
     shapes = [layer.shape for layer in paged.layers if layer.shape is not None]
     dtypes = {dtype_name(dtype) for s in shapes for dtype in (s.key_dtype, s.value_dtype)}
-    record = checked_variants(device, sorted(dtypes & set(DTYPES)))
+    checked = sorted(dtypes & set(DTYPES))
+    record = checked_variants(device, checked)
+    if device == "metal":
+        record = check_own_shapes(device, record, checked, model_shapes(paged, block_size))
+        mx.clear_cache()
     wrong = [v for v in record.verdicts if v.reason and v.dtype in dtypes]
     selector = selector_for(device)
     paged.allow_kernels = all(selector.runs(Group.PAGES, dtype) for dtype in dtypes)

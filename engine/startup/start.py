@@ -59,7 +59,7 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
     loaded = load_model(Path(config.model_path), device, budget.limit, progress)
     notes = list(notes)
     cache = open_cache()
-    paged = page_loaded(loaded, device, cache, notes, progress)
+    paged = page_loaded(loaded, config.block_size, device, cache, notes, progress)
     engine_config = EngineConfig(
         num_blocks=0,
         block_size=config.block_size,
@@ -79,6 +79,9 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
     engine_config = replace(engine_config, num_blocks=num_blocks, num_state_slots=num_slots)
     context = _context_within(config, context, num_blocks, notes)
     grammars = _grammars(config, paged.vocab_size, notes)
+    if device != "cuda":  # whose memory is its own
+        least = 1 + -(-context // config.block_size)
+        engine_config = replace(engine_config, least_blocks=least)
     engine = Engine(paged, engine_config, grammars=grammars)
     if paged.has_kernels:
         # The pool holds two such prompts beside each other.
@@ -150,6 +153,7 @@ def _step_tokens(config: WorkerConfig, device: DeviceName) -> int:
 
 def page_loaded(
     loaded: LoadedModel,
+    block_size: int,
     device: DeviceName,
     cache: KernelCache | None,
     notes: list[str],
@@ -166,7 +170,7 @@ def page_loaded(
         check_kernels(device, loaded.model, cache)
     progress("warming up", 0, 1)
     paged = page_model(loaded.model, loaded.name)
-    notes += avoid_dropped(device, paged)
+    notes += avoid_dropped(device, paged, block_size)
     return paged
 
 

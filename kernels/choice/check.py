@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -114,33 +114,43 @@ def checked_variants(
         The record, with a verdict on every kernel of ``device`` for ``dtypes``.
     """
     record = load_record(device)
-    known = {(v.operation, v.variant, v.dtype) for v in record.verdicts}
+    known = {(v.operation, v.variant, v.dtype, v.shapes) for v in record.verdicts}
     missing = [
         (spec, name, dtype)
         for spec in SPECS
         for (name, variant), dtype in product(spec.variants.items(), dtypes)
         if variant.kind is Kind.KERNEL and device in variant.devices
-        if (spec.name, name.value, dtype) not in known
+        if (spec.name, name.value, dtype, "") not in known
     ]
     if missing and collecting is not None:
         with collecting:
             for spec, name, dtype in missing:
                 check_variant(spec, name, dtype, device, briefly=True)
-    verdicts = [check_variant(*variant, device, briefly=True) for variant in missing]
+    briefly = device == "cuda"
+    verdicts = [check_variant(*variant, device, briefly=briefly) for variant in missing]
     new = [verdict for verdict in verdicts if verdict is not None]
     record = record.with_verdicts(new)
-    for verdict in record.verdicts:
+    use_verdicts(device, record, saving=bool(new))
+    return record
+
+
+def use_verdicts(
+    device: DeviceName, record: Record, shapes: Collection[str] = (), *, saving: bool
+) -> Record:
+    """Select by the general verdicts and those on the ``shapes`` of a model; returns these."""
+    own = record.for_shapes(shapes)
+    for verdict in own.verdicts:
         if verdict.reason:
             kernel = f"{verdict.operation}.{verdict.variant}"
             logger.warning("not using %s for %s: %s", kernel, verdict.dtype, verdict.reason)
-    if new:
+    if saving:
         lasting = [v for v in record.verdicts if not _PASSING.search(v.reason)]
         try:
             save_record(msgspec.structs.replace(record, verdicts=tuple(lasting)))
         except OSError as error:
             logger.warning("the kernels will be checked again at the next start: %s", error)
-    use_record(device, record)
-    return record
+    use_record(device, own)
+    return own
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -54,6 +54,8 @@ class Verdict(msgspec.Struct, frozen=True):
     dtype: str
     error: Size | None
     reason: str
+    # What names the shapes of a model that it was checked for; "": those of the specification.
+    shapes: str = ""
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -78,12 +80,18 @@ class Record(msgspec.Struct, frozen=True):
         """(operation, variant, dtype) of the variants that disagreed."""
         return {(v.operation, v.variant, v.dtype) for v in self.verdicts if v.reason}
 
+    def for_shapes(self, names: Collection[str]) -> Record:
+        """Without the verdicts on other models' shapes."""
+        own = tuple(v for v in self.verdicts if not v.shapes or v.shapes in names)
+        return msgspec.structs.replace(self, verdicts=own)
+
     def timings_by_bucket(self) -> dict[tuple[str, tuple[int | bool, ...], str], Timing]:
         return {(t.operation, tuple(t.shape), t.dtype): t for t in self.timings}
 
     def with_verdicts(self, verdicts: Iterable[Verdict]) -> Record:
         """This record with ``verdicts`` in place of any others on the same variants."""
-        known = {(v.operation, v.variant, v.dtype): v for v in (*self.verdicts, *verdicts)}
+        both = *self.verdicts, *verdicts
+        known = {(v.operation, v.variant, v.dtype, v.shapes): v for v in both}
         return msgspec.structs.replace(self, verdicts=tuple(known.values()))
 
     def with_timing(self, timing: Timing) -> Record:

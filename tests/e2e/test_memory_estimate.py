@@ -25,8 +25,9 @@ KINDS = ("weights", "kv_cache", "peak")
         ModelShape(layers=2),
         ModelShape(architecture="qwen3", layers=2, intermediate=2560),
         ModelShape(layers=2, dtype="bfloat16", bits=4),
+        ModelShape(layers=2, intermediate=512),
     ],
-    ids=["llama", "qwen3", "4 bits"],
+    ids=["llama", "qwen3", "4 bits", "attention the most"],
 )
 def test_weights_cache_and_peak(shape: ModelShape, tmp_path: Path):
     folder = tmp_path / "model"
@@ -46,8 +47,7 @@ def test_weights_cache_and_peak(shape: ModelShape, tmp_path: Path):
     expected = memory(facts, "cpu", int(taken["kv_cache"]) // per_token, STEP)
     assert expected.weights == taken["weights"]
     assert expected.kv_cache == taken["kv_cache"]
-    # How far building runs ahead of computing, and so the peak, differs from run to run.
-    assert expected.total == pytest.approx(taken["peak"], rel=0.12)
+    assert expected.total == pytest.approx(taken["peak"], rel=0.05)
 
 
 @pytest.mark.parametrize(

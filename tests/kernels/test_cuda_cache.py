@@ -125,6 +125,7 @@ def test_long_names_become_folders(tmp_path: Path) -> None:
     assert "".join(parts) == f"{long.module}.ptx"
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not mx.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_mlx_runs_what_the_folder_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A text that nobody has compiled before, and in its place one that says something else."""

@@ -16,6 +16,9 @@ import pytest
 from metal_sim import simulated_kernels
 
 import quire.engine
+from quire.deploy import launchd
+from quire.engine.memory import report
+from quire.engine.memory.pressure import Pressure
 from quire.kernels.choice import check, selection
 from quire.kernels.choice.record import Record, Timing, Verdict, current_key, save_record
 from quire.kernels.choice.selection import Selector, selecting
@@ -24,6 +27,7 @@ from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION, PromptShape, P
 from quire.kernels.specs import SPECS
 from quire.loadtest import doctor
 from quire.loadtest.doctor_model import ranges
+from quire.loadtest.machine_lines import machine_lines
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +57,19 @@ def test_the_machine() -> None:
     assert fields["tuning"].startswith("nothing measured yet (`quire tune`)")
     if sys.platform == "linux":
         assert "OpenBLAS" in fields["blas"]
+
+
+def test_a_macs_owner_is_told_what_stops_a_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launchd.sys, "platform", "darwin")
+    monkeypatch.setattr(report, "system_pressure", lambda: Pressure.CRITICAL)
+    monkeypatch.setenv("SSH_CONNECTION", "1.2.3.4 22")
+    lines = dict(machine_lines("cpu", None))
+    assert "logged in at the screen" in lines["session"]
+    assert "pmset" in lines["sleep"]
+    assert "Documents" in lines["folders"]
+    assert lines["pressure"].startswith("critical: ")
+    monkeypatch.delenv("SSH_CONNECTION")
+    assert "session" not in dict(machine_lines("cpu", None))
 
 
 def test_the_kernels() -> None:

@@ -17,10 +17,14 @@ from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
 from quire.engine.startup.kernel_check import avoid_dropped, check_kernels
+from quire.engine.startup.model_shapes import model_shapes
 from quire.kernels.choice import check, selection
 from quire.kernels.choice.record import Record, Verdict, current_key, load_record, save_record
 from quire.kernels.choice.spec import AnySpec, Kind
+from quire.kernels.fused_ops_spec import ADD_RMS_NORM
 from quire.kernels.gpu_kernel import GpuKernel
+from quire.kernels.matmul_spec import MATMUL
+from quire.kernels.paged_decode_spec import PAGED_DECODE
 from quire.kernels.specs import SPECS
 
 FUSED = ("rotate_and_write", "add_rms_norm", "swiglu")
@@ -50,6 +54,10 @@ def checked(*wrong: tuple[str, str]) -> None:
     save_record(Record(current_key("metal"), tuple(verdicts)))
 
 
+def agreeing(spec: AnySpec, name: Enum, dtype: str, device: str, *, briefly: bool) -> Verdict:
+    return Verdict(spec.name, name.value, dtype, 0.0, "")
+
+
 def tokens_of(model: PagedModel, prompt: list[int]) -> list[int]:
     config = EngineConfig(
         num_blocks=20, block_size=8, max_num_seqs=2, max_num_batched_tokens=16, encode_ahead=True
@@ -68,8 +76,8 @@ def tokens_of(model: PagedModel, prompt: list[int]) -> list[int]:
     [
         ((), True, True),
         ((("sample", "kernel"),), True, True),
-        ((("add_rms_norm", "fused"),), True, False),
-        ((("swiglu", "fused"),), True, False),
+        ((("add_rms_norm", "fused"),), True, True),
+        ((("swiglu", "fused"),), True, True),
         ((("rotate_and_write", "fused"),), True, False),
         ((("paged_decode", "paged_kernel"),), False, False),
         ((("kv_write", "in_place"),), False, False),
@@ -82,7 +90,8 @@ def test_a_model_does_without(
 ) -> None:
     checked(*wrong)
     model = page_model(build("qwen3", 0), "qwen3")
-    notes = avoid_dropped("metal", model)
+    with mock.patch.object(check, "check_variant", agreeing):
+        notes = avoid_dropped("metal", model, 8)
     assert notes == [
         f"{operation}.{variant} is not used for float32: RuntimeError: no registers"
         for operation, variant in sorted(
@@ -94,6 +103,7 @@ def test_a_model_does_without(
     with (
         mock.patch("quire.engine.model.paged_model.on_gpu", return_value=True),
         simulated_kernels(orders=1),
+        selection.selecting(selection.selector_for("metal")),
     ):
         run = GpuKernel.launch
 
@@ -106,7 +116,8 @@ def test_a_model_does_without(
     assert tokens == reference_generate(build("qwen3", 0), prompt, 3)[0]
     assert model.in_place is in_place
     assert model.is_standard is fused
-    assert bool(launched & set(FUSED)) is fused
+    dropped = {operation for operation, _ in wrong}
+    assert launched & set(FUSED) == (set(FUSED) - dropped if fused else set())
     assert bool(launched) is in_place
 
 
@@ -128,6 +139,61 @@ def test_checks_what_the_model_computes_in(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(load_record("cuda").verdicts) == len(checks) == len(set(checks))
     # The pages are of the same type: nothing is left to check, then or at the next start.
     done = len(checks)
-    assert avoid_dropped("cuda", page_model(model, "qwen3")) == []
+    assert avoid_dropped("cuda", page_model(model, "qwen3"), 16) == []
     check_kernels("cuda", model)
     assert len(checks) == done
+
+
+@pytest.mark.parametrize(
+    ("family", "spec", "expected"),
+    [
+        ("qwen3", PAGED_DECODE, {(4, 2, 16, 16, 8, False, False)}),
+        ("gemma3_text", PAGED_DECODE, {(4, 2, 16, 16, 8, w, False) for w in (True, False)}),
+        ("gpt_oss", PAGED_DECODE, {(4, 2, 16, 16, 8, w, True) for w in (True, False)}),
+    ],
+)
+def test_kernels_are_checked_at_the_models_own_shapes(
+    family: str, spec: AnySpec, expected: set[tuple[int | bool, ...]]
+) -> None:
+    model = page_model(build(family, 0), family)
+    shapes = model_shapes(model, 8)
+    found = {tuple(shape)[2:9] for shape in shapes[spec]}
+    assert found == expected
+    # As many rows and as long contexts as are checked of other sizes.
+    assert {tuple(s)[:2] for s in shapes[spec]} == {tuple(s)[:2] for s in spec.checked}
+    hidden = model.model.args.hidden_size
+    assert hidden in {shape.dim for shape in shapes[MATMUL]}  # type: ignore[attr-defined]
+    assert (ADD_RMS_NORM in shapes) == (family == "qwen3")
+    for each, own in shapes.items():
+        for shape in own:
+            each.problem(shape, mx.float32, 0, True)
+
+
+def test_what_fails_at_one_models_shapes_is_dropped_for_it_alone() -> None:
+    checked()
+    windows = page_model(build("gemma3_text", 0), "gemma3_text")
+    plain = page_model(build("qwen3", 0), "qwen3")
+    asked: list[tuple[str, str]] = []
+
+    def check_windows(
+        spec: AnySpec, name: Enum, dtype: str, device: str, *, briefly: bool
+    ) -> Verdict:
+        assert not briefly
+        asked.append((spec.name, name.value))
+        own = any(getattr(shape, "window", False) for shape in spec.checked)
+        wrong = own and spec.name == "paged_decode"
+        return Verdict(spec.name, name.value, dtype, 0.0, "its result is off" if wrong else "")
+
+    with mock.patch.object(check, "check_variant", check_windows):
+        notes = avoid_dropped("metal", windows, 8)
+        assert notes == ["paged_decode.paged_kernel is not used for float32: its result is off"]
+        assert not windows.allow_kernels
+        assert ("kv_write", "in_place") in asked
+        assert avoid_dropped("metal", plain, 8) == []
+        assert plain.allow_kernels
+        assert plain.allow_fused
+        # Both are known now.
+        asked.clear()
+        assert len(avoid_dropped("metal", windows, 8)) == 1
+        assert avoid_dropped("metal", plain, 8) == []
+        assert not asked

@@ -1,0 +1,155 @@
+"""What a loaded model's layers compute, in the shapes by which kernels are checked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import mlx.nn as nn
+from msgspec import structs
+
+from quire.engine.memory.budget import DeviceName
+from quire.engine.model.block_weights import standard_part
+from quire.engine.model.paged_model import PagedModel
+from quire.kernels.choice import check
+from quire.kernels.choice.record import Record
+from quire.kernels.choice.spec import AnySpec, Kind, Shape
+from quire.kernels.fused_ops_spec import ADD_RMS_NORM, SWIGLU
+from quire.kernels.kv_write_spec import GATHER_PAGES, KV_WRITE
+from quire.kernels.matmul_spec import MATMUL
+from quire.kernels.mixed_attention_spec import MIXED_ATTENTION
+from quire.kernels.paged_decode_spec import PAGED_DECODE
+from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION
+from quire.kernels.quantized_matmul_spec import QUANTIZED_MATMUL
+from quire.kernels.rotate_and_decode_spec import ROTATE_AND_DECODE
+from quire.kernels.rotate_spec import ROTATE_AND_WRITE
+from quire.kernels.sampling_spec import SAMPLE
+from quire.kernels.shared_context_spec import SHARED_CONTEXT
+from quire.kernels.take_rows_spec import TAKE_ROWS
+
+Fields = dict[str, int | bool]  # of a shape, by name
+
+_ATTENTION = (
+    *(PAGED_DECODE, SHARED_CONTEXT, PROMPT_ATTENTION, MIXED_ATTENTION),
+    *(KV_WRITE, GATHER_PAGES),
+)
+
+
+def model_shapes(paged: PagedModel, block_size: int) -> Mapping[AnySpec, list[Shape]]:
+    """For each operation the shapes that are checked, with the sizes of each kind of layer in place
+    of their own; rows and contexts stay."""
+    found: dict[AnySpec, list[Fields]] = {spec: [] for spec in _ATTENTION}
+    for fields in _attention_fields(paged, block_size):
+        for spec in _ATTENTION:
+            found[spec].append(fields)
+        dims = {fields["key_dim"], fields["value_dim"]}
+        found.setdefault(TAKE_ROWS, []).extend({"dim": dim} for dim in dims)
+    found |= _block_fields(paged, block_size)
+    found |= _product_fields(paged.model)
+    found[SAMPLE] = [{"vocab": paged.vocab_size}]
+    return {spec: _replaced(spec, each) for spec, each in found.items()}
+
+
+def check_own_shapes(
+    device: DeviceName, record: Record, dtypes: Sequence[str], own: Mapping[AnySpec, list[Shape]]
+) -> Record:
+    """Check kernels at the shapes of a model, once; one that fails there is dropped for models with
+    these shapes only.
+
+    Returns:
+        ``record`` with these verdicts, and without those on other models' shapes.
+    """
+    known = {(v.operation, v.variant, v.dtype, v.shapes) for v in record.verdicts}
+    names = {spec: _name(shapes) for spec, shapes in own.items() if shapes}
+    new = []
+    for spec, name in names.items():
+        checked = replace(spec, checked=own[spec])
+        for (variant, how), dtype in product(spec.variants.items(), dtypes):
+            is_kernel = how.kind is Kind.KERNEL and device in how.devices
+            if is_kernel and (spec.name, variant.value, dtype, name) not in known:
+                verdict = check.check_variant(checked, variant, dtype, device, briefly=False)
+                new += [] if verdict is None else [structs.replace(verdict, shapes=name)]
+    record = record.with_verdicts(new)
+    return check.use_verdicts(device, record, names.values(), saving=bool(new))
+
+
+def _name(shapes: Sequence[Shape]) -> str:
+    return hashlib.blake2b(repr(shapes).encode(), digest_size=8).hexdigest()
+
+
+def _replaced(spec: AnySpec, fields: list[Fields]) -> list[Shape]:
+    shapes: dict[Shape, None] = {}
+    for each in fields:
+        for shape in spec.checked:
+            known = shape._asdict()
+            shapes[shape._replace(**{k: v for k, v in each.items() if k in known})] = None
+    return list(shapes)
+
+
+def _attention_fields(paged: PagedModel, block_size: int) -> Iterator[Fields]:
+    for layer in paged.layers:
+        assert layer.shape is not None, "a layer that the probe has not seen"
+        for use in layer.uses:
+            yield {
+                "heads": use.heads,
+                "kv_heads": layer.shape.key_heads,
+                "key_dim": layer.shape.key_dim,
+                "value_dim": layer.shape.value_dim,
+                "block_size": block_size,
+                "window": use.window is not None,
+                "sinks": use.sinks,
+                "softcap": False,
+            }
+
+
+def _block_fields(paged: PagedModel, block_size: int) -> dict[AnySpec, list[Fields]]:
+    """Of standard blocks, which alone are fused."""
+    part = standard_part(paged.model)
+    if part is None:
+        return {}
+    first = part.model.layers[0]
+    rope = first.self_attn.rope
+    rotated = [
+        {
+            "heads": fields["heads"],
+            "kv_heads": fields["kv_heads"],
+            "head_dim": fields["key_dim"],
+            "rotary_dim": rope.dims,
+            "block_size": block_size,
+            "norms": "q_norm" in first.self_attn,
+            "traditional": rope.traditional,
+            "window": fields["window"],
+        }
+        for fields in _attention_fields(paged, block_size)
+    ]
+    return {
+        ROTATE_AND_WRITE: rotated,
+        ROTATE_AND_DECODE: rotated,
+        ADD_RMS_NORM: [{"dim": first.input_layernorm.weight.size}],
+        SWIGLU: [{"dim": first.mlp.gate_proj.weight.shape[0]}],
+    }
+
+
+def _product_fields(model: nn.Module) -> dict[AnySpec, list[Fields]]:
+    """Of linear layers: for each number of inputs the one with the fewest outputs, of which kernels
+    take any number in the same way."""
+    dense: dict[int, Fields] = {}
+    quantised: dict[tuple[int, ...], Fields] = {}
+    for _, module in model.named_modules():
+        if isinstance(module, nn.QuantizedLinear):
+            outputs, inputs = module.weight.shape[0], module.weight.shape[1] * 32 // module.bits
+            key = inputs, module.bits, module.group_size
+            sizes = {"inputs": inputs, "bits": module.bits, "group_size": module.group_size}
+            _keep_least(quantised, key, {"outputs": outputs, **sizes})
+        elif type(module) is nn.Linear:
+            outputs, inputs = module.weight.shape
+            _keep_least(dense, inputs, {"outputs": outputs, "dim": inputs})
+    return {MATMUL: list(dense.values()), QUANTIZED_MATMUL: list(quantised.values())}
+
+
+def _keep_least(found: dict[Any, Fields], key: Any, fields: Fields) -> None:
+    if key not in found or fields["outputs"] < found[key]["outputs"]:
+        found[key] = fields
