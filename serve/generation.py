@@ -224,13 +224,19 @@ class GenerationGroup:
         prompts = [g for g in self.generations if not g.reading.repeats_prompt]
         prompt = sum(generation.prompt_tokens for generation in prompts)
         completion = sum(generation.completion_tokens for generation in self.generations)
-        cached = sum(generation.cached_tokens for generation in prompts)
+        # Of sequences that share a prompt the first to run has found the least; any may be it.
+        cached: list[int] = []
+        for generation in self.generations:
+            found = generation.cached_tokens
+            if generation.reading.repeats_prompt:
+                found = min(found, cached.pop())
+            cached.append(found)
         reasoned = [g.reasoning_tokens for g in self.generations if g.reasoning_tokens is not None]
         return Usage(
             prompt,
             completion,
             prompt + completion,
-            PromptTokensDetails(cached),
+            PromptTokensDetails(sum(cached)),
             CompletionTokensDetails(sum(reasoned)) if reasoned else UNSET,
         )
 

@@ -60,13 +60,18 @@ def server(*scripts: Script, **options: Any) -> Iterator[tuple[Server, FakeBacke
 
 
 def test_several_answers_to_one_prompt_draw_from_seeds_of_their_own() -> None:
-    scripts = [Script([ids(text)]) for text in ("a", "bb", "ccc", "d", "ee", "fff")]
+    scripts = [
+        Script([ids(text)], cached_tokens=cached)
+        for text, cached in (("a", 16), ("bb", 0), ("ccc", 16), ("d", 8), ("ee", 24), ("fff", 24))
+    ]
     with server(*scripts) as (running, backend):
         answer = running.request("POST", COMPLETIONS, completion(["x", "yy"], n=3, seed=7)).json
     assert [choice["text"] for choice in answer["choices"]] == ["a", "bb", "ccc", "d", "ee", "fff"]
     assert [choice["index"] for choice in answer["choices"]] == list(range(6))
     assert answer["usage"]["prompt_tokens"] == 3, "each prompt counts once"
     assert answer["usage"]["completion_tokens"] == 12
+    # Whoever ran first computed the prompt for the others.
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 0 + 8
     seeds = [stream.request.sampling.seed for stream in backend.streams]
     assert seeds == [seed_of_choice(7, i) for i in range(3)] * 2
     assert seeds[0] == 7
