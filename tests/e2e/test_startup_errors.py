@@ -69,7 +69,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         "claims 1000000000 layers",
     ),
     "unknown architecture": (lambda m: edit_config(m, model_type="nonesuch"), "nonesuch"),
-    "attention of its own": (lambda m: save_zoo_model(m, "gemma2"), "gemma2"),
+    "attention of its own": (lambda m: save_zoo_model(m, "olmo"), "olmo"),
     "code in the folder": (lambda m: edit_config(m, model_file="evil.py"), "evil.py"),
     "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "tokenizer.json"),
     "weights larger than memory": (huge_weights, r"GiB"),
