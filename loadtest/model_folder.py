@@ -158,6 +158,18 @@ SHAPES = {
         max_position=40960,
         dtype="bfloat16",
     ),
+    "qwen3-4b": ModelShape(
+        architecture="qwen3",
+        hidden=2560,
+        layers=36,
+        heads=32,
+        kv_heads=8,
+        head_dim=128,
+        intermediate=9728,
+        vocab=151936,
+        max_position=40960,
+        dtype="bfloat16",
+    ),
     # The released 8B has an output head of its own, of the size of the embeddings.
     "qwen3-8b": ModelShape(
         architecture="qwen3",

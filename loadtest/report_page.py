@@ -7,7 +7,7 @@ from typing import Any
 
 
 def page(report: dict[str, Any]) -> str:
-    sections = (_machine, _kernels, _steps, _load, _failures)
+    sections = (_machine, _kernels, _speeds, _steps, _load, _failures)
     return "\n".join(line for section in sections for line in section(report)) + "\n"
 
 
@@ -62,12 +62,42 @@ def _kernels(report: dict[str, Any]) -> Iterator[str]:
     yield from (f"- {_cell(gap)}" for gap in gaps)
 
 
-def _steps(report: dict[str, Any]) -> Iterator[str]:
-    steps = report.get("steps")
-    if not steps:
+def _speeds(report: dict[str, Any]) -> Iterator[str]:
+    speeds = report.get("speeds")
+    if not speeds:
         return
     yield ""
-    yield "## Decode steps of the demo model, batch x context"
+    yield "## Kernels beside MLX's own operations"
+    yield ""
+    yield f"Shares are of a large copy's {speeds['copy_gb_per_s']:,.0f} GB/s. What fits a cache,"
+    yield "or uses more cores than a copy, may have more. A ratio above 1: Quire is faster."
+    yield ""
+    rows = [
+        (
+            *(case["operation"], case["shape"], case["variant"], f"{case['us']:,.0f}"),
+            f"{case['share_of_copy']:.0%}",
+            *(other, f"{its['share_of_copy']:.0%}", f"{its['ratio']:.2f}"),
+        )
+        for case in speeds["cases"]
+        for other, its in case["against"].items()
+    ]
+    head = ("operation", "shape", "variant", "us", "of copy", "MLX's way", "of copy", "ratio")
+    yield from _table(head, rows)
+    yield ""
+    yield from (f"- failed: {_cell(failure)}" for failure in speeds["failures"])
+    yield from (f"- left out, too large: {_cell(case)}" for case in speeds["skipped"])
+
+
+def _steps(report: dict[str, Any]) -> Iterator[str]:
+    if steps := report.get("steps"):
+        yield from _steps_of("the demo model", steps)
+    if steps := report.get("random_steps"):
+        yield from _steps_of(f"a random model, {steps['model']}", steps)
+
+
+def _steps_of(model: str, steps: dict[str, Any]) -> Iterator[str]:
+    yield ""
+    yield f"## Decode steps of {model}, batch x context"
     yield ""
     medians = steps["median_ms"]
     rows = [
@@ -98,6 +128,11 @@ def _load(report: dict[str, Any]) -> Iterator[str]:
     yield f"Load: `{load['workload']}`"
     for server, failure in load["failures"].items():
         yield f"{server} failed: {_cell(failure)}"
+    if load["log"]:
+        yield ""
+        yield "The end of Quire's log:"
+        yield ""
+        yield from _block("\n".join(load["log"]))
 
 
 def _failures(report: dict[str, Any]) -> Iterator[str]:
@@ -105,9 +140,14 @@ def _failures(report: dict[str, Any]) -> Iterator[str]:
         yield ""
         yield f"## {name} failed"
         yield ""
-        yield "```"
-        yield why.replace("```", "'''")
-        yield "```"
+        yield from _block(why)
+
+
+def _block(text: str) -> Iterator[str]:
+    """As it is printed; it cannot end its own block."""
+    yield "```"
+    yield text.replace("```", "'''")
+    yield "```"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from quire.loadtest.stats import summarize
 from quire.loadtest.workloads import WorkloadSpec, conversations
 
 # Warm-up prompts come from a seed no one passes, so they leave nothing useful in a prefix cache.
-_WARMUP_SEED_OFFSET = 1 << 32
+WARMUP_SEED_OFFSET = 1 << 32
 
 
 class LoadOptions(msgspec.Struct, frozen=True):
@@ -58,7 +58,7 @@ async def measure_load(target: Target, server: str | None, options: LoadOptions)
     traffic = conversations(spec)
     if options.warmup:
         warmup = msgspec.structs.replace(
-            spec, requests=options.warmup, seed=spec.seed + _WARMUP_SEED_OFFSET
+            spec, requests=options.warmup, seed=spec.seed + WARMUP_SEED_OFFSET
         )
         await run_load(target, conversations(warmup), options.clients)
     records, wall_s = await run_load(target, traffic, options.clients)

@@ -62,6 +62,7 @@ def test_the_default_model_has_about_25_million_parameters() -> None:
 def test_the_shapes_of_released_models() -> None:
     # From their model cards; this 8B has no output head of its own.
     assert SHAPES["qwen3-0.6b"].parameters == pytest.approx(0.596e9, rel=1e-3)
+    assert SHAPES["qwen3-4b"].parameters == pytest.approx(4.02e9, rel=2e-3)
     assert SHAPES["qwen3-8b"].parameters == pytest.approx(8.19e9 - 151936 * 4096, rel=1e-3)
 
 
