@@ -16,7 +16,7 @@ import msgspec
 from quire.loadtest.serve import WARMUP_SEED_OFFSET
 from quire.loadtest.workloads import WorkloadSpec, conversations
 
-_SHORTEST = 3  # characters; a shorter name is found inside of words
+_SHORTEST = 2  # characters; a single letter stands for too many other things
 
 
 def names_of_this_machine() -> dict[str, str]:
@@ -47,20 +47,25 @@ def prompts_of(spec: WorkloadSpec) -> dict[str, str]:
 
 
 def without_names(value: Any, names: dict[str, str]) -> Any:
-    """``value`` with every name replaced in all of its texts, keys included.
+    """``value`` with every name replaced in all of its texts, in upper or lower case.
 
-    Paths and texts are found anywhere, names of one word only as words, in upper or lower case.
+    Paths and texts are found anywhere, names of one word only as words. In keys only paths are
+    replaced: a user may be called as a part of the report is.
     """
     if isinstance(value, str):
         for name, instead in names.items():
-            whole = not re.search(r"[/ ]", name)
-            pattern = rf"(?i)\b{re.escape(name)}\b" if whole else re.escape(name)
-            value = re.sub(pattern, lambda _: instead, value)  # noqa: B023
+            pattern = re.escape(name) if _is_long(name) else rf"\b{re.escape(name)}\b"
+            value = re.sub(f"(?i){pattern}", lambda _: instead, value)  # noqa: B023
         return value
     if isinstance(value, dict):
+        paths = {name: instead for name, instead in names.items() if _is_long(name)}
         return {
-            without_names(key, names): without_names(item, names) for key, item in value.items()
+            without_names(key, paths): without_names(item, names) for key, item in value.items()
         }
     if isinstance(value, list):
         return [without_names(item, names) for item in value]
     return value
+
+
+def _is_long(name: str) -> bool:
+    return "/" in name or " " in name

@@ -28,7 +28,7 @@ _BENCH_LIMIT = 900
 _STEPS_LIMIT = 900
 _LOAD_LIMIT = 600
 _LOG_TAIL = 2000  # characters of what a failed part printed
-_LOG_LINES = 40  # of the server's log
+_LOG_LINES = 100  # of the server's log: its start, and a line for each request of the load
 _DECODES = ("1x128", "4x128", "16x128")
 _LOAD = WorkloadSpec(name="uniform", requests=24, prompt_chars=60)
 _CLIENTS = 4
@@ -115,7 +115,7 @@ def random_model(device: str) -> tuple[str, ModelShape]:
     """The random model whose steps are timed on a device, and what the page calls it."""
     if device == "cpu":
         shape = SHAPES["small"]
-        return f"{shape.parameters / 1e6:.0f}M float32 (a CPU)", shape
+        return f"{shape.parameters / 1e6:.0f}M float32 (small, for a CPU)", shape
     shape = msgspec.structs.replace(SHAPES["qwen3-4b"], bits=4)
     return f"{shape.parameters / 1e9:.1f}B 4-bit", shape
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import itertools
 import json
 import platform
 import re
@@ -19,6 +20,7 @@ from quire.loadtest.kernels.results import CaseResult, KernelsResult, VariantRes
 from quire.loadtest.machine_names import names_of_this_machine, without_names
 from quire.loadtest.report_page import page
 from quire.loadtest.result_file import save
+from quire.loadtest.results import ComparedRun, CompareResult, ServerSetup
 from quire.loadtest.serve import WARMUP_SEED_OFFSET
 from quire.loadtest.workloads import conversations
 
@@ -121,6 +123,18 @@ def test_names_are_replaced_everywhere():
     }
 
 
+def test_a_user_called_as_a_part_of_the_report(tmp_path, monkeypatch):
+    """Names are replaced in what was said, and not in the report's own words for its parts."""
+    steps = {"median_ms": {"engine": MEDIANS, "bare": MEDIANS}, "memory_bytes": {}}
+    monkeypatch.setattr(machine_parts, "steps", lambda model: steps)
+    monkeypatch.setattr(machine_parts, "speeds", lambda: SPEEDS)
+    monkeypatch.setattr(machine_parts, "probe", lambda: {"kernels": [], "ended": "by engine"})
+    monkeypatch.setattr(getpass, "getuser", lambda: "engine")
+    _, data, text = report(tmp_path, "--without-load", "--without-model")
+    assert data["steps"]["median_ms"]["engine"] == MEDIANS
+    assert "The check ended early: by <user>" in text
+
+
 def test_names_of_this_machine_are_found(monkeypatch):
     monkeypatch.setattr(platform, "node", lambda: "Adas-Mac.local")
     monkeypatch.setattr(getpass, "getuser", lambda: "ada")
@@ -136,15 +150,42 @@ def test_the_log_has_no_prompt():
     spec = machine_parts._LOAD
     warm_up = msgspec.structs.replace(spec, seed=spec.seed + WARMUP_SEED_OFFSET)
     prompts = [conversations(each)[-1].turns[0] for each in (spec, warm_up)]
-    log = [*map(str, range(100)), *(f'body {{"content": "{prompt}"}}' for prompt in prompts)]
+    log = [*map(str, range(200)), *(f'body {{"content": "{prompt}"}}' for prompt in prompts)]
     tail = machine_parts.log_tail("\n".join(log))
-    assert tail[-3:] == ["99", *['body {"content": "<prompt>"}'] * 2]
-    assert len(tail) == 40
+    assert tail[-3:] == ["199", *['body {"content": "<prompt>"}'] * 2]
+    assert len(tail) == 100
+
+
+def test_a_server_that_dies_leaves_its_log(tmp_path, monkeypatch):
+    """The load's own failure is told, with the end of the log, and no private name in either."""
+    prompt = conversations(machine_parts._LOAD)[0].turns[0]
+    setups = [ServerSetup(name, "command", None) for name in ("quire", "mlx_lm")]
+    home, host = Path.home(), platform.node()
+    runs = [ComparedRun("quire", "uniform", 0, 0, failure=f"{home}/m: exited with code -6")]
+    result = CompareResult(setups, runs, environment.describe(), "command")
+
+    def child(command, limit):
+        if "compare" not in command:
+            return subprocess.CompletedProcess(command, 1, "", "no")
+        options = dict(itertools.pairwise(command))
+        folder = Path(options["--logs"])
+        folder.mkdir()
+        (folder / "uniform-1-quire.log").write_text(f"{home}/m on {host}: {prompt}\nAborted\n")
+        save(Path(options["--out"]), result)
+        return subprocess.CompletedProcess(command, 1, "", "")
+
+    monkeypatch.setattr(machine_parts, "run_child", child)
+    code, data, text = report(tmp_path)
+    assert code == 1
+    assert data["load"]["log"] == ["~/m on <host>: <prompt>", "Aborted"]
+    assert data["load"]["failures"] == {"quire": "~/m: exited with code -6"}
+    assert "quire failed: ~/m: exited with code -6" in text
+    assert "```\n~/m on <host>: <prompt>\nAborted\n```" in text
 
 
 def test_the_model_suits_the_device():
     name, shape = machine_parts.random_model("cpu")
-    assert (name, shape.bits) == ("26M float32 (a CPU)", None)
+    assert (name, shape.bits) == ("26M float32 (small, for a CPU)", None)
     name, shape = machine_parts.random_model("metal")
     assert (name, shape.bits) == ("4.0B 4-bit", 4)
 
