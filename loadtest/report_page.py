@@ -83,9 +83,9 @@ def _speeds(report: dict[str, Any]) -> Iterator[str]:
     ]
     head = ("operation", "shape", "variant", "us", "of copy", "MLX's way", "of copy", "ratio")
     yield from _table(head, rows)
-    yield ""
-    yield from (f"- failed: {_cell(failure)}" for failure in speeds["failures"])
-    yield from (f"- left out, too large: {_cell(case)}" for case in speeds["skipped"])
+    notes = [f"- failed: {_cell(failure)}" for failure in speeds["failures"]]
+    notes += [f"- left out, too large: {_cell(case)}" for case in speeds["skipped"]]
+    yield from ["", *notes] if notes else []
 
 
 def _steps(report: dict[str, Any]) -> Iterator[str]:
