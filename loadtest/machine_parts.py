@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -32,6 +33,7 @@ _LOG_LINES = 100  # of the server's log: its start, and a line for each request 
 _DECODES = ("1x128", "4x128", "16x128")
 _LOAD = WorkloadSpec(name="uniform", requests=24, prompt_chars=60)
 _CLIENTS = 4
+_POLLED = re.compile(r"quire\.requests: POST /v1/chat/completions 503 .*still loading")
 
 
 class PartFailed(Exception):
@@ -153,8 +155,12 @@ def load(model: str) -> Part:
 
 
 def log_tail(log: str) -> list[str]:
-    """The last lines, without the load's prompts."""
-    tail: list[str] = without_names(log.splitlines()[-_LOG_LINES:], prompts_of(_LOAD))
+    """The last lines, without the load's prompts.
+
+    A server is asked several times a second whether it is ready; these refusals are left out.
+    """
+    lines = [line for line in log.splitlines() if not _POLLED.search(line)]
+    tail: list[str] = without_names(lines[-_LOG_LINES:], prompts_of(_LOAD))
     return tail
 
 

@@ -157,6 +157,13 @@ def test_the_log_has_no_prompt():
     assert len(tail) == 100
 
 
+def test_polls_of_a_server_that_loads_do_not_fill_the_log():
+    poll = "WARNING quire.requests: POST /v1/chat/completions 503 id=r error='{}'"
+    polls = [poll.format("The model is still loading. Try again in a moment.")] * 500
+    refused = poll.format("The queue is full.")
+    assert machine_parts.log_tail("\n".join(["start", *polls, refused])) == ["start", refused]
+
+
 def test_a_server_that_dies_leaves_its_log(tmp_path, monkeypatch):
     """The load's own failure is told, with the end of the log, and no private name in either."""
     prompt = conversations(machine_parts._LOAD)[0].turns[0]
