@@ -47,6 +47,14 @@ def traffic(engine: Engine) -> dict[int, list[TokenOutput]]:
     return outputs
 
 
+def tokens_of(outputs: list[TokenOutput]) -> list[int]:
+    return [token for output in outputs for token in output.token_ids]
+
+
+def ends(outputs: list[TokenOutput]) -> bool:
+    return bool(outputs) and outputs[-1].finish_reason is not None
+
+
 def beside(engine: Engine, work: Callable[[Engine], T]) -> T:
     device = DeviceThread()
     engine.encode_on(device)
@@ -58,7 +66,17 @@ def test_two_threads_give_what_one_gives(num_blocks: int) -> None:
     alone = make_engine(num_blocks)
     expected = traffic(alone)
     engine = make_engine(num_blocks)
-    assert beside(engine, traffic) == expected
+    found = beside(engine, traffic)
+    assert found.keys() == expected.keys()
+    for request_id, outputs in expected.items():
+        tokens, others = tokens_of(outputs), tokens_of(found[request_id])
+        # Tokens leave a step later beside the device, which one that is aborted does not wait for.
+        short = min(len(tokens), len(others))
+        assert tokens[:short] == others[:short]
+        if ends(outputs) and ends(found[request_id]):
+            assert tokens == others
+        else:
+            assert abs(len(tokens) - len(others)) <= 1
     assert engine.stats().preemptions == alone.stats().preemptions
     assert num_blocks == 64 or engine.stats().preemptions > 0
     assert sum(map(len, expected.values())) > 100
@@ -87,6 +105,6 @@ def test_a_step_that_cannot_be_built_fails_the_caller() -> None:
         while engine.has_work:
             engine.step()
 
-    broken = mock.patch.object(ModelRunner, "build", side_effect=MemoryError("no room"))
-    with broken, pytest.raises(MemoryError, match="no room"):
+    broken = mock.patch.object(ModelRunner, "build", side_effect=RuntimeError("no kernel"))
+    with broken, pytest.raises(RuntimeError, match="no kernel"):
         beside(engine, work)
