@@ -206,8 +206,11 @@ def test_kernels_of_a_group_go_together() -> None:
     assert sampled.variant is SampleVariant.KERNEL
     other = chosen.select(PAGED_DECODE, SHAPE, mx.float32)
     assert other.variant is DecodeVariant.PAGED_KERNEL
-    # Blocks can be dropped by themselves.
-    fused = Selector("metal", Record(KEY, (Verdict("swiglu", "fused", "float16", None, "no"),)))
+    # Blocks can be dropped by themselves, and what is only a step of theirs alone.
+    swiglu = Selector("metal", Record(KEY, (Verdict("swiglu", "fused", "float16", None, "no"),)))
+    assert all(swiglu.runs(group, "float16") for group in Group)
+    wrong = Verdict("rotate_and_write", "fused", "float16", None, "no")
+    fused = Selector("metal", Record(KEY, (wrong,)))
     assert [fused.runs(group, "float16") for group in (Group.PAGES, Group.BLOCKS)] == [True, False]
     assert fused.select(ROTATE_AND_DECODE, rotating, mx.float16).why is Why.GAP
     assert fused.select(PAGED_DECODE, SHAPE, mx.float16).why is Why.DEFAULT
