@@ -16,6 +16,10 @@ else
 endif
 comma := ,
 
+QUICK := not models and not long and not clients and not faults
+unit-inner := tests/cache tests/engine tests/kernels tests/models
+unit-outer := tests/deploy tests/e2e tests/loadtest tests/page tests/serve $(wildcard tests/test_*.py)
+
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint format types unit test-faults test-long test-models test-clients bench clean
 
@@ -48,8 +52,16 @@ types: .venv/dev.stamp
 	MYPYPATH=build/site $(BIN)/mypy -p quire.serve -p quire.engine -p quire.cache -p quire.kernels \
 		-p quire.deploy -p quire.loadtest
 
+# Two halves side by side: kernels and engine beside all that talks to a server. With ARGS, only those.
 unit: .venv/dev.stamp
-	$(BIN)/pytest -m "not models and not long and not clients and not faults" $(ARGS)
+ifdef ARGS
+	$(BIN)/pytest -m "$(QUICK)" $(ARGS)
+else
+	@$(MAKE) --no-print-directory -j2 unit-inner unit-outer
+endif
+
+unit-inner unit-outer: .venv/dev.stamp
+	$(BIN)/pytest -m "$(QUICK)" $($@)
 
 test-faults: .venv/dev.stamp
 	$(BIN)/pytest -m faults $(ARGS)
