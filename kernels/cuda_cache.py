@@ -166,12 +166,14 @@ class KernelCache:
             self._jobs[module] = self._threads.submit(self._make, program)
 
     def _make(self, program: Program) -> None:
+        """Without a compiler, or a folder that can be written, MLX compiles by itself; and it says what
+        it thinks of a kernel where that is heard."""
         try:
-            cubin = self._compile(program.text)
+            self._keep(program, self._compile(program.text))
         except (OSError, CompileError) as error:
-            # MLX will say what it thinks of the kernel, where that is heard.
             logger.warning("%s is left to MLX: %s", program.function, error)
-            return
+
+    def _keep(self, program: Program, cubin: bytes) -> None:
         path = program.path(self._folder)
         path.parent.mkdir(parents=True, exist_ok=True)
         names = f"mlx::core::cu::{program.function}\t{program.function}\n"

@@ -117,6 +117,15 @@ def test_a_kernel_that_is_refused_is_left_to_mlx(
     assert "expected a ';'" in caplog.text
 
 
+def test_a_folder_that_cannot_be_written_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "taken").write_text("no folder")
+    with KernelCache(tmp_path / "taken", lambda text: b"cubin", threads=1).collecting():
+        launch(swiglu)
+    assert "custom_kernel_swiglu" in caplog.text
+
+
 def test_long_names_become_folders(tmp_path: Path) -> None:
     long = program({f"CONSTANT_{i}": 1_000_000 + i for i in range(40)})
     parts = long.path(tmp_path).relative_to(tmp_path).parts
