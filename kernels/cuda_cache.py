@@ -166,8 +166,8 @@ class KernelCache:
             self._jobs[module] = self._threads.submit(self._make, program)
 
     def _make(self, program: Program) -> None:
-        """Without a compiler, or a folder that can be written, MLX compiles by itself; and it says what
-        it thinks of a kernel where that is heard."""
+        """Without a compiler, or a folder that can be written, MLX compiles by itself; and it says
+        what it thinks of a kernel where that is heard."""
         try:
             self._keep(program, self._compile(program.text))
         except (OSError, CompileError) as error:
