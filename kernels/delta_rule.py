@@ -11,16 +11,13 @@ For each value head, with a state S of (value_dim, key_dim), a row computes
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import mlx.core as mx
 
 from quire.kernels.delta_steps import DeltaRows, many_rows, one_row
 from quire.kernels.gpu_kernel import GpuKernel
+from quire.kernels.scan_settings import ScanSettings, share_lanes
 from quire.kernels.segments import Segments, update_states
-
-LANES = (4, 8, 16)
-_VALUES_PER_LANE = 16
 
 _kernel = GpuKernel(
     "delta_rule",
@@ -30,19 +27,12 @@ _kernel = GpuKernel(
 )
 
 
-class DeltaSettings(NamedTuple):
-    """What may be tuned; results differ by rounding only. 0 is for: by the shape."""
-
-    lanes: int = 0  # that share a row of the state, of LANES
-    simdgroups: int = 4  # of a threadgroup
-
-
 def delta_rule(
     rows: DeltaRows,
     pool: mx.array,
     segments: Segments,
     fence: mx.array,
-    settings: DeltaSettings | None = None,
+    settings: ScanSettings | None = None,
 ) -> tuple[mx.array, mx.array]:
     """All rows of a step by one kernel, which reads and writes the states where they are.
 
@@ -56,7 +46,7 @@ def delta_rule(
     Returns:
         y (T, value_heads, value_dim) in the dtype of q, and the fence of this write, (1,) int32.
     """
-    settings = settings or DeltaSettings()
+    settings = settings or ScanSettings()
     dtype, num_rows = rows.q.dtype, rows.q.shape[0]
     heads, value_dim, key_dim = pool.shape[1:]
     lanes = share_lanes(key_dim, dtype, settings.lanes)
@@ -90,20 +80,6 @@ def delta_rule(
         output_dtypes=[dtype, mx.int32],
     )
     return y, new_fence
-
-
-def share_lanes(dim: int, dtype: mx.Dtype, wanted: int = 0) -> int:
-    """How many lanes share a row of ``dim`` values, in packs of 16 bytes of ``dtype``.
-
-    Args:
-        dim: a multiple of 32.
-        wanted: at most so many; 0: as few as leave no lane more values than its registers hold
-            with ease, if so many can.
-    """
-    fitting = [n for n in LANES if dim % (n * 16 // dtype.size) == 0]
-    if wanted:
-        return max((n for n in fitting if n <= wanted), default=fitting[0])
-    return next((n for n in fitting if dim // n <= _VALUES_PER_LANE), fitting[-1])
 
 
 def delta_rule_steps(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.problem import Float64Array, normal, to_float64
-from quire.kernels.choice.sizes import ModelSizes
 from quire.kernels.choice.spec import (
     ANYWHERE,
     GPUS,
@@ -24,14 +21,10 @@ from quire.kernels.choice.spec import (
     Variant,
     round_up,
 )
-from quire.kernels.delta_rule import (
-    LANES,
-    DeltaSettings,
-    delta_rule,
-    delta_rule_steps,
-)
+from quire.kernels.delta_rule import delta_rule, delta_rule_steps
 from quire.kernels.delta_steps import DeltaRows, row_by_row
-from quire.kernels.recurrent_problem import TUNED_DECODES, TUNED_PROMPTS, RecurrentProblem
+from quire.kernels.recurrent_problem import RecurrentProblem, tuned_shapes
+from quire.kernels.scan_settings import LANES, SIMDGROUPS, ScanSettings
 
 
 class DeltaVariant(Enum):
@@ -109,7 +102,7 @@ class DeltaProblem(RecurrentProblem):
 
 
 def _in_place(problem: DeltaProblem, settings: Settings) -> list[mx.array]:
-    rows, chosen = DeltaRows(*problem.rows), DeltaSettings(**settings)
+    rows, chosen = DeltaRows(*problem.rows), ScanSettings(**settings)
     return problem.written(*delta_rule(rows, problem.pool, problem.segments, problem.fence, chosen))
 
 
@@ -129,13 +122,6 @@ def _row_by_row(problem: DeltaProblem, settings: Settings) -> list[mx.array]:
 _COMMON = DeltaShape(16, 16, 16, 32, 128, 128)
 
 
-def _tuned(sizes: ModelSizes, device: DeviceName, block_size: int) -> Iterator[DeltaShape]:
-    """Decodes and prompts of a common model, whose sizes most others share."""
-    yield from (_COMMON._replace(rows=n, sequences=n) for n in TUNED_DECODES[device])
-    for rows, sequences in TUNED_PROMPTS[device]:
-        yield _COMMON._replace(rows=rows, sequences=sequences)
-
-
 DELTA_RULE = Spec(
     name="delta_rule",
     shape=DeltaShape,
@@ -146,7 +132,7 @@ DELTA_RULE = Spec(
                 "key_dim": Limit(min=32, max=512, multiple_of=32),
                 "value_dim": Limit(multiple_of=8),
             },
-            settings={"lanes": LANES, "simdgroups": (2, 4, 8)},
+            settings={"lanes": LANES, "simdgroups": SIMDGROUPS},
         ),
         DeltaVariant.STEPS: Variant(_steps, Kind.STEPS, ANYWHERE),
     },
@@ -165,7 +151,7 @@ DELTA_RULE = Spec(
         "Kimi Linear 48B": DeltaShape(16, 16, 32, 32, 128, 128, per_channel=True),
         "OLMo hybrid 7B": DeltaShape(16, 16, 30, 30, 96, 192),
     },
-    tuned=_tuned,
+    tuned=tuned_shapes(_COMMON),
     group=Group.STATES,
     # As mlx-lm does where its kernel does not run.
     baselines={"row by row": _row_by_row},

@@ -7,11 +7,12 @@ import mlx.core as mx
 from quire.kernels.choice.selection import select
 from quire.kernels.conv_window import Convolution, conv_window, conv_window_steps
 from quire.kernels.conv_window_spec import CONV_WINDOW, ConvShape, ConvVariant
-from quire.kernels.delta_rule import DeltaSettings, delta_rule, delta_rule_steps
+from quire.kernels.delta_rule import delta_rule, delta_rule_steps
 from quire.kernels.delta_rule_spec import DELTA_RULE, DeltaShape, DeltaVariant
 from quire.kernels.delta_steps import DeltaRows
+from quire.kernels.scan_settings import ScanSettings
 from quire.kernels.segments import Segments
-from quire.kernels.ssm_scan import SsmSettings, ssm_scan, ssm_scan_steps
+from quire.kernels.ssm_scan import ssm_scan, ssm_scan_steps
 from quire.kernels.ssm_scan_spec import SSM_SCAN, SsmShape, SsmVariant
 from quire.kernels.ssm_steps import SsmLayer, SsmRows
 
@@ -27,7 +28,7 @@ def apply_delta_rule(
     shape = DeltaShape.of(rows, segments.sources.shape[0])
     choice = select(DELTA_RULE, shape, rows.q.dtype)
     if choice.variant is DeltaVariant.IN_PLACE:
-        return delta_rule(rows, pool, segments, fence, DeltaSettings(**choice.settings))
+        return delta_rule(rows, pool, segments, fence, ScanSettings(**choice.settings))
     return delta_rule_steps(rows, pool, segments), fence
 
 
@@ -57,5 +58,5 @@ def apply_ssm(
     shape = SsmShape.of(rows, segments.sources.shape[0])
     choice = select(SSM_SCAN, shape, rows.x.dtype)
     if choice.variant is SsmVariant.IN_PLACE:
-        return ssm_scan(rows, layer, pool, segments, fence, SsmSettings(**choice.settings))
+        return ssm_scan(rows, layer, pool, segments, fence, ScanSettings(**choice.settings))
     return ssm_scan_steps(rows, layer, pool, segments), fence

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
 
 from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.problem import Float64Array, Problem, to_float64, waiting
+from quire.kernels.choice.sizes import ModelSizes
 from quire.kernels.segments import EMPTY, Segments
 from quire.kernels.tree import to_device
 
@@ -27,6 +28,18 @@ TUNED_PROMPTS: Mapping[DeviceName, tuple[tuple[int, int], ...]] = {
 }
 
 Self = TypeVar("Self", bound="RecurrentProblem")
+Shape = TypeVar("Shape", bound=Any)  # with rows and sequences
+
+
+def tuned_shapes(common: Shape) -> Callable[[ModelSizes, DeviceName, int], Iterator[Shape]]:
+    """Decodes and prompts of a ``common`` model, whose sizes most others share."""
+
+    def tuned(sizes: ModelSizes, device: DeviceName, block_size: int) -> Iterator[Shape]:
+        yield from (common._replace(rows=n, sequences=n) for n in TUNED_DECODES[device])
+        for rows, sequences in TUNED_PROMPTS[device]:
+            yield common._replace(rows=rows, sequences=sequences)
+
+    return tuned
 
 
 def cut(rows: int, segments: int, *, ragged: bool, seed: int) -> list[int]:

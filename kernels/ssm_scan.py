@@ -9,12 +9,10 @@ For each head, with a state S of (head_dim, state_dim), a row computes
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import mlx.core as mx
 
-from quire.kernels.delta_rule import share_lanes
 from quire.kernels.gpu_kernel import GpuKernel
+from quire.kernels.scan_settings import ScanSettings, share_lanes
 from quire.kernels.segments import Segments, update_states
 from quire.kernels.ssm_steps import SsmLayer, SsmRows, many_rows, one_row
 
@@ -26,20 +24,13 @@ _kernel = GpuKernel(
 )
 
 
-class SsmSettings(NamedTuple):
-    """What may be tuned; results differ by rounding only. 0 is for: by the shape."""
-
-    lanes: int = 0  # that share a row of the state, of LANES
-    simdgroups: int = 4  # of a threadgroup
-
-
 def ssm_scan(
     rows: SsmRows,
     layer: SsmLayer,
     pool: mx.array,
     segments: Segments,
     fence: mx.array,
-    settings: SsmSettings | None = None,
+    settings: ScanSettings | None = None,
 ) -> tuple[mx.array, mx.array]:
     """All rows of a step by one kernel, which reads and writes the states where they are.
 
@@ -52,7 +43,7 @@ def ssm_scan(
     Returns:
         y (T, heads, head_dim) in the dtype of x, and the fence of this write, (1,) int32.
     """
-    settings = settings or SsmSettings()
+    settings = settings or ScanSettings()
     dtype, num_rows = rows.x.dtype, rows.x.shape[0]
     heads, head_dim, state_dim = pool.shape[1:]
     lanes = share_lanes(state_dim, dtype, settings.lanes)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.problem import Float64Array, normal, to_float64
-from quire.kernels.choice.sizes import ModelSizes
 from quire.kernels.choice.spec import (
     ANYWHERE,
     GPUS,
@@ -24,9 +21,9 @@ from quire.kernels.choice.spec import (
     Variant,
     round_up,
 )
-from quire.kernels.delta_rule import LANES
-from quire.kernels.recurrent_problem import TUNED_DECODES, TUNED_PROMPTS, RecurrentProblem
-from quire.kernels.ssm_scan import SsmSettings, ssm_scan, ssm_scan_steps
+from quire.kernels.recurrent_problem import RecurrentProblem, tuned_shapes
+from quire.kernels.scan_settings import LANES, SIMDGROUPS, ScanSettings
+from quire.kernels.ssm_scan import ssm_scan, ssm_scan_steps
 from quire.kernels.ssm_steps import SsmLayer, SsmRows
 
 
@@ -96,7 +93,7 @@ class SsmProblem(RecurrentProblem):
 
 
 def _in_place(problem: SsmProblem, settings: Settings) -> list[mx.array]:
-    rows, chosen = SsmRows(*problem.rows), SsmSettings(**settings)
+    rows, chosen = SsmRows(*problem.rows), ScanSettings(**settings)
     return problem.written(
         *ssm_scan(rows, problem.layer, problem.pool, problem.segments, problem.fence, chosen)
     )
@@ -112,13 +109,6 @@ def _steps(problem: SsmProblem, settings: Settings) -> list[mx.array]:
 _COMMON = SsmShape(16, 16, 8, 64, 64, 128)
 
 
-def _tuned(sizes: ModelSizes, device: DeviceName, block_size: int) -> Iterator[SsmShape]:
-    """Decodes and prompts of a common model, whose sizes most others share."""
-    yield from (_COMMON._replace(rows=n, sequences=n) for n in TUNED_DECODES[device])
-    for rows, sequences in TUNED_PROMPTS[device]:
-        yield _COMMON._replace(rows=rows, sequences=sequences)
-
-
 SSM_SCAN = Spec(
     name="ssm_scan",
     shape=SsmShape,
@@ -129,7 +119,7 @@ SSM_SCAN = Spec(
                 "state_dim": Limit(min=32, max=512, multiple_of=32),
                 "head_dim": Limit(multiple_of=8),
             },
-            settings={"lanes": LANES, "simdgroups": (2, 4, 8)},
+            settings={"lanes": LANES, "simdgroups": SIMDGROUPS},
         ),
         SsmVariant.STEPS: Variant(_steps, Kind.STEPS, ANYWHERE),
     },
@@ -148,6 +138,6 @@ SSM_SCAN = Spec(
         "Falcon H1 7B": SsmShape(16, 16, 1, 24, 128, 256),
         "Mamba-Codestral 7B": SsmShape(16, 16, 8, 128, 64, 128),
     },
-    tuned=_tuned,
+    tuned=tuned_shapes(_COMMON),
     group=Group.STATES,
 )

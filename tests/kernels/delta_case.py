@@ -9,8 +9,9 @@ import numpy as np
 from mlx_lm.models.gated_delta import gated_delta_ops
 from recurrent_case import Layout, check_states
 
-from quire.kernels.delta_rule import DeltaSettings, delta_rule
+from quire.kernels.delta_rule import delta_rule
 from quire.kernels.delta_steps import DeltaRows
+from quire.kernels.scan_settings import ScanSettings
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class DeltaCase:
     dims: tuple[int, int, int, int] = (2, 4, 64, 16)
     vector: bool = False
     dtype: mx.Dtype = mx.float32
-    settings: DeltaSettings | None = None
+    settings: ScanSettings | None = None
 
     def problem(self) -> tuple[DeltaRows, mx.array]:
         """Rows, and a pool full of states."""

@@ -9,7 +9,8 @@ import numpy as np
 from mlx_lm.models.ssm import compute_dt, ssm_attn
 from recurrent_case import Layout, check_states
 
-from quire.kernels.ssm_scan import SsmSettings, ssm_scan
+from quire.kernels.scan_settings import ScanSettings
+from quire.kernels.ssm_scan import ssm_scan
 from quire.kernels.ssm_steps import SsmLayer, SsmRows
 
 LIMITS = (0.001, 100.0)
@@ -24,7 +25,7 @@ class SsmCase:
     layout: Layout
     dims: tuple[int, int, int, int] = (2, 4, 16, 64)
     dtype: mx.Dtype = mx.float32
-    settings: SsmSettings | None = None
+    settings: ScanSettings | None = None
 
     def problem(self) -> tuple[SsmRows, SsmLayer, mx.array]:
         """Rows, the layer's part, and a pool full of states; the steps are mlx-lm's."""

@@ -10,9 +10,10 @@ from metal_sim import simulated_kernels
 from recurrent_case import CUT, LAYOUTS, Layout, check_states
 
 from quire.kernels.choice.selection import Selector, selecting
-from quire.kernels.delta_rule import DeltaSettings, delta_rule_steps
+from quire.kernels.delta_rule import delta_rule_steps
 from quire.kernels.delta_steps import inverse_of_unit_lower
 from quire.kernels.recurrent import apply_delta_rule
+from quire.kernels.scan_settings import ScanSettings
 
 every_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 every_gate = pytest.mark.parametrize("vector", [False, True], ids=["scalar", "vector"])
@@ -52,9 +53,9 @@ def test_kernel_equals_mlx_lm(layout: Layout, vector: bool, dtype: mx.Dtype) -> 
         DeltaCase(layout, vector=vector, dtype=dtype).check()
 
 
-@pytest.mark.parametrize("settings", [DeltaSettings(4, 8), DeltaSettings(16, 2)], ids=str)
+@pytest.mark.parametrize("settings", [ScanSettings(4, 8), ScanSettings(16, 2)], ids=str)
 @pytest.mark.parametrize("dims", [(1, 1, 128, 8), (1, 2, 192, 40), (1, 1, 256, 16), (1, 1, 96, 8)])
-def test_any_share_of_lanes(dims: tuple[int, int, int, int], settings: DeltaSettings) -> None:
+def test_any_share_of_lanes(dims: tuple[int, int, int, int], settings: ScanSettings) -> None:
     with simulated_kernels():
         DeltaCase(CUT, dims, dtype=mx.bfloat16, settings=settings).check()
 

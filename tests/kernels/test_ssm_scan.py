@@ -11,7 +11,8 @@ from ssm_case import SsmCase, check_rows
 
 from quire.kernels.choice.selection import Selector, selecting
 from quire.kernels.recurrent import apply_ssm
-from quire.kernels.ssm_scan import SsmSettings, ssm_scan_steps
+from quire.kernels.scan_settings import ScanSettings
+from quire.kernels.ssm_scan import ssm_scan_steps
 
 every_dtype = pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
 every_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -38,9 +39,9 @@ def test_kernel_equals_mlx_lm(layout: Layout, dtype: mx.Dtype) -> None:
         SsmCase(layout, dtype=dtype).check()
 
 
-@pytest.mark.parametrize("settings", [SsmSettings(4, 8), SsmSettings(16, 2)], ids=str)
+@pytest.mark.parametrize("settings", [ScanSettings(4, 8), ScanSettings(16, 2)], ids=str)
 @pytest.mark.parametrize("dims", [(1, 1, 8, 128), (1, 2, 40, 192), (1, 1, 16, 256)], ids=str)
-def test_any_share_of_lanes(dims: tuple[int, int, int, int], settings: SsmSettings) -> None:
+def test_any_share_of_lanes(dims: tuple[int, int, int, int], settings: ScanSettings) -> None:
     with simulated_kernels():
         SsmCase(CUT, dims, mx.bfloat16, settings).check()
 
