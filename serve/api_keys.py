@@ -95,6 +95,8 @@ class Keyring:
 
     def _replace(self, from_file: Mapping[str, ApiKey]) -> None:
         """What a key is using stays counted, unless the key itself has changed."""
+        if twice := sorted(from_file.keys() & self._fixed.keys()):
+            raise SettingsError(f"the API key {twice[0]} is given in a file and as a setting")
         keys = {**from_file, **self._fixed}
         before = self._uses
         self._uses = {
@@ -148,6 +150,9 @@ def _read_key(file: Path, name: str, table: Any) -> ApiKey:
 
 def make_keyring(api_key: str | None, admin_key: str | None, file: str | None) -> Keyring | None:
     """None where nothing asks for keys. Raises :class:`SettingsError`."""
+    for name, key in (("--api-key", api_key), ("--admin-key", admin_key)):
+        if key is not None and not key.isascii():
+            raise SettingsError(f"{name} must be ASCII: headers carry nothing else")
     fixed = {}
     if api_key is not None:
         fixed["default"] = ApiKey(sha256=hash_key(api_key), name="default")

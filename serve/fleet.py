@@ -51,7 +51,7 @@ class Fleet:
         """
         wanted = [slot for slot in self.slots if slot.options.at_start]
         for slot in wanted:
-            slot.start()
+            slot.start(is_asked_for=False)
         loading = [asyncio.create_task(slot.first_load()) for slot in wanted]
         stopping = asyncio.create_task(self._stopping.wait())
         pending: set[asyncio.Task[object]] = {*loading, stopping}
@@ -92,7 +92,7 @@ class Fleet:
                 if not going:
                     raise Unavailable(f"There is no room for {slot.id} now: {lack}", _RETRY_AFTER)
                 await min(going, key=lambda other: other.last_used).end()
-            slot.start()
+            slot.start(is_asked_for=True)
 
     def memory_fraction(self, slot: ModelSlot) -> float | None:
         own = slot.options.settings.memory_fraction

@@ -166,6 +166,8 @@ def to_chat(body: CountTokensRequest) -> tuple[ChatCompletionRequest, list[str]]
     choice, parallel = _choice(body.tool_choice)
     check_tools(tools, choice)
     thinking, output = body.thinking, body.output_config
+    if thinking is not None and thinking.display not in (None, "summarized"):
+        ignored.append("thinking.display")
     chat = ChatCompletionRequest(
         model=body.model,
         messages=[*_system(body.system), *_messages(body.messages)],

@@ -77,6 +77,17 @@ def resolve_model(model: str | None) -> ModelFiles:
     return files
 
 
+def local_folder(model: str) -> Path:
+    """Where the files of ``model`` are if they are on this machine; nothing is downloaded."""
+    if _HUB_NAME.fullmatch(model) and not Path(model).expanduser().is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(model, "config.json")
+        if isinstance(found, str):
+            return Path(found).parent
+    return Path(model).expanduser()
+
+
 def download(name: str) -> Path:
     """The folder of a Hub model, downloaded unless it is in the cache.
 

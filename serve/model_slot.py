@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
@@ -22,6 +23,7 @@ from quire.serve.model_files import (
     check_folder,
     download_state,
     fingerprint,
+    local_folder,
     resolve_model,
 )
 from quire.serve.model_options import ModelOptions
@@ -103,6 +105,7 @@ class ModelSlot:
         self._failed_at = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
         self._is_draining = False
+        self._is_asked_for = False  # the load that has begun, by a request
         self._held_bytes = 0
 
     # ---- what the HTTP layer and the fleet ask
@@ -130,6 +133,8 @@ class ModelSlot:
     def why_unavailable(self) -> Unavailable | None:
         if self._is_draining:
             return Unavailable("The server is shutting down.", LOADING_RETRY_AFTER)
+        if self._is_asked_for and not self.is_ready:
+            return None  # who asks too waits for the load
         if self.served is not None:
             return self.served.backend.why_unavailable()
         if self.is_loaded:
@@ -139,7 +144,7 @@ class ModelSlot:
     async def open(self, name: str) -> Served:
         """As in ``registry.Entry``."""
         self._lease()
-        starting = self.options.at_start and self.is_loaded and not self._stopping
+        starting = not self._is_asked_for and self.is_loaded and not self._stopping
         if starting and (reason := self.why_unavailable()) is not None:
             raise reason  # Nobody has asked for this load; who comes too early comes back.
         await self.load()
@@ -178,15 +183,17 @@ class ModelSlot:
 
     # ---- its life
 
-    def start(self) -> None:
-        """Begin to load."""
+    def start(self, *, is_asked_for: bool) -> None:
+        """Begin to load, for a request or because it is wanted from the start."""
         assert self._residence is None
+        self._is_asked_for = is_asked_for
         self._stopping = False
         self._failure = None
         self._metrics.worker.is_wanted = True
         self._ready = asyncio.get_running_loop().create_future()
         self._ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())
-        self._residence = asyncio.create_task(self._reside())
+        # Nothing of the request that asks for it lives as long as the model does.
+        self._residence = asyncio.create_task(self._reside(), context=Context())
         self._residence.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def end(self) -> None:
@@ -222,7 +229,7 @@ class ModelSlot:
             self._failure, self._failed_at = error, time.monotonic()
             if not isinstance(error, LOAD_ERRORS):
                 logger.exception("%s has failed", self.id)
-            elif not self.options.at_start:
+            elif self._is_asked_for or self._ready is None or self._ready.done():
                 logger.error("%s could not be loaded: %s", self.id, error)
             assert self._ready is not None
             if not self._ready.done():
@@ -265,7 +272,7 @@ class ModelSlot:
             rest = limits.activations + limits.cache if limits else 0
             self._held_bytes = info.weight_bytes + info.kv_cache_bytes + rest
         if self._held_bytes == 0 and (model := self.options.settings.model) is not None:
-            folder = Path(model).expanduser()
+            folder = self._path or local_folder(model)
             self._held_bytes = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
         return self._held_bytes
 

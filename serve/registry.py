@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Protocol
 
+from starlette.requests import Request
+
 from quire.serve import request_record
 from quire.serve.backend import Backend, Unavailable
+from quire.serve.disconnect import unless_disconnected
 from quire.serve.errors import ApiError, invalid
 from quire.serve.output_form import Wanted
 from quire.serve.served_model import ServedModel
@@ -146,15 +149,22 @@ class Registry:
             record.model = entry.id
         return entry
 
-    async def open(self, name: str) -> Served:
-        """Raises what :meth:`find` and :meth:`Entry.open` raise."""
-        return await self.find(name).open(name)
+    async def open(self, request: Request, name: str) -> Served:
+        """The model that ``request`` wants, whose body has been read.
 
-    async def open_or_only(self, name: str | None) -> Served:
+        Raises what :meth:`find` and :meth:`Entry.open` raise, and :class:`ClientDisconnect` where
+        the client leaves while the model is being loaded.
+        """
+        entry = self.find(name)
+        if entry.served is not None and entry.served.backend.info is not None:
+            return await entry.open(name)
+        return await unless_disconnected(request, entry.open(name))
+
+    async def open_or_only(self, request: Request, name: str | None) -> Served:
         """Like :meth:`open`; a request that names no model means the only one there is."""
         if name is None and len(self._entries) > 1:
             raise invalid("model", f"model is required; this server has {self._names()}.")
-        return await self.open(self.first.id if name is None else name)
+        return await self.open(request, self.first.id if name is None else name)
 
     def _names(self) -> str:
         return " or ".join(repr(entry.id) for entry in self._entries)

@@ -104,6 +104,9 @@ _OFF: Final[Mapping[str, tuple[object, ...]]] = {
 }
 
 
+_LOGPROBS: Final = "message.output_text.logprobs"
+
+
 class ToolName(Struct, frozen=True):
     """What a tool is called by the client; the model knows one flat list of functions."""
 
@@ -124,6 +127,10 @@ def to_chat(body: ResponsesRequest, items: Sequence[Item]) -> Conversation:
         if getattr(body, field) not in harmless:
             raise invalid(field, f"{field} is not supported; leave it out.")
     ignored: list[str] = []
+    if _LOGPROBS in (body.include or ()):
+        raise invalid("include", f"include: {_LOGPROBS} is not supported; leave it out.")
+    if body.text is not None and body.text.verbosity is not None:
+        ignored.append("text.verbosity")
     names: dict[str, ToolName] = {}
     functions: list[dict[str, Any]] = []
     for index, tool in enumerate(body.tools or []):
@@ -192,6 +199,8 @@ def _add_tool(
     names[flat] = ToolName(name, bare_namespace, custom=kind == "custom")
     parameters = tool.get("parameters")
     if kind == "custom":
+        if (tool.get("format") or {}).get("type", "text") != "text":
+            ignored.append(f"{param}.format")
         parameters = {
             "type": "object",
             "properties": {"input": {"type": "string"}},

@@ -14,6 +14,7 @@ from quire.serve.protocol import GenerationRequest
 from quire.serve.served_model import ServedModel
 
 _MAX_BAD_WORD_TOKENS: Final = 64
+_MAX_BAD_WORD: Final = 256  # characters: encoding holds up everybody's events
 
 
 def sampling_of(
@@ -61,6 +62,9 @@ def _bad_words(tokenizer: Tokenizer, words: Sequence[str]) -> list[list[int]]:
     """The tokens of each word, at the start of a text and behind a space."""
     found: list[list[int]] = []
     for index, word in enumerate(words):
+        if len(word) > _MAX_BAD_WORD:
+            param = f"bad_words[{index}]"
+            raise invalid(param, f"{param} has more than {_MAX_BAD_WORD} characters.")
         for text in (word, f" {word.lstrip()}"):
             ids = tokenizer.encode(text, add_special_tokens=False).ids
             if len(ids) > _MAX_BAD_WORD_TOKENS:

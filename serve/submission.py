@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from quire.engine.messages import GenerateRequest, Ready, ThinkingBudget
+from quire.engine.messages import GenerateRequest, Ready, SamplingParams, ThinkingBudget
 from quire.serve.backend import UNNUMBERED, TokenStream
 from quire.serve.detokenizer import Detokenizer
 from quire.serve.errors import invalid
@@ -60,7 +60,8 @@ def start(served: Served, info: Ready, work: Work) -> GenerationGroup:
             f"{served.backend.max_in_flight} at a time.",
         )
     ignored: list[str] = []
-    requests = [_build(served, info, work, prompt, ignored) for prompt in work.prompts]
+    sampling = sampling_of(body, served.model, info, work.banned_token_ids)
+    requests = [_build(served, info, work, sampling, prompt, ignored) for prompt in work.prompts]
     served.backend.check_room(count)
     model = served.model
     table = model.token_bytes if body.skip_special_tokens is not False else model.all_token_bytes
@@ -103,7 +104,12 @@ def _reading(body: GenerationRequest, request: GenerateRequest, index: int, choi
 
 
 def _build(
-    served: Served, info: Ready, work: Work, prompt: Sequence[int], ignored: list[str]
+    served: Served,
+    info: Ready,
+    work: Work,
+    sampling: SamplingParams,
+    prompt: Sequence[int],
+    ignored: list[str],
 ) -> GenerateRequest:
     """Adds to ``ignored`` what has been accepted although it is not carried out."""
     body = work.body
@@ -137,7 +143,7 @@ def _build(
         request_id=UNNUMBERED,
         prompt_token_ids=list(prompt),
         max_tokens=max(max_tokens, 1),
-        sampling=sampling_of(body, served.model, info, work.banned_token_ids),
+        sampling=sampling,
         min_tokens=min_tokens,
         stop_token_ids=sorted(stop_token_ids),
         cache_salt=body.cache_salt or "",

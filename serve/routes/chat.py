@@ -47,7 +47,7 @@ class ChatCompletions:
 
     async def create(self, request: Request) -> Response:
         body = self._decoder.decode(await read_json(request))
-        served = await self._registry.open(body.model)
+        served = await self._registry.open(request, body.model)
         info = served.backend.admit()
         prompt = await unless_disconnected(
             request, conversation.encode_conversation(served, body, info.max_model_len)

@@ -31,7 +31,7 @@ class Completions:
 
     async def create(self, request: Request) -> Response:
         body = self._decoder.decode(await read_json(request))
-        served = await self._registry.open(body.model)
+        served = await self._registry.open(request, body.model)
         info = served.backend.admit()
         prompts = await unless_disconnected(
             request, _encode(served.model, body, info.max_model_len)

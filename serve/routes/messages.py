@@ -41,7 +41,7 @@ class Messages:
 
     async def create(self, request: Request) -> Response:
         body = self._decoder.decode(await read_json(request))
-        served = await self._registry.open(body.model)
+        served = await self._registry.open(request, body.model)
         chat, ignored = to_chat(body)
         info = served.backend.admit()
         if chat.thinking_token_budget is not None and not served.model.parsers.reads_reasoning:
@@ -77,7 +77,7 @@ class Messages:
 
     async def count_tokens(self, request: Request) -> Response:
         body = self._counted.decode(await read_json(request))
-        served = await self._registry.open(body.model)
+        served = await self._registry.open(request, body.model)
         chat, ignored = to_chat(body)
         prompt = await unless_disconnected(
             request, conversation.encode_conversation(served, chat, None)

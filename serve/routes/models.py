@@ -10,8 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quire.serve import conversation
+from quire.serve.errors import invalid
 from quire.serve.middleware import read_json
-from quire.serve.prompt import encode_chat, encode_texts, render_chat
+from quire.serve.prompt import encode_chat, encode_texts
 from quire.serve.protocol import (
     ChatCompletionRequest,
     DetokenizeRequest,
@@ -66,14 +67,14 @@ class Models:
     async def apply_template(self, request: Request) -> Response:
         """The prompt that /v1/chat/completions would make of the same body."""
         body = self._chat.decode(await read_json(request))
-        served = await self._registry.open(body.model)
+        served = await self._registry.open(request, body.model)
         rendered = await conversation.render(served, body)
         return json_response(RenderedPrompt(rendered.text))
 
     async def load(self, request: Request) -> Response:
         """Returns once the model takes requests."""
         body = self._load.decode(await read_json(request))
-        served = await self._registry.open(body.model)
+        served = await self._registry.open(request, body.model)
         return json_response(ModelState(served.model.id, "loaded"))
 
     async def unload(self, request: Request) -> Response:
@@ -85,10 +86,15 @@ class Models:
 
     async def tokenize(self, request: Request) -> Response:
         body = self._tokenize.decode(await read_json(request))
-        served = await self._registry.open_or_only(body.model)
+        served = await self._registry.open_or_only(request, body.model)
         encoder = served.model.encoder
         if body.messages is not None:
-            rendered = await render_chat(served.model.chat_template, body.messages)
+            if body.add_special_tokens is not None:
+                raise invalid(
+                    "add_special_tokens", "add_special_tokens is for a prompt, not for messages."
+                )
+            chat = ChatCompletionRequest(model=served.model.id, messages=body.messages)
+            rendered = await conversation.render(served, chat)
             tokens = (await encode_chat(encoder, rendered)).token_ids
         else:
             add = body.add_special_tokens is not False
@@ -100,6 +106,6 @@ class Models:
 
     async def detokenize(self, request: Request) -> Response:
         body = self._detokenize.decode(await read_json(request))
-        served = await self._registry.open_or_only(body.model)
+        served = await self._registry.open_or_only(request, body.model)
         text = await served.model.encoder.decode(body.tokens)
         return json_response(Detokenized(text))

@@ -46,7 +46,7 @@ class Responses:
 
     async def create(self, request: Request) -> Response:
         body = self._decoder.decode(await read_json(request))
-        served = await self._registry.open(body.model)
+        served = await self._registry.open(request, body.model)
         items = body.items
         if body.previous_response_id is not None:
             items = [*self._store.previous(body.previous_response_id).items, *items]

@@ -90,6 +90,14 @@ def test_a_changed_file_counts_at_once_and_a_broken_one_does_not(file, monkeypat
     assert keyring.identify("a") is alice
 
 
+def test_a_key_is_given_once_and_can_be_sent(file):
+    file.write_text(f'[admin]\nsha256 = "{hash_key("sk-1")}"\n')
+    with pytest.raises(SettingsError, match="admin is given in a file and as a setting"):
+        make_keyring(None, "sk-2", str(file))
+    with pytest.raises(SettingsError, match="--api-key must be ASCII"):
+        make_keyring("schlüssel", None, None)
+
+
 def test_nothing_asks_for_keys_unless_told_to():
     assert make_keyring(None, None, None) is None
     keyring = make_keyring("user", "boss", None)

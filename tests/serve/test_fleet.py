@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -187,6 +189,29 @@ def test_requests_that_arrive_together_load_a_model_once(folders, tmp_path):
             thread.join()
         assert statuses == [200] * 8
         assert len(workers(server)) == 2
+
+
+def test_the_first_model_is_waited_for_when_it_comes_back(folders, tmp_path):
+    with fleet(tmp_path, tables(folders)) as server:
+        assert admin(server, "unload", "a")[0] == 200
+        assert server.get("/ready") == 200
+        with ThreadPoolExecutor(8) as threads:
+            assert [*threads.map(lambda _: answer(server, "a"), range(8))] == [200] * 8
+
+
+def test_a_load_that_somebody_asks_for_is_no_matter_to_others(folders, tmp_path):
+    marker = tmp_path / "marker"
+    with fleet(tmp_path, tables(folders), f"once:{marker}:hang-load") as server:
+        marker.touch()
+        client = HTTPConnection("127.0.0.1", server.port, timeout=LIMIT)
+        headers = {"Content-Type": "application/json", **ADMIN}
+        client.request("POST", "/v1/completions", '{"model": "b", "prompt": "x"}', headers)
+        until(lambda: len(workers(server)) == 2)
+        assert server.get("/ready") == 200
+        assert answer(server, "a") == 200
+        assert admin(server, "unload", "b")[0] == 409
+        client.close()  # who has left does not hold it
+        until(lambda: admin(server, "unload", "b")[0] == 200)
 
 
 def test_a_model_that_cannot_be_loaded_harms_no_other(folders, tmp_path):

@@ -206,7 +206,7 @@ def test_what_codex_sends() -> None:
     with responses(says(call + custom)) as (server, _, backend):
         payloads = events_of(server, **fields)
         reply = server.request("POST", PATH, body(**fields))
-    assert reply.headers["x-quire-ignored"] == "tools[2], input[7]"
+    assert reply.headers["x-quire-ignored"] == "tools[1].format, tools[2], input[7]"
     first, second = payloads[-1]["response"]["output"]
     assert (first["type"], first["name"], first["namespace"]) == ("function_call", "clock", "mcp")
     assert (second["type"], second["name"]) == ("custom_tool_call", "apply_patch")

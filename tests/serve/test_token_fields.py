@@ -324,6 +324,7 @@ def test_fields_of_sampling_reach_the_engine() -> None:
         ({"allowed_token_ids": [1000]}, "allowed_token_ids"),
         ({"allowed_token_ids": ids(EOS), "min_tokens": 2}, "allowed_token_ids"),
         ({"bad_words": ["x" * 65]}, "bad_words[0]"),
+        ({"bad_words": ["a", "ab " * 100_000]}, "bad_words[1]"),
     ],
 )
 def test_tokens_that_cannot_be_are_refused(fields: dict[str, object], param: str) -> None:
