@@ -5,17 +5,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Collection, Sequence
 from itertools import takewhile
-from typing import NamedTuple
 
 from quire.cache.block_hash import BlockHash, extend_chain
 from quire.cache.block_pool import BlockPool
-
-
-class BlockCopy(NamedTuple):
-    """Copy all pages of block ``source`` to block ``target`` before the next step."""
-
-    source: int
-    target: int
 
 
 class BlockTable:
@@ -126,22 +118,3 @@ class BlockTable:
         self.block_ids = array("i")
         self._num_registered = 0
         return blocks
-
-    def fork(self, num_computed: int) -> tuple[BlockTable, list[BlockCopy]]:
-        """A second table over the same ``num_computed`` tokens.
-
-        Full blocks are shared; an unfinished last block is copied.
-
-        Raises:
-            ValueError: no block is available for the copy; nothing was taken.
-        """
-        num_full, unfinished = divmod(num_computed, self._pool.block_size)
-        own = self._pool.allocate(1 if unfinished else 0)
-        copies = [BlockCopy(self.block_ids[num_full], target) for target in own]
-        shared = self.block_ids[:num_full]
-        self._pool.acquire(shared)
-        twin = BlockTable(self._pool, self._root)
-        twin.block_ids = shared + array("i", own)
-        twin._names = self._names[:num_full]
-        twin._num_registered = min(self._num_registered, num_full)
-        return twin, copies

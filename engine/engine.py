@@ -111,7 +111,6 @@ class Engine:
         self._relief: Relief | None = None
         if config.least_blocks is not None:
             self._relief = Relief(config.num_blocks, config.least_blocks)
-        self._faults = MemoryFaults(config.max_num_batched_tokens)
         ahead = config.encode_ahead
         self._encode_ahead = model.in_place if ahead is None else ahead
         self._next: Future[Step] | None = None
@@ -151,6 +150,7 @@ class Engine:
             model_name=self.model.name,
             states=self._states,
         )
+        self._faults = MemoryFaults(config.max_num_batched_tokens)
         self._num_steps = 0
         self._clock = StepClock()
 
@@ -258,7 +258,8 @@ class Engine:
             self._retire(step, None if encode is do_later else forward or self._next)
         if batch is not None and forward is not None:
             masks, failed = self._fill_masks(batch)
-            self._outputs += failed
+            # Behind the tokens of the step before, which may not have left yet.
+            (self._unconfirmed or self._outputs).extend(failed)
             flight.encoded = self._next = encode(partial(self._encode_samples, forward, masks))
         self._clock.end_emit(num_tokens)
 
@@ -346,14 +347,32 @@ class Engine:
         if wanted == current:
             return
         logger.warning("the machine's memory: %s; %d KV blocks", pressure.name.lower(), wanted)
-        self._num_blocks = wanted
+        for each in self._in_flight:
+            error = None if each.encoded is None else each.encoded.exception()
+            if error is not None and not is_out_of_memory(error):
+                raise error
         self._drop_flight()
-        self.scheduler.start_over(wanted)
+        try:
+            self._resize(wanted)
+        except (RuntimeError, MemoryError) as error:
+            if wanted < current or not is_out_of_memory(error):
+                raise
+            logger.warning("the machine has no room for them yet")
+            self._relief.wait(now)
+            self._resize(current)
+
+    def _resize(self, num_blocks: int) -> None:
+        """Begin anew with so many blocks; what runs is computed again."""
+        self._num_blocks = num_blocks
+        self.scheduler.start_over(num_blocks)
         self._encode(self._replace_pages).result()
 
     def _replace_pages(self) -> None:
-        with contextlib.suppress(RuntimeError):
+        try:
             mx.synchronize()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
         # Graphs that were compiled hold the old ones.
         self._runner = ModelRunner(self.model, self.config.max_num_seqs)
         self._allocate()

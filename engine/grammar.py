@@ -40,15 +40,6 @@ class GrammarState:
         self._matcher.consume_token(token_id)
         self.check()
 
-    def rollback(self, num_tokens: int) -> None:
-        """Take back the newest tokens. Raises :class:`GrammarError` where there are fewer."""
-        self._matcher.rollback(num_tokens)
-        self.check()
-
-    def forced_tokens(self) -> list[int]:
-        """The tokens that must come next, as far as there is no choice; often none."""
-        return self._matcher.compute_ff_tokens()
-
     @property
     def is_finished(self) -> bool:
         """Whether the text is complete and nothing but its end can follow."""
@@ -58,10 +49,6 @@ class GrammarState:
     def may_end(self) -> bool:
         """Whether the text so far is complete, even if more could follow."""
         return self._matcher.is_accepting()
-
-    def copy(self) -> GrammarState:
-        """An independent state at the same place, in a microsecond."""
-        return GrammarState(self._matcher.deep_copy())
 
     def check(self) -> None:
         """Raise :class:`GrammarError` if the grammar failed, here or while a mask was filled."""
@@ -129,10 +116,6 @@ class GrammarCompiler:
         for matcher, row in rows:
             if matcher.is_error():
                 out[row] = _ALL_ALLOWED
-
-    def close(self) -> None:
-        """Stop compiling; what waits for it is cancelled."""
-        self._compiling.shutdown(wait=False, cancel_futures=True)
 
     def _compile(self, grammar: str) -> LLMatcher:
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=PARSER_LIMITS)

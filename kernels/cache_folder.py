@@ -6,6 +6,9 @@ import os
 import sys
 from pathlib import Path
 
+# Where MLX keeps compiled kernels on CUDA; its own choice does not outlive a boot of the machine.
+FOLDER_VARIABLE = "MLX_PTX_CACHE_DIR"
+
 
 def cache_folder() -> Path:
     """Of this user."""

@@ -22,12 +22,12 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from quire.kernels.cache_folder import FOLDER_VARIABLE
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue, not_run_but_noted
 from quire.kernels.nvrtc import CompileError, compile_text
 
 logger = logging.getLogger("quire.kernels")
 
-FOLDER_VARIABLE = "MLX_PTX_CACHE_DIR"
 Compile = Callable[[str], bytes]
 
 _TYPES = {
@@ -162,7 +162,7 @@ class KernelCache:
     def add(self, program: Program) -> None:
         """Have ``program`` compiled, unless it is there."""
         module = program.module
-        if module not in self._jobs and not program.path(self._folder).exists():
+        if module not in self._jobs and not os.path.exists(program.path(self._folder)):
             self._jobs[module] = self._threads.submit(self._make, program)
 
     def _make(self, program: Program) -> None:

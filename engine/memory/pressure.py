@@ -73,6 +73,10 @@ class Relief:
             self._calm_since = now
         return pressure
 
+    def wait(self, now: float) -> None:
+        """Calm begins anew: the blocks that were to return have found no room."""
+        self._calm_since = now
+
     def num_blocks(self, pressure: Pressure, now: float, current: int, *, idle: bool) -> int:
         """What the pool should have, which has ``current`` blocks."""
         if pressure is Pressure.CRITICAL:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from quire.engine.startup.openblas import load_openblas
-from quire.kernels.cache_folder import cache_folder
+from quire.kernels.cache_folder import FOLDER_VARIABLE, cache_folder
 
 if TYPE_CHECKING:
     from quire.engine.memory.budget import DeviceName
@@ -25,8 +25,6 @@ _SETTINGS = {"MLX_MAX_MB_PER_BUFFER": str(1 << 30)}
 # long prompt steps are handed over in pieces that say themselves where a buffer ends.
 if sys.platform == "darwin":
     _SETTINGS["MLX_MAX_OPS_PER_BUFFER"] = "512"
-# Where MLX keeps compiled kernels on CUDA; its own choice does not outlive a boot of the machine.
-_KERNELS_VARIABLE = "MLX_PTX_CACHE_DIR"
 _CAPABILITY = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 
 
@@ -59,7 +57,7 @@ def _keep_kernels() -> None:
     capability = compute_capability()
     if capability is not None:
         folder = cache_folder() / "cuda" / f"mlx-{version('mlx')}-sm{capability}"
-        os.environ.setdefault(_KERNELS_VARIABLE, str(folder))
+        os.environ.setdefault(FOLDER_VARIABLE, str(folder))
 
 
 def compute_capability() -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,9 +72,10 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
     )
     context = _wanted_context(config, loaded)
     longest_step = max(2, min(step_tokens, context - 4))  # learned positions end with the context
-    if cache is not None:
-        _compile_kernels(cache, paged, engine_config, longest_step, device)
-    activations = _try_out(paged, engine_config, longest_step)
+    with _told_what_fits(longest_step):
+        if cache is not None:
+            _compile_kernels(cache, paged, engine_config, longest_step, device)
+        activations = _try_out(paged, engine_config, longest_step)
     budget = replace(budget, weights=loaded.weight_bytes, activations=activations)
     demand = _demand(config, loaded.dtype, paged, context, step_tokens)
     num_blocks, num_slots = size_pools(budget, demand, config.kv_cache_memory)
@@ -232,11 +235,17 @@ def _try_out(paged: PagedModel, config: EngineConfig, prompt_length: int) -> int
     Returns the bytes of the step's activations.
     """
     num_blocks = max(_MIN_POOL_TOKENS, 2 * prompt_length) // config.block_size + 4
+    few = replace(config, num_blocks=num_blocks, num_state_slots=_WARM_UP_SLOTS)
+    engine = Engine(paged, few)
+    check_against_plain_forward(paged, num_blocks)
+    return measure_activations(engine, prompt_length, paged.vocab_size)
+
+
+@contextmanager
+def _told_what_fits(prompt_length: int) -> Iterator[None]:
+    """Raises EngineError, with what might fit, where the device has no memory for a step."""
     try:
-        few = replace(config, num_blocks=num_blocks, num_state_slots=_WARM_UP_SLOTS)
-        engine = Engine(paged, few)
-        check_against_plain_forward(paged, num_blocks)
-        return measure_activations(engine, prompt_length, paged.vocab_size)
+        yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

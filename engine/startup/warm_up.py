@@ -28,6 +28,9 @@ def measure_activations(engine: Engine, prompt_length: int, vocab_size: int) -> 
 
     Args:
         prompt_length: tokens of the longest step.
+
+    Raises:
+        MemoryError: the device has no memory for it.
     """
     mx.synchronize()
     mx.reset_peak_memory()
@@ -35,6 +38,9 @@ def measure_activations(engine: Engine, prompt_length: int, vocab_size: int) -> 
     # A shorter step that goes whole may need more than a long one in pieces.
     for length in {prompt_length, max(2, min(prompt_length, engine.model.whole_rows))}:
         run_full_steps(engine, length, vocab_size)
+    if engine.stats().memory_faults:
+        # The engine has gone on with shorter steps.
+        raise MemoryError(f"no memory for a step of {prompt_length} tokens")
     return max(0, mx.get_peak_memory() - before)
 
 

@@ -89,17 +89,6 @@ class PoolMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.twins)
     @rule(data=st.data())
-    def fork(self, data: st.DataObject) -> None:
-        twin = data.draw(st.sampled_from(self.twins))
-        if not self.pool.num_available:
-            return
-        table, copies = twin.table.fork(twin.computed)
-        for source, target in copies:
-            self.content[target] = self.content[source]
-        self.twins.append(Twin(table, list(twin.tokens), twin.computed))
-
-    @precondition(lambda self: self.twins)
-    @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         twin = data.draw(st.sampled_from(self.twins))
         self.twins.remove(twin)

@@ -65,37 +65,6 @@ def test_a_token_that_is_not_allowed_fails_the_state_for_good() -> None:
     other.check()
 
 
-def test_tokens_are_taken_back() -> None:
-    state = start(NUMBER)
-    before = set(allowed_tokens(state))
-    for token in ids("123"):
-        state.accept(token)
-    state.rollback(len(ids("123")))
-    assert set(allowed_tokens(state)) == before
-    with pytest.raises(GrammarError):
-        state.rollback(1)
-
-
-def test_copies_go_their_own_ways() -> None:
-    state = accept(NUMBER, "1")
-    copy = state.copy()
-    for token in ids("23"):
-        copy.accept(token)
-    assert copy.is_finished
-    assert not state.is_finished
-    assert start(NUMBER).may_end is False
-
-
-def test_tokens_without_a_choice_are_forced() -> None:
-    grammar = LLMatcher.grammar_from_lark('start: "name" /[0-9]/')
-    state = start(grammar)
-    forced = state.forced_tokens()
-    assert small_tokenizer().decode(forced) == "name"
-    for token in forced:
-        state.accept(token)
-    assert state.forced_tokens() == []
-
-
 def test_rows_without_a_grammar_allow_everything_and_rows_do_not_mix() -> None:
     digits, letters = start(NUMBER), start(LLMatcher.grammar_from_regex("[a-z]+"))
     out = np.zeros((4, mask_words(compiler().vocab_size)), np.int32)
@@ -119,7 +88,6 @@ def test_a_vocabulary_wider_than_the_tokenizer_is_never_drawn_beyond_its_end() -
     bits = np.unpackbits(out.view(np.uint8), bitorder="little")
     assert bits[: width - 100].any()
     assert not bits[width - 100 :].any()
-    grammars.close()
 
 
 @pytest.mark.parametrize(
@@ -163,7 +131,6 @@ def test_compiled_grammars_are_kept_and_the_oldest_forgotten() -> None:
     grammars.compile("start: /c/")  # the oldest in use is the second now
     assert grammars.compile("start: /a/") is first
     assert grammars.compile("start: /b/") is not second
-    grammars.close()
 
 
 def test_compiling_leaves_the_interpreter_to_others() -> None:

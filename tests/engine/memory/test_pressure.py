@@ -18,6 +18,7 @@ from quire.engine.device_thread import DeviceThread
 from quire.engine.engine import Engine, EngineConfig
 from quire.engine.memory.pressure import Pressure, Relief, system_pressure
 from quire.engine.messages import GenerateRequest, SamplingParams
+from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
 from quire.kernels.choice.selection import Selector, selecting
 
@@ -81,6 +82,35 @@ def place(request: pytest.FixtureRequest) -> Iterator[str]:
             stack.enter_context(simulated_kernels(orders=1))
             stack.enter_context(selecting(Selector("metal", None)))
         yield request.param
+
+
+def test_blocks_that_find_no_room_return_later() -> None:
+    level = Pressure.CRITICAL
+    engine = Engine(build("qwen3", 0), EngineConfig(400, block_size=8, least_blocks=12))
+    engine._relief = Relief(400, 12, lambda: level)
+    engine.relieve(0.0)
+    small = engine._pool.num_blocks
+    assert small < 400
+    level = Pressure.NONE
+    allocate = PagedModel.allocate
+
+    def full(model: PagedModel, num_blocks: int, *sizes: int) -> None:
+        if num_blocks == 400:
+            raise RuntimeError("[metal::malloc] Unable to allocate 17179869184 bytes.")
+        allocate(model, num_blocks, *sizes)
+
+    with mock.patch.object(PagedModel, "allocate", full):
+        engine.relieve(100.0)
+    assert engine._pool.num_blocks == small
+    engine.relieve(110.0)  # not at once
+    assert engine._pool.num_blocks == small
+    engine.submit(GenerateRequest(0, [5, 6, 7], 3, SamplingParams(temperature=0)))
+    tokens: list[int] = []
+    while engine.has_work:
+        tokens += [token for output in engine.step() for token in output.token_ids]
+    assert tokens == reference_generate(build("qwen3", 0), [5, 6, 7], 3)[0]
+    engine.relieve(200.0)
+    assert engine._pool.num_blocks == 400
 
 
 def test_requests_go_on_over_fewer_blocks(place: str) -> None:

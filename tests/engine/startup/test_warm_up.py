@@ -19,6 +19,7 @@ from quire.engine.startup.warm_up import (
     measure_activations,
     measure_mixed_tokens,
 )
+from quire.engine.step.runner import HostStep, ModelRunner, Step
 from quire.kernels.choice.selection import Selector, selecting
 from quire.kernels.gpu_kernel import not_run_but_noted
 
@@ -47,6 +48,26 @@ def test_the_engine_that_was_made_ready_begins_anew(device: DeviceName) -> None:
             tokens += output.token_ids
     assert tokens == reference_generate(build("qwen3", 0), prompt, 8)[0]
     assert engine.stats().cache.hits == 0
+
+
+def test_a_longest_step_without_memory_is_told() -> None:
+    """The engine itself would go on with shorter steps, and all that follows be too large."""
+    engine = make_engine()
+    build_step = ModelRunner.build
+
+    def limited(runner: ModelRunner, host: HostStep, previous: Step | None) -> Step:
+        if host.batch.num_tokens > 50:
+            raise RuntimeError("[malloc] Unable to allocate 17179869184 bytes.")
+        return build_step(runner, host, previous)
+
+    with (
+        mock.patch.object(ModelRunner, "build", limited),
+        pytest.raises(MemoryError, match="a step of 120 tokens"),
+    ):
+        measure_activations(engine, 120, vocab_size=50)
+    assert engine.stats().memory_faults > 0
+    engine.forget(None)
+    assert engine.stats().memory_faults == 0
 
 
 @pytest.fixture
