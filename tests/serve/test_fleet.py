@@ -89,7 +89,7 @@ def loaded(server: Server) -> set[str]:
 
 def workers(server: Server) -> list[int]:
     rows = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(server.process.pid)],
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(server.process.pid)],
         capture_output=True,
         text=True,
     ).stdout.splitlines()
