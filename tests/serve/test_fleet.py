@@ -203,14 +203,14 @@ def test_a_load_that_somebody_asks_for_is_no_matter_to_others(folders, tmp_path)
     marker = tmp_path / "marker"
     with fleet(tmp_path, tables(folders), f"once:{marker}:hang-load") as server:
         marker.touch()
-        client = HTTPConnection("127.0.0.1", server.port, timeout=LIMIT)
         headers = {"Content-Type": "application/json", **ADMIN}
-        client.request("POST", "/v1/completions", '{"model": "b", "prompt": "x"}', headers)
-        until(lambda: len(workers(server)) == 2)
-        assert server.get("/ready") == 200
-        assert answer(server, "a") == 200
-        assert admin(server, "unload", "b")[0] == 409
-        client.close()  # who has left does not hold it
+        with contextlib.closing(HTTPConnection("127.0.0.1", server.port, timeout=LIMIT)) as client:
+            client.request("POST", "/v1/completions", '{"model": "b", "prompt": "x"}', headers)
+            until(lambda: len(workers(server)) == 2)
+            assert server.get("/ready") == 200
+            assert answer(server, "a") == 200
+            assert admin(server, "unload", "b")[0] == 409
+        # Who has left does not hold it.
         until(lambda: admin(server, "unload", "b")[0] == 200)
 
 
