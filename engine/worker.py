@@ -31,6 +31,7 @@ from quire.engine.messages import (
     WorkerConfig,
 )
 from quire.engine.startup.boot import prepare_mlx
+from quire.engine.startup.lean_import import import_mlx_lm
 
 logger = logging.getLogger("quire.worker")
 
@@ -61,6 +62,7 @@ class Worker:
     def run(self, notes: list[str]) -> int:
         """Load the model and serve until told to stop; returns the exit code."""
         # Imported late: BLAS must be in place before mlx is.
+        import_mlx_lm()
         from quire.engine.startup.start import start_engine
 
         try:
