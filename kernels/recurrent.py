@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import mlx.core as mx
 
-from quire.kernels.choice.selection import select
+from quire.kernels.choice.selection import Selector, select
+from quire.kernels.choice.spec import AnySpec, Kind, Shape
 from quire.kernels.conv_window import Convolution, conv_window, conv_window_steps
 from quire.kernels.conv_window_spec import CONV_WINDOW, ConvShape, ConvVariant
 from quire.kernels.delta_rule import delta_rule, delta_rule_steps
@@ -17,26 +20,48 @@ from quire.kernels.ssm_scan_spec import SSM_SCAN, SsmShape, SsmVariant
 from quire.kernels.ssm_steps import SsmLayer, SsmRows
 
 
+class Use(NamedTuple):
+    """An operation on the states of a layer, and the shape of a call."""
+
+    spec: AnySpec
+    shape: Shape
+    dtype: mx.Dtype
+
+    def in_place(self, selector: Selector) -> bool:
+        """Whether a kernel computes it."""
+        variant = selector.select(self.spec, self.shape, self.dtype).variant
+        return self.spec.variants[variant].kind is Kind.KERNEL
+
+
+class Applied(NamedTuple):
+    """What an operation returns.
+
+    Attributes:
+        fence: what the next user of the pool waits for; the one that came in, if MLX knows of the
+            writes.
+    """
+
+    result: mx.array
+    fence: mx.array
+    use: Use
+
+
 def apply_delta_rule(
     rows: DeltaRows, pool: mx.array, segments: Segments, fence: mx.array
-) -> tuple[mx.array, mx.array]:
-    """The gated delta rule, as :func:`quire.kernels.delta_rule.delta_rule` says.
-
-    Returns:
-        y, and what the next user of the pool waits for: ``fence``, if MLX knows of the writes.
-    """
-    shape = DeltaShape.of(rows, segments.sources.shape[0])
-    choice = select(DELTA_RULE, shape, rows.q.dtype)
+) -> Applied:
+    """The gated delta rule, as :func:`quire.kernels.delta_rule.delta_rule` says."""
+    use = Use(DELTA_RULE, DeltaShape.of(rows, segments.sources.shape[0]), rows.q.dtype)
+    choice = select(*use)
     if choice.variant is DeltaVariant.IN_PLACE:
-        return delta_rule(rows, pool, segments, fence, ScanSettings(**choice.settings))
-    return delta_rule_steps(rows, pool, segments), fence
+        settings = ScanSettings(**choice.settings)
+        return Applied(*delta_rule(rows, pool, segments, fence, settings), use)
+    return Applied(delta_rule_steps(rows, pool, segments), fence, use)
 
 
 def apply_convolution(
     x: mx.array, conv: Convolution, pool: mx.array, segments: Segments, fence: mx.array
-) -> tuple[mx.array, mx.array]:
-    """A short convolution, as :func:`quire.kernels.conv_window.conv_window` says; returns as
-    :func:`apply_delta_rule` does."""
+) -> Applied:
+    """A short convolution, as :func:`quire.kernels.conv_window.conv_window` says."""
     shape = ConvShape(
         x.shape[0],
         segments.sources.shape[0],
@@ -45,18 +70,19 @@ def apply_convolution(
         conv.bias is not None,
         conv.silu,
     )
-    if select(CONV_WINDOW, shape, x.dtype).variant is ConvVariant.IN_PLACE:
-        return conv_window(x, conv, pool, segments, fence)
-    return conv_window_steps(x, conv, pool, segments), fence
+    use = Use(CONV_WINDOW, shape, x.dtype)
+    if select(*use).variant is ConvVariant.IN_PLACE:
+        return Applied(*conv_window(x, conv, pool, segments, fence), use)
+    return Applied(conv_window_steps(x, conv, pool, segments), fence, use)
 
 
 def apply_ssm(
     rows: SsmRows, layer: SsmLayer, pool: mx.array, segments: Segments, fence: mx.array
-) -> tuple[mx.array, mx.array]:
-    """Mamba-2's recurrence, as :func:`quire.kernels.ssm_scan.ssm_scan` says; returns as
-    :func:`apply_delta_rule` does."""
-    shape = SsmShape.of(rows, segments.sources.shape[0])
-    choice = select(SSM_SCAN, shape, rows.x.dtype)
+) -> Applied:
+    """Mamba-2's recurrence, as :func:`quire.kernels.ssm_scan.ssm_scan` says."""
+    use = Use(SSM_SCAN, SsmShape.of(rows, segments.sources.shape[0]), rows.x.dtype)
+    choice = select(*use)
     if choice.variant is SsmVariant.IN_PLACE:
-        return ssm_scan(rows, layer, pool, segments, fence, ScanSettings(**choice.settings))
-    return ssm_scan_steps(rows, layer, pool, segments), fence
+        settings = ScanSettings(**choice.settings)
+        return Applied(*ssm_scan(rows, layer, pool, segments, fence, settings), use)
+    return Applied(ssm_scan_steps(rows, layer, pool, segments), fence, use)

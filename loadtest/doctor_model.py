@@ -70,11 +70,11 @@ def _print_table(console: Console, title: str, reports: Sequence[LayerReport]) -
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    for column in ("layers", "attention", "decodes", "prompts", "pages"):
+    for column in ("layers", "attention or recurrence", "decodes", "prompts", "pages or states"):
         table.add_column(column, overflow="fold")
     for report in reports:
         pages = f"by MLX: {report.reason}" if report.reason else "in place, by kernels"
-        table.add_row(ranges(report.layers), report.heads, report.decodes, report.prompts, pages)
+        table.add_row(ranges(report.layers), report.work, report.decodes, report.prompts, pages)
     console.print(table)
 
 

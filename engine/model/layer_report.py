@@ -7,11 +7,14 @@ from typing import NamedTuple
 
 from quire.engine.model.paged_model import PagedModel, layer_heads
 from quire.engine.model.seam import PagedLayer
+from quire.engine.recurrent.layer import StateItem, StateLayer
 from quire.kernels.choice.selection import selector_for
 from quire.kernels.choice.spec import dtype_name
 from quire.kernels.heads import Heads
 from quire.kernels.paged_decode_spec import PAGED_DECODE, DecodeShape
 from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION, PromptShape
+
+Row = tuple[str, str, str, str]  # a report without its layers
 
 # A decode with some context, the first chunk of a prompt, and one behind as much context.
 _CONTEXT, _ROWS = 4096, 512
@@ -21,15 +24,15 @@ class LayerReport(NamedTuple):
     """Layers alike.
 
     Attributes:
-        layers: their places among those that store keys and values.
-        heads: "32 heads over 8 of 128, float16".
+        layers: their places among those that keep something of a sequence.
+        work: "32 heads over 8 of 128, float16", or the operation on states and its sizes.
         decodes, prompts: the variants that compute them, of a prompt's first chunk and of a later
             one.
-        reason: why no kernel reads and writes the pages; empty if they do.
+        reason: why no kernel reads and writes the pages or states; empty if they do.
     """
 
     layers: list[int]
-    heads: str
+    work: str
     decodes: str
     prompts: str
     reason: str
@@ -38,15 +41,33 @@ class LayerReport(NamedTuple):
 def report_layers(paged: PagedModel, block_size: int) -> list[LayerReport]:
     """One report for all layers alike, in the order of their first layers."""
     found: dict[tuple[str, ...], list[int]] = {}
-    for index, layer in enumerate(paged.layers):
-        for row in _rows(paged, layer, block_size):
-            found.setdefault(row, []).append(index)
+    for index, cache in enumerate(paged.cache):
+        for part in getattr(cache, "caches", [cache]):
+            for row in _part(paged, part, block_size):
+                found.setdefault(row, []).append(index)
     return [LayerReport(layers, *row) for row, layers in found.items()]
 
 
-def _rows(
-    paged: PagedModel, layer: PagedLayer, block_size: int
-) -> Iterator[tuple[str, str, str, str]]:
+def _part(paged: PagedModel, part: object, block_size: int) -> Iterator[Row]:
+    if isinstance(part, StateLayer):
+        yield from map(_state, part.items)
+    elif isinstance(part, PagedLayer) and part.shape is not None:
+        yield from _rows(paged, part, block_size)
+
+
+def _state(item: StateItem) -> Row:
+    if item.use is None:
+        shape = "x".join(map(str, item.shape.shape))
+        reason = "no kernel knows this recurrence"
+        return f"state of {shape}", "MLX's operations", "MLX's operations", reason
+    spec, shape, dtype = item.use
+    sizes = [f"{k} {v:d}" for k, v in shape._asdict().items() if k not in ("rows", "sequences")]
+    variant = selector_for().select(spec, shape, dtype).variant.value
+    reason = "" if item.in_place else "no kernel takes states of these sizes and types here"
+    return f"{spec.name}: {', '.join(sizes)}, {dtype_name(dtype)}", variant, variant, reason
+
+
+def _rows(paged: PagedModel, layer: PagedLayer, block_size: int) -> Iterator[Row]:
     reason = paged.why_no_kernels(layer, block_size)
     for heads in layer_heads(layer):
         if reason:

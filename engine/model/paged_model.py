@@ -37,6 +37,7 @@ class PagedModel:
     Attributes:
         model: mlx-lm's.
         name: of its architecture.
+        cache: what the model is called with; ``layers`` are in it.
         layers: those that store keys and values.
         states: of the recurrent layers, if there are any.
         vocab_size: width of the logits.
@@ -62,7 +63,6 @@ class PagedModel:
         """
         Args:
             step: whose inputs the layers and the norm look at.
-            cache: what the model is called with; ``layers`` are in it.
             final_norm: drops the rows whose logits nobody wants.
         """
         self.model = model
@@ -73,7 +73,7 @@ class PagedModel:
         self.allow_fused = True
         self.is_standard = False
         self._step = step
-        self._cache = cache
+        self.cache = cache
         self._final_norm = final_norm
         self._standard: StandardForward | None = None
         self._mlx: MlxPages | None = None
@@ -91,7 +91,7 @@ class PagedModel:
             assert self._standard is not None, "standard blocks that nobody has read"
             return self._standard(token_ids, step, list(self._pages()), pace)
         with self._step.running(step, pace):
-            logits: mx.array = self.model(token_ids[:, None], cache=self._cache)
+            logits: mx.array = self.model(token_ids[:, None], cache=self.cache)
         rows = step.logits_rows
         if rows is not None and (self._final_norm is None or not self._final_norm.selects):
             logits = logits[rows]

@@ -51,7 +51,7 @@ class WindowConv1d(nn.Conv1d):
         _, handle, rows = _newest.pop()
         conv = Convolution(self.weight, self.get("bias"), silu=False)
         result = apply_convolution(rows[:, 0], conv, handle.pool, handle.segments, handle.fence)
-        return handle.computed(*result)[:, None]
+        return handle.computed(result)[:, None]
 
 
 def adapt_convolutions(model: nn.Module) -> None:

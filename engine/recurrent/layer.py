@@ -14,6 +14,7 @@ from mlx_lm.models.cache import ArraysCache
 from quire.cache.states import LayerStates, StateShape
 from quire.engine.model.seam import CurrentStep
 from quire.engine.recurrent.plan import SequenceRows
+from quire.kernels.recurrent import Applied, Use
 from quire.kernels.segments import Segments
 
 
@@ -30,12 +31,14 @@ class StateItem:
 
     Attributes:
         shape: as an ordinary forward pass showed it.
+        use: the operation that computes it, if it is one of :mod:`quire.kernels.recurrent`.
         in_place: whether a kernel writes it; None: it is not known, or MLX writes what an operation
-            returns that is not one of :mod:`quire.kernels.recurrent`.
+            returns that is not one of these.
         window_size: of such an operation, the number of rows that it keeps.
     """
 
     shape: StateShape
+    use: Use | None = None
     in_place: bool | None = None
     window_size: int | None = None
 
@@ -128,16 +131,13 @@ class StateHandle:
         assert plan.rows is not None, "a use of a state that the probe has not seen"
         return plan.rows
 
-    def computed(self, result: mx.array, fence: mx.array) -> mx.array:
-        """``result`` of an operation of :mod:`quire.kernels.recurrent`.
-
-        Args:
-            fence: what such an operation returns beside it.
-        """
-        in_place = fence is not self.fence
+    def computed(self, applied: Applied) -> mx.array:
+        """The result of an operation of :mod:`quire.kernels.recurrent`."""
+        in_place = applied.fence is not self.fence
         assert self.item.in_place in (None, in_place), "a state that is written in two ways"
         self.item.in_place = in_place
-        return result
+        self.item.use = self.item.use or applied.use
+        return applied.result
 
     def read(self) -> mx.array:
         """(S, *shape), the states of the step's sequences before their first rows."""

@@ -62,7 +62,7 @@ def _delta_rule(original: Function) -> Function:
             result: tuple[mx.array, mx.array] = original(q, k, v, g, beta, state, mask)
             return result
         rows = DeltaRows(*(x[:, 0] for x in (q, k, v, g, beta)))
-        y = state.computed(*apply_delta_rule(rows, state.pool, state.segments, state.fence))
+        y = state.computed(apply_delta_rule(rows, state.pool, state.segments, state.fence))
         return y[:, None], STORED
 
     return update
@@ -79,7 +79,7 @@ def _ssm(original: Function) -> Function:
         steps = ssm.compute_dt(dt, dt_bias, args[8])
         rows = SsmRows(*(each[:, 0] for each in (x, B, C, steps)))
         layer = SsmLayer(A_log, D)
-        y = state.computed(*apply_ssm(rows, layer, state.pool, state.segments, state.fence))
+        y = state.computed(apply_ssm(rows, layer, state.pool, state.segments, state.fence))
         return y[:, None], STORED
 
     return update

@@ -16,10 +16,16 @@ from quire.engine.recurrent.families import adapt_model
 from quire.engine.recurrent.layer import StateItem, StateLayer
 from quire.engine.recurrent.plan import PlanOptions, StatePlan, plan_states
 from quire.engine.recurrent.seam import install
+from quire.kernels.choice.selection import Selector
+from quire.kernels.recurrent import Use
 
 
 class RecurrentStates:
-    """Owns the states of all layers, as long as the model is served."""
+    """Owns the states of all layers, as long as the model is served.
+
+    Attributes:
+        layers: stand-ins for the caches of recurrent layers.
+    """
 
     def __init__(self, model: nn.Module, step: CurrentStep) -> None:
         """``step`` is whose inputs the layers look at."""
@@ -27,13 +33,13 @@ class RecurrentStates:
         adapt_convolutions(model)
         adapt_model(model)
         self._step = step
-        self._layers: list[StateLayer] = []
+        self.layers: list[StateLayer] = []
 
     def stand_in(self, cache: ArraysCache) -> StateLayer:
         """What to give a layer in place of ``cache``, which an ordinary forward pass has filled."""
         shapes = [StateShape(item.shape[1:], item.dtype) for item in cache.cache]
-        self._layers.append(StateLayer(self._step, shapes))
-        return self._layers[-1]
+        self.layers.append(StateLayer(self._step, shapes))
+        return self.layers[-1]
 
     @property
     def bytes_per_slot(self) -> int:
@@ -44,8 +50,19 @@ class RecurrentStates:
         """Whether kernels write all states."""
         return all(item.in_place for item in self._items)
 
+    @property
+    def uses(self) -> list[Use]:
+        """What the probe has seen done with states, by operations that kernels may compute."""
+        return [item.use for item in self._items if item.use is not None]
+
+    def choose(self, selector: Selector) -> None:
+        """Decide anew who writes states, after a kernel has been found wrong."""
+        for item in self._items:
+            if item.use is not None:
+                item.in_place = item.use.in_place(selector)
+
     def allocate(self, num_slots: int) -> None:
-        for layer in self._layers:
+        for layer in self.layers:
             layer.states = None  # the old ones, before there are new ones
             layer.states = LayerStates([item.shape for item in layer.items], num_slots)
 
@@ -59,7 +76,7 @@ class RecurrentStates:
         """``logits``, which are computed only once MLX has stored the step's states."""
         arrays = [
             array
-            for layer in self._layers
+            for layer in self.layers
             if layer.states is not None
             for item, array in zip(layer.items, layer.states.arrays, strict=True)
             if not item.in_place
@@ -71,7 +88,7 @@ class RecurrentStates:
 
     @property
     def _items(self) -> Iterator[StateItem]:
-        for layer in self._layers:
+        for layer in self.layers:
             yield from layer.items
 
 

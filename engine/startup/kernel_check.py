@@ -47,6 +47,8 @@ def avoid_dropped(device: DeviceName, paged: PagedModel, block_size: int) -> lis
         return []
     shapes = [layer.shape for layer in paged.layers if layer.shape is not None]
     dtypes = {dtype_name(dtype) for s in shapes for dtype in (s.key_dtype, s.value_dtype)}
+    if paged.states is not None:
+        dtypes |= {dtype_name(use.dtype) for use in paged.states.uses}
     checked = sorted(dtypes & set(DTYPES))
     record = checked_variants(device, checked)
     if device == "metal":
@@ -56,6 +58,8 @@ def avoid_dropped(device: DeviceName, paged: PagedModel, block_size: int) -> lis
     selector = selector_for(device)
     paged.allow_kernels = all(selector.runs(Group.PAGES, dtype) for dtype in dtypes)
     paged.allow_fused = all(selector.runs(Group.BLOCKS, dtype) for dtype in dtypes)
+    if paged.states is not None:
+        paged.states.choose(selector)
     return [
         f"{verdict.operation}.{verdict.variant} is not used for {verdict.dtype}: "
         + " ".join(verdict.reason.split())[:_REASON_LENGTH]

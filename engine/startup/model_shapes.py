@@ -49,6 +49,8 @@ def model_shapes(paged: PagedModel, block_size: int) -> Mapping[AnySpec, list[Sh
         found.setdefault(TAKE_ROWS, []).extend({"dim": dim} for dim in dims)
     found |= _block_fields(paged, block_size)
     found |= _product_fields(paged.model)
+    for use in [] if paged.states is None else paged.states.uses:
+        found.setdefault(use.spec, []).append(_sizes(use.shape))
     found[SAMPLE] = [{"vocab": paged.vocab_size}]
     return {spec: _replaced(spec, each) for spec, each in found.items()}
 
@@ -103,6 +105,11 @@ def _attention_fields(paged: PagedModel, block_size: int) -> Iterator[Fields]:
                 "sinks": use.sinks,
                 "softcap": False,
             }
+
+
+def _sizes(shape: Shape) -> Fields:
+    """Of an operation on states, without what differs from step to step."""
+    return {k: v for k, v in shape._asdict().items() if k not in ("rows", "sequences")}
 
 
 def _block_fields(paged: PagedModel, block_size: int) -> dict[AnySpec, list[Fields]]:

@@ -74,8 +74,7 @@ def test_tokens_equal_those_of_mlx_lm(name: str) -> None:
     engine = Engine(model, config)
     assert model.states is not None
     assert model.states.in_place
-    # Attention over a latent is not the kernels'.
-    assert model.in_place == (name != "kimi_linear")
+    assert model.in_place
     draw = random.Random(0)
     prompts = [[draw.randrange(100) for _ in range(n)] for n in (37, 3, 1, 44)]
     requests = {index: (prompt, 22) for index, prompt in enumerate(prompts)}

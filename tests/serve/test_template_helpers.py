@@ -40,9 +40,11 @@ def messages(*contents: Any) -> list[Message]:
     return DECODER.decode(json.dumps({"model": "m", "messages": items}).encode()).messages
 
 
-def run(source: str, test: Callable[[TemplateHelpers], Awaitable[None]]) -> None:
+def run(
+    source: str, test: Callable[[TemplateHelpers], Awaitable[None]], limits: HelperLimits = LIMITS
+) -> None:
     async def check() -> None:
-        async with TemplateHelpers(source, {"eos_token": "</s>"}, LIMITS) as template:
+        async with TemplateHelpers(source, {"eos_token": "</s>"}, limits) as template:
             await test(template)
 
     asyncio.run(check())
@@ -127,7 +129,7 @@ def test_long_conversations_pass() -> None:
         chat = messages(*["x" * 100_000] * 50)
         assert len((await template.render(chat)).text) > 5_000_000
 
-    run(OBEDIENT, check)
+    run(OBEDIENT, check, HelperLimits(processes=1, seconds=60, memory=256 << 20))
 
 
 @pytest.mark.parametrize(

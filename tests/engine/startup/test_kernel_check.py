@@ -197,3 +197,32 @@ def test_what_fails_at_one_models_shapes_is_dropped_for_it_alone() -> None:
         assert len(avoid_dropped("metal", windows, 8)) == 1
         assert avoid_dropped("metal", plain, 8) == []
         assert not asked
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_states_are_checked_at_the_models_own_shapes(wrong: bool) -> None:
+    checked()
+    asked: dict[str, list[tuple[int, ...]]] = {}
+
+    def check_states(
+        spec: AnySpec, name: Enum, dtype: str, device: str, *, briefly: bool
+    ) -> Verdict:
+        asked[spec.name] = [tuple(shape) for shape in spec.checked]
+        fails = wrong and spec.name == "conv_window"
+        return Verdict(spec.name, name.value, dtype, 0.0, "its result is off" if fails else "")
+
+    metal = selection.selecting(selection.Selector("metal", None))
+    with simulated_kernels(orders=1), metal:
+        model = page_model(build("lfm2", 0), "lfm2")
+    assert model.states is not None
+    assert model.states.in_place
+    with mock.patch.object(check, "check_variant", check_states):
+        notes = avoid_dropped("metal", model, 8)
+    assert {shape[2:] for shape in asked["conv_window"]} == {(64, 3, False, False)}
+    assert "delta_rule" not in asked
+    assert len(notes) == wrong
+    # MLX writes them then.
+    assert model.states.in_place is not wrong
+    prompt = list(range(1, 20))
+    if wrong:
+        assert tokens_of(model, prompt) == reference_generate(build("lfm2", 0), prompt, 3)[0]

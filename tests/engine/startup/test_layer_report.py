@@ -6,6 +6,7 @@ from dataclasses import replace
 from unittest import mock
 
 import pytest
+from metal_sim import simulated_kernels
 from model_zoo import build
 
 from quire.engine.model.layer_report import LayerReport, report_layers
@@ -31,7 +32,7 @@ def test_layers_alike_are_one_line() -> None:
 
 def test_windows_are_told_apart() -> None:
     first, second = on_a_mac(page_model(build("gemma4_text", 0), "gemma4_text"))
-    assert ("window" in first.heads) != ("window" in second.heads)
+    assert ("window" in first.work) != ("window" in second.work)
     assert not set(first.layers) & set(second.layers)
     assert not first.reason
     assert not second.reason
@@ -59,3 +60,22 @@ def test_heads_have_their_largest_size() -> None:
             layer.shape = replace(layer.shape, key_dim=dim, value_dim=dim)
         (report,) = on_a_mac(paged)
         assert report.reason == reason
+
+
+def test_recurrent_layers_are_reported_too() -> None:
+    with simulated_kernels(orders=1), selecting(Selector("metal", None)):
+        reports = report_layers(page_model(build("qwen3_next", 0), "qwen3_next"), 16)
+    found = {report.work.partition(":")[0]: report for report in reports}
+    assert {"conv_window", "delta_rule"} < set(found)
+    assert found["conv_window"].decodes == "in_place"
+    assert found["conv_window"].layers == found["delta_rule"].layers
+    # The zoo's heads are narrower than the kernel takes.
+    assert found["delta_rule"].decodes == "steps"
+    assert found["delta_rule"].reason
+    places = [place for report in reports for place in report.layers]
+    assert set(places) == set(range(len(set(places))))
+
+
+def test_a_recurrence_without_a_kernel_says_so() -> None:
+    reports = report_layers(page_model(build("rwkv7", 0), "rwkv7"), 16)
+    assert any(report.reason == "no kernel knows this recurrence" for report in reports)
