@@ -57,9 +57,9 @@ def _part(paged: PagedModel, part: object, block_size: int) -> Iterator[Row]:
 
 def _state(item: StateItem) -> Row:
     if item.use is None:
-        shape = "x".join(map(str, item.shape.shape))
+        size = "x".join(map(str, item.shape.shape))
         reason = "no kernel knows this recurrence"
-        return f"state of {shape}", "MLX's operations", "MLX's operations", reason
+        return f"state of {size}", "MLX's operations", "MLX's operations", reason
     spec, shape, dtype = item.use
     sizes = [f"{k} {v:d}" for k, v in shape._asdict().items() if k not in ("rows", "sequences")]
     variant = selector_for().select(spec, shape, dtype).variant.value
