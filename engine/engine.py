@@ -269,12 +269,12 @@ class Engine:
         MLX reports an error of the device once, to whoever asks first: that may be who encodes the
         ``following`` step, so that tokens leave only when that has gone well too.
         """
-        tokens, logprobs = self._runner.collect(step)
+        tokens, logprobs, sums = self._runner.collect(step)
         self._clock.end_wait()
         is_encoded = following is None or following.done()
         if following is not None and is_encoded:
             following.result()
-        outputs = self.scheduler.commit(step.batch, tokens, logprobs)
+        outputs = self.scheduler.commit(step.batch, tokens, logprobs, sums)
         self._in_flight.popleft()
         self._num_steps += 1
         if self._faults.succeeded():

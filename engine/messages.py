@@ -77,6 +77,13 @@ class ThinkingBudget(msgspec.Struct, frozen=True):
     starts_open: bool = False  # the prompt has begun one
 
 
+class Pooling(msgspec.Struct, frozen=True):
+    """What a prompt's hidden states, behind the final norm, become: one vector of length 1."""
+
+    kind: Literal["last", "mean"]  # the last token's, or the mean of all
+    dimensions: int | None = None  # only so many of the first ones; None: all
+
+
 class GenerateRequest(msgspec.Struct, tag=True, frozen=True):
     """One sequence to generate. The front end has checked that it fits ``max_model_len``."""
 
@@ -95,6 +102,7 @@ class GenerateRequest(msgspec.Struct, tag=True, frozen=True):
     prompt_logprobs: int | None = None  # the same of the prompt's tokens
     priority: int = 0  # smaller ones are admitted first and give up their blocks last
     thinking: ThinkingBudget | None = None
+    pooling: Pooling | None = None  # the prompt becomes a vector, and no token is drawn
 
 
 class Abort(msgspec.Struct, tag=True, frozen=True):
@@ -132,6 +140,13 @@ class MemoryLimits(msgspec.Struct, frozen=True):
     wired: int  # that macOS keeps resident; 0 elsewhere
 
 
+class Abilities(msgspec.Struct, frozen=True):
+    """What requests may ask of a model beside tokens."""
+
+    grammars: bool = False
+    hidden_size: int = 0  # of the vectors that prompts can become; 0: they cannot
+
+
 class Ready(msgspec.Struct, tag=True, frozen=True):
     """The worker has warmed up and takes requests."""
 
@@ -148,7 +163,7 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
     num_state_slots: int = 0  # of models with recurrent layers
     state_bytes: int = 0  # of all slots
     notes: list[str] = []  # facts worth logging, e.g. which BLAS is in use
-    grammars: bool = False  # whether requests may have one
+    abilities: Abilities = Abilities()
     limits: MemoryLimits | None = None
 
 
@@ -178,6 +193,8 @@ class TokenOutput(msgspec.Struct, array_like=True, frozen=True):
     # With the first token: of each prompt token but the first, where the request asks for them.
     prompt_logprobs: list[TokenLogprobs] = []
     queue_seconds: float = 0.0  # from the request's arrival to its first step
+    # With finish_reason "stop" and no token, where the request asks for it: float32, little-endian.
+    vector: bytes = b""
 
 
 class StateStats(msgspec.Struct, frozen=True):

@@ -24,7 +24,7 @@ from quire.cache.block_pool import BlockPool
 from quire.cache.sequence_cache import NO_PREFIX, Holdings, Prefix, SequenceCache
 from quire.cache.state_pool import StatePool
 from quire.cache.state_table import StateMoves
-from quire.engine.errors import GrammarError, RequestTooLong
+from quire.engine.errors import EngineError, GrammarError, RequestTooLong
 from quire.engine.grammar import GrammarState
 from quire.engine.messages import (
     FinishReason,
@@ -33,7 +33,8 @@ from quire.engine.messages import (
     TokenLogprobs,
     TokenOutput,
 )
-from quire.engine.sequence import Arrival, Sequence
+from quire.engine.pooled import Float32Array, Pooled
+from quire.engine.sequence import Arrival, PromptReport, Sequence
 from quire.engine.step_batch import Chunk, StepBatch
 from quire.engine.thinking import Thinking
 
@@ -119,19 +120,20 @@ class Scheduler:
 
         Raises:
             RequestTooLong: it could not finish even with the whole pool to itself.
-            ValueError: its id is in use, its prompt is empty or it wants no tokens.
+            ValueError: its id is in use, its prompt is empty or it wants nothing.
         """
         if request.request_id in self._sequences:
             raise ValueError(f"request id {request.request_id} is in use")
-        if not request.prompt_token_ids or request.max_tokens < 1:
+        pooling, num_prompt = request.pooling, len(request.prompt_token_ids)
+        if not num_prompt or (pooling is None and request.max_tokens < 1):
             raise ValueError("a request needs a prompt and at least one token to generate")
         # The last sampled token is never computed, so it needs no slot.
-        num_tokens = len(request.prompt_token_ids) + request.max_tokens - 1
+        num_tokens = num_prompt + (request.max_tokens - 1 if pooling is None else 0)
         capacity = self.pool.num_usable * self.pool.block_size
         if num_tokens > capacity:
             raise RequestTooLong(
-                f"{len(request.prompt_token_ids)} prompt tokens and {request.max_tokens} output "
-                f"tokens need more than the {capacity} tokens the KV cache holds"
+                f"{num_prompt} prompt tokens and {request.max_tokens} output tokens need more "
+                f"than the {capacity} tokens the KV cache holds"
             )
         seed = request.sampling.seed
         sequence = Sequence(
@@ -142,6 +144,7 @@ class Scheduler:
             grammar=grammar,
             thinking=None if request.thinking is None else Thinking(request.thinking),
             arrival=Arrival(time.monotonic()),
+            report=PromptReport(pooled=None if pooling is None else Pooled(pooling, num_prompt)),
         )
         self._sequences[request.request_id] = sequence
         self._enqueue(sequence)
@@ -235,9 +238,8 @@ class Scheduler:
                 break
             if sequence.num_pending_tokens:
                 break  # preempted with a token in flight, which belongs to its prompt now
-            # What is cached has no logits any more.
             prefix = NO_PREFIX
-            if not sequence.num_unscored:
+            if not sequence.needs_every_row:
                 prefix = sequence.cache.find_prefix(sequence.token_ids)
             if self._should_wait(sequence, prefix, coming):
                 continue
@@ -317,7 +319,7 @@ class Scheduler:
 
         Requests that share a long prefix and arrive together would otherwise all compute it.
         """
-        if not coming or sequence.num_unscored:
+        if not coming or sequence.needs_every_row:
             return False
         size = self.pool.block_size
         shared = size * sequence.cache.num_coming(prefix, sequence.token_ids, coming)
@@ -345,7 +347,7 @@ class Scheduler:
         start = sequence.num_computed_tokens
         end = start + num_tokens
         total = sequence.num_tokens
-        samples = end == total
+        samples = end == total and request.pooling is None
         in_flight = samples and sequence.num_pending_tokens > 0
         output_index = total - len(request.prompt_token_ids)
         is_early = output_index < request.min_tokens
@@ -389,20 +391,22 @@ class Scheduler:
         batch: StepBatch,
         sampled: SequenceABC[int],
         logprobs: SequenceABC[TokenLogprobs] = (),
+        sums: SequenceABC[Float32Array] = (),
     ) -> list[TokenOutput]:
         """Take the tokens of a step that has retired; steps retire in order.
 
-        ``sampled`` has one token per chunk of ``batch.sampled``, and ``logprobs`` one entry per
-        entry of ``batch.reported``.
+        ``sampled`` has one token per chunk of ``batch.sampled``, ``logprobs`` one entry per entry
+        of ``batch.reported``, and ``sums`` one of hidden states per chunk of ``batch.pooled``.
         """
         self._retired = batch.step_id
         outputs = []
-        tokens = iter(sampled)
+        tokens, totals = iter(sampled), iter(sums)
         drawn, scored = iter(logprobs), iter(logprobs[len(logprobs) - batch.num_scored :])
         for chunk in batch.chunks:
             token = next(tokens) if chunk.samples else None
             reported = [next(drawn)] if chunk.samples and chunk.logprobs is not None else []
             scores = [next(scored) for _ in chunk.scored_token_ids]
+            total = next(totals) if not chunk.samples and chunk.num_pooled else None
             sequence = chunk.sequence
             if sequence.finished:
                 continue
@@ -410,8 +414,10 @@ class Scheduler:
                 sequence.cache.register(sequence.token_ids, chunk.context_length)
                 self._hold(sequence, sequence.cache.take_unneeded())
             # After a preemption what has been scored comes again.
-            known = len(sequence.prompt_logprobs) - chunk.start
-            sequence.prompt_logprobs += scores[max(0, known) :]
+            known = len(sequence.report.logprobs) - chunk.start
+            sequence.report.logprobs += scores[max(0, known) :]
+            if total is not None:
+                outputs += self._pool(sequence, chunk, total)
             if token is None:
                 continue
             sequence.token_ids.append(token)
@@ -421,6 +427,28 @@ class Scheduler:
             outputs.append(self._output(sequence, token, reported))
         self._release_held()
         return outputs
+
+    def _pool(self, sequence: Sequence, chunk: Chunk, total: Float32Array) -> list[TokenOutput]:
+        """The vector of a prompt, once its last hidden states have come."""
+        pooled = sequence.report.pooled
+        assert pooled is not None, "a chunk that nobody wants pooled"
+        if not pooled.add(chunk.start, chunk.context_length, total):
+            return []
+        try:
+            vector = pooled.vector()
+        except EngineError as error:
+            return [self.fail(sequence, str(error))]
+        self._finish(sequence)
+        return [
+            TokenOutput(
+                sequence.request.request_id,
+                [],
+                "stop",
+                num_cached_tokens=sequence.arrival.num_cached_tokens or 0,
+                queue_seconds=sequence.arrival.queue_seconds,
+                vector=vector,
+            )
+        ]
 
     def _output(self, sequence: Sequence, token: int, logprobs: list[TokenLogprobs]) -> TokenOutput:
         request = sequence.request
@@ -448,7 +476,7 @@ class Scheduler:
             num_cached_tokens=sequence.arrival.num_cached_tokens or 0,
             ends_with_text=grammar_ended,
             logprobs=logprobs,
-            prompt_logprobs=sequence.prompt_logprobs if num_outputs == 1 else [],
+            prompt_logprobs=sequence.report.logprobs if num_outputs == 1 else [],
             queue_seconds=sequence.arrival.queue_seconds,
         )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from quire.cache.sequence_cache import SequenceCache
 from quire.engine.grammar import GrammarState
 from quire.engine.messages import GenerateRequest, TokenLogprobs
+from quire.engine.pooled import Pooled
 from quire.engine.seen_tokens import SeenTokens
 from quire.engine.thinking import Thinking
 
@@ -18,6 +19,15 @@ class Arrival:
     at: float = 0.0  # seconds, on the monotonic clock
     queue_seconds: float = 0.0
     num_cached_tokens: int | None = None  # of its prompt; None until it was admitted
+
+
+@dataclass(slots=True)
+class PromptReport:
+    """What is to be told of a prompt, as far as the host has it."""
+
+    # Of each token but the first; empty where nobody asks.
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    pooled: Pooled | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -36,8 +46,7 @@ class Sequence:
     admissions: int = 0  # tells rows scheduled before a preemption from those after it
     finished: bool = False
     grammar: GrammarState | None = None  # has taken the output tokens that the host has seen
-    # Of each prompt token but the first, as far as the host has them; empty where nobody asks.
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    report: PromptReport = field(default_factory=PromptReport)
     thinking: Thinking | None = None  # likewise; None: there is no limit
     _seen: SeenTokens | None = None
 
@@ -51,7 +60,14 @@ class Sequence:
         """Prompt tokens whose log-probabilities are wanted and not known yet."""
         if self.request.prompt_logprobs is None:
             return 0
-        return len(self.request.prompt_token_ids) - 1 - len(self.prompt_logprobs)
+        return len(self.request.prompt_token_ids) - 1 - len(self.report.logprobs)
+
+    @property
+    def needs_every_row(self) -> bool:
+        """Whether nothing of the prompt may come from the cache, which has no logits and no hidden
+        states."""
+        pooled = self.report.pooled
+        return self.num_unscored > 0 or (pooled is not None and pooled.needs_all)
 
     def scored_behind(self, start: int, end: int) -> list[int]:
         """The tokens that follow on those at ``start`` to ``end``, where they are scored."""
@@ -70,8 +86,11 @@ class Sequence:
 
     @property
     def num_wanted_tokens(self) -> int:
-        """Tokens still to compute before the next one can be sampled; 0 if none will be."""
+        """Tokens still to compute before the next one can be sampled, or before the prompt is a
+        vector; 0 if neither will be."""
         num_tokens = len(self.token_ids) + self.num_pending_tokens
+        if self.report.pooled is not None:
+            return num_tokens - self.num_computed_tokens
         if num_tokens - len(self.request.prompt_token_ids) >= self.request.max_tokens:
             return 0
         if self.thinking is not None and self.thinking.waits(self.num_pending_tokens):

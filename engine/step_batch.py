@@ -43,6 +43,12 @@ class Chunk(msgspec.Struct, eq=False):  # a quarter of a dataclass's time to mak
     logprobs: int | None = None
 
     @property
+    def num_pooled(self) -> int:
+        """How many of its last rows' hidden states go into a vector."""
+        pooled = self.sequence.report.pooled
+        return 0 if pooled is None else pooled.num_wanted(self.start, self.context_length)
+
+    @property
     def context_length(self) -> int:
         """Tokens the chunk's last row attends to, itself included."""
         return self.start + self.num_tokens
@@ -59,10 +65,12 @@ class StepBatch:
     state_moves: list[StateMoves] = field(default_factory=list)
     sampled: list[Chunk] = field(init=False)  # in the order of the step's samples
     scored: list[Chunk] = field(init=False)  # with prompt tokens to be scored
+    pooled: list[Chunk] = field(init=False)  # with hidden states that go into a vector
 
     def __post_init__(self) -> None:
         self.sampled = [chunk for chunk in self.chunks if chunk.samples]
         self.scored = [chunk for chunk in self.chunks if chunk.scored_token_ids]
+        self.pooled = [chunk for chunk in self.chunks if not chunk.samples and chunk.num_pooled]
 
     @property
     def has_grammars(self) -> bool:

@@ -8,9 +8,10 @@ kernels. So there a small kernel writes the results where the host reads them.
 from __future__ import annotations
 
 import mlx.core as mx
+import numpy as np
 
 from quire.kernels.gpu_kernel import GpuKernel
-from quire.kernels.upload import HostSlot, Staging
+from quire.kernels.upload import HostSlot, Int32Array, Staging
 
 _THREADS = 128
 
@@ -40,9 +41,15 @@ class Download:
         if self._slot is None:
             values: list[int] = self.pending.tolist()  # type: ignore[assignment]
             return values
-        mx.eval(self.pending)
-        read: list[int] = self._slot.view[: self._size].tolist()
+        read: list[int] = self.read_array().tolist()
         return read
+
+    def read_array(self) -> Int32Array:
+        """The same as an array, for results that are many."""
+        mx.eval(self.pending)
+        if self._slot is None:
+            return np.array(self.pending)
+        return self._slot.view[: self._size].copy()
 
 
 def copy_to_host(values: mx.array, place: mx.array) -> mx.array:

@@ -24,6 +24,7 @@ from quire.serve.responses import json_response
 from quire.serve.routes import page
 from quire.serve.routes.chat import ChatCompletions
 from quire.serve.routes.completions import Completions
+from quire.serve.routes.embeddings import Embeddings
 from quire.serve.routes.health import Health
 from quire.serve.routes.messages import Messages
 from quire.serve.routes.models import Models
@@ -54,6 +55,7 @@ def create_app(
     """
     chat = ChatCompletions(registry)
     completions = Completions(registry)
+    embeddings = Embeddings(registry)
     messages = Messages(registry)
     responses = Responses(registry)
     models = Models(registry)
@@ -61,6 +63,7 @@ def create_app(
     routes = [
         Route("/v1/chat/completions", chat.create, methods=["POST"]),
         Route("/v1/completions", completions.create, methods=["POST"]),
+        Route("/v1/embeddings", embeddings.create, methods=["POST"]),
         Route("/v1/responses", responses.create, methods=["POST"]),
         Route("/v1/responses/{id}", responses.retrieve, methods=["GET"]),
         Route("/v1/responses/{id}", responses.delete, methods=["DELETE"]),

@@ -31,7 +31,7 @@ from quire.serve.settings import SETTINGS, ServeSettings, SettingsError
 _OWN_SETTINGS: Final = (
     *("model", "max_model_len", "kv_cache_memory", "block_size", "max_num_seqs", "max_queue"),
     *("max_num_batched_tokens", "eviction_policy", "device", "step_timeout"),
-    *("tool_parser", "reasoning_parser", "chat_template_kwargs"),
+    *("tool_parser", "reasoning_parser", "chat_template_kwargs", "pooling"),
 )
 _SAMPLING: Final = ("temperature", "top_k", "top_p", "min_p")
 _NAME: Final = re.compile(r"[\w./-]{1,200}")

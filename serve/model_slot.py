@@ -287,6 +287,7 @@ class ModelSlot:
             tool_parser=settings.tool_parser,
             reasoning_parser=settings.reasoning_parser,
             default_switches=dict(settings.chat_template_kwargs),
+            pooling=settings.pooling,
         )
         sampling = self.options.sampling.over(model.default_sampling)
         client = WorkerClient(self._metrics, settings.max_num_seqs + settings.max_queue)

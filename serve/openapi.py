@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from quire.serve.embeddings_protocol import EmbeddingList, EmbeddingRequest
 from quire.serve.errors import ErrorEnvelope
 from quire.serve.messages_protocol import CountTokensRequest, MessagesRequest
 from quire.serve.protocol import (
@@ -61,6 +62,7 @@ OPERATIONS: Final[Sequence[Operation]] = (
     Operation(
         "post", "/v1/completions", "Continue a text", CompletionRequest, Completion, Completion
     ),
+    Operation("post", "/v1/embeddings", "Texts to vectors", EmbeddingRequest, EmbeddingList),
     Operation(
         "post", "/v1/responses", "Answer in OpenAI's newer form", ResponsesRequest, None, _OBJECT
     ),

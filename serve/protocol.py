@@ -27,6 +27,7 @@ StopStrings = NonEmptyStr | Annotated[list[NonEmptyStr], Meta(min_length=1, max_
 PositiveInt = Annotated[int, Meta(ge=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Choices = Annotated[int, Meta(ge=1, le=128)]
+TextsOrIds = str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
 LogitBias = Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)]
 
 
@@ -236,7 +237,7 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fiel
 
 
 class CompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
-    prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
+    prompt: TextsOrIds
     max_tokens: Annotated[int, Meta(ge=0)] | None = 16
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     echo: bool | None = None  # the prompt stands in front of the answer
@@ -255,18 +256,24 @@ class CompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=T
     @property
     def prompts(self) -> list[str | list[int]]:
         """One entry per sequence. Raises :class:`ApiError` where the list mixes forms."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        forms = {type(item) for item in self.prompt}
-        if len(forms) > 1:
-            raise invalid(
-                "prompt", "prompt is a string, strings, token ids or lists of token ids, not a mix."
-            )
-        if forms == {int}:
-            return [[item for item in self.prompt if isinstance(item, int)]]
-        if len(self.prompt) > MAX_PROMPTS:
-            raise invalid("prompt", f"prompt has {len(self.prompt)} entries; send {MAX_PROMPTS}.")
-        return [item for item in self.prompt if not isinstance(item, int)]
+        return texts_or_ids(self.prompt, "prompt", MAX_PROMPTS)
+
+
+def texts_or_ids(value: TextsOrIds, field: str, most: int) -> list[str | list[int]]:
+    """One text, or token ids, for each prompt. Raises :class:`ApiError` where the list mixes
+    forms or has more than ``most`` entries."""
+    if isinstance(value, str):
+        return [value]
+    forms = {type(item) for item in value}
+    if len(forms) > 1:
+        raise invalid(
+            field, f"{field} is a string, strings, token ids or lists of token ids, not a mix."
+        )
+    if forms == {int}:
+        return [[item for item in value if isinstance(item, int)]]
+    if len(value) > most:
+        raise invalid(field, f"{field} has {len(value)} entries; send {most}.")
+    return [item for item in value if not isinstance(item, int)]
 
 
 class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):

@@ -58,7 +58,7 @@ class Served:
         if wanted is None:
             return ""
         grammars = self.model.grammars
-        if grammars is None or not self.backend.admit().grammars:
+        if grammars is None or not self.backend.admit().abilities.grammars:
             raise invalid(
                 wanted.param, f"{wanted.param} is not available: this model takes no grammars."
             )

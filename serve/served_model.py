@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import jinja2
 import msgspec
@@ -55,6 +55,7 @@ class ServedModel:
     )  # for fields a request leaves out
     default_switches: Mapping[str, Any] = field(default_factory=dict)  # of the chat template
     grammars: GrammarChecker | None = None  # None: no request may ask for a form of its output
+    pooling: Literal["last", "mean"] = "last"  # how texts become vectors
 
     @cached_property
     def all_token_bytes(self) -> TokenBytes:
@@ -83,6 +84,7 @@ def load_served_model(
     tool_parser: str = "auto",
     reasoning_parser: str = "auto",
     default_switches: Mapping[str, Any] | None = None,
+    pooling: Literal["last", "mean"] = "last",
 ) -> ServedModel:
     """Read a model folder in the Hugging Face layout. Raises :class:`ModelFilesError`.
 
@@ -111,6 +113,7 @@ def load_served_model(
         grammars=GrammarChecker(
             str(path / "tokenizer.json"), list(eos_token_ids), markers_of(tokenizer)
         ),
+        pooling=pooling,
     )
 
 

@@ -125,6 +125,12 @@ class ServeSettings:
         "the chat template's switches unless a request sets them, e.g. enable_thinking=false",
         "NAME=VALUE,...",
     )
+    pooling: Literal["last", "mean"] = _row(
+        "last",
+        choice("last", "mean"),
+        "what the vector of a text is: its last token's hidden state, or the mean of all",
+        "last|mean",
+    )
     block_size: int = _row(16, integer(1, 1024), "tokens in one KV block", "TOKENS")
     max_num_seqs: int = _row(64, integer(1), "requests that run at the same time", "N")
     max_num_batched_tokens: int | None = _row(

@@ -115,7 +115,7 @@ def _build(
     body = work.body
     if body.truncate_prompt_tokens is not None:
         prompt = prompt[-body.truncate_prompt_tokens :]
-    _check_prompt(prompt, work.prompt_field, info)
+    check_prompt(prompt, work.prompt_field, info)
     max_tokens = _token_limit(body, len(prompt), work.prompt_field, info, ignored)
     min_tokens = body.min_tokens or 0
     if min_tokens > max_tokens:
@@ -155,7 +155,7 @@ def _build(
     )
 
 
-def _check_prompt(prompt: Sequence[int], prompt_field: str, info: Ready) -> None:
+def check_prompt(prompt: Sequence[int], prompt_field: str, info: Ready) -> None:
     if not prompt:
         raise invalid(prompt_field, f"{prompt_field} has no tokens; send at least one.")
     if max(prompt) >= info.vocab_size:

@@ -94,6 +94,8 @@ class RequestStream:
         """Append one step's tokens, received at ``now``, and account for them."""
         if output.token_ids:
             self._count(output, now)
+        elif output.vector:
+            self._count_prompt(output, now)
         reason = output.finish_reason
         if reason in ("error", "abort"):
             self.fail(output.error or "The worker gave up this request.")
@@ -123,6 +125,7 @@ class RequestStream:
             [entry for output in outputs for entry in output.logprobs],
             outputs[0].prompt_logprobs,
             outputs[0].queue_seconds,
+            outputs[-1].vector,
         )
 
     def _count(self, output: TokenOutput, now: float) -> None:
@@ -134,12 +137,7 @@ class RequestStream:
             num_gaps -= 1
             waited = now - self._submitted
             metrics.time_to_first_token.observe(waited)
-            metrics.queue_time.observe(output.queue_seconds)
-            metrics.prefill_time.observe(max(0.0, waited - output.queue_seconds))
-            metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
-            metrics.add_prompt(self._num_prompt_tokens, now)
-            metrics.prompt_tokens_cached.inc(output.num_cached_tokens)
-            self._num_cached_tokens = output.num_cached_tokens
+            self._count_prompt(output, now)
             if self._record is not None:
                 self._record.add_times(output.queue_seconds, waited)
         else:
@@ -148,6 +146,16 @@ class RequestStream:
             metrics.inter_token_latency.observe(gap)
         self._num_tokens += num_tokens
         self._last_token = now
+
+    def _count_prompt(self, output: TokenOutput, now: float) -> None:
+        """Account for a prompt that has been computed."""
+        metrics = self._client.metrics
+        metrics.queue_time.observe(output.queue_seconds)
+        metrics.prefill_time.observe(max(0.0, now - self._submitted - output.queue_seconds))
+        metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
+        metrics.add_prompt(self._num_prompt_tokens, now)
+        metrics.prompt_tokens_cached.inc(output.num_cached_tokens)
+        self._num_cached_tokens = output.num_cached_tokens
 
     def _finish(self, reason: FinishReason) -> None:
         self._finished = True

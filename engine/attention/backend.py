@@ -14,6 +14,7 @@ import mlx.core as mx
 from quire.cache.pages import LayerPages
 from quire.engine.attention.rows import Rows
 from quire.engine.recurrent.plan import StatePlan
+from quire.engine.step.pooling import PooledRows
 from quire.engine.step_batch import StepBatch
 from quire.kernels.attention import AttentionPlan
 from quire.kernels.heads import Heads, Scoring
@@ -50,6 +51,7 @@ class StepInputs:
         slot_mapping: (T,) int32, block * block_size + offset: where each row's keys and values go.
         logits_rows: (R,) int32, rows whose logits are wanted; None: all.
         plans: by backend, what it needs to attend.
+        pooled: rows whose hidden states are summed; None: none.
         fence: (1,) an output of the step before, which writes in place wait for; put here on the
             device.
     """
@@ -60,6 +62,7 @@ class StepInputs:
     slot_mapping: Array
     logits_rows: Array | None
     plans: Plans
+    pooled: PooledRows | None = None
     fence: mx.array | None = None
 
 

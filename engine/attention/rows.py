@@ -30,6 +30,7 @@ class Rows:
         decodes_as_chunks: whether attention takes them as prompt chunks of one row.
         prompts: the prompt chunks as attention sees them.
         num_padding_rows: behind the prompt chunks.
+        last_rows: the row of the last token of each chunk, in the batch's order.
         logits_rows: the row of the last token of each chunk that samples, in the batch's order, and
             behind them the rows whose next tokens are scored.
     """
@@ -72,6 +73,7 @@ class Rows:
             row += chunk.num_tokens
             last_rows.append(row - 1)
         self.num_padding_rows = size - row
+        self.last_rows = last_rows
         self.logits_rows = [
             last for chunk, last in zip(batch.chunks, last_rows, strict=True) if chunk.samples
         ]

@@ -19,6 +19,7 @@ from quire.engine.model.pace import Pace
 from quire.engine.model.seam import CurrentStep, FinalNorm, PagedLayer
 from quire.engine.model.standard import StandardForward
 from quire.engine.recurrent.states import RecurrentStates
+from quire.engine.step.pooling import sum_rows
 from quire.engine.step_batch import StepBatch
 from quire.kernels.heads import Heads
 
@@ -81,8 +82,9 @@ class PagedModel:
 
     def __call__(
         self, token_ids: mx.array, step: StepInputs, layers_at_once: int | None = None
-    ) -> mx.array:
-        """(T,) int token ids -> (R, vocab) logits of the rows that ``step`` wants.
+    ) -> list[mx.array]:
+        """(T,) int token ids -> (R, vocab) logits of the rows that ``step`` wants, and behind them
+        sums of hidden states where it wants any: see :func:`sum_rows`.
 
         With ``layers_at_once`` all but the last layers have been handed to the device then.
         """
@@ -92,12 +94,23 @@ class PagedModel:
             return self._standard(token_ids, step, list(self._pages()), pace)
         with self._step.running(step, pace):
             logits: mx.array = self.model(token_ids[:, None], cache=self.cache)
+            hidden = self._step.hidden
         rows = step.logits_rows
         if rows is not None and (self._final_norm is None or not self._final_norm.selects):
             logits = logits[rows]
         if self.states is not None:
             logits = self.states.stored_with(logits)
-        return logits[:, 0]
+        if step.pooled is None:
+            return [logits[:, 0]]
+        assert hidden is not None, "a model without a norm in front of its head"
+        return [logits[:, 0], sum_rows(hidden[:, 0], step.pooled)]
+
+    @property
+    def hidden_size(self) -> int:
+        """Of the vectors that prompts can become; 0: hidden states cannot be reached, since no norm
+        stands in front of the head, or it is called more than once."""
+        norm = self._final_norm
+        return norm.size if norm is not None and norm.selects else 0
 
     @property
     def bytes_per_token(self) -> int:

@@ -72,7 +72,7 @@ def page_model(model: nn.Module, name: str) -> PagedModel:
     if states is not None:
         states.allocate(3)
     try:
-        logits = paged(mx.array([0, 0]), _probe_step())
+        [logits] = paged(mx.array([0, 0]), _probe_step())
         mx.eval(logits)
     except CannotPage as error:
         raise UnsupportedModel(name, str(error)) from error

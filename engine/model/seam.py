@@ -59,6 +59,7 @@ class CurrentStep:
         self._inputs: StepInputs | None = None
         self.pace: Pace | None = None  # of a step that is handed over in pieces
         self.written: dict[PagedLayer, PageArrays] = {}
+        self.hidden: mx.array | None = None  # behind the final norm, of rows that are pooled
 
     @property
     def inputs(self) -> StepInputs:
@@ -70,6 +71,12 @@ class CurrentStep:
         """Rows whose logits are wanted; None: all, or no step is running."""
         return None if self._inputs is None else self._inputs.logits_rows
 
+    @property
+    def pooled_rows(self) -> mx.array | None:
+        """Rows whose hidden states are wanted; None: none."""
+        pooled = None if self._inputs is None else self._inputs.pooled
+        return None if pooled is None else pooled.rows
+
     @contextmanager
     def running(self, inputs: StepInputs, pace: Pace | None = None) -> Iterator[None]:
         assert self._inputs is None, "one step at a time"
@@ -77,7 +84,7 @@ class CurrentStep:
         try:
             yield
         finally:
-            self._inputs = self.pace = None
+            self._inputs = self.pace = self.hidden = None
             self.written.clear()
 
 
@@ -86,6 +93,7 @@ class FinalNorm(nn.Module):
 
     Attributes:
         selects: whether it does; None while the probe counts how often it is called.
+        size: of a hidden state, as the probe showed it.
     """
 
     def __init__(self, norm: nn.Module, step: CurrentStep) -> None:
@@ -95,6 +103,7 @@ class FinalNorm(nn.Module):
         object.__setattr__(self, "_step", step)
         object.__setattr__(self, "calls_of_probe", 0)
         object.__setattr__(self, "selects", None)
+        object.__setattr__(self, "size", 0)
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -104,6 +113,10 @@ class FinalNorm(nn.Module):
             self.calls_of_probe += 1
         rows = self._step.logits_rows if self.selects else None
         output: mx.array = self.wrapped(hidden if rows is None else hidden[rows], *args, **kwargs)
+        if self.selects is None:
+            self.size = output.shape[-1]
+        elif (pooled := self._step.pooled_rows) is not None:
+            self._step.hidden = self.wrapped(hidden[pooled], *args, **kwargs)
         return output
 
     def __getattr__(self, name: str) -> Any:

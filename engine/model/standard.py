@@ -20,6 +20,7 @@ from quire.engine.model.block_ops import add_norm, gated
 from quire.engine.model.block_weights import BlockKind, BlockWeights, multiply, read_blocks
 from quire.engine.model.pace import Pace
 from quire.engine.model.recurring import Recurring
+from quire.engine.step.pooling import sum_rows
 from quire.kernels.attention import AttentionPlan, attend
 from quire.kernels.choice.selection import select
 from quire.kernels.heads import Heads, Scoring
@@ -64,8 +65,9 @@ class StandardForward:
         step: StepInputs,
         pages: Sequence[LayerPages],
         pace: Pace | None = None,
-    ) -> mx.array:
-        """(T,) int32 -> (R, vocab) logits of the rows that ``step`` wants.
+    ) -> list[mx.array]:
+        """(T,) int32 -> (R, vocab) logits of the rows that ``step`` wants, and behind them sums of
+        hidden states where it wants any.
 
         Args:
             pages: those of each block, written in place.
@@ -80,14 +82,18 @@ class StandardForward:
             if pace is not None:
                 pace.passed(*terms)
         residual, delta = terms
+        norm = inner.norm
+        sums = []
+        if (pooled := step.pooled) is not None:
+            _, hidden = add_norm(residual[pooled.rows], delta[pooled.rows], norm.weight, norm.eps)
+            sums = [sum_rows(hidden, pooled)]
         if step.logits_rows is not None:
             residual, delta = residual[step.logits_rows], delta[step.logits_rows]
-        _, normed = add_norm(residual, delta, inner.norm.weight, inner.norm.eps)
+        _, normed = add_norm(residual, delta, norm.weight, norm.eps)
         head = inner.embed_tokens.as_linear
         if not self._model.args.tie_word_embeddings:
             head = self._model.lm_head
-        logits: mx.array = head(normed)
-        return logits
+        return [head(normed), *sums]
 
 
 def _run_block(

@@ -19,7 +19,7 @@ from quire.engine.memory.budget import MAX_ATTENDED, STEP_TOKENS, Budget, Device
 from quire.engine.memory.fit import Demand, size_pools
 from quire.engine.memory.limits import limit_loading, limit_serving
 from quire.engine.memory.machine import usable_memory
-from quire.engine.messages import Ready, WorkerConfig
+from quire.engine.messages import Abilities, Ready, WorkerConfig
 from quire.engine.model.flat_linear import flatten_quantized_linears
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
@@ -96,9 +96,8 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
     limits = limit_serving(budget, ready.kv_cache_bytes + ready.state_bytes)
     mx.reset_peak_memory()
     progress("warming up", 1, 1)
-    ready = msgspec.structs.replace(
-        ready, notes=notes, grammars=grammars is not None, limits=limits
-    )
+    abilities = Abilities(grammars is not None, paged.hidden_size)
+    ready = msgspec.structs.replace(ready, notes=notes, abilities=abilities, limits=limits)
     return Startup(engine, ready)
 
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from quire.engine.engine import Engine
 from quire.engine.memory.budget import DeviceName
-from quire.engine.messages import GenerateRequest, SamplingParams
+from quire.engine.messages import GenerateRequest, Pooling, SamplingParams
 
 _SHORT_PROMPTS = 64, 12  # tokens
 # Products of quantised weights differ with every 8 rows up to 32, others with powers of two.
@@ -63,6 +63,7 @@ def run_everything(load: Load, prompt_length: int, device: DeviceName) -> None:
     engine = load.engine
     run_full_steps(engine, prompt_length, load.vocab_size)
     run_every_draw(load)
+    run_pooling(load)
     run_every_kernel(load, prompt_length)
     longest = min(prompt_length, _MAX_SIZED_ROWS)
     sizes = engine.model.padded_sizes(engine.config.max_num_seqs, longest)
@@ -84,8 +85,16 @@ class Load:
         self.vocab_size = vocab_size
         self._request_id = 0
 
-    def submit(self, prompt: list[int], max_tokens: int, sampling: SamplingParams = GREEDY) -> None:
-        self.engine.submit(GenerateRequest(self._request_id, prompt, max_tokens, sampling))
+    def submit(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        sampling: SamplingParams = GREEDY,
+        pooling: Pooling | None = None,
+    ) -> None:
+        self.engine.submit(
+            GenerateRequest(self._request_id, prompt, max_tokens, sampling, pooling=pooling)
+        )
         self._request_id += 1
 
     def drain(self) -> None:
@@ -118,6 +127,15 @@ def run_every_draw(load: Load) -> None:
         for penalty in (0.0, 1.0):
             load.submit([1], 3, SamplingParams(temperature, presence_penalty=penalty))
             load.drain()
+
+
+def run_pooling(load: Load) -> None:
+    """Make vectors of prompts, if the model can."""
+    if not load.engine.model.hidden_size:
+        return
+    for length in (1, _SHORT_PROMPTS[1]):
+        load.submit(load.new_prompt(length), 0, pooling=Pooling("mean"))
+        load.drain()
 
 
 def run_every_kernel(load: Load, prompt_length: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,12 +19,14 @@ from quire.engine.grammar import Bitmask
 from quire.engine.messages import TokenLogprobs
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.recurring import DIRECT_RUNS, Recurring
+from quire.engine.pooled import Float32Array
 from quire.engine.step.logprobs import (
     LogprobInputs,
     logprobs_of,
     plan_logprobs,
     read_logprobs,
 )
+from quire.engine.step.pooling import plan_pooling
 from quire.engine.step.sampler import SamplingInputs, plan_sampling, sample
 from quire.engine.step.transfer import Form, HostTree, Transfer, Uploaded, received
 from quire.engine.step_batch import StepBatch
@@ -57,6 +60,7 @@ class Forward:
 
     host: HostStep
     logits: mx.array  # (R, vocab), the first of them those of batch.sampled
+    sums: mx.array | None  # (S, hidden_size) float32, the first of them those of batch.pooled
     previous: mx.array  # (n,) int32, the samples of the step before
     uploaded: Uploaded  # what sampling needs
 
@@ -69,6 +73,7 @@ class Step:
     tokens: mx.array  # int32, one for each of batch.sampled; those behind mean nothing
     download: Download  # of the tokens, and of log-probabilities behind them
     num_top: int  # of the likeliest tokens beside each log-probability
+    sums_shape: tuple[int, ...] = (0, 0)  # of sums of hidden states, which come last
 
 
 class Results(NamedTuple):
@@ -77,10 +82,12 @@ class Results(NamedTuple):
     Attributes:
         tokens: one for each of batch.sampled.
         logprobs: one for each of batch.reported.
+        sums: one for each of batch.pooled.
     """
 
     tokens: list[int]
     logprobs: list[TokenLogprobs]
+    sums: list[Float32Array]
 
 
 class ModelRunner:
@@ -96,7 +103,7 @@ class ModelRunner:
         self._model = model
         self._transfer = Transfer()
         self._recurs = model.in_place
-        self._run: Callable[..., mx.array] = partial(_run, model)
+        self._run: Callable[..., list[mx.array]] = partial(_run, model)
         if self._recurs:
             self._run = Recurring(self._run, DIRECT_RUNS if model.is_standard else 1)
         # Samples of every step are as many: those of the one before are inputs of a graph.
@@ -119,6 +126,7 @@ class ModelRunner:
             slot_mapping=rows.slot_mapping,
             logits_rows=logits_rows,
             plans=self._model.plan(rows),
+            pooled=plan_pooling(batch, rows),
         )
         num_drawn = len(rows) if logits_rows is None else len(logits_rows)
         vocab_size = self._model.vocab_size
@@ -146,8 +154,9 @@ class ModelRunner:
     def build_forward(self, host: HostStep, previous: Step | None) -> Forward:
         """The first half of :meth:`build`, for steps whose masks are not known yet."""
         tokens = self._no_tokens if previous is None else previous.tokens
-        logits, uploaded = self._forward(host, tokens)
-        return Forward(host, logits, tokens, uploaded)
+        outputs, uploaded = self._forward(host, tokens)
+        sums = outputs[1] if len(outputs) > 1 else None
+        return Forward(host, outputs[0], sums, tokens, uploaded)
 
     def sample(self, forward: Forward, masks: Bitmask | None = None) -> Step:
         """The second half of :meth:`build`.
@@ -165,10 +174,17 @@ class ModelRunner:
         tokens = sample(logits, sampling, host.draws, forward.previous)
         if self._recurs and tokens.size < self._num_tokens:
             tokens = mx.pad(tokens, (0, self._num_tokens - tokens.size))
-        if logprobs is None:
-            return Step(host.batch, tokens, self._transfer.download(tokens), 0)
-        values = mx.concatenate([tokens, logprobs_of(forward.logits, tokens, logprobs)])
-        return Step(host.batch, tokens, self._transfer.download(values), logprobs.num_top)
+        values, num_top = [tokens], 0
+        sums_shape: tuple[int, ...] = (0, 0)
+        if logprobs is not None:
+            values.append(logprobs_of(forward.logits, tokens, logprobs))
+            num_top = logprobs.num_top
+        if (sums := forward.sums) is not None:
+            values.append(sums.reshape(-1).view(mx.int32))
+            sums_shape = sums.shape
+        results = mx.concatenate(values) if len(values) > 1 else tokens
+        download = self._transfer.download(results)
+        return Step(host.batch, tokens, download, num_top, sums_shape)
 
     def forward(self, batch: StepBatch, previous: Step | None) -> mx.array:
         """(R, vocab) logits of each sampled row, or of the step's last row if R is 0."""
@@ -188,15 +204,21 @@ class ModelRunner:
 
         The step has been launched, by this thread or another one.
         """
-        values = step.download.read()
-        tokens = values[: len(step.batch.sampled)]
-        if len(values) == step.tokens.size:
-            return Results(tokens, [])
-        values = values[step.tokens.size :]
-        return Results(tokens, read_logprobs(values, step.num_top, step.batch.reported))
+        batch, size = step.batch, step.tokens.size
+        if not batch.pooled:
+            values = step.download.read()
+            tokens, values = values[: len(batch.sampled)], values[size:]
+            sums: list[Float32Array] = []
+        else:
+            array = step.download.read_array()
+            first = array.size - math.prod(step.sums_shape)
+            tokens, values = array[: len(batch.sampled)].tolist(), array[size:first].tolist()
+            sums = [*array[first:].view(np.float32).reshape(step.sums_shape)[: len(batch.pooled)]]
+        logprobs = read_logprobs(values, step.num_top, batch.reported) if values else []
+        return Results(tokens, logprobs, sums)
 
-    def _forward(self, host: HostStep, previous: mx.array) -> tuple[mx.array, Uploaded]:
-        """Logits, and what is left of the upload for sampling."""
+    def _forward(self, host: HostStep, previous: mx.array) -> tuple[list[mx.array], Uploaded]:
+        """What the model gives, and what is left of the upload for sampling."""
         self._transfer.begin_step()
         arrays = host.inputs.arrays
         uploaded = self._transfer.upload([*arrays, *host.sampling.arrays])
@@ -225,8 +247,8 @@ def _run(
     uploaded: Uploaded,
     previous: mx.array,
     layers_at_once: int | None = None,
-) -> mx.array:
-    """(R, vocab) logits of a step.
+) -> list[mx.array]:
+    """What :meth:`PagedModel.__call__` gives for a step.
 
     Args:
         previous: (n,) int32, the samples of the step before. All attention of that step is behind

@@ -8,6 +8,7 @@ import http.client
 import itertools
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ import uvicorn
 from starlette.applications import Starlette
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from quire.engine.messages import GenerateRequest, Ready, TokenLogprobs, TokenOutput
+from quire.engine.messages import Abilities, GenerateRequest, Ready, TokenLogprobs, TokenOutput
 from quire.serve.app import create_app
 from quire.serve.backend import BackendError, Unavailable
 from quire.serve.detokenizer import TokenBytes
@@ -35,6 +36,7 @@ from quire.serve.text_encoder import TextEncoder
 MODEL = "test/model"
 EOS = "<|end|>"
 MAX_MODEL_LEN = 256
+HIDDEN_SIZE = 6
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
@@ -88,7 +90,9 @@ def served_model(words: Sequence[str] = (), template: str | None = TEMPLATE) -> 
     )
 
 
-def ready(vocab_size: int = 1000, max_model_len: int = MAX_MODEL_LEN) -> Ready:
+def ready(
+    vocab_size: int = 1000, max_model_len: int = MAX_MODEL_LEN, hidden_size: int = HIDDEN_SIZE
+) -> Ready:
     return Ready(
         architecture="fake",
         device="cpu",
@@ -100,6 +104,7 @@ def ready(vocab_size: int = 1000, max_model_len: int = MAX_MODEL_LEN) -> Ready:
         num_blocks=64,
         weight_bytes=0,
         kv_cache_bytes=0,
+        abilities=Abilities(hidden_size=hidden_size),
     )
 
 
@@ -148,6 +153,10 @@ class FakeStream:
 
     async def __aiter__(self) -> AsyncIterator[TokenOutput]:
         left = self.request.max_tokens
+        if (pooling := self.request.pooling) is not None:
+            async for output in self._pooled(pooling.dimensions or HIDDEN_SIZE):
+                yield output
+            return
         for number, step in enumerate(self._script.steps, start=1):
             await asyncio.sleep(0)
             if isinstance(step, BackendError):
@@ -194,6 +203,23 @@ class FakeStream:
             )
             if self.finished:
                 return
+
+    async def _pooled(self, dimensions: int) -> AsyncIterator[TokenOutput]:
+        """The prompt's first token and its length, as often as there is room for."""
+        ids = self.request.prompt_token_ids
+        for step in self._script.steps:
+            await asyncio.sleep(0)
+            if isinstance(step, BackendError):
+                self.finished = True
+                raise step
+            if step == "hang":
+                await self._closed.wait()
+                return
+        self.outputs_sent += 1
+        self.finished = True
+        values = ([float(ids[0]), float(len(ids))] * HIDDEN_SIZE)[:dimensions]
+        vector = struct.pack(f"<{dimensions}f", *values)
+        yield TokenOutput(self.request.request_id, [], "stop", vector=vector)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from quire.serve.embeddings_protocol import EmbeddingRequest
 from quire.serve.messages_protocol import MessagesRequest
 from quire.serve.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from quire.serve.responses_protocol import ResponsesRequest
@@ -18,6 +19,7 @@ STRUCTS: dict[str, type[msgspec.Struct]] = {
     "completions": CompletionRequest,
     "responses": ResponsesRequest,
     "messages": MessagesRequest,
+    "embeddings": EmbeddingRequest,
 }
 
 
@@ -56,6 +58,7 @@ def fields_below(path: str, comment: str) -> list[str]:
         ("chat", "serve/protocol.py", "# No effect on the answer, by definition."),
         ("completions", "serve/protocol.py", "# No effect on the answer, by definition."),
         ("responses", "serve/responses_protocol.py", "# No effect on the answer, by definition."),
+        ("embeddings", "serve/embeddings_protocol.py", "# No effect on the answer, by definition."),
         ("messages", "serve/messages_protocol.py", "# No meaning outside Anthropic's service."),
     ],
 )

@@ -74,6 +74,8 @@ CALLS: list[tuple[str, str, Any]] = [
     ("post", "/v1/chat/completions", CHAT | MORE),
     ("post", "/v1/completions", TEXT),
     ("post", "/v1/completions", TEXT | {"logprobs": 1, "echo": True, "return_token_ids": True}),
+    ("post", "/v1/embeddings", {"model": MODEL, "input": ["hi", "there"]}),
+    ("post", "/v1/embeddings", {"model": MODEL, "input": [1, 2], "encoding_format": "base64"}),
     ("post", "/v1/responses", {"model": MODEL, "input": "hi"}),
     ("post", "/v1/messages", CHAT | {"max_tokens": 5}),
     ("post", "/v1/messages/count_tokens", CHAT),

@@ -223,3 +223,21 @@ def test_counts_agree_with_what_the_clients_received():
             await until(lambda: r.value("requests_running") == 0)
 
     asyncio.run(scenario())
+
+
+def test_a_vector_counts_its_prompt_and_no_token():
+    async def scenario():
+        client, stream = open_stream(prompt_tokens=5)
+        output = TokenOutput(1, [], "stop", 2, queue_seconds=0.5, vector=b"\0\0\0\0")
+        client.deliver(StepOutput([output]))
+        [taken] = [output async for output in stream]
+        assert taken.vector == b"\0\0\0\0"
+        metrics = client.metrics
+        assert metrics.prompt_tokens_cached._value.get() == 2
+        assert metrics.request_prompt_tokens._sum.get() == 5
+        assert metrics.queue_time._sum.get() == 0.5
+        assert metrics.time_to_first_token._sum.get() == 0
+        assert metrics.requests["stop"]._value.get() == 1
+        assert client.num_in_flight == 0
+
+    asyncio.run(scenario())
