@@ -59,6 +59,7 @@ SAMPLES = {
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("9000", 9000),
     "max_model_len": ("4096", 4096),
+    "pooling": ("mean", "mean"),
     "tool_parser": ("hermes", "hermes"),
     "reasoning_parser": ("think", "think"),
     "chat_template_kwargs": (
