@@ -336,7 +336,8 @@ class Scheduler:
             chunks.append(self._make_chunk(sequence, num_tokens, step_id))
         chunks = decodes + prompts
         moves = self._move_states(chunks) if self._states is not None else []
-        batch = StepBatch(step_id, chunks, len(decodes), moves)
+        pooled = [chunk for chunk in chunks if not chunk.samples and chunk.num_pooled]
+        batch = StepBatch(step_id, chunks, len(decodes), moves, pooled)
         for row, chunk in enumerate(batch.sampled):
             chunk.sequence.sample_row = row
             chunk.sequence.num_pending_tokens += 1

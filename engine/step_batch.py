@@ -63,14 +63,14 @@ class StepBatch:
     num_decodes: int
     # For each chunk, of models with recurrent layers.
     state_moves: list[StateMoves] = field(default_factory=list)
+    # With hidden states that go into a vector.
+    pooled: list[Chunk] = field(default_factory=list)
     sampled: list[Chunk] = field(init=False)  # in the order of the step's samples
     scored: list[Chunk] = field(init=False)  # with prompt tokens to be scored
-    pooled: list[Chunk] = field(init=False)  # with hidden states that go into a vector
 
     def __post_init__(self) -> None:
         self.sampled = [chunk for chunk in self.chunks if chunk.samples]
         self.scored = [chunk for chunk in self.chunks if chunk.scored_token_ids]
-        self.pooled = [chunk for chunk in self.chunks if not chunk.samples and chunk.num_pooled]
 
     @property
     def has_grammars(self) -> bool:
