@@ -17,7 +17,7 @@ from quire.serve.backend import TokenStream
 from quire.serve.detokenizer import Detokenizer
 from quire.serve.errors import ApiError, invalid
 from quire.serve.generation import Generation, GenerationGroup, Reading, TextDelta
-from quire.serve.output_form import reasoning_form, wanted_of_chat
+from quire.serve.output_form import TextForms, reasoning_form, wanted_of_chat
 from quire.serve.parsers.events import (
     ArgumentsDelta,
     CallEnded,
@@ -87,14 +87,17 @@ async def check_output(
     body: ChatCompletionRequest,
     prompt: ChatPrompt,
     own_names: Mapping[str, str] | None = None,
+    texts: TextForms | None = None,
 ) -> str:
     """The grammar of what the output must be, "" for none. Raises :class:`ApiError`.
 
-    ``own_names`` are what the client's protocol calls the parts of a chat's fields.
+    Args:
+        own_names: what the client's protocol calls the parts of a chat's fields.
+        texts: of tools that take one.
     """
     form = reasoning_form(served.model.parsers, prompt.opening)
     try:
-        wanted = wanted_of_chat(body, served.model.parsers.family.tools, form)
+        wanted = wanted_of_chat(body, served.model.parsers.family.tools, form, texts or {})
         return await served.check_output(wanted)
     except ApiError as error:
         for name, own in (own_names or {}).items():

@@ -25,7 +25,7 @@ from quire.serve.schema_check import (
     prepare,
     subschemas,
 )
-from quire.serve.tool_grammar import CallableTool, CallRules, calls_grammar
+from quire.serve.tool_grammar import CallableTool, CallRules, calls_grammar, takes_text
 
 Kind = Literal["json_schema", "regex", "choice", "lark", "tools"]
 
@@ -49,12 +49,16 @@ class Tool(msgspec.Struct, frozen=True):
     name: str
     parameters: Schema
     strict: bool = False  # else a schema that cannot be carried out counts as any object
-    place: str = ""  # of the schema, behind the field's name
+    place: str = ""  # of the schema, or of the text's form, behind the field's name
+    text: CheckRequest | None = None  # what its only argument is, which is a text
 
 
 class Tools(msgspec.Struct, frozen=True):
     rules: CallRules
     tools: list[Tool]
+
+
+Piece = dict[str, Any]  # one of llguidance's grammars
 
 
 class CheckRefusal(msgspec.Struct, frozen=True):
@@ -101,22 +105,26 @@ class Checker:
         """llguidance's text of a grammar that works. Raises :class:`SchemaRefused`."""
         lark = Lark(self._markers)
         frame: str | None = None
+        texts: list[Piece] = []  # what calls refer to
         if request.instead is not None:
-            frame = self._tools(request.text, other="@output")
+            frame, texts = self._tools(request.text, other="@output")
             output = self._piece(request.instead, beside_calls=True)
+        elif request.kind == "tools":
+            calls, texts = self._tools(request.text)
+            output = {"lark_grammar": calls}
         else:
             output = self._piece(request)
             if request.reasoning is not None:
                 frame = lark.build(f"{lark.reasoning(request.reasoning)} @output")
         output["name"] = "output"
-        grammar = _pack([output])
+        grammar = _pack([output] if frame is not None else [output, *texts])
         self._try(grammar)
         if frame is not None:
-            grammar = _pack([{"name": "frame", "lark_grammar": frame}, output])
+            grammar = _pack([{"name": "frame", "lark_grammar": frame}, output, *texts])
             self._try(grammar)
         return grammar
 
-    def _piece(self, request: CheckRequest, *, beside_calls: bool = False) -> dict[str, Any]:
+    def _piece(self, request: CheckRequest, *, beside_calls: bool = False) -> Piece:
         """One of llguidance's grammars, without what stands around the output."""
         match request.kind:
             case "json_schema":
@@ -129,7 +137,7 @@ class Checker:
             case "lark":
                 return {"lark_grammar": request.text}
             case "tools":
-                return {"lark_grammar": self._tools(request.text)}
+                raise AssertionError("calls are no part of another grammar")
 
     def _schema(self, text: str, strict: bool, beside_calls: bool) -> Schema:
         try:
@@ -152,15 +160,22 @@ class Checker:
             raise SchemaRefused(_explain(wrong), _locate(prepared.schema, wrong))
         return grammar
 
-    def _tools(self, text: str, other: str = "") -> str:
+    def _tools(self, text: str, other: str = "") -> tuple[str, list[Piece]]:
+        """The grammar of calls, and those that it refers to."""
         asked = msgspec.json.decode(text, type=Tools)
-        ready = [self._tool(asked.rules, tool) for tool in asked.tools]
+        texts: list[Piece] = []
+        ready = [self._tool(asked.rules, tool, texts) for tool in asked.tools]
         # Values of several schemas stand in one grammar, and may then differ in nothing else.
         settings = json_settings(unicode_escapes=False)
-        return calls_grammar(asked.rules, ready, self._markers, settings, other)
+        return calls_grammar(asked.rules, ready, self._markers, settings, other), texts
 
-    def _tool(self, rules: CallRules, tool: Tool) -> CallableTool:
-        """A tool whose calls can be written; any object where its schema is beyond that."""
+    def _tool(self, rules: CallRules, tool: Tool, texts: list[Piece]) -> CallableTool:
+        """A tool whose calls can be written; any object where its schema is beyond that.
+
+        The grammar of its text, if it has one, joins ``texts``.
+        """
+        if tool.text is not None:
+            return self._text_tool(rules, tool, tool.text, texts)
         settings = json_settings(unicode_escapes=False)
         place: Path = (Verbatim(tool.place),) if tool.place else ()
         try:
@@ -172,6 +187,22 @@ class Checker:
                 raise SchemaRefused(refused.reason, (*place, *refused.path)) from None
             ready = CallableTool(tool.name, {"type": "object"})
         return ready
+
+    def _text_tool(
+        self, rules: CallRules, tool: Tool, text: CheckRequest, texts: list[Piece]
+    ) -> CallableTool:
+        schema = prepare(tool.parameters).schema
+        piece = self._piece(text)
+        if wrong := self._compile(_pack([piece])):
+            raise SchemaRefused(wrong, (Verbatim(tool.place),))
+        if not takes_text(rules.family):
+            # In JSON's notation a pattern can be kept to.
+            [(name, kind)] = schema["properties"].items()
+            kind = {**kind, "pattern": f"^({text.text})$"}
+            return CallableTool(tool.name, {**schema, "properties": {name: kind}})
+        piece["name"] = f"text{len(texts)}"
+        texts.append(piece)
+        return CallableTool(tool.name, schema, f"@{piece['name']}")
 
     def _compile(self, grammar: str) -> str:
         """What is wrong with a grammar, or nothing; its first mask is computed too."""

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from quire.serve.embeddings_protocol import EmbeddingList, EmbeddingRequest
 from quire.serve.errors import ErrorEnvelope
+from quire.serve.messages_answer import MessageAnswer, MessageEvent, TokenCount
 from quire.serve.messages_protocol import CountTokensRequest, MessagesRequest
 from quire.serve.protocol import (
     ChatCompletionRequest,
@@ -29,17 +30,16 @@ from quire.serve.responses import (
     RenderedPrompt,
     Tokenized,
 )
+from quire.serve.responses_answer import DeletedResponse, ResponseAnswer, ResponseEvent
 from quire.serve.responses_protocol import ResponsesRequest
 from quire.serve.routes.health import Status
 from quire.serve.routes.models import LoadRequest, ModelState
 
 Schema = dict[str, Any]
 
-_OBJECT: Final[Schema] = {"type": "object"}
-
 
 class Operation(Struct, frozen=True):
-    """What one endpoint takes and gives. ``answer`` None: an object in another API's form."""
+    """What one endpoint takes and gives, as types."""
 
     method: str
     path: str
@@ -64,13 +64,37 @@ OPERATIONS: Final[Sequence[Operation]] = (
     ),
     Operation("post", "/v1/embeddings", "Texts to vectors", EmbeddingRequest, EmbeddingList),
     Operation(
-        "post", "/v1/responses", "Answer in OpenAI's newer form", ResponsesRequest, None, _OBJECT
+        "post",
+        "/v1/responses",
+        "Answer in OpenAI's newer form",
+        ResponsesRequest,
+        ResponseAnswer,
+        ResponseEvent,
     ),
-    Operation("get", "/v1/responses/{id}", "An answer that is kept"),
-    Operation("delete", "/v1/responses/{id}", "Forget an answer"),
-    Operation("post", "/v1/responses/{id}/cancel", "End an answer that is being generated"),
-    Operation("post", "/v1/messages", "Answer in Anthropic's form", MessagesRequest, None, _OBJECT),
-    Operation("post", "/v1/messages/count_tokens", "Count a prompt's tokens", CountTokensRequest),
+    Operation("get", "/v1/responses/{id}", "An answer that is kept", None, ResponseAnswer),
+    Operation("delete", "/v1/responses/{id}", "Forget an answer", None, DeletedResponse),
+    Operation(
+        "post",
+        "/v1/responses/{id}/cancel",
+        "End an answer that is being generated",
+        None,
+        ResponseAnswer,
+    ),
+    Operation(
+        "post",
+        "/v1/messages",
+        "Answer in Anthropic's form",
+        MessagesRequest,
+        MessageAnswer,
+        MessageEvent,
+    ),
+    Operation(
+        "post",
+        "/v1/messages/count_tokens",
+        "Count a prompt's tokens",
+        CountTokensRequest,
+        TokenCount,
+    ),
     Operation("get", "/v1/models", "What is served", None, ModelList),
     Operation("get", "/v1/models/{id}", "One model", None, ModelCard),
     Operation("post", "/v1/models/load", "Load a model (admin key)", LoadRequest, ModelState),
@@ -97,7 +121,7 @@ def document() -> bytes:
         kind
         for operation in OPERATIONS
         for kind in (operation.body, operation.answer, operation.events)
-        if isinstance(kind, type)
+        if kind is not None
     ]
     kinds = [*dict.fromkeys([*kinds, ErrorEnvelope])]
     schemas, components = msgspec.json.schema_components(
@@ -117,17 +141,14 @@ def document() -> bytes:
     )
 
 
-def _operation(operation: Operation, by_kind: dict[type, Schema]) -> Schema:
-    def schema(kind: Any) -> Schema:
-        return by_kind[kind] if isinstance(kind, type) else _OBJECT
-
+def _operation(operation: Operation, by_kind: dict[Any, Schema]) -> Schema:
     content: Schema = {operation.media: {"schema": {"type": "string"}}}
     if operation.media == "application/json":
-        content = {operation.media: {"schema": schema(operation.answer)}}
+        content = {operation.media: {"schema": by_kind[operation.answer]}}
     if operation.events is not None:
         content["text/event-stream"] = {
             "schema": {"type": "string", "description": "Each event's data is JSON."},
-            "x-event": schema(operation.events),
+            "x-event": by_kind[operation.events],
         }
     error = {
         "description": "Refused; `param` names the field, if one is to blame.",
@@ -144,7 +165,7 @@ def _operation(operation: Operation, by_kind: dict[type, Schema]) -> Schema:
     if operation.body is not None:
         described["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": schema(operation.body)}},
+            "content": {"application/json": {"schema": by_kind[operation.body]}},
         }
     if "{id}" in operation.path:
         described["parameters"] = [
@@ -153,7 +174,7 @@ def _operation(operation: Operation, by_kind: dict[type, Schema]) -> Schema:
     return described
 
 
-def _error_schema(operation: Operation, by_kind: dict[type, Schema]) -> Schema:
+def _error_schema(operation: Operation, by_kind: dict[Any, Schema]) -> Schema:
     if not operation.path.startswith("/v1/messages"):
         return by_kind[ErrorEnvelope]
     detail = {"type": "object", "required": ["type", "message"]}

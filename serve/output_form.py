@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -19,7 +20,7 @@ from quire.serve.protocol import (
     StructuredOutputs,
     TextFormat,
 )
-from quire.serve.tool_grammar import FAMILIES, CallRules
+from quire.serve.tool_grammar import FAMILIES, CallRules, takes_text
 from quire.serve.tools import FunctionTool, NamedChoice
 
 _HARMONY_FORM = ReasoningForm(
@@ -37,6 +38,27 @@ class Wanted:
     alone: Wanted | None = None  # a part that must be right by itself
 
 
+@dataclass(frozen=True, slots=True)
+class TextForm:
+    """What a tool's only argument is, which is a text."""
+
+    request: CheckRequest
+    place: str  # of the field that says so, behind "tools"
+
+
+TextForms = Mapping[str, TextForm]  # by the tool's name
+_NONE: TextForms = {}
+
+
+def carries(family: str, kind: str) -> bool:
+    """Whether a tool's text can be made to fit a "lark" grammar or a "regex".
+
+    Args:
+        family: that writes the model's tool calls.
+    """
+    return family in FAMILIES and (kind == "regex" or takes_text(family))
+
+
 def reasoning_form(parsers: ParserFactory, opening: str) -> ReasoningForm | None:
     """How a model reasons before it answers a prompt that ends with ``opening``."""
     family = parsers.family.reasoning
@@ -49,7 +71,10 @@ def reasoning_form(parsers: ParserFactory, opening: str) -> ReasoningForm | None
 
 
 def wanted_of_chat(
-    body: ChatCompletionRequest, family: str, reasoning: ReasoningForm | None
+    body: ChatCompletionRequest,
+    family: str,
+    reasoning: ReasoningForm | None,
+    texts: TextForms = _NONE,
 ) -> Wanted | None:
     """None where any text will do. Raises :class:`ApiError`.
 
@@ -57,10 +82,10 @@ def wanted_of_chat(
         family: that writes the model's tool calls.
     """
     content = _wanted_content(body)
-    calls = _wanted_calls(body, family, reasoning)
+    calls = _wanted_calls(body, family, reasoning, texts)
     if content is None or calls is None:
         if content is not None and body.tools and body.tool_choice != "none":
-            calls = _calls(body, list(enumerate(body.tools)), family, reasoning)
+            calls = _calls(body, list(enumerate(body.tools)), family, reasoning, texts)
             return _either(content, calls)
         return calls or _after(content, reasoning)
     if body.tool_choice in (None, "auto"):
@@ -126,7 +151,7 @@ def _structured(asked: StructuredOutputs) -> Wanted:
 
 
 def _wanted_calls(
-    body: ChatCompletionRequest, family: str, reasoning: ReasoningForm | None
+    body: ChatCompletionRequest, family: str, reasoning: ReasoningForm | None, texts: TextForms
 ) -> Wanted | None:
     """None where calls need no grammar."""
     tools, choice = list(enumerate(body.tools or ())), body.tool_choice
@@ -135,9 +160,9 @@ def _wanted_calls(
     if isinstance(choice, NamedChoice):
         name = choice.function.name
         tools = [(index, tool) for index, tool in tools if tool.function.name == name]
-    elif choice in (None, "auto") and not any(tool.function.strict for _, tool in tools):
+    elif choice in (None, "auto") and not (texts or any(tool.function.strict for _, tool in tools)):
         return None
-    return _calls(body, tools, family, reasoning)
+    return _calls(body, tools, family, reasoning, texts)
 
 
 def _calls(
@@ -145,6 +170,7 @@ def _calls(
     tools: list[tuple[int, FunctionTool]],
     family: str,
     reasoning: ReasoningForm | None,
+    texts: TextForms,
 ) -> Wanted:
     required = body.tool_choice not in (None, "auto")
     if family not in FAMILIES:
@@ -154,12 +180,16 @@ def _calls(
             f"{param}: this model's form of tool calls is not known, so none can be enforced.",
         )
     rules = CallRules(family, required, body.parallel_tool_calls is not False, reasoning)
-    return Wanted(tools_request(rules, [_tool(index, tool) for index, tool in tools]), "tools")
+    return Wanted(
+        tools_request(rules, [_tool(index, tool, texts) for index, tool in tools]), "tools"
+    )
 
 
-def _tool(index: int, tool: FunctionTool) -> Tool:
+def _tool(index: int, tool: FunctionTool, texts: TextForms) -> Tool:
     function = tool.function
     schema = function.parameters or {"type": "object", "properties": {}}
+    if (form := texts.get(function.name)) is not None:
+        return Tool(function.name, schema, place=form.place, text=form.request)
     place = f"[{index}].function.parameters"
     return Tool(function.name, schema, strict=function.strict is True, place=place)
 

@@ -7,12 +7,14 @@ clients send kinds that only OpenAI's service knows: in the history such items a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from quire.serve.errors import invalid
+from quire.serve.grammar_check import CheckRequest
+from quire.serve.output_form import TextForm, carries
 from quire.serve.protocol import (
     MAX_MESSAGES,
     AssistantMessage,
@@ -23,6 +25,7 @@ from quire.serve.protocol import (
     JsonSchema,
     JsonSchemaFormat,
     Message,
+    NonEmptyStr,
     PositiveInt,
     ResponseFormat,
     SystemMessage,
@@ -119,10 +122,16 @@ class Conversation(Struct):
     chat: ChatCompletionRequest
     names: dict[str, ToolName]  # by the function's name
     ignored: list[str]  # fields that are accepted although nothing comes of them
+    texts: dict[str, TextForm]  # by the function's name
 
 
-def to_chat(body: ResponsesRequest, items: Sequence[Item]) -> Conversation:
-    """``items`` are the whole conversation. Raises :class:`ApiError` (400)."""
+def to_chat(body: ResponsesRequest, items: Sequence[Item], family: str) -> Conversation:
+    """Raises :class:`ApiError` (400).
+
+    Args:
+        items: the whole conversation.
+        family: that writes the model's tool calls; "" where no grammar can be enforced.
+    """
     for field, harmless in _OFF.items():
         if getattr(body, field) not in harmless:
             raise invalid(field, f"{field} is not supported; leave it out.")
@@ -131,11 +140,10 @@ def to_chat(body: ResponsesRequest, items: Sequence[Item]) -> Conversation:
         raise invalid("include", f"include: {_LOGPROBS} is not supported; leave it out.")
     if body.text is not None and body.text.verbosity is not None:
         ignored.append("text.verbosity")
-    names: dict[str, ToolName] = {}
-    functions: list[dict[str, Any]] = []
+    reader = _ToolReader(family, ignored)
     for index, tool in enumerate(body.tools or []):
-        _add_tool(tool, f"tools[{index}]", functions, names, ignored)
-    tools = decode_tools(functions)
+        reader.add(tool, f"[{index}]")
+    tools = decode_tools(reader.functions)
     choice = _choice(body.tool_choice)
     check_tools(tools, choice)
     messages: list[Message] = [SystemMessage(body.instructions)] if body.instructions else []
@@ -155,7 +163,7 @@ def to_chat(body: ResponsesRequest, items: Sequence[Item]) -> Conversation:
         reasoning_effort=body.reasoning.effort if body.reasoning else None,
         response_format=_response_format(body.text),
     )
-    return Conversation(chat, names, ignored)
+    return Conversation(chat, reader.names, ignored, reader.texts)
 
 
 def _response_format(text: TextConfig | None) -> ResponseFormat | None:
@@ -176,43 +184,70 @@ OWN_NAMES: Final = {
 # ---- tools
 
 
-def _add_tool(
-    tool: dict[str, Any],
-    param: str,
-    functions: list[dict[str, Any]],
-    names: dict[str, ToolName],
-    ignored: list[str],
-    namespace: str | None = None,
-) -> None:
-    kind, name = tool.get("type"), tool.get("name")
-    if kind == "namespace":
-        for index, child in enumerate(tool.get("tools") or []):
-            _add_tool(child, f"{param}.tools[{index}]", functions, names, ignored, name)
-        return
-    if kind not in ("function", "custom"):  # one that OpenAI would run
-        ignored.append(param)
-        return
-    if not isinstance(name, str):
-        raise invalid(f"{param}.name", f"{param}.name is required.")
-    flat = _flat(namespace, name)
-    bare_namespace = None if namespace == _DEFAULT_NAMESPACE else namespace
-    names[flat] = ToolName(name, bare_namespace, custom=kind == "custom")
-    parameters = tool.get("parameters")
-    if kind == "custom":
-        if (tool.get("format") or {}).get("type", "text") != "text":
-            ignored.append(f"{param}.format")
-        parameters = {
-            "type": "object",
-            "properties": {"input": {"type": "string"}},
-            "required": ["input"],
+class _CustomFormat(Struct, forbid_unknown_fields=True):
+    type: Literal["text", "grammar"]
+    syntax: Literal["lark", "regex"] | None = None
+    definition: NonEmptyStr | None = None
+
+
+class _ToolReader:
+    """Tools as functions with flat names; what takes text is a function of one argument."""
+
+    def __init__(self, family: str, ignored: list[str]) -> None:
+        self.functions: list[dict[str, Any]] = []
+        self.names: dict[str, ToolName] = {}
+        self.texts: dict[str, TextForm] = {}
+        self._family = family
+        self._ignored = ignored
+
+    def add(self, tool: dict[str, Any], place: str, namespace: str | None = None) -> None:
+        """``place`` is the tool's, behind "tools". Raises :class:`ApiError` (400)."""
+        kind, name = tool.get("type"), tool.get("name")
+        if kind == "namespace":
+            for index, child in enumerate(tool.get("tools") or []):
+                self.add(child, f"{place}.tools[{index}]", name)
+            return
+        if kind not in ("function", "custom"):  # one that OpenAI would run
+            self._ignored.append(f"tools{place}")
+            return
+        if not isinstance(name, str):
+            raise invalid(f"tools{place}.name", f"tools{place}.name is required.")
+        flat = _flat(namespace, name)
+        bare_namespace = None if namespace == _DEFAULT_NAMESPACE else namespace
+        self.names[flat] = ToolName(name, bare_namespace, custom=kind == "custom")
+        parameters = tool.get("parameters")
+        if kind == "custom":
+            self._read_format(tool.get("format"), flat, f"{place}.format")
+            parameters = {
+                "type": "object",
+                "properties": {"input": {"type": "string"}},
+                "required": ["input"],
+                "additionalProperties": False,
+            }
+        function = {
+            "name": flat,
+            "description": tool.get("description"),
+            "parameters": parameters,
+            "strict": tool.get("strict"),
         }
-    function = {
-        "name": flat,
-        "description": tool.get("description"),
-        "parameters": parameters,
-        "strict": tool.get("strict"),
-    }
-    functions.append({"type": "function", "function": function})
+        self.functions.append({"type": "function", "function": function})
+
+    def _read_format(self, raw: Any, name: str, place: str) -> None:
+        param = f"tools{place}"
+        try:
+            form = msgspec.convert(raw or {"type": "text"}, _CustomFormat)
+        except msgspec.ValidationError as error:
+            raise invalid(param, f"{param}: {error}.") from None
+        if form.type == "text":
+            return
+        if form.syntax is None or form.definition is None:
+            raise invalid(param, f"{param}: a grammar needs syntax and definition.")
+        if not carries(self._family, form.syntax):
+            self._ignored.append(param)
+            return
+        self.texts[name] = TextForm(
+            CheckRequest(form.syntax, form.definition), f"{place}.definition"
+        )
 
 
 def _flat(namespace: object, name: str) -> str:

@@ -36,6 +36,7 @@ class TemplateStyle(Struct, frozen=True):
     content_before_calls: bool = True
     developer: bool = False  # it has developer turns
     late_system: bool = True  # it takes system turns anywhere
+    repeated_system: bool = True  # it takes two system turns in a row, in front
     repeated_user: bool = True  # it takes two user turns in a row
 
 
@@ -113,6 +114,9 @@ def probe(source: str, render: Render) -> TemplateStyle:
         and shows([{"role": "developer", "content": "sentinel"}, _USER], "sentinel"),
         late_system=shows(
             [system, _USER, answer, {"role": "system", "content": "sentinel"}, _USER], "sentinel"
+        ),
+        repeated_system=shows(
+            [system, {"role": "system", "content": "sentinel"}, _USER], "Be kind.", "sentinel"
         ),
         repeated_user=shows([_USER, _USER]),
     )

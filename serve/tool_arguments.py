@@ -28,6 +28,7 @@ class Parameter:
     schema: Schema
     required: bool
     path: Path
+    text: str = ""  # an expression that a text has to fit; "": any text does
 
 
 def parameters_of(schema: Schema) -> list[Parameter]:
@@ -126,6 +127,8 @@ def tagged_value(
     lark: Lark, parameter: Parameter, json: JsonValue, opener: str, closer: str
 ) -> str:
     """A value between tags: a string as it is, everything else in JSON."""
+    if parameter.text:
+        return f"{lark.literal(opener)} {parameter.text} {lark.literal(closer)}"
     texts = texts_of(parameter)
     if texts == []:
         return f"{lark.literal(opener)} {lark.text_before(closer)}"
@@ -165,7 +168,9 @@ def gemma_object(lark: Lark, parameters: list[Parameter]) -> str:
     """``n:1,s:<|"|>x<|"|>``: keys in alphabetical order, as the model's template writes them."""
     elements = []
     for p in sorted(parameters, key=lambda parameter: parameter.name):
-        value = _gemma_value(lark, p.schema, p.schema, p.path, 0)
+        value = f"{lark.literal(_QUOTE)} {p.text} {lark.literal(_QUOTE)}"
+        if not p.text:
+            value = _gemma_value(lark, p.schema, p.schema, p.path, 0)
         elements.append((lark.rule(f"{quote(p.name + ':')} {value}"), p.required))
     return _separated(lark, elements, '","')
 

@@ -6,7 +6,7 @@ The forms are those that the families' chat templates write; :mod:`quire.serve.p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from quire.serve.schema_check import Schema
 from quire.serve.tool_arguments import (
     DEFINITIONS,
     JsonValue,
+    Parameter,
     gemma_object,
     keywords,
     parameters_of,
@@ -33,17 +34,26 @@ class CallableTool(msgspec.Struct, frozen=True):
 
     name: str
     schema: Schema
+    text: str = ""  # an expression that its one argument, a text, has to fit
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        return [replace(each, text=self.text) for each in parameters_of(self.schema)]
 
 
 @dataclass(frozen=True, slots=True)
 class CallForm:
-    """How a family writes calls. ``call`` gives one, without what opens and closes it."""
+    """How a family writes calls. ``call`` gives one, without what opens and closes it.
+
+    ``takes_text``: strings stand in a call as they are, not in JSON's notation.
+    """
 
     opener: str
     closer: str
     call: Callable[[Lark, CallableTool, JsonValue], str]
     separator: str = ""  # an expression, between two calls
     opens_each: bool = True  # else one opener and one closer stand around all calls
+    takes_text: bool = False
 
 
 def _json_call(before: str, after: str) -> Callable[[Lark, CallableTool, JsonValue], str]:
@@ -77,7 +87,7 @@ def _tagged_call(
 ) -> Callable[[Lark, CallableTool, JsonValue], str]:
     def call(lark: Lark, tool: CallableTool, json: JsonValue) -> str:
         head = lark.literal(before.replace("NAME", tool.name))
-        arguments = tagged(lark, parameters_of(tool.schema), json, tags)
+        arguments = tagged(lark, tool.parameters, json, tags)
         return f"{head} {arguments} {lark.literal(after)}"
 
     return call
@@ -86,7 +96,7 @@ def _tagged_call(
 def _glm_call(lark: Lark, tool: CallableTool, json: JsonValue) -> str:
     # GLM 4.5 and 4.6 write a line end after each tag, later ones do not.
     parts = [quote(tool.name), '"\\n"?']
-    for parameter in parameters_of(tool.schema):
+    for parameter in tool.parameters:
         key = lark.literal(f"<arg_key>{parameter.name}</arg_key>")
         value = tagged_value(lark, parameter, json, "<arg_value>", "</arg_value>")
         element = lark.rule(f'{key} "\\n"? {value} "\\n"?')
@@ -98,7 +108,7 @@ def _kimi_k3_call(lark: Lark, tool: CallableTool, json: JsonValue) -> str:
     # The kinds that the template writes for values that are not strings.
     head = lark.literal(f'<|open|>call tool="{escape(tool.name)}" index="')
     parts = [head, "/[0-9]{1,3}/", lark.literal('"<|sep|>')]
-    for parameter in parameters_of(tool.schema):
+    for parameter in tool.parameters:
         kind = (
             '"string"' if texts_of(parameter) is not None else "/number|boolean|null|object|array/"
         )
@@ -123,12 +133,12 @@ def _deepseek_call(lark: Lark, tool: CallableTool, json: JsonValue) -> str:
 
 
 def _gemma_call(lark: Lark, tool: CallableTool, json: JsonValue) -> str:
-    arguments = gemma_object(lark, parameters_of(tool.schema))
+    arguments = gemma_object(lark, tool.parameters)
     return f'{quote(tool.name + "{")} {arguments} "}}"'
 
 
 def _pythonic_call(lark: Lark, tool: CallableTool, json: JsonValue) -> str:
-    arguments = keywords(lark, parameters_of(tool.schema), json)
+    arguments = keywords(lark, tool.parameters, json)
     return f'{quote(tool.name + "(")} {arguments} ")"'
 
 
@@ -151,11 +161,12 @@ FORMS: Final[Mapping[str, CallForm]] = {
             lambda name, _: (f"<parameter={name}>\n", "\n</parameter>\n"),
         ),
         separator='"\\n"',
+        takes_text=True,
     ),
     "hermes": CallForm("<tool_call>\n", "\n</tool_call>", _object_call, separator='"\\n"'),
     "granite3": CallForm("<|tool_call|>[", "]", _object_call, '", "', opens_each=False),
-    "gemma4": CallForm("<|tool_call>call:", "<tool_call|>", _gemma_call),
-    "glm": CallForm("<tool_call>", "</tool_call>", _glm_call, separator='"\\n"?'),
+    "gemma4": CallForm("<|tool_call>call:", "<tool_call|>", _gemma_call, takes_text=True),
+    "glm": CallForm("<tool_call>", "</tool_call>", _glm_call, separator='"\\n"?', takes_text=True),
     "minimax": CallForm(
         "<minimax:tool_call>\n",
         "</minimax:tool_call>",
@@ -165,6 +176,7 @@ FORMS: Final[Mapping[str, CallForm]] = {
             lambda name, _: (f'<parameter name="{name}">', "</parameter>\n"),
         ),
         opens_each=False,
+        takes_text=True,
     ),
     "kimi_k2": CallForm(
         "<|tool_calls_section_begin|>",
@@ -173,7 +185,11 @@ FORMS: Final[Mapping[str, CallForm]] = {
         opens_each=False,
     ),
     "kimi_k3": CallForm(
-        "<|open|>tools<|sep|>", "<|close|>tools<|sep|>", _kimi_k3_call, opens_each=False
+        "<|open|>tools<|sep|>",
+        "<|close|>tools<|sep|>",
+        _kimi_k3_call,
+        opens_each=False,
+        takes_text=True,
     ),
     "deepseek": CallForm(
         "<｜tool▁calls▁begin｜>",
@@ -194,6 +210,7 @@ FORMS: Final[Mapping[str, CallForm]] = {
             ),
         ),
         opens_each=False,
+        takes_text=True,
     ),
     "mistral": CallForm("[TOOL_CALLS]", "", _mistral_call),
     "llama3": CallForm("", "", _llama_call),
@@ -205,6 +222,11 @@ FORMS: Final[Mapping[str, CallForm]] = {
 _MISTRAL_ARRAY: Final = CallForm("[TOOL_CALLS][", "]", _object_call, '", "', opens_each=False)
 
 FAMILIES: Final = (*FORMS, HARMONY)
+
+
+def takes_text(family: str) -> bool:
+    """Whether a grammar of a text can be enforced in the family's calls."""
+    return family in FORMS and FORMS[family].takes_text
 
 
 class CallRules(msgspec.Struct, frozen=True):

@@ -144,11 +144,17 @@ def _add_result(
 def _add_instructions(
     turns: list[Turn], message: SystemMessage | DeveloperMessage, style: TemplateStyle
 ) -> None:
-    """Instructions stay where they are: moved to the front they would undo the cached prefix."""
+    """Instructions stay where they are: moved to the front they would undo the cached prefix.
+
+    Several in front are one turn where the template takes no more, as Codex sends them.
+    """
     late = any(turn["role"] not in ("system", "developer") for turn in turns)
     if late and not style.late_system:
         text = f"<system-reminder>\n{text_of(message.content)}\n</system-reminder>"
         _add_user(turns, {"role": "user", "content": text}, style)
+        return
+    if turns and not late and not style.repeated_system:
+        turns[-1]["content"] += "\n\n" + text_of(message.content)
         return
     is_developer = isinstance(message, DeveloperMessage) and style.developer
     role = "developer" if is_developer else "system"

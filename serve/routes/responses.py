@@ -50,8 +50,10 @@ class Responses:
         items = body.items
         if body.previous_response_id is not None:
             items = [*self._store.previous(body.previous_response_id).items, *items]
-        talk = to_chat(body, items)
         info = served.backend.admit()
+        model = served.model
+        has_grammars = model.grammars is not None and info.abilities.grammars
+        talk = to_chat(body, items, model.parsers.family.tools if has_grammars else "")
         prompt = await unless_disconnected(
             request, conversation.encode_conversation(served, talk.chat, info.max_model_len)
         )
@@ -60,7 +62,7 @@ class Responses:
             talk.chat.max_tokens = left
             talk.ignored.append("max_output_tokens")
         grammar = await unless_disconnected(
-            request, conversation.check_output(served, talk.chat, prompt, OWN_NAMES)
+            request, conversation.check_output(served, talk.chat, prompt, OWN_NAMES, talk.texts)
         )
         try:
             group = conversation.start(served, info, talk.chat, prompt, grammar)

@@ -14,10 +14,15 @@ from fake_backend import (
     Script,
     Server,
     one_model_app,
+    ready,
     served_model,
     serving,
 )
 from starlette.routing import Route
+from test_chat_tools import CALL, SECOND, WEATHER, says
+from test_chat_tools import SERVED as TALKS
+
+from quire.serve.backend import GenerationFailed
 
 SERVED = served_model(["Hello"])
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
@@ -124,3 +129,69 @@ def test_errors_are_as_described(
     assert reply.status == 400
     schema = described(document, path, method, "4XX", "application/json")["schema"]
     validate(document, schema, json.loads(reply.body))
+
+
+# ---- the other two APIs' answers, with all kinds of items
+
+SAID = "<think>Hm.</think>Let me see.\n" + CALL + SECOND
+NAMED = {"type": "function", "name": "weather", "parameters": WEATHER["function"]["parameters"]}
+BOXED = {"type": "namespace", "name": "box", "tools": [{"type": "function", "name": "clock"}]}
+CUSTOM = {"type": "custom", "name": "clock"}
+ASKED: list[tuple[str, Any]] = [
+    ("/v1/responses", {"input": "hi", "tools": [NAMED, CUSTOM], "user": "u", "temperature": 0.5}),
+    ("/v1/responses", {"input": "hi", "tools": [NAMED, BOXED], "max_output_tokens": 30}),
+    ("/v1/responses", {"input": "hi", "reasoning": {"effort": "low"}, "metadata": {"a": "b"}}),
+    (
+        "/v1/messages",
+        {
+            "max_tokens": 500,
+            "messages": CHAT["messages"],
+            "thinking": {"type": "enabled", "budget_tokens": 1024},
+            "tools": [
+                {"name": "weather", "input_schema": {"type": "object"}},
+                {"name": "clock", "input_schema": {"type": "object"}},
+            ],
+        },
+    ),
+    ("/v1/messages", {"max_tokens": 3, "messages": CHAT["messages"], "stop_sequences": ["me"]}),
+]
+
+
+@pytest.mark.parametrize(("path", "fields"), ASKED)
+def test_answers_with_all_kinds_of_items_are_as_described(
+    document: Any, path: str, fields: Any
+) -> None:
+    body = {"model": MODEL, **fields}
+    info = ready(max_model_len=4096)
+    with serving(one_model_app(FakeBackend([says(SAID)], info=info), TALKS)) as server:
+        whole = server.request("POST", path, body)
+        stream = server.request("POST", path, body | {"stream": True})
+        assert (whole.status, stream.status) == (200, 200), whole.body
+        content = document["paths"][path]["post"]["responses"]["200"]["content"]
+        validate(document, content["application/json"]["schema"], whole.json)
+        lines = stream.body.decode().splitlines()
+        events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+        assert len(events) >= 3
+        for event in events:
+            validate(document, content["text/event-stream"]["x-event"], event)
+        if path == "/v1/responses":
+            kept = f"{path}/{whole.json['id']}"
+            place = path + "/{id}"
+            for method in ("get", "delete"):
+                schema = described(document, place, method, "200", "application/json")["schema"]
+                validate(document, schema, server.request(method.upper(), kept).json)
+
+
+def test_an_answer_that_fails_is_as_described(document: Any) -> None:
+    failing = Script([[1], GenerationFailed("The worker died.")])
+    for path, fields in ASKED[2:4]:
+        body = {"model": MODEL, "stream": True, **fields}
+        backend = FakeBackend([failing], info=ready(max_model_len=4096))
+        with serving(one_model_app(backend, TALKS)) as server:
+            stream = server.request("POST", path, body)
+        content = document["paths"][path]["post"]["responses"]["200"]["content"]
+        lines = stream.body.decode().splitlines()
+        events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+        assert events[-1]["type"] in ("response.failed", "error")
+        for event in events:
+            validate(document, content["text/event-stream"]["x-event"], event)

@@ -258,6 +258,15 @@ def test_late_instructions_stay_where_they_stand(rules, expected):
     assert render(every_turn(rules), *LATE) == expected.replace("REMINDER", reminder)
 
 
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [("", "<system>a<system>b<user>hi"), (SYSTEM_FIRST, "<system>a\n\nb<user>hi")],
+)
+def test_several_instructions_in_front_are_one_turn_where_no_more_are_taken(rules, expected):
+    front = [{"role": "system", "content": "a"}, {"role": "developer", "content": "b"}, USER]
+    assert render(every_turn(rules), *front) == expected
+
+
 def test_tools_keep_the_order_of_their_keys_and_switches_are_variables():
     template = ChatTemplate("{{ tools | tojson }}{{ enable_thinking }}", {})
     tool = {"function": {"parameters": {"z": 1, "a": 2}}}

@@ -169,7 +169,8 @@ def test_what_codex_sends() -> None:
         "name": "mcp",
         "tools": [{"type": "function", "name": "clock", "parameters": {"type": "object"}}],
     }
-    patch = {"type": "custom", "name": "apply_patch", "format": {"type": "grammar"}}
+    grammar = {"type": "grammar", "syntax": "lark", "definition": "start: /(.|\\n)+/"}
+    patch = {"type": "custom", "name": "apply_patch", "format": grammar}
     history = [
         {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "d"}]},
         {"role": "user", "content": "fix it"},
