@@ -29,7 +29,7 @@ help:
 	@echo "make test-faults  kills, stops and abuse of a real server, for minutes"
 	@echo "make test-long    tests that take minutes"
 	@echo "make test-models  every model family against mlx-lm, token for token"
-	@echo "make test-clients real clients from PyPI and npm against the demo model"
+	@echo "make test-clients real clients and agents from PyPI and npm"
 	@echo "make format       format the code"
 
 serve: .venv/serve.stamp
@@ -76,7 +76,8 @@ test-models: .venv/dev.stamp
 # Clients pin each other's libraries, so each has an environment of its own.
 PYTHON_CLIENTS := $(basename $(notdir $(wildcard tests/clients/requirements/*.txt)))
 
-test-clients: .venv/dev.stamp $(PYTHON_CLIENTS:%=.venv/clients/%.stamp) tests/clients/node/node_modules
+test-clients: .venv/dev.stamp $(PYTHON_CLIENTS:%=.venv/clients/%.stamp) tests/clients/node/node_modules \
+		tests/clients/agents/node_modules
 	$(BIN)/pytest -m clients tests/clients $(ARGS)
 
 .venv/clients/%.stamp: tests/clients/requirements/%.txt | .venv/bin/python
@@ -84,8 +85,8 @@ test-clients: .venv/dev.stamp $(PYTHON_CLIENTS:%=.venv/clients/%.stamp) tests/cl
 	.venv/clients/$*/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-tests/clients/node/node_modules: tests/clients/node/package-lock.json
-	npm ci --prefix tests/clients/node --no-audit --no-fund
+tests/clients/%/node_modules: tests/clients/%/package-lock.json
+	npm ci --prefix tests/clients/$* --no-audit --no-fund
 	@touch $@
 
 clean:

@@ -13,13 +13,17 @@ class Weather(BaseModel):
     warm: bool
 
 
-client = openai.OpenAI(base_url=sys.argv[1] + "/v1", api_key="none")
+demo, scripted = sys.argv[1:3]
 # Mode.JSON leaves the form to the model: the demo model does not know it.
-modes = (instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA)
-for mode in modes:
+for mode, url, model in (
+    (instructor.Mode.TOOLS, demo, "quire-demo"),
+    (instructor.Mode.JSON_SCHEMA, demo, "quire-demo"),
+    (instructor.Mode.JSON, scripted, "scripted"),
+):
+    client = openai.OpenAI(base_url=url + "/v1", api_key="none")
     typed = instructor.from_openai(client, mode=mode)
     answer = typed.chat.completions.create(
-        model="quire-demo",
+        model=model,
         response_model=Weather,
         max_retries=0,
         max_tokens=200,

@@ -35,10 +35,12 @@ from fake_backend import (
 )
 
 from quire.engine.messages import Abilities, GenerateRequest
+from quire.serve.grammar_check import CheckRequest
 
 MODEL = "scripted"
 CONTEXT = 2_000_000  # a token is a byte here, and agents send long prompts
 FILE, BEFORE, AFTER = "notes.txt", "colour = red", "colour = blue"
+WRONG = "colour = green"
 DONE = "The colour is blue now."
 TITLE = "A colour"
 
@@ -77,15 +79,17 @@ class Player:
         return DONE
 
     def _without_tools(self, prompt: str) -> str:
-        """For aider, which shows files in the prompt and reads edits from the text; else a title,
-        as agents ask for beside their work."""
-        if "SEARCH/REPLACE" not in prompt and "file listing" not in prompt:
+        """For aider, which shows files in the prompt and reads whole files from the text; else a
+        title, as agents ask for beside their work."""
+        if "json_schema" in prompt:  # as instructor asks for
+            return '{"sky": "clear", "warm": true}'
+        if "file listing" not in prompt:
             return TITLE
-        if BEFORE not in prompt:
-            return f"I need to see {FILE}. Please add it to the chat."
-        if "file listing" in prompt:
+        if WRONG in prompt:  # the file, and what the user's test says of it
             return f"{FILE}\n```\n{AFTER}\n```\n"
-        return f"{FILE}\n```\n<<<<<<< SEARCH\n{BEFORE}\n=======\n{AFTER}\n>>>>>>> REPLACE\n```\n"
+        if BEFORE in prompt:
+            return f"{FILE}\n```\n{WRONG}\n```\n"
+        return f"I need to see {FILE}. Please add it to the chat."
 
     def _read(self, tools: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         if (name := _first(READERS, tools)) is not None:
@@ -150,7 +154,7 @@ class PlayedBackend(FakeBackend):
     """Each request gets what the player says to its prompt."""
 
     def __init__(self, player: Player) -> None:
-        abilities = Abilities(hidden_size=4)
+        abilities = Abilities(grammars=True)
         super().__init__(
             info=msgspec.structs.replace(ready(max_model_len=CONTEXT), abilities=abilities)
         )
@@ -200,8 +204,17 @@ class Log:
             log.write(json.dumps(line) + "\n")
 
 
+class AnyForm:
+    """A script is of the wanted form by itself."""
+
+    async def check(self, wanted: CheckRequest, param: str) -> str:
+        return ""
+
+
 SERVED = replace(
-    served_model(["<tool_call>", "</tool_call>", "<think>", "</think>"], TEMPLATE), id=MODEL
+    served_model(["<tool_call>", "</tool_call>", "<think>", "</think>"], TEMPLATE),
+    id=MODEL,
+    grammars=AnyForm(),  # type: ignore[arg-type]
 )
 
 

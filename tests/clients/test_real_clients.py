@@ -7,6 +7,7 @@ What the demo model says matters little: forced calls and schemas are enforced b
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,19 @@ INSTALLED = HERE.parents[1] / ".venv" / "clients"
 PYTHON_CLIENTS = [file.stem.removesuffix("_client") for file in sorted(HERE.glob("*_client.py"))]
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """A scripted model, for what the demo model cannot do: its address, and its folder."""
+    folder = tmp_path_factory.mktemp("scripted")
+    program = [sys.executable, str(HERE / "scripted_model.py"), str(folder), str(folder / "log")]
+    with subprocess.Popen(
+        program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield [process.stdout.readline().strip(), str(folder)]
+        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +51,10 @@ def run(*command: str | Path) -> None:
 
 
 @pytest.mark.parametrize("name", PYTHON_CLIENTS)
-def test_python_client(server: Server, name: str) -> None:
-    run(INSTALLED / name / "bin" / "python", HERE / f"{name}_client.py", server.url)
+def test_python_client(server: Server, scripted: list[str], name: str) -> None:
+    """Each is given the demo model's server, and the scripted one's with its folder."""
+    python = INSTALLED / name / "bin" / "python"
+    run(python, HERE / f"{name}_client.py", server.url, *scripted)
 
 
 def test_node_clients(server: Server) -> None:
