@@ -42,7 +42,18 @@ def run(engine: Engine, *requests: GenerateRequest) -> dict[int, list[int]]:
     return tokens
 
 
+_references: dict[tuple[str, ...], list[int]] = {}
+
+
 def reference(ids: list[int], params: SamplingParams, late: int = 0) -> list[int]:
+    """What :func:`_generate` finds, once for all tests that ask."""
+    key = repr(ids), repr(params), repr(late)
+    if key not in _references:
+        _references[key] = _generate(ids, params, late)
+    return _references[key]
+
+
+def _generate(ids: list[int], params: SamplingParams, late: int) -> list[int]:
     """Greedy, by mlx-lm's loop, with the penalties as they are defined, token by token.
 
     ``late`` leaves out so many of the newest tokens.
