@@ -41,7 +41,7 @@ class BlockPool:
 
     Attributes:
         num_evictions: so far.
-        on_eviction: called with the name of each evicted block.
+        on_eviction: each is called with the name of each evicted block.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.num_evictions = 0
-        self.on_eviction: Callable[[BlockHash], None] | None = None
+        self.on_eviction: list[Callable[[BlockHash], None]] = []
         self.lifetimes = Tally(time_bounds)
         self.idle_times = Tally(time_bounds)
         # Names of blocks evicted lately, to tell what was lost from what was never there.
@@ -213,8 +213,8 @@ class BlockPool:
         self._num_idle -= 1
         cached = self._cached.pop(block)
         del self._by_name[cached.name]
-        if self.on_eviction is not None:
-            self.on_eviction(cached.name)
+        for tell in self.on_eviction:
+            tell(cached.name)
         self._remember(cached)
         if cached.parent is not None:
             above = self._cached[cached.parent]
@@ -222,6 +222,15 @@ class BlockPool:
             if self._refs[cached.parent] == 0:
                 self._offer(cached.parent)
         return block
+
+    def drop(self, name: BlockHash) -> None:
+        """Free the block of that name, on which no cached block builds, unless it is in use."""
+        block = self._by_name.get(name)
+        if block is None or self._refs[block]:
+            return
+        del self._by_name[name], self._cached[block]
+        self._num_idle -= 1
+        self._free.append(block)
 
     def forget(self, num_blocks: int | None = None) -> None:
         """Free all blocks, none of which is in use: pages hold no longer what the names say.

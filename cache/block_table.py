@@ -55,6 +55,11 @@ class BlockTable:
         """Names of the full blocks of ``token_ids`` that this table will register later."""
         return self._names[self._num_registered : len(token_ids) // self._pool.block_size]
 
+    @property
+    def known_names(self) -> Sequence[BlockHash]:
+        """Of all blocks that are full as far as anybody has asked."""
+        return self._names
+
     def names(self, num_blocks: int) -> list[BlockHash]:
         """Of the first blocks, after :meth:`find_prefix` was asked."""
         return self._names[:num_blocks]

@@ -45,9 +45,13 @@ class LayerPages:
     copy the whole pool before it can write.
     """
 
-    __slots__ = ("keys", "values")
+    __slots__ = ("keys", "values", "windowed")
 
-    def __init__(self, shape: PageShape, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self, shape: PageShape, num_blocks: int, block_size: int, *, windowed: bool = False
+    ) -> None:
+        """``windowed``: blocks are those of sliding windows."""
+        self.windowed = windowed
         self.keys = mx.zeros(
             (num_blocks, shape.key_heads, block_size, shape.key_dim), shape.key_dtype
         )

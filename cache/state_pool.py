@@ -18,7 +18,10 @@ MIN_SLOTS = 3  # the empty one, a snapshot and what goes on behind it
 
 
 class StatePool(BlockPool):
-    """Hands out slots 1..num_slots-1 and takes them back; evicts snapshots nobody begins from."""
+    """Hands out slots 1..num_slots-1 and takes them back; evicts snapshots nobody begins from.
+
+    A snapshot goes with the block it stands behind: without that one it cannot be found.
+    """
 
     def __init__(self, num_slots: int, spacing: int, policy: EvictionPolicy) -> None:
         """
@@ -32,15 +35,6 @@ class StatePool(BlockPool):
             raise ValueError(f"a pool of states needs at least {MIN_SLOTS} slots")
         super().__init__(num_slots, 1, policy)
         self.spacing = spacing
-
-    def drop(self, name: BlockHash) -> None:
-        """The block of that name is gone, so that a snapshot behind it cannot be found."""
-        slot = self._by_name.get(name)
-        if slot is None or self._refs[slot]:
-            return
-        del self._by_name[name], self._cached[slot]
-        self._num_idle -= 1
-        self._free.append(slot)
 
     def deepest(self, names: Sequence[BlockHash]) -> tuple[int, int | None]:
         """How many blocks of the chain ``names`` the deepest snapshot stands behind, and its slot;

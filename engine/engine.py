@@ -20,9 +20,11 @@ from llguidance import LLMatcher
 from quire.cache.block_pool import BlockPool
 from quire.cache.eviction import PolicyName, make_policy
 from quire.cache.state_pool import StatePool
+from quire.cache.window_pool import WindowPool, blocks_of_window
 from quire.engine.device_thread import DeviceThread, Submit, do_later, do_now
 from quire.engine.errors import EngineError, GrammarError, is_out_of_memory
 from quire.engine.grammar import Bitmask, GrammarCompiler, allow_only, forbid, mask_words
+from quire.engine.memory.budget import SMALLEST_STEP
 from quire.engine.memory.faults import MemoryFaults
 from quire.engine.memory.pressure import Pressure, Relief
 from quire.engine.messages import (
@@ -30,7 +32,7 @@ from quire.engine.messages import (
     CacheStats,
     GenerateRequest,
     Histogram,
-    StateStats,
+    PoolStats,
     TokenOutput,
     WorkerStats,
 )
@@ -64,6 +66,8 @@ class EngineConfig:
     least_blocks: int | None = None
     # Slots for states of recurrent layers, the empty one included. None: two for each sequence.
     num_state_slots: int | None = None
+    # KV blocks of layers with sliding windows, likewise. None: as many as others have.
+    num_window_blocks: int | None = None
     # Encode a step while the one before it runs. None: where kernels write the pages in place. Not
     # elsewhere: MLX would copy pages that the running step still holds, and on the CPU encoding is
     # computing.
@@ -106,6 +110,7 @@ class Engine:
         self.model = model
         self._num_slots = config.num_state_slots or 1 + 2 * config.max_num_seqs
         self._num_blocks = config.num_blocks
+        self._num_window_blocks = config.num_window_blocks or config.num_blocks
         self._allocate()
         self._runner = ModelRunner(model, config.max_num_seqs)
         self._relief: Relief | None = None
@@ -135,6 +140,14 @@ class Engine:
             self._states = StatePool(
                 self._num_slots, self.model.state_spacing, make_policy(config.eviction_policy)
             )
+        self._windows: WindowPool | None = None
+        if self.model.window is not None:
+            self._windows = WindowPool(
+                self._num_window_blocks,
+                config.block_size,
+                self.model.window,
+                make_policy(config.eviction_policy),
+            )
         self._pool = BlockPool(
             config.num_blocks,
             config.block_size,
@@ -149,6 +162,7 @@ class Engine:
             max_attended=config.max_attended,
             model_name=self.model.name,
             states=self._states,
+            windows=self._windows,
         )
         self._faults = MemoryFaults(config.max_num_batched_tokens)
         self._num_steps = 0
@@ -364,8 +378,18 @@ class Engine:
     def _resize(self, num_blocks: int) -> None:
         """Begin anew with so many blocks; what runs is computed again."""
         self._num_blocks = num_blocks
-        self.scheduler.start_over(num_blocks)
+        self._num_window_blocks = self._window_blocks_beside(num_blocks)
+        self.scheduler.start_over(num_blocks, self._num_window_blocks)
         self._encode(self._replace_pages).result()
+
+    def _window_blocks_beside(self, num_blocks: int) -> int:
+        """As many as there were in proportion, but enough for a window and a step."""
+        config, window = self.config, self.model.window
+        most = config.num_window_blocks or config.num_blocks
+        if window is None:
+            return most
+        least = 1 + blocks_of_window(window, config.block_size, SMALLEST_STEP)
+        return min(most, max(least, most * num_blocks // config.num_blocks))
 
     def _replace_pages(self) -> None:
         try:
@@ -388,7 +412,9 @@ class Engine:
         mx.clear_cache()
 
     def _allocate(self) -> None:
-        self.model.allocate(self._num_blocks, self.config.block_size, self._num_slots)
+        self.model.allocate(
+            self._num_blocks, self.config.block_size, self._num_slots, self._num_window_blocks
+        )
 
     def _encode_step(self, host_step: HostStep, previous: Future[Step] | None) -> Step:
         step = self._runner.build(host_step, None if previous is None else previous.result())
@@ -450,7 +476,7 @@ class Engine:
         return masks, failed
 
     def stats(self) -> WorkerStats:
-        scheduler, pool, states = self.scheduler, self._pool, self._states
+        scheduler, pool = self.scheduler, self._pool
         return WorkerStats(
             requests_running=len(scheduler.running),
             requests_waiting=len(scheduler.waiting) + len(self._compiling),
@@ -472,14 +498,14 @@ class Engine:
                 evictions=pool.num_evictions,
                 lifetimes=Histogram(list(pool.lifetimes.counts), pool.lifetimes.total),
                 idle_times=Histogram(list(pool.idle_times.counts), pool.idle_times.total),
+                missed_state=scheduler.stats.missed_state,
+                missed_window=scheduler.stats.missed_window,
             ),
             step=self._clock.stats(),
-            states=None
-            if states is None
-            else StateStats(
-                scheduler.stats.prefix_pages,
-                states.num_used,
-                states.num_cached,
-                states.num_free,
-            ),
+            states=_pool_stats(self._states),
+            windows=_pool_stats(self._windows),
         )
+
+
+def _pool_stats(pool: BlockPool | None) -> PoolStats | None:
+    return None if pool is None else PoolStats(pool.num_used, pool.num_cached, pool.num_free)

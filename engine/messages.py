@@ -162,6 +162,7 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
     kv_cache_bytes: int
     num_state_slots: int = 0  # of models with recurrent layers
     state_bytes: int = 0  # of all slots
+    num_window_blocks: int = 0  # of layers with sliding windows, if the model has some
     notes: list[str] = []  # facts worth logging, e.g. which BLAS is in use
     abilities: Abilities = Abilities()
     limits: MemoryLimits | None = None
@@ -197,12 +198,11 @@ class TokenOutput(msgspec.Struct, array_like=True, frozen=True):
     vector: bytes = b""
 
 
-class StateStats(msgspec.Struct, frozen=True):
-    """Of a model with recurrent layers: slots for their states, and what was found behind them."""
+class PoolStats(msgspec.Struct, frozen=True):
+    """Of a pool beside that of KV blocks."""
 
-    prefix_pages: int  # prompt tokens whose pages were found, whether or not a state was
     used: int
-    cached: int  # snapshots nobody uses
+    cached: int  # what nobody uses and others may begin with
     free: int
 
 
@@ -238,7 +238,8 @@ class StepStats(msgspec.Struct, frozen=True):
 class CacheStats(msgspec.Struct, frozen=True):
     """What the prefix cache was asked for and gave, in prompt tokens, and how long blocks stay.
 
-    Misses are in tokens too: evicted, never seen, or in a block that is not full.
+    Misses are in tokens too: evicted, never seen, or in a block that is not full; and cached, but
+    without a recurrent layer's state or the blocks of a window behind them.
     """
 
     queries: int
@@ -249,6 +250,8 @@ class CacheStats(msgspec.Struct, frozen=True):
     evictions: int  # blocks
     lifetimes: Histogram  # seconds from a block's completion to its eviction
     idle_times: Histogram  # seconds from its last use to its eviction
+    missed_state: int = 0
+    missed_window: int = 0
 
 
 class WorkerStats(msgspec.Struct, frozen=True):
@@ -267,7 +270,8 @@ class WorkerStats(msgspec.Struct, frozen=True):
     memory_faults: int  # steps that the device had no memory for
     cache: CacheStats
     step: StepStats
-    states: StateStats | None = None  # of models with recurrent layers
+    states: PoolStats | None = None  # slots, of models with recurrent layers
+    windows: PoolStats | None = None  # blocks, of layers with sliding windows
 
 
 class StepOutput(msgspec.Struct, tag=True, frozen=True):

@@ -21,9 +21,11 @@ from functools import cache
 
 from quire.cache.block_hash import BlockHash, root_hash
 from quire.cache.block_pool import BlockPool
-from quire.cache.sequence_cache import NO_PREFIX, Holdings, Prefix, SequenceCache
+from quire.cache.pools import Holdings, Needs, Pools
+from quire.cache.sequence_cache import NO_PREFIX, Prefix, SequenceCache
 from quire.cache.state_pool import StatePool
 from quire.cache.state_table import StateMoves
+from quire.cache.window_pool import WindowPool, longest_step
 from quire.engine.errors import EngineError, GrammarError, RequestTooLong
 from quire.engine.grammar import GrammarState
 from quire.engine.messages import (
@@ -50,7 +52,10 @@ class SchedulerStats:
     preemptions: int = 0
     prefix_queries: int = 0  # prompt tokens looked up, once per request
     prefix_hits: int = 0  # of those, tokens found
-    prefix_pages: int = 0  # of those, tokens whose pages were found, whether or not a state was
+    missed_state: int = (
+        0  # and whose pages were found, but no state of recurrent layers behind them
+    )
+    missed_window: int = 0  # or no whole window
     missed_evicted: int = 0  # and not found: in blocks that had been evicted
     missed_new: int = 0  # in blocks that had never been cached
     missed_tail: int = 0  # behind the last full block, or the last token
@@ -73,11 +78,13 @@ class Scheduler:
         max_attended: int | None = None,
         model_name: str = "",
         states: StatePool | None = None,
+        windows: WindowPool | None = None,
     ) -> None:
         """
         Args:
             max_attended: rows of prompts times their contexts, of a step; None: any.
             states: slots, for models with recurrent layers.
+            windows: blocks of layers with sliding windows, if these have their own.
             mixed_prompt_tokens: prompt tokens of a step that also decodes, if many sequences would
                 wait for more; None: as many as the budget leaves.
         """
@@ -99,12 +106,41 @@ class Scheduler:
         self._sequences: dict[int, Sequence] = {}
         self._next_step = 0
         self._retired = -1
-        self._states = states
-        if states is not None:
-            pool.on_eviction = states.drop
+        self._pools = Pools(pool, states, windows)
+        self._follow_evictions()
         self._held: deque[tuple[int, Holdings]] = deque()  # to release once a step has retired
         # A little room for running sequences to grow, so that an admission is not undone at once.
-        self._watermark = max(1, pool.num_usable // 100)
+        self._watermark = Needs(max(1, pool.num_usable // 100))
+        self._longest_chunk = max_num_batched_tokens
+        if windows is not None:
+            # And for what prompts leave behind the window only when their step has retired.
+            chunk = -(-max_num_batched_tokens // pool.block_size)
+            self._watermark = self._watermark.plus(Needs(window=chunk))
+            self._fit_windows()
+
+    def _fit_windows(self) -> None:
+        """Let chunks be as long as fit beside a window.
+
+        Raises:
+            ValueError: none does.
+        """
+        windows = self._pools.windows
+        if windows is None:
+            return
+        longest = self._budget
+        if windows.num_usable < self.pool.num_usable:  # which holds no longer sequences
+            longest = longest_step(windows.window, windows.block_size, windows.num_usable)
+        if longest < 1:
+            raise ValueError(
+                f"{windows.num_usable} blocks hold no window of {windows.window} tokens"
+            )
+        self._longest_chunk = longest
+
+    def _follow_evictions(self) -> None:
+        """What stands behind an evicted block, or beside it, cannot be found any more."""
+        for pool in self._pools[1:]:
+            if pool is not None:
+                self.pool.on_eviction.append(pool.drop)
 
     # ---- requests
 
@@ -138,7 +174,7 @@ class Scheduler:
         seed = request.sampling.seed
         sequence = Sequence(
             request,
-            SequenceCache(self.pool, self._root(request), self._states),
+            SequenceCache(self._pools, self._root(request)),
             list(request.prompt_token_ids),
             seed=secrets.randbits(64) if seed is None else seed,
             grammar=grammar,
@@ -206,11 +242,9 @@ class Scheduler:
             if sequence in preempted or num_tokens == 0:
                 continue
             wanted = start + num_tokens
-            while not sequence.cache.blocks.grow(wanted):
+            while not sequence.cache.grow(wanted):
                 enough = False
-                if sequence.cache.blocks.blocks_for(wanted) <= (
-                    self.pool.num_available + self._num_held
-                ):
+                if self._comes_back(sequence.cache.lacks(wanted)):
                     break  # enough is on its way back: sit this step out
                 victim = self._victim()
                 budget += planned.pop(victim, 0)
@@ -231,7 +265,9 @@ class Scheduler:
         may_cut = not is_limited or all(n == 1 for n in planned.values())
         budget -= sum(planned.values())
         # Prompts admitted earlier take their blocks chunk by chunk: leave them what they lack.
-        reserve = sum(s.cache.blocks.blocks_for(len(s.token_ids)) for s in self.running)
+        reserve = Needs()
+        for needs in (s.cache.will_lack(len(s.token_ids)) for s in self.running):
+            reserve = reserve.plus(needs)
         coming = {name for s in self.running for name in s.cache.coming(s.token_ids)}
         for sequence in list(self.waiting):
             if not budget or len(self.running) == self._max_num_seqs:
@@ -250,25 +286,22 @@ class Scheduler:
                 continue
             if num_tokens < num_missing and not may_cut:
                 break
-            blocks_for = sequence.cache.blocks.blocks_for
-            rest = blocks_for(len(sequence.token_ids)) - blocks_for(start + num_tokens)
-            watermark = self._watermark if self.running else 0
-            if not sequence.cache.admit(
-                prefix, sequence.token_ids, start + num_tokens, reserve + rest + watermark
-            ):
+            spare = reserve.plus(self._watermark) if self.running else reserve
+            if not sequence.cache.admit(prefix, sequence.token_ids, start + num_tokens, spare):
                 break
             self._start_running(sequence, prefix)
             coming.update(sequence.cache.coming(sequence.token_ids))
             planned[sequence] = num_tokens
             budget -= num_tokens
-            reserve += rest
+            reserve = reserve.plus(sequence.cache.will_lack(len(sequence.token_ids)))
             may_cut = not is_limited
 
     def _limited(
         self, sequence: Sequence, start: int, num_tokens: int, planned: dict[Sequence, int]
     ) -> int:
-        """Fewer tokens where more of the prompt would be scored than a step holds, or where they
-        attend to so much that a step would hold the device for seconds."""
+        """Fewer tokens where a step holds no more that are scored, where they attend to so much
+        that it would hold the device for seconds, or where blocks of windows are few."""
+        num_tokens = min(num_tokens, self._longest_chunk)
         if self._max_attended is not None and num_tokens > 1:
             taken = sum(n * (s.num_computed_tokens + n) for s, n in planned.items() if n > 1)
             rows = (self._max_attended - taken) // (start + num_tokens)
@@ -303,15 +336,19 @@ class Scheduler:
         evicted, new = sequence.cache.blocks.misses(prefix.num_pages, sequence.token_ids)
         stats.prefix_queries += num_tokens
         stats.prefix_hits += start
-        stats.prefix_pages += num_pages
         stats.missed_evicted += evicted * size
         stats.missed_new += new * size
         stats.missed_tail += num_tokens - num_pages - (evicted + new) * size
         if num_pages > start:
+            what = "window" if self._pools.states is None else "state"
+            if what == "state":
+                stats.missed_state += num_pages - start
+            else:
+                stats.missed_window += num_pages - start
             request_id = sequence.request.request_id
             logger.info(
                 f"request {request_id}: {start:,} of {num_tokens:,} prompt tokens are cached: "
-                f"pages {num_pages:,}, state {start:,}"
+                f"pages {num_pages:,}, {what} {start:,}"
             )
 
     def _should_wait(self, sequence: Sequence, prefix: Prefix, coming: set[BlockHash]) -> bool:
@@ -335,7 +372,7 @@ class Scheduler:
             chunks = decodes if num_tokens == 1 else prompts
             chunks.append(self._make_chunk(sequence, num_tokens, step_id))
         chunks = decodes + prompts
-        moves = self._move_states(chunks) if self._states is not None else []
+        moves = self._move_states(chunks) if self._pools.states is not None else []
         pooled = [chunk for chunk in chunks if not chunk.samples and chunk.num_pooled]
         batch = StepBatch(step_id, chunks, len(decodes), moves, pooled)
         for row, chunk in enumerate(batch.sampled):
@@ -344,7 +381,7 @@ class Scheduler:
         return batch
 
     def _make_chunk(self, sequence: Sequence, num_tokens: int, step_id: int) -> Chunk:
-        request = sequence.request
+        request, windows = sequence.request, sequence.cache.windows
         start = sequence.num_computed_tokens
         end = start + num_tokens
         total = sequence.num_tokens
@@ -362,6 +399,7 @@ class Scheduler:
             token_ids=[] if in_flight else sequence.token_ids[start:end],
             source_row=sequence.sample_row if in_flight else -1,
             block_ids=sequence.cache.blocks.block_ids,
+            window_block_ids=None if windows is None else windows.block_ids,
             samples=samples,
             sampling=request.sampling if forced is None else _only(forced),
             seed=sequence.seed,
@@ -481,11 +519,13 @@ class Scheduler:
             queue_seconds=sequence.arrival.queue_seconds,
         )
 
-    def start_over(self, num_blocks: int | None = None) -> None:
+    def start_over(
+        self, num_blocks: int | None = None, num_window_blocks: int | None = None
+    ) -> None:
         """No step in flight will be committed, and no page can be relied on: whatever runs is
         computed again from its tokens.
 
-        From then on there are ``num_blocks``; None: as many as before.
+        From then on there are so many blocks; None: as many as before.
         """
         self._retired = self._next_step - 1
         for sequence in reversed(self.running.copy()):
@@ -493,9 +533,8 @@ class Scheduler:
         for sequence in self._sequences.values():
             sequence.num_pending_tokens = 0
         self._release_held()
-        self.pool.forget(num_blocks)
-        if self._states is not None:
-            self._states.forget()
+        self._pools.forget(num_blocks, num_window_blocks)
+        self._fit_windows()
 
     def fail(self, sequence: Sequence, error: str) -> TokenOutput:
         """End a request that cannot go on."""
@@ -504,9 +543,18 @@ class Scheduler:
 
     # ---- giving up blocks and slots
 
-    @property
-    def _num_held(self) -> int:
-        return sum(len(holdings.blocks) for _, holdings in self._held)
+    def _comes_back(self, lacking: Needs) -> bool:
+        """Whether so many blocks can be had once all steps in flight have retired."""
+        held = [holdings for _, holdings in self._held]
+        blocks = sum(len(holdings.blocks) for holdings in held)
+        if lacking.blocks > self.pool.num_available + blocks:
+            return False
+        windows = self._pools.windows
+        if windows is None:
+            return True
+        leaving = sum(len(holdings.window) for holdings in held)
+        leaving += sum(s.cache.num_leaving(s.num_computed_tokens) for s in self.running)
+        return lacking.window <= windows.num_available + leaving
 
     def _preempt(self, sequence: Sequence) -> None:
         self.stats.preemptions += 1
@@ -531,29 +579,22 @@ class Scheduler:
         if sequence.last_step > self._retired:
             self._held.append((sequence.last_step, holdings))
         else:
-            self._release(holdings)
+            self._pools.release(holdings)
 
     def _release_held(self) -> None:
         while self._held and self._held[0][0] <= self._retired:
-            self._release(self._held.popleft()[1])
-
-    def _release(self, holdings: Holdings) -> None:
-        self.pool.release(holdings.blocks)
-        if self._states is not None:
-            self._states.release(holdings.slots)
+            self._pools.release(self._held.popleft()[1])
 
     # ---- invariants
 
     def check(self) -> None:
         """Assert the pool's conservation and the scheduler's own rules. For tests and debugging."""
         owned = [*(s.cache.holdings for s in self.running), *(held for _, held in self._held)]
-        self.pool.check(holdings.blocks for holdings in owned)
-        if self._states is not None:
-            self._states.check(holdings.slots for holdings in owned)
+        self._pools.check(owned)
         for sequence in self.running:
             assert sequence.num_computed_tokens <= sequence.num_tokens
             assert sequence.num_computed_tokens <= sequence.cache.blocks.num_tokens
         for sequence in self.waiting:
-            assert sequence.cache.holdings == ([], [])
+            assert not any(sequence.cache.holdings)
             assert sequence.num_computed_tokens == 0
         assert len(self._sequences) == len(self.waiting) + len(self.running)

@@ -39,6 +39,9 @@ class Chunk(msgspec.Struct, eq=False):  # a quarter of a dataclass's time to mak
     grammar: GrammarState | None = None
     # The prompt's tokens that follow on the chunk's first tokens, where they are to be scored.
     scored_token_ids: list[int] = []
+    # Of layers with sliding windows, if these have blocks of their own: likewise, but only what the
+    # chunk's rows see of it.
+    window_block_ids: array[int] | None = None
     # How many of the likeliest tokens are reported beside the sampled one; None: it is not either.
     logprobs: int | None = None
 

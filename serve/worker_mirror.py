@@ -24,6 +24,7 @@ from quire.engine.messages import (
     STEP_SECONDS_BOUNDS,
     STEP_TOKENS_BOUNDS,
     Histogram,
+    PoolStats,
     Ready,
     WorkerStats,
 )
@@ -61,22 +62,24 @@ _COUNTERS: Sequence[tuple[str, Labels, str, Callable[[WorkerStats], float]]] = (
     (
         "prefix_cache_page_hit_tokens",
         {},
-        "Prompt tokens whose pages were found, whether or not a recurrent layer's state was.",
-        lambda s: s.states.prefix_pages if s.states else s.cache.hits,
+        "Prompt tokens whose pages were found, with or without a recurrent layer's state and the "
+        "pages of sliding windows.",
+        lambda s: s.cache.hits + s.cache.missed_state + s.cache.missed_window,
     ),
     *(
         (
             "prefix_cache_miss_tokens",
             {"reason": reason},
             "Prompt tokens not found: evicted, never seen, behind the last full block, or with "
-            "pages but without a recurrent layer's state.",
+            "pages but without a recurrent layer's state or the pages of a sliding window.",
             read,
         )
         for reason, read in (
             ("evicted", lambda s: s.cache.missed_evicted),
             ("new", lambda s: s.cache.missed_new),
             ("tail", lambda s: s.cache.missed_tail),
-            ("state", lambda s: s.states.prefix_pages - s.cache.hits if s.states else 0),
+            ("state", lambda s: s.cache.missed_state),
+            ("window", lambda s: s.cache.missed_window),
         )
     ),
     *(
@@ -179,9 +182,12 @@ class WorkerMirror:
         }
 
     def state_slots(self) -> dict[str, int]:
-        if self.stats is not None and (slots := self.stats.states) is not None:
-            return {"used": slots.used, "cached": slots.cached, "free": slots.free}
-        return {"used": 0, "cached": 0, "free": self.info.num_state_slots if self.info else 0}
+        found = self.stats.states if self.stats else None
+        return _by_state(found, self.info.num_state_slots if self.info else 0)
+
+    def window_blocks(self) -> dict[str, int]:
+        found = self.stats.windows if self.stats else None
+        return _by_state(found, self.info.num_window_blocks if self.info else 0)
 
     def memory(self) -> dict[str, int]:
         kinds = ("active", "cache", "peak", "weights", "kv_cache", "states", "process")
@@ -225,6 +231,13 @@ _GAUGES = {
 }
 
 
+def _by_state(pool: PoolStats | None, size: int) -> dict[str, int]:
+    """Units of a pool of ``size``, of which nothing else may be known yet."""
+    if pool is None:
+        return {"used": 0, "cached": 0, "free": size}
+    return {"used": pool.used, "cached": pool.cached, "free": pool.free}
+
+
 class WorkerCollector(Collector):
     """All workers' series, each with the name of its model."""
 
@@ -237,6 +250,9 @@ class WorkerCollector(Collector):
         info = _gauge("model_info", "What is served; always 1.", "architecture", "device", "dtype")
         blocks = _gauge("kv_blocks", "KV blocks by state.", "state")
         slots = _gauge("state_slots", "Slots for states of recurrent layers, by state.", "state")
+        windows = _gauge(
+            "kv_window_blocks", "KV blocks of layers with sliding windows, by state.", "state"
+        )
         memory = _gauge(
             "memory_bytes", "Memory by kind; process is what the system charges.", "kind"
         )
@@ -249,9 +265,11 @@ class WorkerCollector(Collector):
                 blocks.add_metric((model, state), count)
             for state, count in worker.state_slots().items():
                 slots.add_metric((model, state), count)
+            for state, count in worker.window_blocks().items():
+                windows.add_metric((model, state), count)
             for kind, size in worker.memory().items():
                 memory.add_metric((model, kind), size)
-        yield from (*gauges.values(), info, blocks, slots, memory)
+        yield from (*gauges.values(), info, blocks, windows, slots, memory)
         yield from _counter_families(workers)
         yield from _histogram_families(workers)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from model_zoo import build, reference_generate
 from model_zoo_base import VOCAB
@@ -64,7 +65,12 @@ def make_requests(seed: int) -> list[GenerateRequest]:
     ]
 
 
-def serve(engine: Engine, requests: Sequence[GenerateRequest], seed: int) -> dict[int, Served]:
+def serve(
+    engine: Engine,
+    requests: Sequence[GenerateRequest],
+    seed: int,
+    after_step: Callable[[Engine], None] | None = None,
+) -> dict[int, Served]:
     """Submit a request every step or two and step until all have finished."""
     draw = random.Random(seed)
     waiting = list(reversed(requests))
@@ -77,6 +83,8 @@ def serve(engine: Engine, requests: Sequence[GenerateRequest], seed: int) -> dic
         pause = max(0, pause - 1)
         for output in engine.step():
             outputs[output.request_id].append(output)
+        if after_step is not None:
+            after_step(engine)
         if not waiting and not engine.has_work:
             break
     for request in requests:
@@ -92,11 +100,18 @@ def serve(engine: Engine, requests: Sequence[GenerateRequest], seed: int) -> dic
 
 
 def compare_with_reference(
-    name: str, block_size: int = 16, seed: int = 0, encode_ahead: bool = False
+    name: str,
+    block_size: int = 16,
+    seed: int = 0,
+    encode_ahead: bool = False,
+    *,
+    after_step: Callable[[Engine], None] | None = None,
+    **settings: Any,
 ) -> Comparison:
     """Serve one family under memory pressure, then the newest prompts again from the cache.
 
     With ``encode_ahead`` as a worker does on a GPU: steps are encoded on a thread of their own.
+    ``settings`` are of :class:`EngineConfig`.
 
     Raises ``quire.engine.errors.UnsupportedModel`` if the engine refuses the family.
     """
@@ -104,10 +119,13 @@ def compare_with_reference(
         build(name, seed),
         EngineConfig(
             block_size=block_size,
-            num_blocks=POOL_TOKENS // block_size + 1,
-            max_num_seqs=16,
-            max_num_batched_tokens=TOKEN_BUDGET,
             encode_ahead=encode_ahead,
+            **{
+                "num_blocks": POOL_TOKENS // block_size + 1,
+                "max_num_seqs": 16,
+                "max_num_batched_tokens": TOKEN_BUDGET,
+                **settings,
+            },
         ),
     )
     requests = make_requests(seed)
@@ -115,7 +133,10 @@ def compare_with_reference(
     newest = sorted(requests[-12:], key=lambda request: len(request.prompt_token_ids))
 
     def serve_both() -> tuple[dict[int, Served], dict[int, Served]]:
-        return serve(engine, requests, seed), serve(engine, newest, seed)
+        return (
+            serve(engine, requests, seed, after_step),
+            serve(engine, newest, seed, after_step),
+        )
 
     if encode_ahead:
         device = DeviceThread()

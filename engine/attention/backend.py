@@ -49,6 +49,8 @@ class StepInputs:
             of the step before.
         positions: (T,) int32
         slot_mapping: (T,) int32, block * block_size + offset: where each row's keys and values go.
+        window_slots: (T,) int32, the same in layers whose windows have blocks of their own; None:
+            there are none.
         logits_rows: (R,) int32, rows whose logits are wanted; None: all.
         plans: by backend, what it needs to attend.
         pooled: rows whose hidden states are summed; None: none.
@@ -64,6 +66,24 @@ class StepInputs:
     plans: Plans
     pooled: PooledRows | None = None
     fence: mx.array | None = None
+    window_slots: Array | None = None
+
+    def slots(self, windowed: bool) -> Array:
+        """Where rows go in layers with or without windows."""
+        if windowed and self.window_slots is not None:
+            return self.window_slots
+        return self.slot_mapping
+
+
+@dataclass(frozen=True)
+class MlxPlan:
+    """Attributes:
+    full: of layers without windows, and of all where windows have no blocks of their own.
+    windowed: of layers with windows; None: they have none.
+    """
+
+    full: RaggedBatch
+    windowed: RaggedBatch | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +95,7 @@ class Plans:
     states: of recurrent layers.
     """
 
-    mlx: RaggedBatch | None = None
+    mlx: MlxPlan | None = None
     kernels: dict[Heads, AttentionPlan] | None = None
     keeps_rows: bool = False
     states: StatePlan | None = None

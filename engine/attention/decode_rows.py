@@ -13,6 +13,8 @@ from quire.kernels.ragged import DecodeGroup, SharedRun
 
 Int32Array = npt.NDArray[np.int32]
 
+# Contexts behind a window begin at multiples of so many tokens: their lengths recur as whole ones'.
+_WINDOW_STEP = 256
 # A decode group is cut where padding its rows to one length would cost more than this.
 _MAX_PADDING = 1.5
 _MIN_PADDING_BLOCKS = 4
@@ -56,6 +58,24 @@ class DecodeRows:
             flat[row * width : row * width + n] = chunks[row].block_ids[:n]
         return cls(np.arange(count), positions, num_blocks, tables, np.zeros(count, np.int32))
 
+    @classmethod
+    def of_window(cls, chunks: list[Chunk], block_size: int, window: int) -> DecodeRows:
+        """Of layers with sliding windows that have blocks of their own, as in :meth:`of`; but
+        positions and tables begin behind the blocks that :func:`skipped_blocks` tells."""
+        count = len(chunks)
+        skipped = [skipped_blocks(chunk.start, window, block_size) for chunk in chunks]
+        positions = np.array([chunk.start for chunk in chunks], np.int32)
+        positions -= np.array(skipped, np.int32) * block_size
+        num_blocks = positions // block_size + 1
+        width = int(num_blocks.max(initial=1))
+        tables = np.zeros((count, width), np.int32)
+        flat = tables.reshape(-1).data
+        for row, (skip, n) in enumerate(zip(skipped, num_blocks.tolist(), strict=True)):
+            blocks = chunks[row].window_block_ids
+            assert blocks is not None, "a chunk without blocks for its windows"
+            flat[row * width : row * width + n] = blocks[skip : skip + n]
+        return cls(np.arange(count), positions, num_blocks, tables, np.zeros(count, np.int32))
+
     def clustered(self) -> DecodeRows:
         """Those that begin alike side by side, as far as that saves enough."""
         clusters = _clusters(self.tables, self.num_blocks)
@@ -86,14 +106,25 @@ class DecodeRows:
             runs.append(SharedRun(int(rows[0]), len(rows), block_size * num_blocks))
         return runs
 
-    def groups(self) -> list[DecodeGroup]:
-        """Rows side by side that attention in MLX operations can treat alike."""
+    def groups(self, most_blocks: int | None = None) -> list[DecodeGroup]:
+        """Rows side by side that attention in MLX operations can treat alike.
+
+        Args:
+            most_blocks: that are read of a row, from behind; None: all.
+        """
         groups = []
-        for first, end in pairwise(_cuts(self.num_blocks, self.clusters)):
-            padded = self.tables[first:end, : self.num_blocks[end - 1]]
+        read = self.num_blocks if most_blocks is None else np.minimum(self.num_blocks, most_blocks)
+        for first, end in pairwise(_cuts(read, self.clusters)):
+            padded = self.tables[first:end, : self.num_blocks[first:end].max()]
             shared = _num_shared(padded, self.num_blocks[first:end]) if self.clusters[first] else 0
             groups.append(DecodeGroup(first, self.positions[first:end] + 1, padded, shared))
         return groups
+
+
+def skipped_blocks(position: int, window: int, block_size: int) -> int:
+    """How many blocks in front of a window, whose first row is at ``position``, are left out."""
+    step = max(1, _WINDOW_STEP // block_size)
+    return max(0, position - window + 1) // block_size // step * step
 
 
 def _clusters(tables: Int32Array, num_blocks: Int32Array) -> Int32Array:

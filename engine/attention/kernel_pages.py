@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -34,16 +35,27 @@ Int32Array = npt.NDArray[np.int32]
 _LEAST_TABLE_WIDTH = 16  # blocks
 
 
+class _PaddedDecodes(NamedTuple):
+    tables: Int32Array  # (B, blocks)
+    lengths: Int32Array  # (B,), of contexts; rows of padding have one token
+    runs: list[SharedRun]
+
+
 class KernelPages:
     """Kernels take rows of any lengths together, so that only rows that share pages are sorted.
 
     Rows are padded to sizes that recur: then a step's graph can be compiled once and replayed.
     """
 
-    def __init__(self, kinds: Sequence[Heads], block_size: int) -> None:
-        """``kinds`` are those of all layers."""
+    def __init__(self, kinds: Sequence[Heads], block_size: int, widest: int | None = None) -> None:
+        """
+        Args:
+            kinds: those of all layers.
+            widest: of layers whose windows have blocks of their own, of any backend.
+        """
         self._kinds = list(kinds)
         self._block_size = block_size
+        self._widest = widest
 
     def lay_out(self, batch: StepBatch) -> Rows:
         count = batch.num_decodes
@@ -64,6 +76,7 @@ class KernelPages:
             num_decode_rows=num_decode_rows,
             num_rows=num_rows,
             decodes_as_chunks=as_chunks,
+            window=self._widest,
         )
 
     def padded_sizes(self, max_decodes: int, max_rows: int) -> PaddedSizes:
@@ -74,20 +87,19 @@ class KernelPages:
 
     def plan(self, rows: Rows) -> dict[Heads, AttentionPlan]:
         if rows.decodes_as_chunks:
-            chunks = rows.with_decodes_as_chunks()
-            return {heads: self._plan_fused(rows, chunks, heads) for heads in self._kinds}
-        tables, runs = None, []
-        if len(rows.decodes):
-            tables = _widen(rows.decodes.tables, rows.num_decode_rows)
-            runs = rows.decodes.runs(self._block_size)
+            return {heads: self._plan_fused(rows, heads) for heads in self._kinds}
+        padded: dict[int, _PaddedDecodes] = {}  # by whose contexts they are
         plans = {}
         for heads in self._kinds:
-            decodes = prompts = None
-            if tables is not None:
-                lengths = rows.positions[: rows.num_decode_rows] + 1
+            contexts = rows.contexts(heads.window)
+            decodes = prompts = tables = None
+            if len(contexts.decodes):
+                if id(contexts) not in padded:
+                    padded[id(contexts)] = self._pad(contexts.decodes, rows.num_decode_rows)
+                tables, lengths, runs = padded[id(contexts)]
                 decodes = self._plan_decodes(lengths, heads, runs)
-            if rows.prompts:
-                prompts = self._plan_prompts(rows, heads)
+            if contexts.prompts:
+                prompts = self._plan_prompts(rows, contexts.prompts, heads)
             plans[heads] = AttentionPlan(decodes, tables, prompts)
         return plans
 
@@ -98,7 +110,7 @@ class KernelPages:
             PageArrays(pages.keys, pages.values, step.fence),
             keys.astype(pages.keys.dtype),
             values.astype(pages.values.dtype),
-            step.slot_mapping,
+            step.slots(pages.windowed),
             keep_rows=step.plans.keeps_rows,
         )
 
@@ -141,13 +153,13 @@ class KernelPages:
                 return False
         return True
 
-    def _plan_fused(self, rows: Rows, chunks: list[PromptChunk], heads: Heads) -> AttentionPlan:
-        tiles = plan_tiles(chunks, heads, rows.num_padding_rows)
+    def _plan_fused(self, rows: Rows, heads: Heads) -> AttentionPlan:
+        tiles = plan_tiles(rows.contexts(heads.window).chunks, heads, rows.num_padding_rows)
         return AttentionPlan(None, None, PromptPlan(tiles, [], [], None))
 
-    def _plan_prompts(self, rows: Rows, heads: Heads) -> PromptPlan:
+    def _plan_prompts(self, rows: Rows, chunks: list[PromptChunk], heads: Heads) -> PromptPlan:
         return plan_prompts(
-            rows.prompts,
+            chunks,
             heads,
             self._block_size,
             lambda chunk: self._prompt_variant(chunk.num_rows, chunk.context_length, heads),
@@ -178,6 +190,12 @@ class KernelPages:
         """Whether rows that begin alike read what they share together, in any layer."""
         runs, lengths = decodes.runs(self._block_size), decodes.positions + 1
         return any(self._reads_together(lengths, heads, runs) for heads in self._kinds)
+
+    def _pad(self, decodes: DecodeRows, num_rows: int) -> _PaddedDecodes:
+        lengths = np.ones(num_rows, np.int32)
+        lengths[: len(decodes)] += decodes.positions
+        tables = _widen(decodes.tables, num_rows)
+        return _PaddedDecodes(tables, lengths, decodes.runs(self._block_size))
 
     def _plan_decodes(
         self, lengths: Int32Array, heads: Heads, runs: Sequence[SharedRun]

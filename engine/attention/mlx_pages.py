@@ -7,9 +7,10 @@ from collections.abc import Iterable
 import mlx.core as mx
 
 from quire.cache.pages import LayerPages
-from quire.engine.attention.backend import Query, StepInputs
+from quire.cache.window_pool import blocks_of_window
+from quire.engine.attention.backend import MlxPlan, Query, StepInputs
 from quire.engine.attention.decode_rows import DecodeRows
-from quire.engine.attention.rows import Rows
+from quire.engine.attention.rows import Contexts, Rows
 from quire.engine.step_batch import StepBatch
 from quire.kernels.kv_write import Slots, scatter
 from quire.kernels.page_arrays import PageArrays
@@ -20,37 +21,61 @@ from quire.kernels.ragged import RaggedBatch
 class MlxPages:
     """A write replaces the page arrays, in place if nobody else holds them."""
 
-    def __init__(self, block_size: int, windows: Iterable[int | None] = ()) -> None:
-        """``windows`` are those of all layers, as far as they are known."""
+    def __init__(
+        self, block_size: int, windows: Iterable[int | None] = (), widest: int | None = None
+    ) -> None:
+        """
+        Args:
+            windows: those of all layers, as far as they are known.
+            widest: of layers whose windows have blocks of their own, of any backend.
+        """
         self._block_size = block_size
         self._windows = set(windows)
-        self._slots: tuple[mx.array, Slots] | None = None
+        self._widest = widest
+        self._slots: dict[bool, Slots] = {}  # by whether it is windows' own
 
     def lay_out(self, batch: StepBatch) -> Rows:
         """Rows that begin alike, and then those of like lengths, side by side."""
         decodes = DecodeRows.of(batch.chunks[: batch.num_decodes], self._block_size)
         if batch.num_decodes > 1:
             decodes = decodes.clustered().by_length()
-        return Rows(batch, decodes, self._block_size)
+        return Rows(batch, decodes, self._block_size, window=self._widest)
 
-    def plan(self, rows: Rows) -> RaggedBatch:
-        groups = rows.decodes.groups() if len(rows.decodes) else []
+    def plan(self, rows: Rows) -> MlxPlan:
+        if rows.windowed is None:
+            return MlxPlan(self._batch(rows.full, self._windows), None)
+        assert self._widest is not None, "windows that nobody has told of"
+        windows = self._windows - {None}
+        most = blocks_of_window(self._widest, self._block_size)
+        return MlxPlan(
+            self._batch(rows.full, self._windows - windows),
+            self._batch(rows.windowed, windows, most),
+        )
+
+    def _batch(
+        self, contexts: Contexts, windows: Iterable[int | None], most: int | None = None
+    ) -> RaggedBatch:
+        groups = contexts.decodes.groups(most) if len(contexts.decodes) else []
         for group in groups:
-            for window in self._windows:
+            for window in windows:
                 group.make_view(window, self._block_size)
-        return RaggedBatch(groups, rows.prompts)
+        return RaggedBatch(groups, contexts.prompts)
 
     def write(
         self, pages: LayerPages, step: StepInputs, keys: mx.array, values: mx.array
     ) -> PageArrays:
-        if self._slots is None or self._slots[0] is not step.slot_mapping:
-            self._slots = step.slot_mapping, Slots(step.slot_mapping, self._block_size)
-        slots = self._slots[1]
+        mapping = step.slots(pages.windowed)
+        slots = self._slots.get(pages.windowed)
+        if slots is None or slots.mapping is not mapping:
+            slots = self._slots[pages.windowed] = Slots(mapping, self._block_size)
         scatter(pages.keys, keys, slots)
         scatter(pages.values, values, slots)
         return PageArrays(pages.keys, pages.values)
 
     def attend(self, pages: PageArrays, step: StepInputs, query: Query) -> mx.array:
-        batch = step.plans.mlx
-        assert batch is not None, "a step without a plan for these pages"
+        plan = step.plans.mlx
+        assert plan is not None, "a step without a plan for these pages"
+        batch = plan.full
+        if query.scoring.window is not None and plan.windowed is not None:
+            batch = plan.windowed
         return paged_attention(query.rows, pages, batch, query.scoring, query.extra)

@@ -2,16 +2,64 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from quire.engine.attention.decode_rows import DecodeRows
+from quire.engine.attention.decode_rows import DecodeRows, skipped_blocks
 from quire.engine.step_batch import Chunk, StepBatch
 from quire.kernels.ragged import PromptChunk
 
 Int32Array = npt.NDArray[np.int32]
+
+
+@dataclass
+class Contexts:
+    """What rows attend to in layers whose keys and values lie in the same blocks.
+
+    Of layers with sliding windows that have blocks of their own positions are counted from some
+    block in front of what a row sees, in ``decodes`` and ``prompts``: their tables begin there.
+
+    Attributes:
+        slot_mapping: (T,) int32, of all rows.
+        decodes: in the order of their rows.
+        prompts: the prompt chunks as attention sees them.
+    """
+
+    slot_mapping: Int32Array
+    decodes: DecodeRows
+    prompts: list[PromptChunk]
+
+    @cached_property
+    def chunks(self) -> list[PromptChunk]:
+        """All rows but padding as chunks, if decodes are not padded."""
+        decodes = self.decodes
+        singles = [
+            PromptChunk(row, 1, int(decodes.positions[row]) + 1, decodes.tables[row, :n])
+            for row, n in enumerate(decodes.num_blocks.tolist())
+        ]
+        return singles + self.prompts
+
+    def place_decodes(self, block_size: int) -> None:
+        """Let decodes write to the last of their blocks."""
+        decodes, count = self.decodes, len(self.decodes)
+        last_blocks = decodes.tables[np.arange(count), decodes.num_blocks - 1]
+        self.slot_mapping[:count] = last_blocks * block_size + decodes.positions % block_size
+
+    def place_prompt(
+        self, row: int, chunk: Chunk, blocks: array[int], skipped: int, block_size: int
+    ) -> None:
+        """Let the rows from ``row`` on write and attend to ``blocks``, less those ``skipped``."""
+        start, end = (p - skipped * block_size for p in (chunk.start, chunk.context_length))
+        num_blocks = -(-end // block_size)
+        found = np.frombuffer(blocks, np.int32, num_blocks, offset=4 * skipped).copy()
+        positions = np.arange(start, end, dtype=np.int32)
+        slots = found[positions // block_size] * block_size + positions % block_size
+        self.slot_mapping[row : row + chunk.num_tokens] = slots
+        self.prompts.append(PromptChunk(row, chunk.num_tokens, end, found))
 
 
 class Rows:
@@ -21,14 +69,15 @@ class Rows:
     block, and nobody reads them.
 
     Attributes:
-        positions, slot_mapping, token_ids: (T,) int32
+        positions, token_ids: (T,) int32
         token_places: (T,) int32, where each row's token stands in token_ids followed by the samples
             of the step before.
         state_moves: of the batch, in the order of their rows.
-        decodes: in the order of their rows.
+        full: what rows attend to in layers without windows.
+        windowed: what they do in layers with them; None: the same.
+        num_decodes: rows of one token each.
         num_decode_rows: decodes and the rows that pad them.
         decodes_as_chunks: whether attention takes them as prompt chunks of one row.
-        prompts: the prompt chunks as attention sees them.
         num_padding_rows: behind the prompt chunks.
         last_rows: the row of the last token of each chunk, in the batch's order.
         logits_rows: the row of the last token of each chunk that samples, in the batch's order, and
@@ -44,76 +93,90 @@ class Rows:
         num_decode_rows: int | None = None,
         num_rows: int | None = None,
         decodes_as_chunks: bool = False,
+        window: int | None = None,
     ) -> None:
-        """``num_decode_rows`` and ``num_rows`` count padding; None: there is none."""
+        """
+        Args:
+            num_decode_rows, num_rows: padding included; None: there is none.
+            window: tokens that a row sees at most in layers with blocks of their own; None: there
+                are none.
+        """
         count = batch.num_decodes
-        self.decodes = decodes
         self.decodes_as_chunks = decodes_as_chunks
+        self.num_decodes = count
         self.num_decode_rows = count if num_decode_rows is None else num_decode_rows
         size = batch.num_tokens if num_rows is None else num_rows
         self.positions = np.zeros(size, np.int32)
-        self.slot_mapping = np.zeros(size, np.int32)
         self.token_ids = np.zeros(size, np.int32)
         self.token_places = np.arange(size, dtype=np.int32)
-        self.prompts: list[PromptChunk] = []
         self.state_moves = batch.state_moves
-        chunks = batch.chunks[:count]
-        last_rows: list[int] = []
-        if count:
-            order = decodes.order.tolist()
-            self._place_decodes([chunks[i] for i in order], block_size)
-            if moves := batch.state_moves:
-                self.state_moves = [*(moves[i] for i in order), *moves[count:]]
-            last_rows = [0] * count
-            for decode_row, i in enumerate(order):
-                last_rows[i] = decode_row
-        row = self.num_decode_rows
-        for chunk in batch.chunks[count:]:
-            self._place_prompt(chunk, row, block_size)
-            row += chunk.num_tokens
-            last_rows.append(row - 1)
-        self.num_padding_rows = size - row
-        self.last_rows = last_rows
+        order = decodes.order.tolist() if count else []
+        chunks = [*(batch.chunks[i] for i in order), *batch.chunks[count:]]
+        placed = self._place(chunks, count)
+        self.full = Contexts(np.zeros(size, np.int32), decodes, [])
+        self._fill(self.full, chunks, block_size, None)
+        self.windowed: Contexts | None = None
+        if window is not None and chunks and chunks[0].window_block_ids is not None:
+            seen = DecodeRows.of_window(chunks[:count], block_size, window)
+            self.windowed = Contexts(np.zeros(size, np.int32), seen, [])
+            self._fill(self.windowed, chunks, block_size, window)
+        if count and (moves := batch.state_moves):
+            self.state_moves = [*(moves[i] for i in order), *moves[count:]]
+        self.last_rows = [0] * count + placed[count:]
+        for decode_row, i in enumerate(order):
+            self.last_rows[i] = decode_row
+        self.num_padding_rows = size - self.num_decode_rows - batch.num_tokens + count
         self.logits_rows = [
-            last for chunk, last in zip(batch.chunks, last_rows, strict=True) if chunk.samples
+            last for chunk, last in zip(batch.chunks, self.last_rows, strict=True) if chunk.samples
         ]
         if batch.scored:
-            for chunk, last in zip(batch.chunks, last_rows, strict=True):
+            for chunk, last in zip(batch.chunks, self.last_rows, strict=True):
                 first = last - chunk.num_tokens + 1
                 self.logits_rows += range(first, first + len(chunk.scored_token_ids))
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def with_decodes_as_chunks(self) -> list[PromptChunk]:
-        """All rows but padding as chunks; decodes are not padded."""
-        decodes = self.decodes
-        singles = [
-            PromptChunk(row, 1, int(decodes.positions[row]) + 1, decodes.tables[row, :n])
-            for row, n in enumerate(decodes.num_blocks.tolist())
-        ]
-        return singles + self.prompts
+    def contexts(self, window: int | None) -> Contexts:
+        """What rows attend to in layers with that window."""
+        return self.full if window is None or self.windowed is None else self.windowed
 
-    def _place_decodes(self, chunks: list[Chunk], block_size: int) -> None:
-        decodes, count = self.decodes, len(chunks)
-        self.positions[:count] = decodes.positions
-        self.token_ids[:count] = [chunk.token_ids[0] if chunk.token_ids else 0 for chunk in chunks]
-        for row, chunk in enumerate(chunks):
+    def _place(self, chunks: list[Chunk], count: int) -> list[int]:
+        """Fill in tokens and positions; the last row of each chunk."""
+        decodes = chunks[:count]
+        self.positions[:count] = [chunk.start for chunk in decodes]
+        self.token_ids[:count] = [chunk.token_ids[0] if chunk.token_ids else 0 for chunk in decodes]
+        for row, chunk in enumerate(decodes):
             if chunk.source_row >= 0:
                 self.token_places[row] = len(self) + chunk.source_row
-        last_blocks = decodes.tables[np.arange(count), decodes.num_blocks - 1]
-        self.slot_mapping[:count] = last_blocks * block_size + decodes.positions % block_size
+        last_rows, row = list(range(count)), self.num_decode_rows
+        for chunk in chunks[count:]:
+            end = row + chunk.num_tokens
+            self.positions[row:end] = np.arange(chunk.start, chunk.context_length, dtype=np.int32)
+            self.token_ids[row:end] = chunk.token_ids
+            row = end
+            last_rows.append(row - 1)
+        return last_rows
 
-    def _place_prompt(self, chunk: Chunk, row: int, block_size: int) -> None:
-        end = row + chunk.num_tokens
-        positions = np.arange(chunk.start, chunk.context_length, dtype=np.int32)
-        num_blocks = -(-chunk.context_length // block_size)
-        blocks = np.frombuffer(chunk.block_ids, np.int32, num_blocks).copy()
-        self.positions[row:end] = positions
-        self.token_ids[row:end] = chunk.token_ids
-        offsets = positions % block_size
-        self.slot_mapping[row:end] = blocks[positions // block_size] * block_size + offsets
-        self.prompts.append(PromptChunk(row, chunk.num_tokens, chunk.context_length, blocks))
+    def _fill(
+        self,
+        contexts: Contexts,
+        chunks: list[Chunk],
+        block_size: int,
+        window: int | None,
+    ) -> None:
+        count = len(contexts.decodes)
+        if count:
+            contexts.place_decodes(block_size)
+        row = self.num_decode_rows
+        for chunk in chunks[count:]:
+            blocks, skipped = chunk.block_ids, 0
+            if window is not None:
+                assert chunk.window_block_ids is not None, "a chunk without blocks for its windows"
+                blocks = chunk.window_block_ids
+                skipped = skipped_blocks(chunk.start, window, block_size)
+            contexts.place_prompt(row, chunk, blocks, skipped, block_size)
+            row += chunk.num_tokens
 
 
 @dataclass(frozen=True)

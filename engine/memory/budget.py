@@ -81,11 +81,21 @@ class Pool:
         unit_bytes: of one.
         least: units without which it cannot serve.
         enough: units that all requests at a time could use.
+        one: units that come first, for one request of full length; 0: as it comes.
+        usual: units that come next, for requests of usual length; likewise.
     """
 
     unit_bytes: int
     least: int
     enough: int
+    one: int = 0
+    usual: int = 0
+
+    @property
+    def steps(self) -> tuple[int, int, int]:
+        """Units to reach one after the other, from the least on."""
+        one, usual = min(self.one, self.enough), min(self.usual, self.enough)
+        return one, usual, self.enough
 
 
 class DoesNotFit(Exception):
@@ -150,17 +160,24 @@ def sequences_to_hold(device: DeviceName, max_num_seqs: int) -> int:
 def divide(room: int, pools: Sequence[Pool]) -> list[int]:
     """Units of each pool within ``room`` bytes: at least ``least``, and up to ``enough``.
 
-    What the least leaves is shared by what each could still use.
+    What the least leaves is shared by what each could still use for one request, then for usual
+    ones, then for all.
 
     Raises:
         DoesNotFit: ``room`` does not hold the least of all.
     """
-    rest = room - sum(pool.least * pool.unit_bytes for pool in pools)
-    if rest < 0:
-        raise DoesNotFit
-    wanted = [max(0, pool.enough - pool.least) * pool.unit_bytes for pool in pools]
-    part = min(1.0, rest / max(1, sum(wanted)))
-    return [
-        pool.least + int(part * more) // pool.unit_bytes
-        for pool, more in zip(pools, wanted, strict=True)
-    ]
+    units = [pool.least for pool in pools]
+    for wanted in zip(*(pool.steps for pool in pools), strict=True):
+        rest = room - sum(n * pool.unit_bytes for n, pool in zip(units, pools, strict=True))
+        if rest < 0:
+            raise DoesNotFit
+        more = [max(0, want - n) for want, n in zip(wanted, units, strict=True)]
+        missing = sum(n * pool.unit_bytes for n, pool in zip(more, pools, strict=True))
+        part = min(1.0, rest / max(1, missing))
+        units = [
+            n + int(part * each * pool.unit_bytes) // pool.unit_bytes
+            for n, each, pool in zip(units, more, pools, strict=True)
+        ]
+        if part < 1:
+            break
+    return units

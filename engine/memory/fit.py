@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from quire.cache.state_pool import MIN_SLOTS
+from quire.cache.window_pool import blocks_of_window
 from quire.engine.errors import EngineError
 from quire.engine.memory.budget import (
     SMALLEST_STEP,
@@ -20,6 +21,11 @@ from quire.engine.memory.budget import (
 _LEAST_TOKENS = 64  # in the KV cache
 # Kept of one sequence at most: more of them nobody comes back to.
 _STATES_PER_SEQUENCE = 64
+# Where windows have pages of their own: how long a context is expected to be, to tell how many
+# windows there will be beside so much of it.
+_USUAL_CONTEXT = 16 << 10  # tokens
+# And so many of them come before anything else but one long context.
+_FEW_SEQUENCES = 4
 _MORE = 0.95  # a fraction that leaves the rest of a machine little
 # Bytes of a 4-bit weight in groups of 64, of which each has a scale and a bias.
 _FOUR_BITS = (4 + 32 / 64) / 8
@@ -35,10 +41,12 @@ class Demand:
         max_num_seqs: requests at a time.
         step_tokens: of the longest step.
         block_size: tokens.
-        bytes_per_token: in the KV cache, all layers together.
+        bytes_per_token: in the KV cache, all layers together that keep every token.
         dtype: of the weights.
         bytes_per_state: of a sequence, all recurrent layers together; 0: there are none.
         state_spacing: tokens between the states kept of a long prompt.
+        window: tokens that the others see; 0: there are none.
+        bytes_per_window_token: in the KV cache, all of these together.
     """
 
     context: int
@@ -49,36 +57,70 @@ class Demand:
     dtype: str
     bytes_per_state: int = 0
     state_spacing: int = 1
+    window: int = 0
+    bytes_per_window_token: int = 0
 
-    def pools(self, budget: Budget) -> list[Pool]:
-        """KV blocks, the scratch block included, and slots for states if there are any."""
+    def pools(self, budget: Budget) -> dict[str, Pool]:
+        """By the names of :class:`Sizes`, as far as the model has such a pool."""
         sequences = sequences_to_hold(budget.device, self.max_num_seqs)
-        enough = 1 + sequences * -(-self.context // self.block_size)
+        pools = {"blocks": self._blocks(sequences)}
+        if self.bytes_per_state:
+            pools["slots"] = self._slots(sequences)
+        if self.window:
+            pools["window_blocks"] = self._window_blocks(sequences)
+        return pools
+
+    def _blocks(self, sequences: int) -> Pool:
+        one = -(-self.context // self.block_size)
+        enough = 1 + sequences * one
+        if not self.bytes_per_token:  # a block is no more than a number in a table
+            return Pool(1, least=enough, enough=enough)
         blocks = Pool(
             self.block_size * self.bytes_per_token,
             least=1 + -(-_LEAST_TOKENS // self.block_size),
             enough=enough,
         )
-        if not self.bytes_per_token:  # a block is no more than a number in a table
-            blocks = Pool(1, least=enough, enough=enough)
-        if not self.bytes_per_state:
-            return [blocks]
+        if not self.window:
+            return blocks
+        usual = -(-min(self.context, _USUAL_CONTEXT) // self.block_size)
+        return replace(blocks, one=1 + one, usual=1 + sequences * usual)
+
+    def _slots(self, sequences: int) -> Pool:
         kept = min(_STATES_PER_SEQUENCE, self.context // self.state_spacing)
         slots = 1 + 2 * self.max_num_seqs + sequences * kept
-        return [blocks, Pool(self.bytes_per_state, least=MIN_SLOTS, enough=slots)]
+        return Pool(self.bytes_per_state, least=MIN_SLOTS, enough=slots)
+
+    def _window_blocks(self, sequences: int) -> Pool:
+        size, context = self.block_size, -(-self.context // self.block_size)
+        window = min(context, blocks_of_window(self.window, size))
+        # A step's prompts leave their windows when it has retired, and the next runs meanwhile.
+        chunks = 1 + 2 * -(-self.step_tokens // size)
+        usual = chunks + sequences * window
+        return Pool(
+            size * self.bytes_per_window_token,
+            least=1 + min(context, blocks_of_window(self.window, size, SMALLEST_STEP)),
+            enough=2 * usual,  # as many again, for windows that others go on behind
+            one=chunks + min(_FEW_SEQUENCES, sequences) * window,
+            usual=usual,
+        )
 
     def pool_bytes(self, budget: Budget) -> int:
         one = (1 + -(-self.context // self.block_size)) * self.block_size * self.bytes_per_token
-        return budget.pool_bytes(one + MIN_SLOTS * self.bytes_per_state)
+        one += MIN_SLOTS * self.bytes_per_state
+        if self.window:
+            windows = self._window_blocks(_FEW_SEQUENCES)
+            one += windows.one * windows.unit_bytes
+        return budget.pool_bytes(one)
 
 
 class Sizes(NamedTuple):
-    blocks: int
-    slots: int  # for states; 0 without recurrent layers
+    blocks: int  # for keys and values, the scratch block included
+    slots: int = 0  # for states; 0 without recurrent layers
+    window_blocks: int = 0  # likewise of layers with sliding windows; 0 without them
 
 
 def size_pools(budget: Budget, demand: Demand, wanted: int | None) -> Sizes:
-    """KV blocks of the pool, the scratch block included, and slots for states.
+    """How much of everything there is room for.
 
     Args:
         wanted: bytes for all of them; None: by the budget.
@@ -89,13 +131,12 @@ def size_pools(budget: Budget, demand: Demand, wanted: int | None) -> Sizes:
     pools = demand.pools(budget)
     if wanted is None:
         try:
-            return Sizes(*[*divide(demand.pool_bytes(budget), pools), 0][:2])
+            return _sizes(pools, divide(demand.pool_bytes(budget), [*pools.values()]))
         except DoesNotFit:
             raise EngineError(_too_little(budget, demand, pools)) from None
     if wanted < _least(pools):
-        states = f" and {MIN_SLOTS} states" if demand.bytes_per_state else ""
         raise EngineError(
-            f"--kv-cache-memory {size(wanted)} holds fewer than {_LEAST_TOKENS} tokens{states}: "
+            f"--kv-cache-memory {size(wanted)} holds fewer than {_least_text(demand)}: "
             f"raise it to at least {size(_least(pools))}"
         )
     room = budget.usable - budget.weights - budget.activations
@@ -104,17 +145,30 @@ def size_pools(budget: Budget, demand: Demand, wanted: int | None) -> Sizes:
             f"--kv-cache-memory {size(wanted)} does not fit beside {_taken(budget, demand)} in "
             f"{size(budget.usable)}: {size(max(room, 0))} would"
         )
-    if not demand.bytes_per_state:
-        return Sizes(wanted // pools[0].unit_bytes, 0)
+    # All of it is used: half of it for states, and for blocks what windows leave.
+    growing = {name for name in pools if name != "window_blocks"}
     if not demand.bytes_per_token:
-        return Sizes(pools[0].enough, wanted // demand.bytes_per_state)
-    # All of it is used, half of it for each.
-    blocks, slots = divide(wanted, [replace(p, enough=wanted // p.unit_bytes) for p in pools])
-    return Sizes(blocks, slots)
+        growing.remove("blocks")
+    for name in growing or {"window_blocks"}:
+        pools[name] = replace(pools[name], enough=wanted // pools[name].unit_bytes)
+    return _sizes(pools, divide(wanted, [*pools.values()]))
 
 
-def _least(pools: Sequence[Pool]) -> int:
-    return sum(pool.least * pool.unit_bytes for pool in pools)
+def _sizes(pools: Mapping[str, Pool], units: Sequence[int]) -> Sizes:
+    return Sizes(**dict(zip(pools, units, strict=True)))
+
+
+def _least(pools: Mapping[str, Pool]) -> int:
+    return sum(pool.least * pool.unit_bytes for pool in pools.values())
+
+
+def _least_text(demand: Demand) -> str:
+    parts = [f"{_LEAST_TOKENS} tokens"]
+    if demand.bytes_per_state:
+        parts.append(f"{MIN_SLOTS} states")
+    if demand.window:
+        parts.append(f"a window of {demand.window} with a step of {SMALLEST_STEP}")
+    return " and ".join(parts)
 
 
 def too_heavy(weights: int, dtype: str | None, limit: int) -> str:
@@ -126,7 +180,7 @@ def too_heavy(weights: int, dtype: str | None, limit: int) -> str:
     return text
 
 
-def _too_little(budget: Budget, demand: Demand, pools: Sequence[Pool]) -> str:
+def _too_little(budget: Budget, demand: Demand, pools: Mapping[str, Pool]) -> str:
     text = (
         f"{_taken(budget, demand)} leave {size(max(budget.rest, 0))} of {size(budget.limit)} for "
         f"the KV cache, which needs {size(_least(pools))} at least"

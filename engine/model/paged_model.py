@@ -114,8 +114,30 @@ class PagedModel:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes that one token takes in the pages of all layers."""
-        return sum(layer.shape.bytes_per_token for layer in self.layers if layer.shape)
+        """Bytes that one token takes in the pages of all layers that keep it."""
+        return self._token_bytes(windowed=False)
+
+    @property
+    def bytes_per_window_token(self) -> int:
+        """Bytes that one token takes, while it is seen, in layers with sliding windows."""
+        return self._token_bytes(windowed=True)
+
+    def _token_bytes(self, *, windowed: bool) -> int:
+        shapes = [layer.shape for layer in self.layers if self.is_windowed(layer) is windowed]
+        return sum(shape.bytes_per_token for shape in shapes if shape)
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that a row sees at most in layers with blocks of their own, which are freed behind
+        it; None: there are no such layers."""
+        seen = [windows for layer in self.layers if (windows := layer.windows)]
+        if any(None in windows and len(windows) > 1 for windows in seen):
+            return None  # a plan tells layers apart by their windows
+        return max((w for windows in seen for w in windows if w is not None), default=None)
+
+    def is_windowed(self, layer: PagedLayer) -> bool:
+        """Whether the layer has blocks of its own."""
+        return self.window is not None and bool(layer.windows) and None not in layer.windows
 
     @property
     def page_bytes(self) -> int:
@@ -169,21 +191,38 @@ class PagedModel:
             return "it attends to what it stores in a way of its own"
         return ""
 
-    def allocate(self, num_blocks: int, block_size: int, num_state_slots: int = 0) -> None:
-        """Give every layer its pages or states, in the shapes the probe showed."""
+    def allocate(
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_state_slots: int = 0,
+        num_window_blocks: int | None = None,
+    ) -> None:
+        """Give every layer its pages or states, in the shapes the probe showed.
+
+        Args:
+            num_window_blocks: of layers with sliding windows; None: as many as others have, so that
+                a step may use the same ones in all layers.
+        """
         self.block_size = block_size
         if self.states is not None:
             self.states.allocate(num_state_slots)
         by_kernels = [layer for layer in self.layers if self.fits_kernels(layer, block_size)]
         kinds = {heads: None for layer in by_kernels for heads in layer_heads(layer)}
-        self._kernels = KernelPages(list(kinds), block_size) if by_kernels else None
+        self._kernels = KernelPages(list(kinds), block_size, self.window) if by_kernels else None
         others = [layer for layer in self.layers if layer not in by_kernels]
-        windows = {use.window for layer in others for use in layer.uses}
-        self._mlx = MlxPages(block_size, windows) if others or not by_kernels else None
+        windows = {window for layer in others for window in layer.windows}
+        self._mlx = None
+        if others or not by_kernels:
+            self._mlx = MlxPages(block_size, windows, self.window)
         for layer in self.layers:
             assert layer.shape is not None, "a layer that the probe has not seen"
             layer.pages = None  # the old ones, before there are new ones
-            layer.pages = LayerPages(layer.shape, num_blocks, block_size)
+            windowed = self.is_windowed(layer)
+            count = num_blocks
+            if windowed and num_window_blocks is not None:
+                count = num_window_blocks
+            layer.pages = LayerPages(layer.shape, count, block_size, windowed=windowed)
             layer.backend = self._kernels if layer in by_kernels else self._mlx
         self.is_standard = self.in_place and self.allow_fused and self._read_standard()
 

@@ -17,7 +17,7 @@ from mlx_lm.models.cache import (
 )
 
 from quire.cache.pages import LayerPages, PageShape
-from quire.engine.attention.backend import AttentionBackend, Plans, StepInputs
+from quire.engine.attention.backend import AttentionBackend, MlxPlan, Plans, StepInputs
 from quire.engine.attention.mlx_pages import MlxPages
 from quire.engine.errors import UnsupportedModel
 from quire.engine.model import gemma2
@@ -107,7 +107,7 @@ def _probe_step() -> StepInputs:
             slot_mapping=tables[:, 0] * _PROBE_BLOCK_SIZE + positions,
             logits_rows=None,
             plans=Plans(
-                mlx=RaggedBatch(groups, []),
+                mlx=MlxPlan(RaggedBatch(groups, [])),
                 states=probe_plan(),
             ),
             fence=mx.zeros((1,), mx.int32),

@@ -145,6 +145,11 @@ class PagedLayer:
         return True  # mlx-lm asks `if cache`
 
     @property
+    def windows(self) -> set[int | None]:
+        """With which attention was called, as the probe showed it; None among them: without."""
+        return {use.window for use in self.uses}
+
+    @property
     def offset(self) -> mx.array:
         positions: mx.array = self._step.inputs.positions
         return positions

@@ -135,13 +135,16 @@ def _attend(
     kind, heads = form.kind, form.heads
     assert step.plans.kernels is not None, "a step without a plan for these pages"
     plan = step.plans.kernels[heads]
-    projected = ProjectedRows(qkv, step.positions, step.slot_mapping)
+    slots = step.slots(heads.window is not None)
+    projected = ProjectedRows(qkv, step.positions, slots)
     scoring = Scoring(kind.scale, heads.window)
     rotary = Rotary(weights.rotary, kind.rotary_dims, kind.traditional)
     norms = None
     if kind.head_norm_eps is not None:
         norms = HeadNorms(weights.head_norms[0], weights.head_norms[1], kind.head_norm_eps)
-    if _is_joined(form, qkv, pages, plan):
+    # One launch finds the newest key by its position: contexts behind a window count theirs anew.
+    counts_anew = heads.window is not None and step.window_slots is not None
+    if not counts_anew and _is_joined(form, qkv, pages, plan):
         assert plan.decodes is not None
         assert plan.block_tables is not None
         attended = rotate_and_decode(

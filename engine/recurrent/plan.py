@@ -83,7 +83,7 @@ def plan_states(rows: Rows, options: PlanOptions) -> StatePlan:
 
 def _segments(rows: Rows, in_place: bool) -> Segments:
     """For kernels, which need no lengths, of a number that recurs."""
-    count = len(rows.decodes)
+    count = rows.num_decodes
     padding = rows.num_decode_rows - count
     lengths = [1] * rows.num_decode_rows
     sources = [moves.source for moves in rows.state_moves[:count]] + [EMPTY] * padding
@@ -112,7 +112,7 @@ def _sequence_rows(rows: Rows, window_sizes: Collection[int]) -> SequenceRows:
     pieces: list[tuple[int, ...]] = []
     first = 0
     for moves in rows.state_moves:
-        if len(ends) < len(rows.decodes):
+        if len(ends) < rows.num_decodes:
             sources[first] = moves.source
         else:
             first = max(first, rows.num_decode_rows)

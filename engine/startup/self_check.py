@@ -10,6 +10,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from quire.cache.block_pool import BlockPool
 from quire.cache.eviction import LRU
 from quire.cache.state_pool import StatePool
+from quire.cache.window_pool import WindowPool
 from quire.engine.errors import UnsupportedModel
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.model.paged_model import PagedModel
@@ -42,7 +43,12 @@ def check_against_plain_forward(paged: PagedModel, num_blocks: int) -> float:
     states = None
     if paged.states is not None:
         states = StatePool(_NUM_SLOTS, paged.block_size, LRU())
-    scheduler = Scheduler(pool, max_num_seqs=1, max_num_batched_tokens=_CHUNK, states=states)
+    windows = None
+    if paged.window is not None:
+        windows = WindowPool(num_blocks, paged.block_size, paged.window, LRU())
+    scheduler = Scheduler(
+        pool, max_num_seqs=1, max_num_batched_tokens=_CHUNK, states=states, windows=windows
+    )
     scheduler.submit(
         GenerateRequest(0, token_ids[:_PROMPT_LENGTH], _NUM_DECODES + 1, SamplingParams())
     )

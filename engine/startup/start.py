@@ -78,9 +78,14 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
         activations = _try_out(paged, engine_config, longest_step)
     budget = replace(budget, weights=loaded.weight_bytes, activations=activations)
     demand = _demand(config, loaded.dtype, paged, context, step_tokens)
-    num_blocks, num_slots = size_pools(budget, demand, config.kv_cache_memory)
-    engine_config = replace(engine_config, num_blocks=num_blocks, num_state_slots=num_slots)
-    context = _context_within(config, context, num_blocks, notes)
+    sizes = size_pools(budget, demand, config.kv_cache_memory)
+    engine_config = replace(
+        engine_config,
+        num_blocks=sizes.blocks,
+        num_state_slots=sizes.slots,
+        num_window_blocks=sizes.window_blocks or None,
+    )
+    context = _context_within(config, context, sizes.blocks, notes)
     grammars = _grammars(config, paged.vocab_size, notes)
     if device != "cuda":  # whose memory is its own
         least = 1 + -(-context // config.block_size)
@@ -123,6 +128,7 @@ def _ready(
         kv_cache_bytes=paged.page_bytes,
         num_state_slots=num_slots,
         state_bytes=num_slots * paged.bytes_per_state,
+        num_window_blocks=config.num_window_blocks or 0,
     )
 
 
@@ -138,6 +144,8 @@ def _demand(
         dtype,
         paged.bytes_per_state,
         paged.state_spacing,
+        paged.window or 0,
+        paged.bytes_per_window_token,
     )
 
 

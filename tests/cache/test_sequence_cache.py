@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from quire.cache.block_hash import root_hash
 from quire.cache.block_pool import BlockPool
 from quire.cache.eviction import make_policy
-from quire.cache.sequence_cache import Holdings, SequenceCache
+from quire.cache.pools import Holdings, Pools
+from quire.cache.sequence_cache import SequenceCache
 from quire.cache.state_pool import EMPTY_SLOT, MIN_SLOTS, StatePool
 
 ROOT = root_hash("model")
@@ -44,7 +45,7 @@ class CacheMachine(RuleBasedStateMachine):
     def start(self, num_slots: int, spacing: int, block_size: int, policy: str) -> None:
         self.blocks = BlockPool(40, block_size, make_policy(policy))  # type: ignore[arg-type]
         self.states = StatePool(num_slots, spacing * block_size, make_policy(policy))  # type: ignore[arg-type]
-        self.blocks.on_eviction = self.states.drop
+        self.blocks.on_eviction.append(self.states.drop)
         self.content: dict[int, list[int]] = {EMPTY_SLOT: []}
         self.twins: list[Twin] = []
         self.in_flight: deque[tuple[Twin, int]] = deque()
@@ -52,7 +53,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=16))
     def admit(self, tokens: list[int]) -> None:
-        cache = SequenceCache(self.blocks, ROOT, self.states)
+        cache = SequenceCache(Pools(self.blocks, self.states), ROOT)
         prefix = cache.find_prefix(tokens)
         start = len(prefix.blocks) * self.blocks.block_size
         assert start < len(tokens), "a hit must leave the last token to compute"
@@ -63,7 +64,7 @@ class CacheMachine(RuleBasedStateMachine):
         if cache.admit(prefix, tokens, len(tokens)):
             self.twins.append(Twin(cache, tokens, start))
         else:
-            assert cache.holdings == ([], [])
+            assert not any(cache.holdings)
             assert (self.states.num_available, self.blocks.num_available) == before
 
     @precondition(lambda self: self.twins)
@@ -105,7 +106,7 @@ class CacheMachine(RuleBasedStateMachine):
         twin = data.draw(st.sampled_from(self.twins))
         self.twins.remove(twin)
         self.held.append(twin.cache.detach(twin.tokens))
-        assert twin.cache.holdings == ([], [])
+        assert not any(twin.cache.holdings)
 
     def release(self) -> None:
         for holdings in self.held:
@@ -122,7 +123,9 @@ class CacheMachine(RuleBasedStateMachine):
         self.states.check(holdings.slots for holdings in owned)
         for slot, tokens in self.content.items():
             if slot in self.states._cached:
-                name = SequenceCache(self.blocks, ROOT).blocks.name_before(len(tokens), tokens)
+                name = SequenceCache(Pools(self.blocks), ROOT).blocks.name_before(
+                    len(tokens), tokens
+                )
                 assert self.states._cached[slot].name == name, "a snapshot under another's name"
 
     def teardown(self) -> None:
@@ -151,7 +154,7 @@ def computed(
     blocks: BlockPool, states: StatePool, prompt: list[int], output: list[int]
 ) -> SequenceCache:
     """A sequence with its prompt in one step and its output token by token."""
-    cache = SequenceCache(blocks, ROOT, states)
+    cache = SequenceCache(Pools(blocks, states), ROOT)
     prefix = cache.find_prefix(prompt)
     assert cache.admit(prefix, prompt, len(prompt))
     start = len(prefix.blocks) * blocks.block_size
@@ -174,7 +177,7 @@ def end(cache: SequenceCache, blocks: BlockPool, states: StatePool, tokens: list
 
 
 def num_found(blocks: BlockPool, states: StatePool, tokens: list[int]) -> int:
-    return 4 * len(SequenceCache(blocks, ROOT, states).find_prefix(tokens).blocks)
+    return 4 * len(SequenceCache(Pools(blocks, states), ROOT).find_prefix(tokens).blocks)
 
 
 def test_the_next_turn_goes_on_behind_the_answer() -> None:
@@ -197,7 +200,7 @@ def test_a_prompt_that_leaves_another_makes_a_snapshot_there() -> None:
     shared = list(range(20))
     first, second, third = ([*shared, *range(start, start + 20)] for start in (100, 200, 300))
     end(computed(blocks, states, first, []), blocks, states, first)
-    found = SequenceCache(blocks, ROOT, states).find_prefix(second)
+    found = SequenceCache(Pools(blocks, states), ROOT).find_prefix(second)
     assert (found.blocks, found.num_pages) == ([], 5)
     end(computed(blocks, states, second, []), blocks, states, second)
     assert num_found(blocks, states, third) == 20
@@ -214,14 +217,14 @@ def test_a_template_that_changes_how_the_answer_opens_costs_one_block_at_most() 
 def test_without_slots_to_spare_nothing_is_kept() -> None:
     blocks, states = pools(num_slots=MIN_SLOTS)
     first = computed(blocks, states, list(range(9)), [])
-    second = SequenceCache(blocks, ROOT, states)
+    second = SequenceCache(Pools(blocks, states), ROOT)
     assert len(first.holdings.slots) == 2
     assert not second.admit(second.find_prefix([1]), [1], 1)
 
 
 def test_a_snapshot_goes_with_the_block_it_stands_behind() -> None:
     blocks, states = pools()
-    blocks.on_eviction = states.drop
+    blocks.on_eviction.append(states.drop)
     prompt = list(range(18))
     end(computed(blocks, states, prompt, []), blocks, states, prompt)
     assert states.num_cached > 1

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from quire.cache.block_pool import BlockPool
 from quire.cache.eviction import make_policy
 from quire.cache.state_pool import EMPTY_SLOT, MIN_SLOTS, StatePool
+from quire.cache.window_pool import WindowPool, blocks_of_window
 from quire.engine.errors import RequestTooLong
 from quire.engine.messages import GenerateRequest, SamplingParams, TokenOutput
 from quire.engine.scheduler import Scheduler
@@ -47,9 +48,11 @@ class Device:
     What a recurrent layer would keep are the tokens before a position.
     """
 
-    def __init__(self, pool: BlockPool) -> None:
+    def __init__(self, pool: BlockPool, window: int | None = None) -> None:
         self.block_size = pool.block_size
+        self.window = window
         self.slots: dict[int, int] = {}
+        self.window_slots: dict[int, list[int]] = {}  # all tokens up to each slot's
         self.states: dict[int, list[int]] = {EMPTY_SLOT: []}
         self.samples: dict[int, list[int]] = {}
 
@@ -67,6 +70,7 @@ class Device:
                 writes.add(slot)
                 self.slots[slot] = token
         self.move_states(batch)
+        self.slide_windows(batch)
         sampled = []
         for chunk in batch.chunks:
             if chunk.samples:
@@ -90,6 +94,26 @@ class Device:
             for num_tokens, slot in move.stores:
                 self.states[slot] = context[: chunk.start + num_tokens]
 
+    def slide_windows(self, batch: StepBatch) -> None:
+        """Each row finds in the blocks of its window what a layer wrote for these very tokens."""
+        if self.window is None:
+            return
+        seen: dict[int, list[int]] = {}
+        written: set[int] = set()
+        for chunk in batch.chunks:
+            blocks, context = chunk.window_block_ids, self.context(chunk)
+            assert blocks is not None
+            for position in range(chunk.start, chunk.context_length):
+                slot = self.slot(blocks, position)
+                assert slot >= self.block_size, "a row writes to the scratch block"
+                assert slot not in written, "two rows of a step write the same slot"
+                written.add(slot)
+                self.window_slots[slot] = context[: position + 1]
+            for position in range(max(0, chunk.start - self.window + 1), chunk.context_length):
+                seen[self.slot(blocks, position)] = context[: position + 1]
+        for slot, tokens in seen.items():
+            assert self.window_slots.get(slot) == tokens, "a row sees keys of other tokens"
+
     def context(self, chunk: Chunk) -> list[int]:
         return [self.slots[self.slot(chunk.block_ids, p)] for p in range(chunk.context_length)]
 
@@ -107,12 +131,14 @@ class Simulation:
         *,
         look_ahead: bool = True,
         states: StatePool | None = None,
+        windows: WindowPool | None = None,
         **limits: int | None,
     ):
         self.pool = BlockPool(num_blocks, block_size, make_policy("lru"))
         self.states = states
-        self.scheduler = Scheduler(self.pool, states=states, **limits)  # type: ignore[arg-type]
-        self.device = Device(self.pool)
+        self.windows = windows
+        self.scheduler = Scheduler(self.pool, states=states, windows=windows, **limits)  # type: ignore[arg-type]
+        self.device = Device(self.pool, None if windows is None else windows.window)
         self.look_ahead = look_ahead
         self.in_flight: StepBatch | None = None
         self.outputs: dict[int, list[TokenOutput]] = {}
@@ -191,6 +217,8 @@ def arrivals(draw: st.DrawFn) -> list[tuple[int, GenerateRequest, int | None]]:
     st.booleans(),
     st.one_of(st.none(), st.integers(MIN_SLOTS, 16)),
     st.integers(1, 3),
+    st.one_of(st.none(), st.integers(1, 12)),
+    st.integers(0, 8),
 )
 def test_any_schedule_gives_each_request_its_own_tokens(
     jobs: list[tuple[int, GenerateRequest, int | None]],
@@ -202,16 +230,25 @@ def test_any_schedule_gives_each_request_its_own_tokens(
     look_ahead: bool,
     num_slots: int | None,
     spacing: int,
+    window: int | None,
+    spare_window_blocks: int,
 ) -> None:
     longest = max(len(r.prompt_token_ids) + r.max_tokens for _, r, _ in jobs)
     states = None
     if num_slots is not None:
         states = StatePool(num_slots, spacing * block_size, make_policy("lru"))
+    windows = None
+    if window is not None:
+        least = blocks_of_window(window, block_size)
+        windows = WindowPool(
+            1 + least + spare_window_blocks, block_size, window, make_policy("lru")
+        )
     sim = Simulation(
         1 + -(-longest // block_size) + spare_blocks,
         block_size,
         look_ahead=look_ahead,
         states=states,
+        windows=windows,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_seqs + extra_budget,
         mixed_prompt_tokens=mixed_prompt_tokens,
@@ -233,7 +270,7 @@ def test_any_schedule_gives_each_request_its_own_tokens(
         elif item.request_id in sim.outputs:
             got, _ = sim.result(item.request_id)
             assert got == tokens[: len(got)]
-    for pool in (sim.pool, sim.states):
+    for pool in (sim.pool, sim.states, sim.windows):
         if pool is not None:
             assert pool.num_used == 0
             pool.check([])
@@ -249,6 +286,44 @@ def test_preemption_happens_and_changes_nothing() -> None:
     assert sim.scheduler.stats.preemptions > 0
     for item in jobs:
         assert sim.result(item.request_id) == reference(item)
+
+
+def test_windows_that_outgrow_their_pool_preempt_and_change_nothing() -> None:
+    rng = random.Random(1)
+    windows = WindowPool(1 + blocks_of_window(12, 4, 16) + 5, 4, 12, make_policy("lru"))
+    sim = Simulation(200, 4, windows=windows, max_num_seqs=8, max_num_batched_tokens=16)
+    jobs = [request(i, [rng.randrange(VOCAB) for _ in range(6)], 60) for i in range(8)]
+    for item in jobs:
+        sim.scheduler.submit(item)
+    sim.drain()
+    assert sim.scheduler.stats.preemptions > 0
+    for item in jobs:
+        assert sim.result(item.request_id) == reference(item)
+
+
+def test_a_window_in_a_pool_of_the_least_size_goes_on_at_full_step() -> None:
+    """Who runs alone is never preempted, though its blocks come back only a step later."""
+    budget = 16
+    windows = WindowPool(1 + blocks_of_window(12, 4, budget), 4, 12, make_policy("lru"))
+    sim = Simulation(200, 4, windows=windows, max_num_seqs=2, max_num_batched_tokens=budget)
+    item = request(0, [i % VOCAB for i in range(330)], 20)
+    sim.scheduler.submit(item)
+    sim.drain()
+    assert sim.scheduler.stats.preemptions == 0
+    assert sim.result(0) == reference(item)
+
+
+def test_chunks_are_as_long_as_fit_beside_a_window() -> None:
+    windows = WindowPool(1 + blocks_of_window(12, 4, 5), 4, 12, make_policy("lru"))
+    sim = Simulation(200, 4, windows=windows, max_num_seqs=2, max_num_batched_tokens=16)
+    item = request(0, [i % VOCAB for i in range(130)], 20)
+    sim.scheduler.submit(item)
+    sim.drain()
+    assert sim.scheduler.stats.preemptions == 0
+    assert sim.result(0) == reference(item)
+    few = WindowPool(blocks_of_window(12, 4), 4, 12, make_policy("lru"))
+    with pytest.raises(ValueError, match="hold no window of 12"):
+        Simulation(200, 4, windows=few, max_num_seqs=2, max_num_batched_tokens=16)
 
 
 def test_a_long_prompt_does_not_stall_decodes() -> None:

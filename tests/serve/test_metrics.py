@@ -27,8 +27,8 @@ from quire.engine.messages import (
     CacheStats,
     Histogram,
     MemoryLimits,
+    PoolStats,
     Ready,
-    StateStats,
     StepStats,
     WorkerStats,
 )
@@ -39,7 +39,7 @@ from quire.serve.worker_mirror import WorkerMirror
 
 READY = Ready("llama", "cpu", "float32", 100, 2048, 4, 16, 50, 1000, 2000)
 MODEL = "m"
-NESTED = ("cache", "step", "states")
+NESTED = ("cache", "step", "states", "windows")
 OWN = [name for name in WorkerStats.__struct_fields__ if name not in NESTED]
 CACHE = [name for name in CacheStats.__struct_fields__ if name not in ("lifetimes", "idle_times")]
 
@@ -128,7 +128,7 @@ def test_the_gauges_mirror_one_snapshot(metrics, worker):
     worker.eviction_policy = "fifo"
     numbers = {name: position for position, name in enumerate([*OWN, *CACHE], start=1)}
     worker.stats = stats(**numbers)
-    reasons = ("evicted", "new", "tail")
+    reasons = ("evicted", "new", "tail", "state", "window")
     seen = {
         "requests_running": value(metrics, "requests_running"),
         "requests_waiting": value(metrics, "requests_waiting"),
@@ -150,16 +150,28 @@ def test_the_gauges_mirror_one_snapshot(metrics, worker):
     }
     assert seen == numbers
     assert value(metrics, "kv_cache_utilization_ratio") == numbers["blocks_used"] / 50
-    assert value(metrics, "prefix_cache_page_hit_tokens_total") == numbers["hits"]
+    page_hits = numbers["hits"] + numbers["missed_state"] + numbers["missed_window"]
+    assert value(metrics, "prefix_cache_page_hit_tokens_total") == page_hits
 
 
 def test_slots_of_states_are_shown(metrics, worker):
     worker.ready(READY)
     slots = {"used": 101, "cached": 102, "free": 103}
-    worker.stats = stats(hits=4, states=StateStats(prefix_pages=10, **slots))
+    worker.stats = stats(hits=4, missed_state=6, states=PoolStats(**slots))
     assert value(metrics, "prefix_cache_page_hit_tokens_total") == 10
     assert value(metrics, "prefix_cache_miss_tokens_total", reason="state") == 6
     assert {state: value(metrics, "state_slots", state=state) for state in slots} == slots
+
+
+def test_blocks_of_windows_are_shown(metrics, worker):
+    worker.ready(msgspec.structs.replace(READY, num_window_blocks=7))
+    assert value(metrics, "kv_window_blocks", state="free") == 7
+    blocks = {"used": 101, "cached": 102, "free": 103}
+    worker.stats = stats(hits=4, missed_window=6, windows=PoolStats(**blocks))
+    assert value(metrics, "prefix_cache_page_hit_tokens_total") == 10
+    assert value(metrics, "prefix_cache_miss_tokens_total", reason="window") == 6
+    seen = {state: value(metrics, "kv_window_blocks", state=state) for state in blocks}
+    assert seen == blocks
 
 
 def test_where_the_time_of_steps_went(metrics, worker):

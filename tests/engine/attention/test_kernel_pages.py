@@ -54,7 +54,7 @@ def test_what_is_shared_is_read_together_only_where_that_pays(count: int, togeth
     with selecting(Selector("cuda", None)):
         rows = backend.lay_out(batch([1700] * count, [], shared=100))
         plan = backend.plan(rows)[HEADS]
-    assert rows.decodes.clusters.any() == together
+    assert rows.full.decodes.clusters.any() == together
     assert plan.decodes is not None
     assert (plan.decodes.shared_items is not None) == together
 

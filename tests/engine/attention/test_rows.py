@@ -71,7 +71,7 @@ def test_every_token_has_its_row(batch: StepBatch, kind: str) -> None:
     rows = laid_out(batch, kind)
     found = {
         divmod(int(slot), BLOCK): (int(p), int(t))
-        for slot, p, t in zip(rows.slot_mapping, rows.positions, rows.token_ids, strict=True)
+        for slot, p, t in zip(rows.full.slot_mapping, rows.positions, rows.token_ids, strict=True)
     }
     padding = len(rows) - batch.num_tokens
     assert padding == rows.num_padding_rows + rows.num_decode_rows - batch.num_decodes
@@ -86,8 +86,8 @@ def test_every_token_has_its_row(batch: StepBatch, kind: str) -> None:
         assert rows.positions[row] == sampled.context_length - 1
         assert rows.token_ids[row] == sampled.token_ids[-1]
         slot = sampled.block_ids[(sampled.context_length - 1) // BLOCK]
-        assert rows.slot_mapping[row] // BLOCK == slot
-    chunks = rows.with_decodes_as_chunks() if kind == "chunks" else rows.prompts
+        assert rows.full.slot_mapping[row] // BLOCK == slot
+    chunks = rows.full.chunks if kind == "chunks" else rows.full.prompts
     ends = [rows.num_decode_rows, *(c.first_row + c.num_rows for c in chunks)]
     if kind == "chunks":
         assert [c.first_row for c in chunks] == [0, *ends[1:-1]]
@@ -95,14 +95,14 @@ def test_every_token_has_its_row(batch: StepBatch, kind: str) -> None:
     for attended in chunks:
         first = attended.first_row
         assert rows.positions[first] == attended.start
-        slot = rows.slot_mapping[first]
+        slot = rows.full.slot_mapping[first]
         assert slot // BLOCK == attended.block_ids[attended.start // BLOCK]
         assert len(attended.block_ids) == -(-attended.context_length // BLOCK)
 
 
 def groups_of(batch: StepBatch) -> list[DecodeGroup]:
     backend = MlxPages(BLOCK)
-    return backend.plan(backend.lay_out(batch)).groups
+    return backend.plan(backend.lay_out(batch)).full.groups
 
 
 @settings(max_examples=200, deadline=None)

@@ -114,8 +114,9 @@ def test_a_wanted_size_is_given_or_refused() -> None:
         size_pools(budget, demand, 60 * GIB)
 
 
+units = st.integers(0, 10**5)
 pools = st.builds(
-    Pool, st.integers(1, 10**6), least=st.integers(0, 100), enough=st.integers(0, 10**5)
+    Pool, st.integers(1, 10**6), st.integers(0, 100), enough=units, one=units, usual=units
 )
 
 
@@ -140,12 +141,12 @@ def test_states_of_recurrent_layers_share_the_room_with_pages():
     per_token, per_state = 32 << 10, 51_500_000
     budget = Budget("metal", 18 * GIB, None, weights=5 * GIB, activations=GIB // 4)
     demand = Demand(262_144, 64, 512, 16, per_token, "4-bit", per_state, 1568)
-    blocks, slots = size_pools(budget, demand, None)
+    blocks, slots, _ = size_pools(budget, demand, None)
     taken = blocks * 16 * per_token + slots * per_state
     assert taken <= demand.pool_bytes(budget)
     assert taken > 0.98 * demand.pool_bytes(budget)
     assert slots >= 3
-    blocks, slots = size_pools(budget, demand, 4 * GIB)
+    blocks, slots, _ = size_pools(budget, demand, 4 * GIB)
     assert blocks * 16 * per_token == pytest.approx(2 * GIB, rel=0.05)
     assert slots * per_state == pytest.approx(2 * GIB, rel=0.05)
     with pytest.raises(EngineError, match="64 tokens and 3 states"):
@@ -155,8 +156,60 @@ def test_states_of_recurrent_layers_share_the_room_with_pages():
 def test_a_model_without_pages_gives_all_to_states():
     budget = Budget("metal", 18 * GIB, None, weights=5 * GIB, activations=GIB // 4)
     demand = Demand(8192, 64, 512, 16, 0, "bfloat16", 100 << 20, 2048)
-    blocks, slots = size_pools(budget, demand, None)
+    blocks, slots, _ = size_pools(budget, demand, None)
     assert blocks == 1 + 64 * 512
     assert slots == int(demand.pool_bytes(budget) - blocks) // (100 << 20)
-    assert size_pools(budget, demand, 2 * GIB) == (blocks, 20)
+    assert size_pools(budget, demand, 2 * GIB) == (blocks, 20, 0)
     assert size_pools(budget, replace(demand, bytes_per_state=1000), None).slots == 1 + 128 + 256
+
+
+# Gemma 4 31B: 10 layers of 4 heads of 512 whose keys are values too, and 50 of 16 of 256.
+GEMMA = Demand(
+    262_144, 64, 512, 16, 80 << 10, "4-bit", window=1024, bytes_per_window_token=800 << 10
+)
+
+
+@pytest.mark.parametrize("gigabytes", [48, 64, 128, 512])
+def test_windows_share_the_room_with_pages(gigabytes: int):
+    budget = Budget("metal", working_set(gigabytes * GIB, "metal"), None, 17 * GIB, GIB // 4)
+    room = GEMMA.pool_bytes(budget)
+    sizes = size_pools(budget, GEMMA, None)
+    block, window_block = 16 * (80 << 10), 16 * (800 << 10)
+    taken = sizes.blocks * block + sizes.window_blocks * window_block
+    assert room - block - window_block < taken <= room
+    tokens, windows = (sizes.blocks - 1) * 16, (sizes.window_blocks - 1) // 65
+    assert windows >= 4 or tokens < 262_144, "a context as long as can be, and no windows"
+    assert windows == 64 or tokens / windows < 66_000, "contexts without windows"
+    assert tokens / windows > 8192, "windows without contexts"
+
+
+def test_one_request_of_full_length_comes_before_windows_for_many():
+    budget = Budget("cuda", 80 * GIB, None, 40 * GIB, GIB)
+    demand = replace(GEMMA, context=131_072)
+    one = 131_072 * (80 << 10)
+    for room in (15 * GIB, 20 * GIB, 40 * GIB):
+        tight = replace(budget, usable=int((42 * GIB + room) / 0.85))
+        assert size_pools(tight, demand, None).blocks * 16 * (80 << 10) >= one
+
+
+def test_a_wanted_size_leaves_to_blocks_what_windows_need_not():
+    budget = Budget("metal", 100 * GIB, None, 12 * GIB, GIB // 4)
+    # gpt-oss-20b: 12 layers of each kind, 8 heads of 64, a window of 128.
+    demand = Demand(
+        131_072, 64, 512, 16, 24 << 10, "4-bit", window=128, bytes_per_window_token=24 << 10
+    )
+    sizes = size_pools(budget, demand, 8 * GIB)
+    windows = sizes.window_blocks * 16 * (24 << 10)
+    assert windows < 0.7 * GIB
+    assert sizes.blocks * 16 * (24 << 10) + windows == pytest.approx(8 * GIB, rel=0.001)
+    with pytest.raises(EngineError, match="64 tokens and a window of 128 with a step of 128"):
+        size_pools(budget, demand, 1 << 20)
+    # Without other layers a block of theirs is only a number, and windows get all.
+    alone = size_pools(budget, replace(demand, bytes_per_token=0), 2 * GIB)
+    assert alone.window_blocks * 16 * (24 << 10) == pytest.approx(2 * GIB, rel=0.01)
+
+
+def test_a_window_wider_than_the_context_is_no_wider_than_that():
+    budget = Budget("metal", 100 * GIB, None, 12 * GIB, GIB // 4)
+    sizes = size_pools(budget, replace(GEMMA, context=256, max_num_seqs=2), None)
+    assert sizes.window_blocks <= 2 * (1 + 64 + 2 * 17)
