@@ -80,9 +80,7 @@ def test_a_message_that_was_changed_leaves_what_is_in_front_of_it(
     with caplog.at_level(logging.INFO, logger="quire.engine.scheduler"):
         assert ask(engine, changed, 4)[1] == 0
     assert "0 of 100 prompt tokens are cached: pages 64, state 0" in caplog.text
-    states = engine.stats().states
-    assert states is not None
-    assert states.prefix_pages == 64
+    assert engine.stats().cache.missed_state == 64
     # Now that two have parted there, the third goes on from there.
     assert ask(engine, [*conversation[:70], *prompt(30, seed=4)], 4)[1] == 64
 

@@ -122,4 +122,5 @@ def test_keys_of_windows_in_the_slots_of_other_layers_are_noticed(
         original(pages, *args, windowed=False)
 
     monkeypatch.setattr(LayerPages, "__init__", not_windowed)
-    assert compare("gemma3_text", after_step=None).mismatches
+    # As many as others: MLX does not tell of indices behind the end.
+    assert compare("gemma3_text", after_step=None, num_window_blocks=None).mismatches
