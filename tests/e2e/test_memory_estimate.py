@@ -72,4 +72,6 @@ def test_a_tokens_share_of_the_cache(name: str):
     # The base lists the fields of all families, a latent's among them.
     base = BASE if name in LATENT else {k: v for k, v in BASE.items() if k != "kv_lora_rank"}
     facts = facts_of({**base, **FAMILIES[name].config}, {})
-    assert memory(facts, "cpu", 1, 1).kv_per_token == page_model(build(name), name).bytes_per_token
+    paged = page_model(build(name), name)
+    expected = paged.bytes_per_token + paged.bytes_per_window_token
+    assert memory(facts, "cpu", 1, 1).kv_per_token == expected
