@@ -146,7 +146,7 @@ def _product_fields(model: nn.Module) -> dict[AnySpec, list[Fields]]:
     dense: dict[int, Fields] = {}
     quantised: dict[tuple[int, ...], Fields] = {}
     for _, module in model.named_modules():
-        if isinstance(module, nn.QuantizedLinear):
+        if isinstance(module, nn.QuantizedLinear) and module.mode == "affine":
             outputs, inputs = module.weight.shape[0], module.weight.shape[1] * 32 // module.bits
             key = inputs, module.bits, module.group_size
             sizes = {"inputs": inputs, "bits": module.bits, "group_size": module.group_size}
