@@ -65,9 +65,9 @@ def _add_load_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warmup", type=int, default=8, help="requests sent before (8)")
     parser.add_argument("--prompt-chars", type=int, help="length of each user message")
     parser.add_argument(
-        "--system-chars", type=int, default=780, help="shared: length of the system prompt (780)"
+        "--system-chars", type=int, help="shared, agent: length of the system prompt (780, 4000)"
     )
-    parser.add_argument("--turns", type=int, default=4, help="multiturn: turns per chat (4)")
+    parser.add_argument("--turns", type=int, help="multiturn, agent: turns per chat (4, 12)")
     _add_request_options(parser)
 
 

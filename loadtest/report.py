@@ -29,6 +29,18 @@ def _latency_table(result: LoadResult) -> Table:
     return table
 
 
+def _by_turn(records: list[RequestRecord]) -> str:
+    """Empty where conversations have one turn."""
+    turns: dict[int, list[float]] = {}
+    for record in records:
+        if record.error is None and record.ttft_ms is not None:
+            turns.setdefault(record.turn, []).append(record.ttft_ms)
+    if len(turns) < 2:
+        return ""
+    medians = (Distribution.of(turns[turn]) for turn in sorted(turns))
+    return ", ".join(number(each.p50) for each in medians if each is not None)
+
+
 def _first_errors(records: list[RequestRecord]) -> list[str]:
     first: dict[str, str] = {}
     for record in records:
@@ -57,10 +69,15 @@ def print_load(console: Console, result: LoadResult) -> None:
     if summary.prompt_tokens is not None:
         cached = summary.cached_prompt_tokens
         known = "not reported" if cached is None else f"{cached:,}"
+        repeated = summary.repeated_prompt_tokens
+        told = f", sent in the turn before: {repeated:,}" if repeated else ""
         console.print(
-            f"{summary.prompt_tokens:,} prompt tokens, of them cached: {known}", highlight=False
+            f"{summary.prompt_tokens:,} prompt tokens, of them cached: {known}{told}",
+            highlight=False,
         )
     console.print(_latency_table(result))
+    if by_turn := _by_turn(result.records):
+        console.print(f"time to first token by turn, p50: {by_turn} ms", highlight=False)
     for label, count in summary.errors.items():
         console.print(f"errors: {count} x {label}", style="red", highlight=False)
     for line in _first_errors(result.records):

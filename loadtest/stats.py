@@ -71,6 +71,13 @@ class LoadSummary(msgspec.Struct, frozen=True):
     itl_ms: Distribution | None
     tpot_ms: Distribution | None  # per request: (last - first chunk) / (output tokens - 1)
     e2e_ms: Distribution | None
+    # Of later turns, what had been the prompt of the turn before: a prefix cache can know it.
+    repeated_prompt_tokens: int | None = None
+
+
+def _repeated(records: Iterable[RequestRecord]) -> int:
+    prompts = {(record.index, record.turn): record.prompt_tokens or 0 for record in records}
+    return sum(prompts.get((index, turn - 1), 0) for index, turn in prompts)
 
 
 def _time_per_output_token(record: RequestRecord, tokens: int) -> float | None:
@@ -113,6 +120,7 @@ def summarize(
         itl_ms=Distribution.of(gap for record in done for gap in record.gaps_ms),
         tpot_ms=Distribution.of(value for value in tpot if value is not None),
         e2e_ms=Distribution.of(record.end_ms for record in done),
+        repeated_prompt_tokens=_repeated(done) if from_usage else None,
     )
 
 

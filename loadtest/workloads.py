@@ -12,16 +12,21 @@ from typing import Literal
 
 import msgspec
 
-WorkloadName = Literal["uniform", "mixed", "shared", "multiturn"]
-WORKLOADS: tuple[WorkloadName, ...] = ("uniform", "mixed", "shared", "multiturn")
+WorkloadName = Literal["uniform", "mixed", "shared", "multiturn", "agent"]
+WORKLOADS: tuple[WorkloadName, ...] = ("uniform", "mixed", "shared", "multiturn", "agent")
 
 # mixed: the median of 170 lets two standard deviations span 20 to 1,500 characters.
+# agent: what a tool brings back, spread like mixed.
 DEFAULT_PROMPT_CHARS: dict[WorkloadName, int] = {
     "uniform": 128,
     "mixed": 170,
     "shared": 64,
     "multiturn": 128,
+    "agent": 800,
 }
+DEFAULT_SYSTEM_CHARS: dict[WorkloadName, int] = {"shared": 780, "agent": 4000}
+DEFAULT_TURNS: dict[WorkloadName, int] = {"multiturn": 4, "agent": 12}
+_TASK_CHARS = 120  # agent: what the user asks for
 MIN_PROMPT_CHARS = 20  # room for the serial number that makes each prompt distinct
 MIXED_SIGMA = math.log(1500 / 170) / 2
 MIXED_SPREAD = 1500 / 170
@@ -41,15 +46,18 @@ _WORDS = tuple(
 
 
 class WorkloadSpec(msgspec.Struct, frozen=True):
-    """What to send. Raises ValueError from :func:`conversations` where it makes no sense."""
+    """What to send; None is the workload's default.
+
+    :func:`conversations` raises ValueError where it makes no sense.
+    """
 
     name: WorkloadName = "uniform"
-    requests: int = 64  # multiturn rounds this up to whole conversations
+    requests: int = 64  # multiturn and agent round this up to whole conversations
     max_tokens: int = 64  # mixed draws 4 to twice this
     seed: int = 0
-    prompt_chars: int | None = None  # per user message; the median for mixed; None: the default
-    system_chars: int = 780  # shared: length of the common system prompt
-    turns: int = 4  # multiturn: requests per conversation
+    prompt_chars: int | None = None  # per user message; the median for mixed and agent
+    system_chars: int | None = None  # shared, agent: length of the common system prompt
+    turns: int | None = None  # multiturn, agent: requests per conversation
 
 
 class Conversation(msgspec.Struct, frozen=True):
@@ -87,29 +95,36 @@ def _mixed_length(rng: Random, median: int) -> int:
 def conversations(spec: WorkloadSpec) -> list[Conversation]:
     """All conversations of a run. Each depends on (seed, name, its index) only."""
     chars = DEFAULT_PROMPT_CHARS[spec.name] if spec.prompt_chars is None else spec.prompt_chars
+    turns = DEFAULT_TURNS.get(spec.name, 1) if spec.turns is None else spec.turns
+    system_chars = DEFAULT_SYSTEM_CHARS.get(spec.name)
+    if system_chars is not None and spec.system_chars is not None:
+        system_chars = spec.system_chars
     if spec.requests < 1:
         raise ValueError("--requests must be at least 1")
     if spec.max_tokens < 1:
         raise ValueError("--max-tokens must be at least 1")
     if chars < MIN_PROMPT_CHARS:
         raise ValueError(f"--prompt-chars must be at least {MIN_PROMPT_CHARS}")
-    if spec.name == "shared" and spec.system_chars < 1:
-        raise ValueError("--system-chars must be at least 1 for the shared workload")
-    if spec.turns < 1:
+    if system_chars is not None and system_chars < 1:
+        raise ValueError(f"--system-chars must be at least 1 for the {spec.name} workload")
+    if turns < 1:
         raise ValueError("--turns must be at least 1")
-    turns = spec.turns if spec.name == "multiturn" else 1
+    if spec.name not in DEFAULT_TURNS:
+        turns = 1
     system = None
-    if spec.name == "shared":
-        system = words(Random(f"{spec.seed}/shared/system"), spec.system_chars)
+    if system_chars is not None:
+        system = words(Random(f"{spec.seed}/{spec.name}/system"), system_chars)
     made = []
     for index in range(math.ceil(spec.requests / turns)):
         rng = Random(f"{spec.seed}/{spec.name}/{index}")
-        length, max_tokens = chars, spec.max_tokens
+        lengths, max_tokens = [chars] * turns, spec.max_tokens
         if spec.name == "mixed":
-            length = _mixed_length(rng, chars)
+            lengths = [_mixed_length(rng, chars)]
             max_tokens = rng.randint(
                 min(MIXED_MIN_OUTPUT, 2 * spec.max_tokens), 2 * spec.max_tokens
             )
-        texts = tuple(_message(rng, length) for _ in range(turns))
+        if spec.name == "agent":
+            lengths = [_TASK_CHARS, *(_mixed_length(rng, chars) for _ in range(turns - 1))]
+        texts = tuple(_message(rng, length) for length in lengths)
         made.append(Conversation(system, texts, max_tokens))
     return made

@@ -76,6 +76,8 @@ def test_multiturn_feeds_answers_back() -> None:
         {"role": "assistant", "content": "xyz"},
     ]
     assert [record.turn for record in result.records] == [0, 1, 2, 3] * 2
+    asked = [record.prompt_tokens or 0 for record in result.records]
+    assert result.summary.repeated_prompt_tokens == sum(asked[:3] + asked[4:7])
 
 
 def test_a_failed_turn_ends_its_conversation_and_is_counted() -> None:

@@ -68,6 +68,18 @@ def test_multiturn_makes_whole_conversations() -> None:
     assert len({text for c in made for text in c.turns}) == 12
 
 
+def test_agents_share_instructions_and_go_on_with_what_tools_bring() -> None:
+    made = conversations(WorkloadSpec(name="agent", requests=24))
+    assert [len(c.turns) for c in made] == [12, 12]
+    assert made[0].system == made[1].system
+    assert made[0].system is not None
+    assert len(made[0].system) == 4000
+    results = [len(text) for c in made for text in c.turns[1:]]
+    assert min(results) < 400
+    assert max(results) > 1600
+    assert len({text for c in made for text in c.turns}) == 24
+
+
 @pytest.mark.parametrize(
     ("spec", "option"),
     [
