@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -94,7 +95,7 @@ class Estimate:
 
     @property
     def verdict(self) -> Verdict:
-        return judge(self.facts, self.device, self.ram, self.tokens)
+        return self._judge(None)
 
     @property
     def needs(self) -> Memory:
@@ -102,12 +103,14 @@ class Estimate:
         verdict = self.verdict
         tokens = min(self.tokens, verdict.tokens or self.tokens)
         step = verdict.step_tokens or STEP_TOKENS[self.device]
-        return memory(self.facts, self.device, tokens, step)
+        return memory(self.facts, self.device, tokens, step, None, self.concurrency)
 
     def choices(self) -> list[tuple[Bits, Verdict]]:
         """The verdict for each quantisation that mlx_lm.convert could make of the model."""
-        wanted = self.tokens
-        return [(bits, judge(self.facts, self.device, self.ram, wanted, bits)) for bits in _BITS]
+        return [(bits, self._judge(bits)) for bits in _BITS]
+
+    def _judge(self, bits: Bits | None) -> Verdict:
+        return judge(self.facts, self.device, self.ram, self.tokens, bits, self.concurrency)
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -127,7 +130,7 @@ class Estimate:
     def page(self) -> str:
         facts, needs, verdict = self.facts, self.needs, self.verdict
         usable = working_set(self.ram, self.device)
-        kv_tokens = needs.kv_cache // needs.kv_per_token
+        kv_tokens = needs.kv_cache // max(1, needs.kv_per_token)
         step = verdict.step_tokens or STEP_TOKENS[self.device]
         rows = [
             (
@@ -141,6 +144,7 @@ class Estimate:
                 f"{_size(needs.kv_cache)} for {kv_tokens:,} tokens "
                 f"({needs.kv_per_token / 1024:,.0f} KiB each)",
             ),
+            *self._other_layers(needs),
             ("activations", f"{_size(needs.activations)} for steps of {step} tokens"),
             (
                 "together",
@@ -157,6 +161,15 @@ class Estimate:
             lines.append(f"{bits:>2} bits      {_size(weights):<12} {room}{note}")
         return "\n".join(lines)
 
+    def _other_layers(self, needs: Memory) -> Iterator[tuple[str, str]]:
+        """What does not grow with the context."""
+        requests = "one request" if self.concurrency == 1 else f"{self.concurrency} requests"
+        if needs.windows:
+            window = self.facts.kept.window
+            yield "windows", f"{_size(needs.windows)} for the last {window:,} tokens of {requests}"
+        if needs.states:
+            yield "states", f"{_size(needs.states)} for the recurrent layers of {requests}"
+
     def _advice(self) -> str:
         verdict = self.verdict
         if verdict.kind == "fits":
@@ -164,7 +177,8 @@ class Estimate:
         if verdict.kind == "does not fit":
             smaller = [bits for bits, other in self.choices() if other.kind != "does not fit"]
             return "does not fit" + (f"; with {max(smaller)} bits it would" if smaller else "")
-        size = memory(self.facts, self.device, verdict.tokens, verdict.step_tokens).kv_cache
+        needs = self.needs
+        size = needs.kv_cache + needs.windows + needs.states
         return (
             f"tight: --max-num-batched-tokens {verdict.step_tokens} "
             f"--kv-cache-memory {size // 2**20}MiB, {verdict.tokens:,} tokens of context in all"

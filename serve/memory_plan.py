@@ -14,8 +14,10 @@ from quire.engine.memory.budget import (
     working_set,
 )
 from quire.engine.memory.budget import DeviceName as Device
+from quire.engine.memory.fit import Demand
 from quire.serve.model_facts import Bits, ModelFacts
 
+_BLOCK_SIZE = 16  # tokens, unless settings say otherwise
 LEAST_CONTEXT = 512  # tokens; a model that has room for less is not worth serving
 # Numbers that one token of a step keeps per layer, in multiples of a layer's sizes: fitted to peaks
 # that were measured with the default steps. On the CPU the buffers of about one layer are alive at
@@ -33,30 +35,52 @@ class Memory:
     """What serving takes, in bytes."""
 
     weights: int
-    kv_per_token: int
+    kv_per_token: int  # in layers that keep every token
     kv_cache: int
     activations: int
+    windows: int  # keys and values of layers with sliding windows
+    states: int  # of recurrent layers
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv_cache + self.activations
+        return self.weights + self.kv_cache + self.activations + self.windows + self.states
 
 
 def memory(
-    facts: ModelFacts, device: Device, tokens: int, step_tokens: int, bits: Bits | None = None
+    facts: ModelFacts,
+    device: Device,
+    tokens: int,
+    step_tokens: int,
+    bits: Bits | None = None,
+    sequences: int = 1,
 ) -> Memory:
-    """For ``tokens`` in the KV cache and steps of ``step_tokens``; ``bits`` None: as it is."""
+    """For ``tokens`` in the KV cache, of so many ``sequences`` of one length, and steps of
+    ``step_tokens``; ``bits`` None: as it is."""
     if bits is None:
         weights = facts.widened_weight_bytes if device == "cpu" else facts.weight_bytes
     else:
         widened = 2 if device == "cpu" and bits == 16 else 1
         weights = widened * facts.quantised_bytes(bits)
-    kv_per_token = facts.layers * facts.kv_size * _width(facts, device)
+    kept, width = facts.kept, _width(facts, device)
+    kv_per_token = kept.token * width
+    demand = Demand(
+        context=max(1, -(-tokens // sequences)),
+        max_num_seqs=sequences,
+        step_tokens=step_tokens,
+        block_size=_BLOCK_SIZE,
+        bytes_per_token=kv_per_token,
+        dtype="",
+        bytes_per_state=kept.state * width + 4 * kept.float_state,
+        window=kept.window,
+        bytes_per_window_token=kept.window_token * width,
+    )
     return Memory(
         weights=weights,
         kv_per_token=kv_per_token,
         kv_cache=kv_per_token * tokens,
         activations=activations(facts, device, step_tokens),
+        windows=demand.window_bytes(sequences),
+        states=demand.state_bytes(sequences),
     )
 
 
@@ -89,25 +113,32 @@ class Verdict:
 
 
 def judge(
-    facts: ModelFacts, device: Device, ram: int, tokens: int, bits: Bits | None = None
+    facts: ModelFacts,
+    device: Device,
+    ram: int,
+    tokens: int,
+    bits: Bits | None = None,
+    sequences: int = 1,
 ) -> Verdict:
-    """``tokens``: what the KV cache is wanted to hold."""
+    """``tokens``: what the KV cache is wanted to hold, of so many ``sequences``."""
     usable = working_set(ram, device)
     step = STEP_TOKENS[device]
-    room = _room(facts, device, int(DEFAULT_FRACTION * usable), step, bits)
+    whole = memory(facts, device, tokens, step, bits, sequences)
+    room = _room(whole, int(DEFAULT_FRACTION * usable), tokens)
     if room >= tokens:
         return Verdict("fits", step, room)
     while step >= SMALLEST_STEP:
-        room = _room(facts, device, usable, step, bits)
+        room = _room(memory(facts, device, tokens, step, bits, sequences), usable, tokens)
         if room >= min(tokens, LEAST_CONTEXT):
             return Verdict("tight", step, min(room, tokens))
         step //= 2
     return Verdict("does not fit", 0, 0)
 
 
-def _room(
-    facts: ModelFacts, device: Device, limit: int, step_tokens: int, bits: Bits | None
-) -> int:
-    """Tokens that the KV cache can hold within ``limit`` bytes in all."""
-    fixed = memory(facts, device, 0, step_tokens, bits)
-    return max(limit - fixed.total, 0) // fixed.kv_per_token
+def _room(needs: Memory, limit: int, tokens: int) -> int:
+    """Tokens that the KV cache can hold within ``limit`` bytes in all, where ``tokens`` are wanted;
+    no more of them where they take nothing."""
+    rest = limit - needs.total + needs.kv_cache
+    if not needs.kv_per_token:
+        return tokens if rest >= 0 else 0
+    return max(rest, 0) // needs.kv_per_token

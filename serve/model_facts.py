@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quire.serve.layer_facts import UNKNOWN, Kept, layers_keep
 from quire.serve.served_model import ModelFilesError
 
 Bits = int
@@ -49,7 +50,7 @@ class ModelFacts:
     layers: int
     hidden: int
     heads_size: int  # query heads x their size
-    kv_size: int  # what one layer keeps of a token: keys and values, or a latent
+    kv_size: int  # what most layers keep of a token: keys and values, or a latent
     intermediate: int  # of the feed-forward block; for experts, of all that a token uses
     vocab: int
     context: int | None  # the model's own
@@ -58,6 +59,7 @@ class ModelFacts:
     weight_bytes: int  # as they are stored
     number_bytes: int  # of an activation: what the floating-point weights are stored in
     widened_weight_bytes: int  # with half precision as float32, which is what the CPU computes in
+    kept: Kept  # of a sequence, by all layers
 
     def quantised_bytes(self, bits: Bits) -> int:
         """Weights after mlx_lm.convert to ``bits``; 16: half precision."""
@@ -89,11 +91,12 @@ def facts_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ModelF
         and not (text.get("tie_word_embeddings") and name.endswith("lm_head.weight"))
     }
     quantization = text.get("quantization") or {}
+    kv_size = _kv_size(text, heads, head_dim)
     return ModelFacts(
         layers=layers,
         hidden=hidden,
         heads_size=heads * head_dim,
-        kv_size=_kv_size(text, heads, head_dim),
+        kv_size=kv_size,
         intermediate=_intermediate(text, hidden),
         vocab=_number(text, "vocab_size"),
         context=text.get("max_position_embeddings"),
@@ -104,7 +107,23 @@ def facts_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ModelF
         widened_weight_bytes=sum(
             tensor.bytes * (2 if tensor.dtype in _HALF else 1) for tensor in kept.values()
         ),
+        kept=_kept(config, text, layers, kv_size),
     )
+
+
+def _kept(config: Mapping[str, Any], text: Mapping[str, Any], layers: int, kv_size: int) -> Kept:
+    types = {str(each["model_type"]) for each in (config, text) if each.get("model_type")}
+    if unknown := types & set(UNKNOWN):
+        raise ModelFilesError(
+            f"How much the layers of {min(unknown)} keep is not known; its memory cannot be "
+            f"estimated."
+        )
+    try:
+        return layers_keep(text, types, layers, kv_size)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFilesError(
+            f"config.json does not say {error}; its memory cannot be estimated."
+        ) from error
 
 
 def _kv_size(text: Mapping[str, Any], heads: int, head_dim: int) -> int:

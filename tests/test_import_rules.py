@@ -19,6 +19,7 @@ QUIRE_IMPORTS = {
         "quire.engine.messages",
         "quire.engine.grammar_tokens",
         "quire.engine.memory.budget",
+        "quire.engine.memory.fit",
     },
     "deploy": {"quire.serve.settings"},
     "loadtest": set(),

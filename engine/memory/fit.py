@@ -104,6 +104,18 @@ class Demand:
             usual=usual,
         )
 
+    def window_bytes(self, sequences: int) -> int:
+        """Bytes that so many requests take at a time in layers with windows."""
+        if not self.window:
+            return 0
+        pool = self._window_blocks(sequences)
+        most = 1 + sequences * -(-self.context // self.block_size)
+        return min(pool.usual, most) * pool.unit_bytes
+
+    def state_bytes(self, sequences: int) -> int:
+        """Bytes of the states with which so many requests run, none kept for others."""
+        return (1 + 2 * sequences) * self.bytes_per_state
+
     def pool_bytes(self, budget: Budget) -> int:
         one = (1 + -(-self.context // self.block_size)) * self.block_size * self.bytes_per_token
         one += MIN_SLOTS * self.bytes_per_state

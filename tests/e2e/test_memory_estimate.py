@@ -1,4 +1,4 @@
-"""`quire estimate` against what a server takes, and against the pages of every kind of model."""
+"""`quire estimate` against what a server takes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ from pathlib import Path
 
 import pytest
 from live_server import Server
-from model_zoo import FAMILIES, build
-from model_zoo_base import BASE
-from model_zoo_experts import LATENT
 
-from quire.engine.model.paging import page_model
 from quire.loadtest.model_folder import ModelShape, make_model
 from quire.serve.memory_plan import memory
-from quire.serve.model_facts import facts_of, read_facts
+from quire.serve.model_facts import read_facts
 
 STEP = 512  # the default
 TOLERANCE = 1.05
@@ -59,19 +55,3 @@ def measure(folder: Path) -> dict[str, float]:
     finally:
         server.stop()
     return {kind: metrics[f'quire_memory_bytes{{kind="{kind}"}}'] for kind in KINDS}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("llama", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma", "gemma3_text", "gpt_oss"),
-        *("phi3", "olmo2", "cohere2", "deepseek_v3"),
-    ],
-)
-def test_a_tokens_share_of_the_cache(name: str):
-    # The base lists the fields of all families, a latent's among them.
-    base = BASE if name in LATENT else {k: v for k, v in BASE.items() if k != "kv_lora_rank"}
-    facts = facts_of({**base, **FAMILIES[name].config}, {})
-    paged = page_model(build(name), name)
-    expected = paged.bytes_per_token + paged.bytes_per_window_token
-    assert memory(facts, "cpu", 1, 1).kv_per_token == expected
