@@ -6,6 +6,7 @@ What the demo model says matters little: forced calls and schemas are enforced b
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,9 +44,13 @@ def server() -> Iterator[Server]:
         running.stop()
 
 
-def run(*command: str | Path) -> None:
+def run(*command: str | Path, **environment: str) -> None:
     result = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=800
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        timeout=800,
+        env=os.environ | environment,
     )
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
 
@@ -71,5 +76,6 @@ def test_nothing_violates_the_description(server: Server) -> None:
         "--checks",
         "not_a_server_error,status_code_conformance,content_type_conformance,"
         "response_schema_conformance",
+        SCHEMATHESIS_HOOKS=str(HERE / "schemathesis_hooks.py"),
     )
     assert server.get("/health")[0] == 200

@@ -23,14 +23,16 @@ from fake_backend import (
 )
 from serve.parsers.support import REASONING, TOOLS, single_tokens
 from serve.parsers.vectors import VECTORS, Vector
+from tokenizers import AddedToken
 
+from quire.serve.detokenizer import TokenBytes
 from quire.serve.parsers.families import REASONING_TAGS, Family, ParserFactory
 from quire.serve.served_model import ServedModel
 
 END = "<|eos|>"  # no family's marker
 
 # What the family's special tokens cannot show is tested with tokens that are text as well.
-CASES = [vector for vector in VECTORS if vector.markers in ("both", "tokens")]
+CASES = [vector for vector in VECTORS if vector.markers != "text"]
 FUNCTIONS = [
     {"name": name, "parameters": TOOLS.schema(name) or {"type": "object", "properties": {}}}
     for name in TOOLS.names
@@ -38,26 +40,31 @@ FUNCTIONS = [
 
 
 @cache
-def model_of(family: str, in_reasoning: bool) -> ServedModel:
+def model_of(family: str, in_reasoning: bool, special: bool) -> ServedModel:
     spec = Family(family, REASONING.get(family, "think"))
     opener = REASONING_TAGS[spec.reasoning].opener + "\n" if in_reasoning else ""
     template = TEMPLATE.replace("<assistant>{%", f"<assistant>{opener}{{%")
-    made = served_model([*sorted(single_tokens(family)), END], template)
+    markers = sorted(single_tokens(family))
+    made = served_model([END] if special else [*markers, END], template)
     tokenizer = made.encoder.tokenizer
+    if special:
+        tokenizer.add_special_tokens([AddedToken(marker, special=True) for marker in markers])
     return dataclasses.replace(
         made,
         parsers=ParserFactory(spec, tokenizer),
+        token_bytes=TokenBytes(tokenizer),
         eos_token_ids=(tokenizer.token_to_id(END),),
     )
 
 
 @contextlib.contextmanager
-def answering(vector: Vector) -> Iterator[tuple[Server, int]]:
+def answering(vector: Vector, *, at_once: bool = False) -> Iterator[tuple[Server, int]]:
     """A server whose model says the vector, and how many tokens it says."""
-    served = model_of(vector.family, vector.in_reasoning)
+    served = model_of(vector.family, vector.in_reasoning, vector.markers == "special")
     text = vector.text + ("" if vector.cut else END)
     ids = served.encoder.tokenizer.encode(text, add_special_tokens=False).ids
-    backend = FakeBackend([Script([[token] for token in ids])], info=ready(max_model_len=4096))
+    steps = [ids] if at_once else [[token] for token in ids]
+    backend = FakeBackend([Script(steps)], info=ready(max_model_len=4096))
     with serving(one_model_app(backend, served)) as server:
         yield server, len(ids)
 
@@ -107,6 +114,8 @@ def test_chat_completions(vector: Vector) -> None:
         assert chat(server, limit, False) == expected
     with answering(vector) as (server, limit):
         assert chat(server, limit, True) == expected
+    with answering(vector, at_once=True) as (server, limit):
+        assert chat(server, limit, True) == expected
 
 
 @pytest.mark.parametrize("vector", CASES, ids=lambda v: f"{v.family} {v.name}")
@@ -118,7 +127,9 @@ def test_messages(vector: Vector) -> None:
         "thinking": {"type": "adaptive"},
     }
     with answering(vector) as (server, limit):
-        answer = server.request("POST", "/v1/messages", {**body, "max_tokens": limit}).json
+        body["max_tokens"] = limit
+        answer = server.request("POST", "/v1/messages", body).json
+        stream = server.request("POST", "/v1/messages", {**body, "stream": True}).body
     text = "".join(b["text"] for b in answer["content"] if b["type"] == "text")
     thought = "".join(b["thinking"] for b in answer["content"] if b["type"] == "thinking")
     calls = [(b["name"], b["input"]) for b in answer["content"] if b["type"] == "tool_use"]
@@ -127,6 +138,45 @@ def test_messages(vector: Vector) -> None:
     assert calls == [(name, json.loads(arguments)) for name, arguments in complete]
     reasons = {"length": "max_tokens", "tool_calls": "tool_use", "stop": "end_turn"}
     assert answer["stop_reason"] == reasons[finish(vector)]
+    streamed, reason = put_together(payloads(stream))
+    # A call that was cut off is in the stream alone: its input is no object yet.
+    if vector.cut and streamed and streamed[-1]["type"] == "tool_use":
+        assert streamed.pop()["input"] == vector.calls[-1][1]
+    for block in streamed:
+        if block["type"] == "tool_use":
+            block["input"] = json.loads(block["input"])
+    assert [without_ids(b) for b in streamed] == [without_ids(b) for b in answer["content"]]
+    assert reason == answer["stop_reason"]
+
+
+def payloads(stream: bytes) -> list[Any]:
+    lines = stream.decode().splitlines()
+    return [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+
+
+def without_ids(block: Any) -> Any:
+    return {key: value for key, value in block.items() if key not in ("id", "signature")}
+
+
+def put_together(events: list[Any]) -> tuple[list[Any], str]:
+    """The blocks of Anthropic's stream, with the input of calls as text, and why it stopped."""
+    blocks: list[Any] = []
+    reason = ""
+    for event in events:
+        match event["type"]:
+            case "content_block_start":
+                assert event["index"] == len(blocks)
+                blocks.append(event["content_block"])
+                if blocks[-1]["type"] == "tool_use":
+                    blocks[-1]["input"] = ""
+            case "content_block_delta":
+                assert event["index"] == len(blocks) - 1
+                kind = event["delta"]["type"].removesuffix("_delta")
+                field, given = ("input", "partial_json") if kind == "input_json" else (kind, kind)
+                blocks[-1][field] += event["delta"][given]
+            case "message_delta":
+                reason = event["delta"]["stop_reason"]
+    return blocks, reason
 
 
 @pytest.mark.parametrize("vector", CASES, ids=lambda v: f"{v.family} {v.name}")
@@ -135,6 +185,7 @@ def test_responses(vector: Vector) -> None:
     with answering(vector) as (server, limit):
         body = {"model": MODEL, "input": "?", "tools": tools, "max_output_tokens": limit}
         answer = server.request("POST", "/v1/responses", body).json
+        events = payloads(server.request("POST", "/v1/responses", {**body, "stream": True}).body)
     texts = {
         kind: "".join(i["content"][0]["text"] for i in answer["output"] if i["type"] == kind)
         for kind in ("message", "reasoning")
@@ -143,3 +194,15 @@ def test_responses(vector: Vector) -> None:
     assert texts == {"message": vector.content, "reasoning": vector.reasoning}
     assert calls == list(vector.calls)
     assert answer["status"] == ("incomplete" if vector.cut else "completed")
+    final = events[-1]["response"]
+    assert final["status"] == answer["status"]
+    for streamed, whole in zip(final["output"], answer["output"], strict=True):
+        ids = {key: whole[key] for key in ("id", "call_id") if key in whole}
+        assert {**streamed, **ids} == whole
+    pieces: dict[str, str] = {}
+    for event in events:
+        if event["type"].endswith(".delta"):
+            pieces[event["item_id"]] = pieces.get(event["item_id"], "") + event["delta"]
+    for item in final["output"]:
+        said = item["arguments"] if "arguments" in item else item["content"][0]["text"]
+        assert pieces.get(item["id"], "") == said
