@@ -6,7 +6,7 @@ import anthropic
 
 client = anthropic.Anthropic(base_url=sys.argv[1], api_key="none", max_retries=0)
 HELLO = [{"role": "user", "content": "Hello"}]
-OPTIONS = {"model": "claude-x", "max_tokens": 100, "temperature": 0}
+OPTIONS = {"model": "claude-x", "max_tokens": 100, "extra_body": {"temperature": 0}}
 TOOL = {
     "name": "look",
     "description": "Looks at the sky.",

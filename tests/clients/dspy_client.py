@@ -27,7 +27,15 @@ class Weather(dspy.Signature):
     degrees: int = dspy.OutputField()
 
 
+# It asks models that it does not know for no form by itself.
+schema = {
+    "type": "object",
+    "properties": {"sky": {"enum": ["clear", "cloudy"]}, "degrees": {"type": "integer"}},
+    "required": ["sky", "degrees"],
+    "additionalProperties": False,
+}
+form = {"type": "json_schema", "json_schema": {"name": "weather", "schema": schema}}
 with dspy.context(lm=model, adapter=dspy.JSONAdapter()):
-    answer = dspy.Predict(Weather)(place="Rome")
+    answer = dspy.Predict(Weather, response_format=form)(place="Rome")
 assert answer.sky in ("clear", "cloudy")
 assert isinstance(answer.degrees, int)

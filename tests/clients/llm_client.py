@@ -44,8 +44,8 @@ with tempfile.TemporaryDirectory() as home:
     whole = llm("-m", "quire-demo", "Hello", "--no-stream", "-o", "temperature", "0")
     assert whole.strip()
     assert llm("-m", "quire-demo", "Hello", "-o", "temperature", "0") == whole
-    formed = llm("-m", "quire-demo", "The weather?", "--schema", "warm bool, degrees int")
-    assert set(json.loads(formed)) == {"warm", "degrees"}
+    formed = llm("-m", "quire-demo", "The weather?", "--schema", "warm bool, sunny bool")
+    assert set(json.loads(formed)) >= {"warm", "sunny"}  # it allows further properties
     notes = Path(folder) / "notes.txt"
     notes.write_text("colour = red\n")
     answer = llm("-m", "scripted", "--functions", TOOLS, "Make the colour blue in notes.txt.")

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from typing import Literal
 
 import openai
 from pydantic import BaseModel
@@ -15,7 +16,7 @@ OPTIONS = {"model": MODEL, "messages": HELLO, "temperature": 0, "max_tokens": 10
 
 class Weather(BaseModel):
     warm: bool
-    degrees: int
+    sky: Literal["clear", "cloudy"]
 
 
 whole = client.chat.completions.create(**OPTIONS).choices[0].message.content
