@@ -19,6 +19,7 @@ from llguidance import LLMatcher
 
 from quire.cache.block_pool import BlockPool
 from quire.cache.eviction import PolicyName, make_policy
+from quire.cache.pools import Pools
 from quire.cache.state_pool import StatePool
 from quire.cache.window_pool import WindowPool, blocks_of_window
 from quire.engine.device_thread import DeviceThread, Submit, do_later, do_now
@@ -43,6 +44,7 @@ from quire.engine.step.restrictions import ends_of_bad_words
 from quire.engine.step.runner import Forward, HostStep, ModelRunner, Step
 from quire.engine.step_batch import StepBatch
 from quire.engine.step_clock import StepClock
+from quire.engine.step_limits import StepLimits
 
 logger = logging.getLogger(__name__)
 
@@ -135,38 +137,31 @@ class Engine:
         """
         assert self._next is None, "a step that is still running"
         config = self.config
-        self._states: StatePool | None = None
-        if self.model.states is not None:
-            self._states = StatePool(
-                self._num_slots, self.model.state_spacing, make_policy(config.eviction_policy)
-            )
-        self._windows: WindowPool | None = None
-        if self.model.window is not None:
-            self._windows = WindowPool(
-                self._num_window_blocks,
-                config.block_size,
-                self.model.window,
-                make_policy(config.eviction_policy),
-            )
-        self._pool = BlockPool(
-            config.num_blocks,
-            config.block_size,
-            make_policy(config.eviction_policy),
-            BLOCK_SECONDS_BOUNDS,
+        self._pools = self._make_pools()
+        limits = StepLimits(
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            mixed_prompt_tokens,
+            config.max_attended,
         )
-        self.scheduler = Scheduler(
-            self._pool,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            mixed_prompt_tokens=mixed_prompt_tokens,
-            max_attended=config.max_attended,
-            model_name=self.model.name,
-            states=self._states,
-            windows=self._windows,
-        )
+        self.scheduler = Scheduler(self._pools, limits, self.model.name)
         self._faults = MemoryFaults(config.max_num_batched_tokens)
         self._num_steps = 0
         self._clock = StepClock()
+
+    def _make_pools(self) -> Pools:
+        config, states, windows = self.config, None, None
+        if self.model.states is not None:
+            policy = make_policy(config.eviction_policy)
+            states = StatePool(self._num_slots, self.model.state_spacing, policy)
+        if self.model.window is not None:
+            policy = make_policy(config.eviction_policy)
+            windows = WindowPool(
+                self._num_window_blocks, config.block_size, self.model.window, policy
+            )
+        policy = make_policy(config.eviction_policy)
+        blocks = BlockPool(config.num_blocks, config.block_size, policy, BLOCK_SECONDS_BOUNDS)
+        return Pools(blocks, states, windows)
 
     def compiling_at_once(self) -> AbstractContextManager[None]:
         """Meanwhile the graphs of new forms of steps are compiled at their first run."""
@@ -292,7 +287,7 @@ class Engine:
         self._in_flight.popleft()
         self._num_steps += 1
         if self._faults.succeeded():
-            self.scheduler.prompt_limit = self._faults.prompt_tokens
+            self.scheduler.limits.prompt_tokens = self._faults.prompt_tokens
         if is_encoded:
             self._outputs += outputs
         else:
@@ -313,7 +308,7 @@ class Engine:
         has_prompts = any(batch.num_tokens > batch.num_decodes for batch in flight)
         goes_on = self._faults.failed(has_prompts)
         self.scheduler.start_over()
-        self.scheduler.prompt_limit = self._faults.prompt_tokens
+        self.scheduler.limits.prompt_tokens = self._faults.prompt_tokens
         logger.warning(
             "the device has no memory for a step (%s): %s, at most %d prompt tokens a step",
             reason,
@@ -356,7 +351,7 @@ class Engine:
             return
         if pressure is not Pressure.NONE:
             self._encode(mx.clear_cache).result()
-        current = self._pool.num_blocks
+        current = self._pools.blocks.num_blocks
         wanted = self._relief.num_blocks(pressure, now, current, idle=not self.has_work)
         if wanted == current:
             return
@@ -476,7 +471,7 @@ class Engine:
         return masks, failed
 
     def stats(self) -> WorkerStats:
-        scheduler, pool = self.scheduler, self._pool
+        scheduler, pool, lookups = self.scheduler, self._pools.blocks, self.scheduler.lookups
         return WorkerStats(
             requests_running=len(scheduler.running),
             requests_waiting=len(scheduler.waiting) + len(self._compiling),
@@ -487,23 +482,23 @@ class Engine:
             memory_cache=mx.get_cache_memory(),
             memory_peak=mx.get_peak_memory(),
             steps=self._num_steps,
-            preemptions=scheduler.stats.preemptions,
+            preemptions=scheduler.num_preemptions,
             memory_faults=self._faults.count,
             cache=CacheStats(
-                queries=scheduler.stats.prefix_queries,
-                hits=scheduler.stats.prefix_hits,
-                missed_evicted=scheduler.stats.missed_evicted,
-                missed_new=scheduler.stats.missed_new,
-                missed_tail=scheduler.stats.missed_tail,
+                queries=lookups.queries,
+                hits=lookups.hits,
+                missed_evicted=lookups.missed_evicted,
+                missed_new=lookups.missed_new,
+                missed_tail=lookups.missed_tail,
                 evictions=pool.num_evictions,
                 lifetimes=Histogram(list(pool.lifetimes.counts), pool.lifetimes.total),
                 idle_times=Histogram(list(pool.idle_times.counts), pool.idle_times.total),
-                missed_state=scheduler.stats.missed_state,
-                missed_window=scheduler.stats.missed_window,
+                missed_state=lookups.missed_state,
+                missed_window=lookups.missed_window,
             ),
             step=self._clock.stats(),
-            states=_pool_stats(self._states),
-            windows=_pool_stats(self._windows),
+            states=_pool_stats(self._pools.states),
+            windows=_pool_stats(self._pools.windows),
         )
 
 

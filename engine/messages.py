@@ -147,6 +147,13 @@ class Abilities(msgspec.Struct, frozen=True):
     hidden_size: int = 0  # of the vectors that prompts can become; 0: they cannot
 
 
+class StateSlots(msgspec.Struct, frozen=True):
+    """Of models with recurrent layers."""
+
+    num_slots: int = 0
+    nbytes: int = 0  # of all of them
+
+
 class Ready(msgspec.Struct, tag=True, frozen=True):
     """The worker has warmed up and takes requests."""
 
@@ -160,8 +167,7 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
     num_blocks: int
     weight_bytes: int
     kv_cache_bytes: int
-    num_state_slots: int = 0  # of models with recurrent layers
-    state_bytes: int = 0  # of all slots
+    states: StateSlots = StateSlots()
     num_window_blocks: int = 0  # of layers with sliding windows, if the model has some
     notes: list[str] = []  # facts worth logging, e.g. which BLAS is in use
     abilities: Abilities = Abilities()

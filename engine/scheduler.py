@@ -11,54 +11,27 @@ blocks it touches are given back only when it has retired.
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 from collections import deque
 from collections.abc import Sequence as SequenceABC
-from dataclasses import dataclass
 from functools import cache
 
 from quire.cache.block_hash import BlockHash, root_hash
-from quire.cache.block_pool import BlockPool
 from quire.cache.pools import Holdings, Needs, Pools
 from quire.cache.sequence_cache import NO_PREFIX, Prefix, SequenceCache
-from quire.cache.state_pool import StatePool
 from quire.cache.state_table import StateMoves
-from quire.cache.window_pool import WindowPool, longest_step
 from quire.engine.errors import EngineError, GrammarError, RequestTooLong
 from quire.engine.grammar import GrammarState
-from quire.engine.messages import (
-    FinishReason,
-    GenerateRequest,
-    SamplingParams,
-    TokenLogprobs,
-    TokenOutput,
-)
+from quire.engine.lookups import Lookups
+from quire.engine.messages import GenerateRequest, SamplingParams, TokenLogprobs, TokenOutput
+from quire.engine.outcome import accept, token_output, vector_output
 from quire.engine.pooled import Float32Array, Pooled
+from quire.engine.retiring import Retiring
 from quire.engine.sequence import Arrival, PromptReport, Sequence
 from quire.engine.step_batch import Chunk, StepBatch
+from quire.engine.step_limits import StepLimits
 from quire.engine.thinking import Thinking
-
-logger = logging.getLogger(__name__)
-
-_LEAST_ROWS = 16  # of a prompt in a step, however long its context
-# Prompt tokens of a step whose log-probabilities are wanted: each takes logits over the vocabulary.
-_MAX_SCORED = 64
-
-
-@dataclass(slots=True)
-class SchedulerStats:
-    preemptions: int = 0
-    prefix_queries: int = 0  # prompt tokens looked up, once per request
-    prefix_hits: int = 0  # of those, tokens found
-    missed_state: int = (
-        0  # and whose pages were found, but no state of recurrent layers behind them
-    )
-    missed_window: int = 0  # or no whole window
-    missed_evicted: int = 0  # and not found: in blocks that had been evicted
-    missed_new: int = 0  # in blocks that had never been cached
-    missed_tail: int = 0  # behind the last full block, or the last token
 
 
 @cache
@@ -68,79 +41,45 @@ def _only(token: int) -> SamplingParams:
 
 
 class Scheduler:
-    def __init__(
-        self,
-        pool: BlockPool,
-        *,
-        max_num_seqs: int,
-        max_num_batched_tokens: int,
-        mixed_prompt_tokens: int | None = None,
-        max_attended: int | None = None,
-        model_name: str = "",
-        states: StatePool | None = None,
-        windows: WindowPool | None = None,
-    ) -> None:
+    """
+    Attributes:
+        limits: of a step.
+        waiting: by priority, then by age.
+        running: oldest first.
+        lookups: what was found in the prefix cache.
+        num_preemptions: so far.
+    """
+
+    def __init__(self, pools: Pools, limits: StepLimits, model_name: str = "") -> None:
         """
-        Args:
-            max_attended: rows of prompts times their contexts, of a step; None: any.
-            states: slots, for models with recurrent layers.
-            windows: blocks of layers with sliding windows, if these have their own.
-            mixed_prompt_tokens: prompt tokens of a step that also decodes, if many sequences would
-                wait for more; None: as many as the budget leaves.
+        Raises:
+            ValueError: the pools hold no window of the model's.
         """
-        if max_num_batched_tokens <= max_num_seqs:
-            raise ValueError(
-                f"max_num_batched_tokens ({max_num_batched_tokens}) must be larger than "
-                f"max_num_seqs ({max_num_seqs}), or decodes could starve prompts"
-            )
-        self.pool = pool
-        self.waiting: deque[Sequence] = deque()  # by priority, then by age
-        self.running: list[Sequence] = []  # oldest first
-        self.stats = SchedulerStats()
-        self._max_num_seqs = max_num_seqs
-        self._budget = max_num_batched_tokens
-        self._mixed_prompt_tokens = mixed_prompt_tokens
-        self._max_attended = max_attended
-        self.prompt_limit = max_num_batched_tokens  # prompt tokens of a step, on top of decodes
+        self.limits = limits
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.lookups = Lookups()
+        self.num_preemptions = 0
+        self._pools = pools
+        self._blocks = pools.blocks
         self._model_name = model_name
         self._sequences: dict[int, Sequence] = {}
         self._next_step = 0
-        self._retired = -1
-        self._pools = Pools(pool, states, windows)
+        self._retiring = Retiring(pools)
         self._follow_evictions()
-        self._held: deque[tuple[int, Holdings]] = deque()  # to release once a step has retired
         # A little room for running sequences to grow, so that an admission is not undone at once.
-        self._watermark = Needs(max(1, pool.num_usable // 100))
-        self._longest_chunk = max_num_batched_tokens
-        if windows is not None:
+        self._watermark = Needs(max(1, self._blocks.num_usable // 100))
+        if pools.windows is not None:
             # And for what prompts leave behind the window only when their step has retired.
-            chunk = -(-max_num_batched_tokens // pool.block_size)
+            chunk = -(-limits.max_num_batched_tokens // self._blocks.block_size)
             self._watermark = self._watermark.plus(Needs(window=chunk))
-            self._fit_windows()
-
-    def _fit_windows(self) -> None:
-        """Let chunks be as long as fit beside a window.
-
-        Raises:
-            ValueError: none does.
-        """
-        windows = self._pools.windows
-        if windows is None:
-            return
-        longest = self._budget
-        if windows.num_usable < self.pool.num_usable:  # which holds no longer sequences
-            longest = longest_step(windows.window, windows.block_size, windows.num_usable)
-        if longest < 1:
-            raise ValueError(
-                f"{windows.num_usable} blocks hold no window of {windows.window} tokens"
-            )
-        self._longest_chunk = longest
+        limits.fit(pools)
 
     def _follow_evictions(self) -> None:
         """What stands behind an evicted block, or beside it, cannot be found any more."""
         for pool in self._pools[1:]:
             if pool is not None:
-                self.pool.on_eviction.append(pool.drop)
+                self._blocks.on_eviction.append(pool.drop)
 
     # ---- requests
 
@@ -165,7 +104,7 @@ class Scheduler:
             raise ValueError("a request needs a prompt and at least one token to generate")
         # The last sampled token is never computed, so it needs no slot.
         num_tokens = num_prompt + (request.max_tokens - 1 if pooling is None else 0)
-        capacity = self.pool.num_usable * self.pool.block_size
+        capacity = self._blocks.num_usable * self._blocks.block_size
         if num_tokens > capacity:
             raise RequestTooLong(
                 f"{num_prompt} prompt tokens and {request.max_tokens} output tokens need more "
@@ -213,22 +152,10 @@ class Scheduler:
         wanting = [(s, s.num_wanted_tokens) for s in self.running]
         decodes = [(s, n) for s, n in wanting if n == 1]
         prompts = [(s, n) for s, n in wanting if n > 1]
-        budget = self._step_budget(len(decodes))
+        budget = self.limits.budget(len(decodes))
         if self._schedule_running(decodes + prompts, planned, budget):
             self._schedule_waiting(planned, budget)
         return self._make_batch(planned) if planned else None
-
-    def _step_budget(self, num_decodes: int) -> int:
-        """Tokens of a step in which so many sequences decode.
-
-        A prompt makes each of them wait, so that more of them allow fewer prompt tokens (stall-free
-        batching: Agrawal et al., Sarathi-Serve, 2024).
-        """
-        budget = min(self._budget, num_decodes + self.prompt_limit)
-        if not num_decodes or self._mixed_prompt_tokens is None:
-            return budget
-        beside = max(self._mixed_prompt_tokens, self._budget // num_decodes)
-        return min(budget, num_decodes + beside)
 
     def _schedule_running(
         self, wanting: list[tuple[Sequence, int]], planned: dict[Sequence, int], budget: int
@@ -238,7 +165,7 @@ class Scheduler:
         preempted: set[Sequence] = set()
         for sequence, num_wanted in wanting:
             start = sequence.num_computed_tokens
-            num_tokens = self._limited(sequence, start, min(num_wanted, budget), planned)
+            num_tokens = self.limits.cut(sequence, start, min(num_wanted, budget), planned)
             if sequence in preempted or num_tokens == 0:
                 continue
             wanted = start + num_tokens
@@ -258,10 +185,10 @@ class Scheduler:
         return enough
 
     def _schedule_waiting(self, planned: dict[Sequence, int], budget: int) -> None:
-        if not self.waiting or len(self.running) == self._max_num_seqs:
+        if not self.waiting or len(self.running) == self.limits.max_num_seqs:
             return
         # A small budget would cut most prompts in two.
-        is_limited = budget < self._budget
+        is_limited = budget < self.limits.max_num_batched_tokens
         may_cut = not is_limited or all(n == 1 for n in planned.values())
         budget -= sum(planned.values())
         # Prompts admitted earlier take their blocks chunk by chunk: leave them what they lack.
@@ -270,7 +197,7 @@ class Scheduler:
             reserve = reserve.plus(needs)
         coming = {name for s in self.running for name in s.cache.coming(s.token_ids)}
         for sequence in list(self.waiting):
-            if not budget or len(self.running) == self._max_num_seqs:
+            if not budget or len(self.running) == self.limits.max_num_seqs:
                 break
             if sequence.num_pending_tokens:
                 break  # preempted with a token in flight, which belongs to its prompt now
@@ -279,9 +206,9 @@ class Scheduler:
                 prefix = sequence.cache.find_prefix(sequence.token_ids)
             if self._should_wait(sequence, prefix, coming):
                 continue
-            start = len(prefix.blocks) * self.pool.block_size
+            start = len(prefix.blocks) * self._blocks.block_size
             num_missing = len(sequence.token_ids) - start
-            num_tokens = self._limited(sequence, start, min(num_missing, budget), planned)
+            num_tokens = self.limits.cut(sequence, start, min(num_missing, budget), planned)
             if not num_tokens:
                 continue
             if num_tokens < num_missing and not may_cut:
@@ -296,29 +223,13 @@ class Scheduler:
             reserve = reserve.plus(sequence.cache.will_lack(len(sequence.token_ids)))
             may_cut = not is_limited
 
-    def _limited(
-        self, sequence: Sequence, start: int, num_tokens: int, planned: dict[Sequence, int]
-    ) -> int:
-        """Fewer tokens where a step holds no more that are scored, where they attend to so much
-        that it would hold the device for seconds, or where blocks of windows are few."""
-        num_tokens = min(num_tokens, self._longest_chunk)
-        if self._max_attended is not None and num_tokens > 1:
-            taken = sum(n * (s.num_computed_tokens + n) for s, n in planned.items() if n > 1)
-            rows = (self._max_attended - taken) // (start + num_tokens)
-            # The first goes on, if slowly.
-            num_tokens = min(num_tokens, max(rows, 0 if taken else _LEAST_ROWS))
-        if not sequence.num_unscored:
-            return num_tokens
-        taken = sum(count for other, count in planned.items() if other.num_unscored)
-        return min(num_tokens, _MAX_SCORED - taken)
-
     def _victim(self) -> Sequence:
         """Who gives up blocks: the youngest of the lowest priority."""
         lowest = max(sequence.request.priority for sequence in self.running)
         return next(s for s in reversed(self.running) if s.request.priority == lowest)
 
     def _start_running(self, sequence: Sequence, prefix: Prefix) -> None:
-        start = len(prefix.blocks) * self.pool.block_size
+        start = len(prefix.blocks) * self._blocks.block_size
         self.waiting.remove(sequence)
         self.running.append(sequence)
         sequence.num_computed_tokens = start
@@ -326,30 +237,8 @@ class Scheduler:
         if (arrival := sequence.arrival).num_cached_tokens is None:
             arrival.num_cached_tokens = start
             arrival.queue_seconds = time.monotonic() - arrival.at
-            self._count_lookup(sequence, prefix)
-
-    def _count_lookup(self, sequence: Sequence, prefix: Prefix) -> None:
-        """Account for a request's first look into the prefix cache."""
-        stats, size = self.stats, self.pool.block_size
-        num_tokens = len(sequence.token_ids)
-        start, num_pages = len(prefix.blocks) * size, prefix.num_pages * size
-        evicted, new = sequence.cache.blocks.misses(prefix.num_pages, sequence.token_ids)
-        stats.prefix_queries += num_tokens
-        stats.prefix_hits += start
-        stats.missed_evicted += evicted * size
-        stats.missed_new += new * size
-        stats.missed_tail += num_tokens - num_pages - (evicted + new) * size
-        if num_pages > start:
-            what = "window" if self._pools.states is None else "state"
-            if what == "state":
-                stats.missed_state += num_pages - start
-            else:
-                stats.missed_window += num_pages - start
-            request_id = sequence.request.request_id
-            logger.info(
-                f"request {request_id}: {start:,} of {num_tokens:,} prompt tokens are cached: "
-                f"pages {num_pages:,}, {what} {start:,}"
-            )
+            recurrent = self._pools.states is not None
+            self.lookups.count(sequence, prefix, self._blocks.block_size, recurrent=recurrent)
 
     def _should_wait(self, sequence: Sequence, prefix: Prefix, coming: set[BlockHash]) -> bool:
         """Whether somebody else is computing much of this prompt right now.
@@ -358,10 +247,10 @@ class Scheduler:
         """
         if not coming or sequence.needs_every_row:
             return False
-        size = self.pool.block_size
+        size = self._blocks.block_size
         shared = size * sequence.cache.num_coming(prefix, sequence.token_ids, coming)
         rest = len(sequence.token_ids) - len(prefix.blocks) * size
-        return shared > 0 and shared >= min(rest, self._budget) // 2
+        return shared > 0 and shared >= min(rest, self.limits.max_num_batched_tokens) // 2
 
     def _make_batch(self, planned: dict[Sequence, int]) -> StepBatch:
         step_id = self._next_step
@@ -407,7 +296,6 @@ class Scheduler:
             banned_token_ids=request.stop_token_ids if is_early and forced is None else [],
             grammar=sequence.grammar,
             scored_token_ids=sequence.scored_behind(start, end),
-            logprobs=request.logprobs,
         )
         sequence.num_computed_tokens = end
         sequence.last_step = step_id
@@ -415,7 +303,7 @@ class Scheduler:
 
     def _move_states(self, chunks: list[Chunk]) -> list[StateMoves]:
         # A slot stays for each sequence that could run beside these.
-        reserve = min(len(self.waiting), self._max_num_seqs - len(self.running))
+        reserve = min(len(self.waiting), self.limits.max_num_seqs - len(self.running))
         moves = []
         for chunk in chunks:
             cache = chunk.sequence.cache
@@ -437,7 +325,7 @@ class Scheduler:
         ``sampled`` has one token per chunk of ``batch.sampled``, ``logprobs`` one entry per entry
         of ``batch.reported``, and ``sums`` one of hidden states per chunk of ``batch.pooled``.
         """
-        self._retired = batch.step_id
+        self._retiring.retired = batch.step_id
         outputs = []
         tokens, totals = iter(sampled), iter(sums)
         drawn, scored = iter(logprobs), iter(logprobs[len(logprobs) - batch.num_scored :])
@@ -464,7 +352,7 @@ class Scheduler:
                 sequence.thinking.accept(token)
             sequence.num_pending_tokens -= 1
             outputs.append(self._output(sequence, token, reported))
-        self._release_held()
+        self._retiring.release()
         return outputs
 
     def _pool(self, sequence: Sequence, chunk: Chunk, total: Float32Array) -> list[TokenOutput]:
@@ -478,46 +366,16 @@ class Scheduler:
         except EngineError as error:
             return [self.fail(sequence, str(error))]
         self._finish(sequence)
-        return [
-            TokenOutput(
-                sequence.request.request_id,
-                [],
-                "stop",
-                num_cached_tokens=sequence.arrival.num_cached_tokens or 0,
-                queue_seconds=sequence.arrival.queue_seconds,
-                vector=vector,
-            )
-        ]
+        return [vector_output(sequence, vector)]
 
     def _output(self, sequence: Sequence, token: int, logprobs: list[TokenLogprobs]) -> TokenOutput:
-        request = sequence.request
-        num_outputs = len(sequence.token_ids) - len(request.prompt_token_ids)
-        reason: FinishReason | None = None
-        grammar_ended = False
-        if sequence.grammar is not None:
-            try:
-                sequence.grammar.accept(token)
-            except GrammarError as error:
-                return self.fail(sequence, str(error))
-            grammar_ended = sequence.grammar.is_finished
-        if token in request.stop_token_ids and num_outputs > request.min_tokens:
-            reason, grammar_ended = "stop", False
-        elif grammar_ended:
-            reason = "stop"
-        elif num_outputs >= request.max_tokens:
-            reason = "length"
-        if reason is not None:
+        try:
+            ending = accept(sequence, token)
+        except GrammarError as error:
+            return self.fail(sequence, str(error))
+        if ending.reason is not None:
             self._finish(sequence)
-        return TokenOutput(
-            request.request_id,
-            [token],
-            reason,
-            num_cached_tokens=sequence.arrival.num_cached_tokens or 0,
-            ends_with_text=grammar_ended,
-            logprobs=logprobs,
-            prompt_logprobs=sequence.report.logprobs if num_outputs == 1 else [],
-            queue_seconds=sequence.arrival.queue_seconds,
-        )
+        return token_output(sequence, token, ending, logprobs)
 
     def start_over(
         self, num_blocks: int | None = None, num_window_blocks: int | None = None
@@ -527,14 +385,14 @@ class Scheduler:
 
         From then on there are so many blocks; None: as many as before.
         """
-        self._retired = self._next_step - 1
+        self._retiring.retired = self._next_step - 1
         for sequence in reversed(self.running.copy()):
             self._preempt(sequence)
         for sequence in self._sequences.values():
             sequence.num_pending_tokens = 0
-        self._release_held()
+        self._retiring.release()
         self._pools.forget(num_blocks, num_window_blocks)
-        self._fit_windows()
+        self.limits.fit(self._pools)
 
     def fail(self, sequence: Sequence, error: str) -> TokenOutput:
         """End a request that cannot go on."""
@@ -545,19 +403,16 @@ class Scheduler:
 
     def _comes_back(self, lacking: Needs) -> bool:
         """Whether so many blocks can be had once all steps in flight have retired."""
-        held = [holdings for _, holdings in self._held]
-        blocks = sum(len(holdings.blocks) for holdings in held)
-        if lacking.blocks > self.pool.num_available + blocks:
+        coming, windows = self._retiring.coming, self._pools.windows
+        if lacking.blocks > self._blocks.num_available + coming.blocks:
             return False
-        windows = self._pools.windows
         if windows is None:
             return True
-        leaving = sum(len(holdings.window) for holdings in held)
-        leaving += sum(s.cache.num_leaving(s.num_computed_tokens) for s in self.running)
-        return lacking.window <= windows.num_available + leaving
+        leaving = sum(s.cache.num_leaving(s.num_computed_tokens) for s in self.running)
+        return lacking.window <= windows.num_available + coming.window + leaving
 
     def _preempt(self, sequence: Sequence) -> None:
-        self.stats.preemptions += 1
+        self.num_preemptions += 1
         self.running.remove(sequence)
         self._enqueue(sequence, first=True)
         self._hold(sequence, sequence.cache.detach(sequence.token_ids))
@@ -573,23 +428,13 @@ class Scheduler:
         self._hold(sequence, sequence.cache.detach(sequence.token_ids))
 
     def _hold(self, sequence: Sequence, holdings: Holdings) -> None:
-        """Release what ``sequence`` gives up, once no step reads or writes it."""
-        if not any(holdings):
-            return
-        if sequence.last_step > self._retired:
-            self._held.append((sequence.last_step, holdings))
-        else:
-            self._pools.release(holdings)
-
-    def _release_held(self) -> None:
-        while self._held and self._held[0][0] <= self._retired:
-            self._pools.release(self._held.popleft()[1])
+        self._retiring.hold(sequence.last_step, holdings)
 
     # ---- invariants
 
     def check(self) -> None:
         """Assert the pool's conservation and the scheduler's own rules. For tests and debugging."""
-        owned = [*(s.cache.holdings for s in self.running), *(held for _, held in self._held)]
+        owned = [*(s.cache.holdings for s in self.running), *self._retiring]
         self._pools.check(owned)
         for sequence in self.running:
             assert sequence.num_computed_tokens <= sequence.num_tokens

@@ -183,7 +183,7 @@ class WorkerMirror:
 
     def state_slots(self) -> dict[str, int]:
         found = self.stats.states if self.stats else None
-        return _by_state(found, self.info.num_state_slots if self.info else 0)
+        return _by_state(found, self.info.states.num_slots if self.info else 0)
 
     def window_blocks(self) -> dict[str, int]:
         found = self.stats.windows if self.stats else None
@@ -196,7 +196,7 @@ class WorkerMirror:
             memory |= {
                 "weights": info.weight_bytes,
                 "kv_cache": info.kv_cache_bytes,
-                "states": info.state_bytes,
+                "states": info.states.nbytes,
             }
             if (limits := info.limits) is not None:
                 memory |= {

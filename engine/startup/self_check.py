@@ -9,6 +9,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from quire.cache.block_pool import BlockPool
 from quire.cache.eviction import LRU
+from quire.cache.pools import Pools
 from quire.cache.state_pool import StatePool
 from quire.cache.window_pool import WindowPool
 from quire.engine.errors import UnsupportedModel
@@ -16,6 +17,7 @@ from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.scheduler import Scheduler
 from quire.engine.step.runner import ModelRunner
+from quire.engine.step_limits import StepLimits
 
 # A prompt computed in chunks that end inside blocks, then decodes.
 _PROMPT_LENGTH = 20
@@ -46,9 +48,7 @@ def check_against_plain_forward(paged: PagedModel, num_blocks: int) -> float:
     windows = None
     if paged.window is not None:
         windows = WindowPool(num_blocks, paged.block_size, paged.window, LRU())
-    scheduler = Scheduler(
-        pool, max_num_seqs=1, max_num_batched_tokens=_CHUNK, states=states, windows=windows
-    )
+    scheduler = Scheduler(Pools(pool, states, windows), StepLimits(1, _CHUNK))
     scheduler.submit(
         GenerateRequest(0, token_ids[:_PROMPT_LENGTH], _NUM_DECODES + 1, SamplingParams())
     )

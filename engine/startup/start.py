@@ -19,7 +19,7 @@ from quire.engine.memory.budget import MAX_ATTENDED, STEP_TOKENS, Budget, Device
 from quire.engine.memory.fit import Demand, size_pools
 from quire.engine.memory.limits import limit_loading, limit_serving
 from quire.engine.memory.machine import usable_memory
-from quire.engine.messages import Abilities, Ready, WorkerConfig
+from quire.engine.messages import Abilities, Ready, StateSlots, WorkerConfig
 from quire.engine.model.flat_linear import flatten_quantized_linears
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
@@ -98,7 +98,7 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
     # What the warm-up leaves, and what joined weights have replaced.
     mx.clear_cache()
     ready = _ready(loaded, device, paged, engine_config, context)
-    limits = limit_serving(budget, ready.kv_cache_bytes + ready.state_bytes)
+    limits = limit_serving(budget, ready.kv_cache_bytes + ready.states.nbytes)
     mx.reset_peak_memory()
     progress("warming up", 1, 1)
     abilities = Abilities(grammars is not None, paged.hidden_size)
@@ -126,8 +126,7 @@ def _ready(
         num_blocks=config.num_blocks,
         weight_bytes=loaded.weight_bytes,
         kv_cache_bytes=paged.page_bytes,
-        num_state_slots=num_slots,
-        state_bytes=num_slots * paged.bytes_per_state,
+        states=StateSlots(num_slots, num_slots * paged.bytes_per_state),
         num_window_blocks=config.num_window_blocks or 0,
     )
 

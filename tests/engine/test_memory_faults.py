@@ -101,7 +101,7 @@ def test_every_request_ends_as_if_nothing_had_happened(
     assert engine.stats().blocks_used == 0
     # The first fault costs only MLX's freed buffers; prompts are cut from the next one on.
     if len(calls) == 1:
-        assert engine.scheduler.prompt_limit == 130
+        assert engine.scheduler.limits.prompt_tokens == 130
 
 
 def test_what_never_fits_ends_with_an_error_and_others_go_on(place: str) -> None:
@@ -118,7 +118,7 @@ def test_what_never_fits_ends_with_an_error_and_others_go_on(place: str) -> None
         assert outputs[0][-1].finish_reason == "error"
         assert "no memory" in (outputs[0][-1].error or "")
         assert "Insufficient Memory" in (outputs[0][-1].error or "")
-        assert engine.scheduler.prompt_limit == 32
+        assert engine.scheduler.limits.prompt_tokens == 32
     assert engine.stats().blocks_used == 0
     # Whoever shared its step may have ended too, but has got no wrong token.
     for i, prompt in enumerate(PROMPTS):
@@ -141,11 +141,11 @@ def test_no_token_of_a_failed_step_leaves() -> None:
     garbage = 77
 
     def collect_garbage(self: ModelRunner, step: Any) -> Any:
-        tokens, logprobs = collect(self, step)
+        results = collect(self, step)
         if step.batch.step_id != 3:
-            return tokens, logprobs
+            return results
         collected.set()
-        return [garbage for _ in tokens], logprobs
+        return results._replace(tokens=[garbage for _ in results.tokens])
 
     def build_or_fail(self: ModelRunner, host: Any, previous: Any) -> Any:
         step = build_step(self, host, previous)

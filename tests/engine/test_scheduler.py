@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from quire.cache.block_pool import BlockPool
 from quire.cache.eviction import make_policy
+from quire.cache.pools import Pools
 from quire.cache.state_pool import EMPTY_SLOT, MIN_SLOTS, StatePool
 from quire.cache.window_pool import WindowPool, blocks_of_window
 from quire.engine.errors import RequestTooLong
 from quire.engine.messages import GenerateRequest, SamplingParams, TokenOutput
 from quire.engine.scheduler import Scheduler
 from quire.engine.step_batch import Chunk, StepBatch
+from quire.engine.step_limits import StepLimits
 
 VOCAB = 3  # small, so that sequences agree by chance and share blocks
 
@@ -137,7 +139,7 @@ class Simulation:
         self.pool = BlockPool(num_blocks, block_size, make_policy("lru"))
         self.states = states
         self.windows = windows
-        self.scheduler = Scheduler(self.pool, states=states, windows=windows, **limits)  # type: ignore[arg-type]
+        self.scheduler = Scheduler(Pools(self.pool, states, windows), StepLimits(**limits))  # type: ignore[arg-type]
         self.device = Device(self.pool, None if windows is None else windows.window)
         self.look_ahead = look_ahead
         self.in_flight: StepBatch | None = None
@@ -283,7 +285,7 @@ def test_preemption_happens_and_changes_nothing() -> None:
     for item in jobs:
         sim.scheduler.submit(item)
     sim.drain()
-    assert sim.scheduler.stats.preemptions > 0
+    assert sim.scheduler.num_preemptions > 0
     for item in jobs:
         assert sim.result(item.request_id) == reference(item)
 
@@ -296,7 +298,7 @@ def test_windows_that_outgrow_their_pool_preempt_and_change_nothing() -> None:
     for item in jobs:
         sim.scheduler.submit(item)
     sim.drain()
-    assert sim.scheduler.stats.preemptions > 0
+    assert sim.scheduler.num_preemptions > 0
     for item in jobs:
         assert sim.result(item.request_id) == reference(item)
 
@@ -309,7 +311,7 @@ def test_a_window_in_a_pool_of_the_least_size_goes_on_at_full_step() -> None:
     item = request(0, [i % VOCAB for i in range(330)], 20)
     sim.scheduler.submit(item)
     sim.drain()
-    assert sim.scheduler.stats.preemptions == 0
+    assert sim.scheduler.num_preemptions == 0
     assert sim.result(0) == reference(item)
 
 
@@ -319,7 +321,7 @@ def test_chunks_are_as_long_as_fit_beside_a_window() -> None:
     item = request(0, [i % VOCAB for i in range(130)], 20)
     sim.scheduler.submit(item)
     sim.drain()
-    assert sim.scheduler.stats.preemptions == 0
+    assert sim.scheduler.num_preemptions == 0
     assert sim.result(0) == reference(item)
     few = WindowPool(blocks_of_window(12, 4), 4, 12, make_policy("lru"))
     with pytest.raises(ValueError, match="hold no window of 12"):
@@ -392,10 +394,10 @@ def test_repeated_prompts_hit_the_prefix_cache() -> None:
     cached = [sim.outputs[i][0].num_cached_tokens for i in range(3)]
     assert cached == [0, 16, 0]
     assert sim.result(0) == sim.result(1) == sim.result(2)
-    stats = sim.scheduler.stats
-    assert (stats.prefix_queries, stats.prefix_hits) == (54, 16)
+    found = sim.scheduler.lookups
+    assert (found.queries, found.hits) == (54, 16)
     # Of 18 tokens 16 lie in full blocks; another tenant's prompt is as new as the first.
-    assert (stats.missed_evicted, stats.missed_new, stats.missed_tail) == (0, 32, 6)
+    assert (found.missed_evicted, found.missed_new, found.missed_tail) == (0, 32, 6)
 
 
 def test_the_queue_time_of_a_request_is_that_before_its_first_step(monkeypatch) -> None:

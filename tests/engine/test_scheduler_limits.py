@@ -27,7 +27,7 @@ def test_steps_that_failed_are_computed_again(
 ) -> None:
     limits = {"max_num_seqs": 4, "max_num_batched_tokens": 24, "max_attended": max_attended}
     sim = Simulation(40, 4, look_ahead=look_ahead, **limits)
-    sim.scheduler.prompt_limit = prompt_limit
+    sim.scheduler.limits.prompt_tokens = prompt_limit
     for step in range(32):
         for arrival, item, _ in jobs:
             if arrival == step:
@@ -68,7 +68,7 @@ def test_rows_times_contexts_are_bounded() -> None:
 @pytest.mark.parametrize("limit", [1, 7])
 def test_prompts_are_cut_and_decodes_are_not(limit: int) -> None:
     sim = Simulation(400, 4, max_num_seqs=8, max_num_batched_tokens=64)
-    sim.scheduler.prompt_limit = limit
+    sim.scheduler.limits.prompt_tokens = limit
     for i in range(4):
         sim.scheduler.submit(request(i, [i % 3] * 20, 10))
     while sim.scheduler.has_work:

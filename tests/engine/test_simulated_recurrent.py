@@ -83,7 +83,7 @@ def test_tokens_equal_those_of_mlx_lm(name: str) -> None:
     # The next turn goes on behind a snapshot.
     requests[4] = prompts[3] + tokens[3] + [7] * 9, 4
     tokens |= run(engine, {4: requests[4]})
-    assert engine.scheduler.stats.prefix_hits == 64
+    assert engine.scheduler.lookups.hits == 64
     reference = build(name)
     for index, found in tokens.items():
         assert found == reference_generate(reference, *requests[index])[0], index

@@ -1,0 +1,67 @@
+"""What a sampled token means for its request, and what the request's client is told."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from quire.engine.messages import FinishReason, TokenLogprobs, TokenOutput
+from quire.engine.sequence import Sequence
+
+
+class Ending(NamedTuple):
+    """
+    Attributes:
+        reason: None: the request goes on.
+        with_text: the last token is a part of the text, as the end of a grammar is.
+    """
+
+    reason: FinishReason | None
+    with_text: bool = False
+
+
+def accept(sequence: Sequence, token: int) -> Ending:
+    """Take ``token``, the newest of ``sequence``.
+
+    Raises:
+        GrammarError: its grammar cannot go on.
+    """
+    request = sequence.request
+    num_outputs = len(sequence.token_ids) - len(request.prompt_token_ids)
+    grammar_ended = False
+    if sequence.grammar is not None:
+        sequence.grammar.accept(token)
+        grammar_ended = sequence.grammar.is_finished
+    if token in request.stop_token_ids and num_outputs > request.min_tokens:
+        return Ending("stop")
+    if grammar_ended:
+        return Ending("stop", with_text=True)
+    return Ending("length" if num_outputs >= request.max_tokens else None)
+
+
+def token_output(
+    sequence: Sequence, token: int, ending: Ending, logprobs: list[TokenLogprobs]
+) -> TokenOutput:
+    request, arrival = sequence.request, sequence.arrival
+    is_first = len(sequence.token_ids) == len(request.prompt_token_ids) + 1
+    return TokenOutput(
+        request.request_id,
+        [token],
+        ending.reason,
+        num_cached_tokens=arrival.num_cached_tokens or 0,
+        ends_with_text=ending.with_text,
+        logprobs=logprobs,
+        prompt_logprobs=sequence.report.logprobs if is_first else [],
+        queue_seconds=arrival.queue_seconds,
+    )
+
+
+def vector_output(sequence: Sequence, vector: bytes) -> TokenOutput:
+    arrival = sequence.arrival
+    return TokenOutput(
+        sequence.request.request_id,
+        [],
+        "stop",
+        num_cached_tokens=arrival.num_cached_tokens or 0,
+        queue_seconds=arrival.queue_seconds,
+        vector=vector,
+    )
