@@ -21,7 +21,8 @@ unit-inner := tests/cache tests/engine tests/kernels tests/models
 unit-outer := tests/deploy tests/e2e tests/loadtest tests/page tests/serve $(wildcard tests/test_*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format types unit test-faults test-long test-models test-clients bench clean
+.PHONY: help serve test lint format types unit test-faults test-long test-models test-clients soak gaps \
+	clean
 
 help:
 	@echo "make serve        serve the demo model on http://127.0.0.1:8000 (ARGS=\"--model ...\")"
@@ -30,6 +31,8 @@ help:
 	@echo "make test-long    tests that take minutes"
 	@echo "make test-models  every model family against mlx-lm, token for token"
 	@echo "make test-clients real clients and agents from PyPI and npm"
+	@echo "make soak         a mixed load for two hours (ARGS=\"--faults --minutes 60\": with kills)"
+	@echo "make gaps         what scrapes and large bodies do to running streams"
 	@echo "make format       format the code"
 
 serve: .venv/serve.stamp
@@ -72,6 +75,13 @@ test-long: .venv/dev.stamp
 test-models: .venv/dev.stamp
 	$(BIN)/pytest tests/models/test_zoo_builds.py $(ARGS)
 	$(BIN)/python tests/models/family_table.py --out loadtest/results/model_families.json
+
+# Judged at the end; ARGS="--out FILE --plot FILE" keeps what was measured.
+soak: .venv/dev.stamp
+	$(BIN)/python -m quire.loadtest.soak $(ARGS)
+
+gaps: .venv/dev.stamp
+	$(BIN)/python -m quire.loadtest.gaps $(ARGS)
 
 # Clients pin each other's libraries, so each has an environment of its own.
 PYTHON_CLIENTS := $(basename $(notdir $(wildcard tests/clients/requirements/*.txt)))

@@ -141,10 +141,11 @@ class MemoryLimits(msgspec.Struct, frozen=True):
 
 
 class Abilities(msgspec.Struct, frozen=True):
-    """What requests may ask of a model beside tokens."""
+    """What requests may ask of a model beside tokens, and what it does without."""
 
     grammars: bool = False
     hidden_size: int = 0  # of the vectors that prompts can become; 0: they cannot
+    num_dropped_kernels: int = 0  # that compute something wrong here; notes say which
 
 
 class StateSlots(msgspec.Struct, frozen=True):

@@ -68,6 +68,10 @@ def _section(path: Path) -> Iterator[str]:
             yield from _kernels(load_kernels(path))
         case "loads":
             yield from _loads(raw)
+        case "soak":
+            yield from _soak(raw, path)
+        case "gaps":
+            yield from _gaps(raw)
         case _:
             yield from _steps(raw)
 
@@ -137,6 +141,65 @@ def _loads(raw: Mapping[str, Any]) -> Iterator[str]:
         times = [number(of[p]) for of in (first, gap) for p in ("p50", "p99")]
         rows.append([name, number(summary["output_tokens_per_s"]), *times])
     titles = ["load", "tokens/s", "first token p50, ms", "p99", "gap p50, ms", "p99"]
+    yield from _table(titles, rows)
+
+
+def _soak(raw: Mapping[str, Any], path: Path) -> Iterator[str]:
+    """Quantities after the warm-up, and what was checked."""
+    tally, where = raw["tally"], raw["environment"]
+    requests = sum(tally["kinds"].values())
+    about = [
+        f"{where['machine']}, {where['cpu_count']} cores, MLX {where['packages'].get('mlx', '?')}, "
+        f"{where['time'][:10]}",
+        f"{number(raw['minutes'])} minutes, {requests:,} requests, {tally['hang_ups']:,} of whose "
+        "clients left early",
+    ]
+    if faults := raw["faults"]:
+        done = ", ".join(f"{count} {what}" for what, count in faults.items())
+        about.append(f"{tally['lost']:,} met a worker that was gone or a model that had no room")
+        about.append(f"done to the server: {done}")
+    yield ". ".join(about) + f". {raw.get('note', '')}".rstrip() + "\n"
+    rows = []
+    for trend in raw["trends"]:
+        first, last = trend["first"], trend["last"]
+        change = f"{last / first - 1:+.1%}" if first else "-"
+        figures = [number(trend[key]) for key in ("first", "last", "least", "most")]
+        rows.append([trend["name"], *figures[:2], change, *figures[2:]])
+    titles = ["sizes in MiB", "first tenth", "last tenth", "change", "least", "most"]
+    yield from _table(titles, rows)
+    for check in raw["checks"]:
+        yield f"- {'holds' if check['holds'] else '**does not hold**'}: {check['name']}"
+    yield ""
+    if (plot := path.with_suffix(".svg")).exists():
+        yield f"![Memory, threads and steps over time](../loadtest/results/{plot.name})\n"
+
+
+def _gaps(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Turns of each kind together, beside those that were left alone."""
+    where = raw["environment"]
+    yield (
+        f"{where['machine']}, {where['cpu_count']} cores, MLX {where['packages'].get('mlx', '?')}, "
+        f"{where['time'][:10]}. {raw['streams']} streams; medians of the turns. "
+        f"{raw.get('note', '')}".rstrip()
+        + "\n"
+    )
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for turn in raw["turns"]:
+        by_name.setdefault(turn["name"], []).append(turn)
+    columns = "requests", "median_gap", "longest_gap", "longest_health"
+    medians = {
+        name: [statistics.median(turn[key] for turn in turns) for key in columns]
+        for name, turns in by_name.items()
+    }
+    rows = []
+    for name, figures in medians.items():
+        count, median, gap, health = figures
+        memory = by_name[name][-1]["memory_after"] / by_name[name][0]["memory_before"]
+        ratios = [f"{a / b:.2f}" for a, b in zip((gap, health), medians["alone"][2:], strict=True)]
+        times = [number(median), number(gap), ratios[0], number(health), ratios[1]]
+        rows.append([name, number(count), *times, f"{memory - 1:+.1%}"])
+    titles = ["disturbed by", "requests", "gap p50, ms", "longest gap", "vs alone"]
+    titles += ["longest /health, ms", "vs alone", "front end's memory"]
     yield from _table(titles, rows)
 
 

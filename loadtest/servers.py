@@ -115,6 +115,10 @@ class ServerProcess:
             start_new_session=True,
         )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     async def wait_exit(self, seconds: float) -> None:
         """Return once the process has ended, or after ``seconds``."""
         with suppress(subprocess.TimeoutExpired):

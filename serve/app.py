@@ -29,6 +29,7 @@ from quire.serve.routes.health import Health
 from quire.serve.routes.messages import Messages
 from quire.serve.routes.models import Models
 from quire.serve.routes.responses import Responses
+from quire.serve.tracing import Tracing
 
 
 class Index(msgspec.Struct, frozen=True):
@@ -47,6 +48,7 @@ def create_app(
     log_prompts: bool = False,
     keyring: Keyring | None = None,
     allowed_origins: Sequence[str] = (),
+    tracing: Tracing | None = None,
 ) -> Starlette:
     """``allowed_hosts`` None answers to any Host header; pass LOOPBACK_HOSTS on loopback.
 
@@ -97,7 +99,7 @@ def create_app(
         return json_response(index)
 
     middleware = [
-        Middleware(RequestLog, prompts=log_prompts),
+        Middleware(RequestLog, prompts=log_prompts, tracing=tracing),
         Middleware(HTTPMetricsMiddleware, metrics),
     ]
     if allowed_hosts is not None:

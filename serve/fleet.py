@@ -87,12 +87,19 @@ class Fleet:
         async with self._deciding:
             if slot.is_loaded:
                 return
+            await self._wait_for_leaving()
             while (lack := self._lack(slot)) is not None:
                 going = [other for other in self.slots if other.may_go]
                 if not going:
                     raise Unavailable(f"There is no room for {slot.id} now: {lack}", _RETRY_AFTER)
                 await min(going, key=lambda other: other.last_used).end()
+                await self._wait_for_leaving()
             slot.start(is_asked_for=True)
+
+    async def _wait_for_leaving(self) -> None:
+        """What they hold is not counted against the model that comes."""
+        while leaving := [slot for slot in self.slots if slot.is_leaving]:
+            await leaving[0].end()
 
     def memory_fraction(self, slot: ModelSlot) -> float | None:
         own = slot.options.settings.memory_fraction

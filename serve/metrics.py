@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Iterator
 from importlib.metadata import version
 from typing import Final, cast
@@ -23,6 +24,7 @@ from quire.serve import request_record
 from quire.serve.errors import CLIENT_CLOSED_REQUEST, ApiError
 from quire.serve.log_writer import LogWriter
 from quire.serve.model_metrics import ModelFamilies, ModelMetrics
+from quire.serve.process_memory import resident_bytes
 from quire.serve.request_record import RequestRecord
 from quire.serve.vllm_metrics import WithVllmNames
 from quire.serve.worker_mirror import WorkerCollector
@@ -66,6 +68,12 @@ class Metrics:
         if log is not None:
             self.registry.register(LogCollector(log))
         ProcessCollector(registry=self.registry)
+        memory = Gauge(
+            "quire_front_end_memory_bytes",
+            "What the system charges for the front end.",
+            registry=self.registry,
+        )
+        memory.set_function(lambda: resident_bytes(os.getpid()))
         build = Gauge(
             "quire_build_info",
             "The running version; always 1.",

@@ -8,7 +8,7 @@ from typing import Final, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from quire.engine.messages import FinishReason
+from quire.engine.messages import FinishReason, WorkerStats
 from quire.serve.worker_mirror import WorkerMirror
 
 _SHORT: Final = (
@@ -74,9 +74,9 @@ class Rate:
     """How many a second, over the last ten seconds."""
 
     def __init__(self) -> None:
-        self._counts: deque[tuple[int, int]] = deque()  # by the second, oldest first
+        self._counts: deque[tuple[int, float]] = deque()  # by the second, oldest first
 
-    def add(self, count: int, now: float) -> None:
+    def add(self, count: float, now: float) -> None:
         second = int(now)
         if self._counts and self._counts[-1][0] == second:
             self._counts[-1] = second, self._counts[-1][1] + count
@@ -113,10 +113,12 @@ class ModelMetrics:
         self.worker_restarts = counters["worker_restarts"]
         self._prompt_tokens = counters["prompt_tokens"]
         self._generated_tokens = counters["generated_tokens"]
-        self._prompt_rate, self._generated_rate = Rate(), Rate()
+        self._prompt_rate, self._generated_rate, self._busy_rate = Rate(), Rate(), Rate()
+        self._busy_seconds = 0.0  # of the worker that runs now
         self.worker.rates = {
             "prompt_tokens_per_second": self._prompt_rate.value,
             "generated_tokens_per_second": self._generated_rate.value,
+            "host_busy_ratio": self._busy_rate.value,
         }
         self.requests: dict[FinishReason, Counter] = {
             reason: families.requests.labels(name, reason) for reason in get_args(FinishReason)
@@ -124,6 +126,15 @@ class ModelMetrics:
         self.admission_rejections = {
             reason: families.rejections.labels(name, reason) for reason in _REJECTIONS
         }
+
+    def snapshot(self, stats: WorkerStats, now: float) -> None:
+        """What the worker says of itself after a step."""
+        self.worker.stats = stats
+        step = stats.step
+        busy = step.schedule_seconds + step.build_seconds + step.emit_seconds
+        before = self._busy_seconds if busy >= self._busy_seconds else 0.0  # 0: a new worker
+        self._busy_rate.add(busy - before, now)
+        self._busy_seconds = busy
 
     def add_prompt(self, num_tokens: int, now: float) -> None:
         """``now`` is on the monotonic clock."""

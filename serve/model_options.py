@@ -84,8 +84,8 @@ def all_options(settings: ServeSettings) -> list[ModelOptions]:
     if settings.model is not None or not options:
         name = settings.served_model_name or _name_of(settings.model)
         ttl = settings.model_idle_ttl
-        # A server of one model keeps it, whatever happens.
-        only = ModelOptions(name, settings, pinned=not options, idle_ttl=ttl)
+        # A server of one model keeps it, unless it is told when to let go of it.
+        only = ModelOptions(name, settings, pinned=not options and ttl is None, idle_ttl=ttl)
         options.insert(0, only)
     options[0] = replace(options[0], at_start=True)
     seen: set[str] = set()

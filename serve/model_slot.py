@@ -28,6 +28,7 @@ from quire.serve.model_files import (
 )
 from quire.serve.model_options import ModelOptions
 from quire.serve.preflight import check_settings
+from quire.serve.process_memory import return_freed_memory
 from quire.serve.registry import Served
 from quire.serve.served_model import ModelFilesError, ServedModel, load_served_model
 from quire.serve.settings import ServeSettings, SettingsError
@@ -121,20 +122,27 @@ class ModelSlot:
         return ready is not None and ready.done() and not self._stopping
 
     @property
+    def is_leaving(self) -> bool:
+        """Whether its worker has been told to end and still takes memory."""
+        return self._residence is not None and self._stopping
+
+    @property
     def may_go(self) -> bool:
         """Whether another model may take its place now."""
         return self.is_ready and not self.options.pinned and not self.num_leases
 
     @property
     def alive(self) -> bool:
-        # A first worker that is about to be there is no reason to be restarted.
-        return self.info is None or self.served is None or self.served.backend.alive
+        # A first worker that is about to be there is no reason to be restarted, nor is one that
+        # leaves.
+        is_meant_to_be = self.info is not None and not self._stopping
+        return not is_meant_to_be or self.served is None or self.served.backend.alive
 
     def why_unavailable(self) -> Unavailable | None:
         if self._is_draining:
             return Unavailable("The server is shutting down.", LOADING_RETRY_AFTER)
-        if self._is_asked_for and not self.is_ready:
-            return None  # who asks too waits for the load
+        if self._stopping or (self._is_asked_for and not self.is_ready):
+            return None  # who asks waits for the load
         if self.served is not None:
             return self.served.backend.why_unavailable()
         if self.is_loaded:
@@ -157,8 +165,8 @@ class ModelSlot:
             return
         if self._is_draining:
             raise Unavailable("The server is shutting down.", LOADING_RETRY_AFTER)
-        if self._residence is not None and self._stopping:
-            await asyncio.wait({self._residence})
+        if self.is_leaving:
+            await self.end()
         if not self.is_loaded:
             if self._failure is not None and time.monotonic() - self._failed_at < FAILURE_LASTS:
                 raise self._as_api_error(self._failure)
@@ -200,8 +208,9 @@ class ModelSlot:
         """Have the worker leave, and return when it has."""
         residence = self._residence
         if residence is not None:
-            logger.info("unloading %s", self.id)
-            self.stop()
+            if not self._stopping:
+                logger.info("unloading %s", self.id)
+                self.stop()
             await asyncio.wait({residence})
 
     async def drain(self, grace: float) -> None:
@@ -240,6 +249,7 @@ class ModelSlot:
                 self._ready.cancel()
             self._ready = None
             self._metrics.worker.is_wanted = False
+            return_freed_memory()
 
     async def _serve(self) -> None:
         """Raises one of :data:`LOAD_ERRORS`."""

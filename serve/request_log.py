@@ -19,6 +19,7 @@ from quire.serve import request_record
 from quire.serve.errors import CLIENT_CLOSED_REQUEST, INTERNAL_ERROR, ApiError, response_to
 from quire.serve.request_record import RequestRecord
 from quire.serve.token_bucket import TokenBucket
+from quire.serve.tracing import Tracing
 
 logger = logging.getLogger("quire.requests")
 
@@ -36,9 +37,12 @@ class RequestLog:
     debug level only.
     """
 
-    def __init__(self, app: ASGIApp, *, prompts: bool = False) -> None:
+    def __init__(
+        self, app: ASGIApp, *, prompts: bool = False, tracing: Tracing | None = None
+    ) -> None:
         self._app = app
         self._prompts = prompts
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -69,7 +73,10 @@ class RequestLog:
         finally:
             for ended in record.at_end:
                 ended()
-            self._log(scope, record, status or CLIENT_CLOSED_REQUEST)
+            status = status or CLIENT_CLOSED_REQUEST
+            if self._tracing is not None:
+                self._tracing.ended(scope, record, status)
+            self._log(scope, record, status)
 
     def _log(self, scope: Scope, record: RequestRecord, status: int) -> None:
         if scope["path"] in _PROBES:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from quire.engine.messages import GenerateRequest
     from quire.serve.api_keys import ApiKey
 
 
@@ -37,6 +38,7 @@ class RequestRecord:
     error_code: str = ""  # as in the answer
     body: bytes = b""  # only where prompts are to be logged
     tokens: Tokens = field(default_factory=Tokens)
+    first_sequence: GenerateRequest | None = None  # as it was submitted
     sequences: int = 0
     queue_seconds: float | None = None  # the longest of the sequences
     first_token_seconds: float | None = None  # from submission; the earliest

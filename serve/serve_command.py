@@ -28,6 +28,7 @@ from quire.serve.console import (
     server_url,
     worker_output,
 )
+from quire.serve.daemon_thread import in_daemon_thread
 from quire.serve.errors import ApiError
 from quire.serve.fleet import Fleet
 from quire.serve.http_protocol import (
@@ -47,6 +48,7 @@ from quire.serve.runtime_folder import remove_leftovers
 from quire.serve.served_model import ModelFilesError
 from quire.serve.settings import ServeSettings, SettingsError
 from quire.serve.supervisor import StartupFailed
+from quire.serve.tracing import Tracing, make_tracing
 
 logger = logging.getLogger("quire.serve")
 
@@ -112,7 +114,8 @@ def _serve(settings: ServeSettings, log: LogWriter) -> int:
                 f"--host {settings.host} can be reached from other machines: requests need keys "
                 "there. Give --api-key-file (see `quire keys`) or QUIRE_API_KEY"
             )
-        server = ModelServer(settings, listener, log, keyring)
+        tracing = make_tracing(settings.otlp_traces_endpoint, os.environ)
+        server = ModelServer(settings, listener, log, keyring, tracing)
         # From here on a client waits for an answer instead of being refused.
         listen(listener)
         with asyncio.Runner(loop_factory=server.http.config.get_loop_factory()) as runner:
@@ -172,6 +175,7 @@ class ModelServer:
         listener: socket.socket,
         log: LogWriter,
         keyring: Keyring | None,
+        tracing: Tracing | None,
     ) -> None:
         """Raises :class:`SettingsError`."""
         self._settings = settings
@@ -179,6 +183,7 @@ class ModelServer:
         self._display = LoadDisplay(log, settings.log_format)
         self._announced = False
         self._needs_key = keyring is not None
+        self._tracing = tracing
         self._draining: asyncio.Task[None] | None = None
         self._forced_by = 0
 
@@ -194,6 +199,7 @@ class ModelServer:
             log_prompts=settings.log_prompts,
             keyring=keyring,
             allowed_origins=settings.allowed_origins,
+            tracing=tracing,
         )
         refusals = RefusalLog()
 
@@ -236,6 +242,10 @@ class ModelServer:
             self._fleet.kill()
             self.http.should_exit = True
             await serving
+            if self._tracing is not None:
+                # A collector that does not answer must not keep the server from ending.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(in_daemon_thread(self._tracing.close), FLUSH_TIMEOUT)
         if self._forced_by:
             return 128 + self._forced_by
         logger.info("stopped")

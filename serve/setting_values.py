@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from quire.serve.parsers.names import SWITCHES
 
@@ -20,6 +21,14 @@ def text(value: object) -> str:
     if "\0" in value:
         raise ValueError("must not contain a NUL character")
     return value.strip()
+
+
+def http_url(value: object) -> str:
+    url = text(value)
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must look like http://host:port/path")
+    return url
 
 
 def integer(minimum: int, maximum: int | None = None) -> Parser:

@@ -19,6 +19,7 @@ from quire.serve.setting_values import (
     choice,
     fraction,
     host_names,
+    http_url,
     integer,
     model_names,
     model_tables,
@@ -191,6 +192,13 @@ class ServeSettings:
     tls_key_file: str | None = _row(None, text, "the certificate's private key, in PEM", "FILE")
     vllm_metrics: bool = _row(
         False, yes_or_no, "show the metrics under vLLM's names, too", "yes|no"
+    )
+    otlp_traces_endpoint: str | None = _row(
+        None,
+        http_url,
+        "send OpenTelemetry spans by OTLP, e.g. to http://localhost:4318/v1/traces; needs the "
+        "extra quire[otel]",
+        "URL",
     )
     max_body_size: int = _row(32 * 2**20, parse_size, "largest request body, e.g. 2MiB", "SIZE")
 

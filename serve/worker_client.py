@@ -66,6 +66,8 @@ class RequestStream:
         self._last_token = self._submitted
         self._num_cached_tokens = 0
         self._record = request_record.current()
+        if self._record is not None and self._record.first_sequence is None:
+            self._record.first_sequence = request
         key = _api_key()
         self.key_name = "" if key is None else key.name
 
@@ -301,7 +303,7 @@ class WorkerClient:
         now = time.monotonic()
         self.metrics.worker.mark_step(now)
         if step.stats is not None:
-            self.metrics.worker.stats = step.stats
+            self.metrics.snapshot(step.stats, now)
         num_tokens = 0
         for output in step.outputs:
             stream = self._streams.get(output.request_id)

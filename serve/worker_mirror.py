@@ -164,6 +164,7 @@ class WorkerMirror:
             "model_loaded": self.is_wanted,
             **({"model_ready": info is not None} if self.is_wanted else {}),
             "model_max_tokens": info.max_model_len if info else 0,
+            "kernel_fallbacks": info.abilities.num_dropped_kernels if info else 0,
             "requests_running": stats.requests_running if stats else 0,
             "requests_waiting": stats.requests_waiting if stats else 0,
             "kv_cache_utilization_ratio": used / max(info.num_blocks, 1) if info else 0,
@@ -220,11 +221,18 @@ _GAUGES = {
     "model_loaded": "1 while the model is in memory, or on its way there.",
     "model_ready": "1 while the worker takes requests; of models that are loaded.",
     "model_max_tokens": "Prompt + output tokens of one request; 0 while not ready.",
+    "kernel_fallbacks": (
+        "Kernels that are not used because they compute something wrong on this machine."
+    ),
     "requests_running": "Requests in the worker's batch.",
     "requests_waiting": "Requests queued in the worker.",
     "kv_cache_utilization_ratio": "KV blocks in use, of all.",
     "prompt_tokens_per_second": "Prompt tokens of requests that began, over the last 10 s.",
     "generated_tokens_per_second": "Tokens generated, over the last 10 s.",
+    "host_busy_ratio": (
+        "Share of the last 10 s in which the worker's serving thread computed, and waited neither "
+        "for the device nor for requests."
+    ),
     "last_step_age_seconds": (
         "Time since the worker's last step while requests are in flight, else 0."
     ),

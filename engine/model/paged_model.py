@@ -43,6 +43,7 @@ class PagedModel:
         states: of the recurrent layers, if there are any.
         vocab_size: width of the logits.
         block_size: tokens per block, once there are pages.
+        num_dropped_kernels: that compute something wrong here, whether or not it would take them.
         allow_kernels: False where a kernel that writes or reads pages was found wrong here.
         allow_fused: False where one was that a standard block needs.
         is_standard: whether the forward pass is our own, of standard blocks.
@@ -70,6 +71,7 @@ class PagedModel:
         self.name = name
         self.layers = layers
         self.states = states
+        self.num_dropped_kernels = 0
         self.allow_kernels = True
         self.allow_fused = True
         self.is_standard = False

@@ -56,6 +56,7 @@ def avoid_dropped(device: DeviceName, paged: PagedModel, block_size: int) -> lis
         mx.clear_cache()
     wrong = [v for v in record.verdicts if v.reason and v.dtype in dtypes]
     selector = selector_for(device)
+    paged.num_dropped_kernels = len(wrong)
     paged.allow_kernels = all(selector.runs(Group.PAGES, dtype) for dtype in dtypes)
     paged.allow_fused = all(selector.runs(Group.BLOCKS, dtype) for dtype in dtypes)
     if paged.states is not None:

@@ -101,7 +101,7 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
     limits = limit_serving(budget, ready.kv_cache_bytes + ready.states.nbytes)
     mx.reset_peak_memory()
     progress("warming up", 1, 1)
-    abilities = Abilities(grammars is not None, paged.hidden_size)
+    abilities = Abilities(grammars is not None, paged.hidden_size, paged.num_dropped_kernels)
     ready = msgspec.structs.replace(ready, notes=notes, abilities=abilities, limits=limits)
     return Startup(engine, ready)
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from quire.serve import conversation
+from quire.serve import conversation, request_record
 from quire.serve.backend import BackendError, QueueFull
 from quire.serve.disconnect import unless_disconnected
 from quire.serve.errors import ApiError, from_backend, invalid
@@ -42,14 +42,14 @@ class Responses:
         self._registry = registry
         self._decoder = RequestDecoder(ResponsesRequest)
         self._store = ResponseStore()
-        self._running: dict[str, _Answer] = {}
+        self._running: dict[tuple[str, str], _Answer] = {}  # by owner and id
 
     async def create(self, request: Request) -> Response:
         body = self._decoder.decode(await read_json(request))
         served = await self._registry.open(request, body.model)
-        items = body.items
+        owner, items = _owner(), body.items
         if body.previous_response_id is not None:
-            items = [*self._store.previous(body.previous_response_id).items, *items]
+            items = [*self._store.previous(owner, body.previous_response_id).items, *items]
         info = served.backend.admit()
         model = served.model
         has_grammars = model.grammars is not None and info.abilities.grammars
@@ -70,13 +70,13 @@ class Responses:
             # Codex does not come back after a 429, but does after this.
             headers = {"Retry-After": str(max(error.retry_after, 1))}
             raise ApiError(503, error.message, code="queue_full", headers=headers) from None
-        answer = _Answer(served.model.id, body, talk, items, group, self._store)
+        answer = _Answer(served.model.id, body, talk, items, group, self._store, owner)
         headers = ignored_header(talk.ignored)
-        response_id = answer.response["id"]
-        self._running[response_id] = answer
+        key = owner, answer.response["id"]
+        self._running[key] = answer
 
         def close() -> None:
-            self._running.pop(response_id, None)
+            self._running.pop(key, None)
             group.close()
 
         if body.stream:
@@ -88,20 +88,26 @@ class Responses:
         return _json(answer.response, headers)
 
     async def retrieve(self, request: Request) -> Response:
-        return _json(self._store.find(request.path_params["id"]).response)
+        return _json(self._store.find(_owner(), request.path_params["id"]).response)
 
     async def cancel(self, request: Request) -> Response:
         """Ends an answer that is being generated; what there is of it is its end."""
-        response_id = request.path_params["id"]
-        if (answer := self._running.get(response_id)) is None:
-            status = self._store.find(response_id).response["status"]
+        key = _owner(), request.path_params["id"]
+        if (answer := self._running.get(key)) is None:
+            status = self._store.find(*key).response["status"]
             raise invalid("response_id", f"The response is {status}; there is nothing to cancel.")
         return _json(answer.cancel())
 
     async def delete(self, request: Request) -> Response:
         response_id = request.path_params["id"]
-        self._store.delete(response_id)
+        self._store.delete(_owner(), response_id)
         return _json({"id": response_id, "object": "response", "deleted": True})
+
+
+def _owner() -> str:
+    """Who may come back to the current request's response: the key it was asked with."""
+    record = request_record.current()
+    return record.api_key.sha256 if record is not None and record.api_key is not None else ""
 
 
 def _json(content: object, headers: dict[str, str] | None = None) -> Response:
@@ -119,11 +125,13 @@ class _Answer:
         items: list[Item],
         group: GenerationGroup,
         store: ResponseStore,
+        owner: str,
     ) -> None:
         self._items = items
         self._group = group
         self._generation = group.generations[0]
         self._store = store if body.store is not False else None
+        self._owner = owner
         self._stream = ItemStream(talk.names)
         self._sequence_number = 0
         reasoning = body.reasoning
@@ -225,7 +233,7 @@ class _Answer:
         }
         if self._store is not None:
             items = [*self._items, *self._stream.output]
-            self._store.add(self.response["id"], Stored(items, self.response))
+            self._store.add(self._owner, self.response["id"], Stored(items, self.response))
         return payloads
 
     def _whole(self, kind: str) -> bytes:

@@ -164,6 +164,29 @@ def test_nobody_waits_for_a_model_that_nobody_uses(folders, tmp_path):
         assert answer(server, "b") == 200
 
 
+def test_one_model_alone_leaves_when_nobody_uses_it(folders, tmp_path):
+    with fleet(tmp_path, f'model = "{folders / "a"}"\nmodel_idle_ttl = 1\n') as server:
+        [worker] = workers(server)
+        until(lambda: gone(worker))
+        assert (server.get("/health"), server.get("/ready")) == (200, 200)
+        assert answer(server, "a") == 200
+        assert len(workers(server)) == 1
+
+
+def test_a_model_on_its_way_out_is_waited_for(folders, tmp_path):
+    """Its worker does not leave by itself, so that it takes a while."""
+    with fleet(tmp_path, "max_loaded_models = 1\n" + tables(folders), "deaf") as server:
+        [worker] = workers(server)
+        with ThreadPoolExecutor(1) as thread:
+            unloading = thread.submit(admin, server, "unload", "a")
+            until(lambda: "unloading a" in server.log.read_text())
+            assert not gone(worker)
+            assert answer(server, "b") == 200
+            assert unloading.result()[0] == 200
+        assert gone(worker)
+        assert loaded(server) == {"b"}
+
+
 def test_load_and_unload_by_hand(folders, tmp_path):
     with fleet(tmp_path, tables(folders)) as server:
         assert admin(server, "load", "c") == (200, {"id": "c", "state": "loaded"})

@@ -132,7 +132,7 @@ def test_one_endless_job_does_not_hold_up_the_others() -> None:
 
 def test_many_bad_jobs_at_once_each_get_their_own_error() -> None:
     async def check() -> None:
-        async with pool(processes=2, seconds=0.5, memory=128 << 20) as helpers:
+        async with pool(processes=2, seconds=2.0, memory=128 << 20) as helpers:
             jobs: list[dict[str, Any]] = [
                 {"do": "loop"},
                 {"do": "die"},

@@ -24,6 +24,7 @@ from quire.engine.messages import (
     BLOCK_SECONDS_BOUNDS,
     STEP_SECONDS_BOUNDS,
     STEP_TOKENS_BOUNDS,
+    Abilities,
     CacheStats,
     Histogram,
     MemoryLimits,
@@ -230,6 +231,31 @@ def test_tokens_per_second_are_those_of_the_last_seconds(metrics, monkeypatch):
     assert value(metrics, "generated_tokens_per_second") == 25
     now = 1000.0
     assert value(metrics, "generated_tokens_per_second") == 0
+
+
+def test_the_share_of_time_that_the_host_is_busy(metrics, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(model_metrics.time, "monotonic", lambda: now)
+    model = metrics.for_model(MODEL)
+    model.snapshot(stats(times=(1.0, 1.0, 50.0, 0.0)), 100.0)
+    model.snapshot(stats(times=(1.0, 2.0, 90.0, 1.0)), 104.0)
+    now = 105.0
+    assert value(metrics, "host_busy_ratio") == pytest.approx(0.4)
+    model.worker.lost()
+    model.snapshot(stats(times=(0.0, 0.0, 1.0, 0.5)), 106.0)  # of another worker
+    now = 107.0
+    assert value(metrics, "host_busy_ratio") == pytest.approx(0.45)
+    now = 1000.0
+    assert value(metrics, "host_busy_ratio") == 0
+
+
+def test_kernels_that_are_not_used_and_the_front_ends_memory(metrics, worker):
+    assert value(metrics, "kernel_fallbacks") == 0
+    worker.ready(msgspec.structs.replace(READY, abilities=Abilities(num_dropped_kernels=2)))
+    assert value(metrics, "kernel_fallbacks") == 2
+    text = metrics.render("")[0].decode()
+    (size,) = re.findall(r"^quire_front_end_memory_bytes (\S+)", text, re.MULTILINE)
+    assert float(size) > 2**20
 
 
 def test_each_model_has_series_of_its_own(metrics):

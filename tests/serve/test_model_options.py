@@ -54,12 +54,17 @@ def test_sampling_of_a_model_and_its_presets_come_over_the_authors(tmp_path):
 
 
 def test_one_model_alone_is_kept():
-    [only] = all_options(ServeSettings(model="org/name", model_idle_ttl=5.0))
+    [only] = all_options(ServeSettings(model="org/name"))
     assert (only.name, only.pinned, only.at_start) == ("org/name", True, True)
     [demo] = all_options(ServeSettings())
     assert demo.name == "quire-demo"
     [named] = all_options(ServeSettings(served_model_name="x"))
     assert named.name == "x"
+
+
+def test_one_model_alone_may_leave_when_it_is_idle():
+    [only] = all_options(ServeSettings(model="org/name", model_idle_ttl=5.0))
+    assert (only.pinned, only.at_start, only.idle_ttl) == (False, True, 5.0)
 
 
 def test_flags_name_models_too():

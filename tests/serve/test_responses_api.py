@@ -12,6 +12,7 @@ import pytest
 from fake_backend import MODEL, FakeBackend, Script, Server, one_model_app, ready, serving
 from test_chat_tools import CALL, SECOND, SERVED, ids, says
 
+from quire.serve.api_keys import ApiKey, Keyring, hash_key
 from quire.serve.backend import GenerationFailed, QueueFull
 from quire.serve.errors import ApiError
 from quire.serve.response_store import ResponseStore, Stored
@@ -278,15 +279,45 @@ def test_what_cannot_be_honoured_names_its_place(fields: dict[str, Any], param: 
 def test_the_store_keeps_to_its_bytes() -> None:
     store = ResponseStore(max_bytes=1000)
     for number in range(10):
-        store.add(f"{number}", Stored([{"text": "x" * 200}], {}))
-        store.find("0" if number < 3 else f"{number}")
+        store.add("", f"{number}", Stored([{"text": "x" * 200}], {}))
+        store.find("", "0" if number < 3 else f"{number}")
     with pytest.raises(ApiError):
-        store.find("1")
-    assert store.find("9").items == [{"text": "x" * 200}]
-    store.add("huge", Stored([{"text": "x" * 2000}], {}))
+        store.find("", "1")
+    assert store.find("", "9").items == [{"text": "x" * 200}]
+    store.add("", "huge", Stored([{"text": "x" * 2000}], {}))
     with pytest.raises(ApiError):
-        store.find("huge")
-    assert store.find("9")
+        store.find("", "huge")
+    assert store.find("", "9")
+
+
+def test_what_is_stored_is_found_by_its_own_key_only() -> None:
+    keys = {key: ApiKey(sha256=hash_key(key), name=key) for key in ("alice", "bob")}
+    backend = FakeBackend([says("x"), Script([ids("Hello"), "hang"])])
+    app = one_model_app(backend, SERVED, keyring=Keyring(keys))
+    with serving(app) as server, contextlib.ExitStack() as stack:
+        alice, bob = (
+            stack.enter_context(
+                contextlib.closing(
+                    openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
+                )
+            )
+            for key in keys
+        )
+        kept = ask(alice, False).id
+        running = alice.responses.create(model=MODEL, input="hi", stream=True)
+        events = iter(running)
+        started = next(events).response.id  # type: ignore[union-attr]
+        for refused in (bob.responses.retrieve, bob.responses.delete, bob.responses.cancel):
+            for response_id in (kept, started):
+                with pytest.raises(openai.NotFoundError):
+                    refused(response_id)
+        with pytest.raises(openai.BadRequestError, match="not found"):
+            ask(bob, False, previous_response_id=kept)
+        assert len(backend.streams) == 2
+        assert alice.responses.retrieve(kept).id == kept
+        assert alice.responses.cancel(started).status == "cancelled"
+        running.close()
+        alice.responses.delete(kept)
 
 
 def test_an_answer_can_be_cancelled() -> None:

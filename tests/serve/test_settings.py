@@ -93,6 +93,7 @@ SAMPLES = {
     "max_loaded_models": ("2", 2),
     "model_idle_ttl": ("600", 600.0),
     "allowed_hosts": ("A.example, *.b.example,[::1]", ("a.example", "*.b.example", "[::1]")),
+    "otlp_traces_endpoint": ("http://localhost:4318/v1/traces", "http://localhost:4318/v1/traces"),
     "max_body_size": ("1MB", 10**6),
 }
 
