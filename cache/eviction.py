@@ -6,6 +6,7 @@ lowest one among the blocks that no other cached block builds on, so tails alway
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 PolicyName = Literal["lru", "fifo", "cost"]
@@ -53,27 +54,48 @@ class FIFO:
 
 
 class CostAware:
-    """Cheapest to recompute, weighted by how often it was used, with ageing.
+    """What would cost least to compute again, weighted by how often it was used, with ageing.
 
-    GreedyDual-Size-Frequency (Cherkasova, 1998): priority = clock + uses * cost, where the clock is
-    the priority of the last victim, so that blocks that stop being used fall behind in time.
+    GreedyDual-Size-Frequency (Cherkasova, 1998) for things of one size: priority = clock + uses *
+    cost, where the clock is the priority of the last victim, so that what stops being used falls
+    behind in time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cost: Callable[[int], float]) -> None:
+        """``cost``: by position, in any unit."""
+        self._cost = cost
         self._clock = 0.0
 
     def priority(self, cached_at: int, released_at: int, position: int, uses: int) -> float:
-        return self._clock + uses * (1.0 + position / _ATTENTION_PARITY_TOKENS)
+        return self._clock + uses * self._cost(position)
 
     def evicted(self, priority: float) -> None:
         self._clock = priority
 
 
 def make_policy(name: PolicyName) -> EvictionPolicy:
-    """Raises KeyError for an unknown name."""
-    policies: dict[PolicyName, type[LRU] | type[FIFO] | type[CostAware]] = {
+    """For blocks of keys and values. Raises KeyError for an unknown name."""
+    policies: dict[PolicyName, Callable[[], EvictionPolicy]] = {
         "lru": LRU,
         "fifo": FIFO,
-        "cost": CostAware,
+        "cost": lambda: CostAware(_block_cost),
     }
     return policies[name]()
+
+
+def make_state_policy(name: PolicyName) -> EvictionPolicy:
+    """For states of recurrent layers beside blocks of policy ``name``.
+
+    A state stands for all tokens in front of it, of which a long prompt has more than a short one,
+    and takes as much memory. So recency alone loses to the time of the prompt that it saves: on
+    traces of agents beside short chats that recomputes up to twice as many tokens.
+    """
+    return FIFO() if name == "fifo" else CostAware(_prompt_cost)
+
+
+def _block_cost(position: int) -> float:
+    return 1.0 + position / _ATTENTION_PARITY_TOKENS
+
+
+def _prompt_cost(position: int) -> float:
+    return position * (1.0 + position / 2 / _ATTENTION_PARITY_TOKENS)

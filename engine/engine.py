@@ -18,7 +18,7 @@ import numpy as np
 from llguidance import LLMatcher
 
 from quire.cache.block_pool import BlockPool
-from quire.cache.eviction import PolicyName, make_policy
+from quire.cache.eviction import PolicyName, make_policy, make_state_policy
 from quire.cache.pools import Pools
 from quire.cache.state_pool import StatePool
 from quire.cache.window_pool import WindowPool, blocks_of_window
@@ -152,7 +152,7 @@ class Engine:
     def _make_pools(self) -> Pools:
         config, states, windows = self.config, None, None
         if self.model.states is not None:
-            policy = make_policy(config.eviction_policy)
+            policy = make_state_policy(config.eviction_policy)
             states = StatePool(self._num_slots, self.model.state_spacing, policy)
         if self.model.window is not None:
             policy = make_policy(config.eviction_policy)
