@@ -77,7 +77,7 @@ def test_a_message_that_was_changed_leaves_what_is_in_front_of_it(
     conversation = prompt(100)
     ask(engine, conversation, 4)
     changed = [*conversation[:70], *prompt(30, seed=3)]
-    with caplog.at_level(logging.INFO, logger="quire.engine.scheduler"):
+    with caplog.at_level(logging.INFO, logger="quire.engine.lookups"):
         assert ask(engine, changed, 4)[1] == 0
     assert "0 of 100 prompt tokens are cached: pages 64, state 0" in caplog.text
     assert engine.stats().cache.missed_state == 64
