@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -18,7 +19,6 @@ from pathlib import Path
 
 import pytest
 from live_server import PATIENCE, SMALL, Server, eventually
-from test_serve_command import free_port
 
 from quire.loadtest.model_folder import make_model
 
@@ -29,6 +29,11 @@ pytestmark = [
     ),
 ]
 TOKENS = 200
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
