@@ -6,16 +6,13 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future
-from concurrent.futures import wait as wait_for
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
-from llguidance import LLMatcher
 
 from quire.cache.block_pool import BlockPool
 from quire.cache.eviction import PolicyName, make_policy, make_state_policy
@@ -23,24 +20,22 @@ from quire.cache.pools import Pools
 from quire.cache.state_pool import StatePool
 from quire.cache.window_pool import WindowPool, blocks_of_window
 from quire.engine.device_thread import DeviceThread, Submit, do_later, do_now
-from quire.engine.errors import EngineError, GrammarError, is_out_of_memory
-from quire.engine.grammar import Bitmask, GrammarCompiler, allow_only, forbid, mask_words
+from quire.engine.errors import EngineError, is_out_of_memory
+from quire.engine.grammar import Bitmask, GrammarCompiler
+from quire.engine.grammar_queue import GrammarQueue
 from quire.engine.memory.budget import SMALLEST_STEP
 from quire.engine.memory.faults import MemoryFaults
 from quire.engine.memory.pressure import Pressure, Relief
 from quire.engine.messages import (
     BLOCK_SECONDS_BOUNDS,
-    CacheStats,
     GenerateRequest,
-    Histogram,
-    PoolStats,
     TokenOutput,
     WorkerStats,
 )
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
+from quire.engine.pool_stats import cache_stats, pool_stats
 from quire.engine.scheduler import Scheduler
-from quire.engine.step.restrictions import ends_of_bad_words
 from quire.engine.step.runner import Forward, HostStep, ModelRunner, Step
 from quire.engine.step_batch import StepBatch
 from quire.engine.step_clock import StepClock
@@ -49,8 +44,6 @@ from quire.engine.step_limits import StepLimits
 logger = logging.getLogger(__name__)
 
 _REASON_LENGTH = 200
-# How long an engine with nothing else to do waits for a grammar between two looks at its inbox.
-_COMPILE_WAIT = 0.005  # seconds
 
 
 @dataclass(frozen=True)
@@ -125,8 +118,7 @@ class Engine:
         self._outputs: list[TokenOutput] = []
         self._unconfirmed: list[TokenOutput] = []  # of a step whose success is not known yet
         self._encode: Submit = do_now
-        self._grammars = grammars
-        self._compiling: dict[int, tuple[GenerateRequest, Future[LLMatcher]]] = {}
+        self._grammars = GrammarQueue(grammars)
         self.forget(config.mixed_prompt_tokens)
 
     def forget(self, mixed_prompt_tokens: int | None) -> None:
@@ -186,21 +178,17 @@ class Engine:
         if not request.grammar:
             self.scheduler.submit(request)
             return
-        if self._grammars is None:
-            raise GrammarError("this model takes no grammars")
-        compiled = self._grammars.compile(request.grammar)
-        if compiled.done():
-            self.scheduler.submit(request, self._grammars.new_state(compiled.result()))
-        else:
-            self._compiling[request.request_id] = request, compiled
+        grammar = self._grammars.begin(request)
+        if grammar is not None:
+            self.scheduler.submit(request, grammar)
 
     def abort(self, request_id: int) -> None:
-        if self._compiling.pop(request_id, None) is None:
+        if not self._grammars.drop(request_id):
             self.scheduler.abort(request_id)
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or self._next is not None or bool(self._compiling)
+        return self.scheduler.has_work or self._next is not None or bool(self._grammars)
 
     def step(
         self,
@@ -266,9 +254,11 @@ class Engine:
             self._confirm(send)
             self._retire(step, None if encode is do_later else forward or self._next)
         if batch is not None and forward is not None:
-            masks, failed = self._fill_masks(batch)
+            masks, failed = self._grammars.fill_masks(batch)
             # Behind the tokens of the step before, which may not have left yet.
-            (self._unconfirmed or self._outputs).extend(failed)
+            (self._unconfirmed or self._outputs).extend(
+                self.scheduler.fail(sequence, str(error)) for sequence, error in failed
+            )
             flight.encoded = self._next = encode(partial(self._encode_samples, forward, masks))
         self._clock.end_emit(num_tokens)
 
@@ -432,49 +422,21 @@ class Engine:
 
     def _submit_compiled(self, wait: bool) -> list[TokenOutput]:
         """Queue requests whose grammars are ready; the outputs of those that cannot be."""
-        if not self._compiling:
-            return []
-        assert self._grammars is not None
-        futures = [compiled for _, compiled in self._compiling.values()]
-        done = wait_for(futures, _COMPILE_WAIT if wait else 0, FIRST_COMPLETED).done
         refused = []
-        for request, compiled in list(self._compiling.values()):
-            if compiled not in done:
-                continue
-            del self._compiling[request.request_id]
+        for request, grammar in self._grammars.take(wait=wait):
             try:
-                self.scheduler.submit(request, self._grammars.new_state(compiled.result()))
+                if isinstance(grammar, EngineError):
+                    raise grammar
+                self.scheduler.submit(request, grammar)
             except (EngineError, ValueError) as error:
                 refused.append(TokenOutput(request.request_id, [], "error", error=str(error)))
         return refused
 
-    def _fill_masks(self, batch: StepBatch) -> tuple[Bitmask, list[TokenOutput]]:
-        """Which tokens each sampled row may draw, and the outputs of grammars that failed."""
-        assert self._grammars is not None
-        rows = batch.sampled
-        states = [None if chunk.sequence.finished else chunk.grammar for chunk in rows]
-        masks = np.empty((len(rows), mask_words(self._grammars.vocab_size)), np.int32)
-        self._grammars.fill_masks(states, masks)
-        failed = []
-        for chunk, state, mask in zip(rows, states, masks, strict=True):
-            if state is None:
-                continue
-            try:
-                state.check()
-            except GrammarError as error:
-                failed.append(self.scheduler.fail(chunk.sequence, str(error)))
-            allowed = chunk.sampling.allowed_token_ids
-            if allowed:
-                allow_only(mask, allowed)
-            elif banned := [*chunk.banned_token_ids, *ends_of_bad_words(chunk.sequence)]:
-                forbid(mask, banned)
-        return masks, failed
-
     def stats(self) -> WorkerStats:
-        scheduler, pool, lookups = self.scheduler, self._pools.blocks, self.scheduler.lookups
+        scheduler, pool = self.scheduler, self._pools.blocks
         return WorkerStats(
             requests_running=len(scheduler.running),
-            requests_waiting=len(scheduler.waiting) + len(self._compiling),
+            requests_waiting=len(scheduler.waiting) + len(self._grammars),
             blocks_used=pool.num_used,
             blocks_cached=pool.num_cached,
             blocks_free=pool.num_free,
@@ -484,23 +446,8 @@ class Engine:
             steps=self._num_steps,
             preemptions=scheduler.num_preemptions,
             memory_faults=self._faults.count,
-            cache=CacheStats(
-                queries=lookups.queries,
-                hits=lookups.hits,
-                missed_evicted=lookups.missed_evicted,
-                missed_new=lookups.missed_new,
-                missed_tail=lookups.missed_tail,
-                evictions=pool.num_evictions,
-                lifetimes=Histogram(list(pool.lifetimes.counts), pool.lifetimes.total),
-                idle_times=Histogram(list(pool.idle_times.counts), pool.idle_times.total),
-                missed_state=lookups.missed_state,
-                missed_window=lookups.missed_window,
-            ),
+            cache=cache_stats(self._pools, scheduler.lookups),
             step=self._clock.stats(),
-            states=_pool_stats(self._pools.states),
-            windows=_pool_stats(self._pools.windows),
+            states=pool_stats(self._pools.states),
+            windows=pool_stats(self._pools.windows),
         )
-
-
-def _pool_stats(pool: BlockPool | None) -> PoolStats | None:
-    return None if pool is None else PoolStats(pool.num_used, pool.num_cached, pool.num_free)

@@ -31,7 +31,7 @@ REPRESENTATIVE = ["gemma4_text", "gpt_oss", "recurrent_gemma"]
 
 def spoil_free_blocks(engine: Engine) -> None:
     """Whoever reads a page of a window that was given back, and not written since, shows it."""
-    pool = engine._windows
+    pool = engine._pools.windows
     assert pool is not None
     free = mx.array(pool._free, mx.int32)
     for layer in engine.model.layers:

@@ -89,7 +89,7 @@ def test_blocks_that_find_no_room_return_later() -> None:
     engine = Engine(build("qwen3", 0), EngineConfig(400, block_size=8, least_blocks=12))
     engine._relief = Relief(400, 12, lambda: level)
     engine.relieve(0.0)
-    small = engine._pool.num_blocks
+    small = engine._pools.blocks.num_blocks
     assert small < 400
     level = Pressure.NONE
     allocate = PagedModel.allocate
@@ -101,16 +101,16 @@ def test_blocks_that_find_no_room_return_later() -> None:
 
     with mock.patch.object(PagedModel, "allocate", full):
         engine.relieve(100.0)
-    assert engine._pool.num_blocks == small
+    assert engine._pools.blocks.num_blocks == small
     engine.relieve(110.0)  # not at once
-    assert engine._pool.num_blocks == small
+    assert engine._pools.blocks.num_blocks == small
     engine.submit(GenerateRequest(0, [5, 6, 7], 3, SamplingParams(temperature=0)))
     tokens: list[int] = []
     while engine.has_work:
         tokens += [token for output in engine.step() for token in output.token_ids]
     assert tokens == reference_generate(build("qwen3", 0), [5, 6, 7], 3)[0]
     engine.relieve(200.0)
-    assert engine._pool.num_blocks == 400
+    assert engine._pools.blocks.num_blocks == 400
 
 
 def test_requests_go_on_over_fewer_blocks(place: str) -> None:
@@ -138,7 +138,7 @@ def test_requests_go_on_over_fewer_blocks(place: str) -> None:
             level = Pressure.CRITICAL if 4 <= now <= 14 else Pressure.NONE
             engine.relieve(now)
             engine.scheduler.check()
-            sizes.append(engine._pool.num_blocks)
+            sizes.append(engine._pools.blocks.num_blocks)
         mx.synchronize()
         pages = model.page_bytes
         assert pages == sizes[-1] * 8 * model.bytes_per_token
@@ -153,6 +153,6 @@ def test_requests_go_on_over_fewer_blocks(place: str) -> None:
         serve()
     assert min(sizes) == 12
     assert sizes == sorted(sizes, reverse=True)
-    assert engine._pool.num_blocks == 400
+    assert engine._pools.blocks.num_blocks == 400
     for i, prompt in enumerate(prompts):
         assert tokens[i] == reference_generate(build("qwen3", 0), prompt, 8)[0]
