@@ -51,7 +51,11 @@ def choose_as() -> Iterator[ChooseAs]:
 
 @pytest.mark.parametrize("pad", [False, True], ids=["alone", "padded"])
 @pytest.mark.parametrize(
-    "family", ["qwen3", "llama", "gemma2", "gemma3_text", "gemma4_text", "glm4_moe_lite", "gpt_oss"]
+    "family",
+    [
+        *("qwen3", "llama", "gemma2", "gemma3_text", "gemma4_text", "glm4_moe_lite", "gpt_oss"),
+        "llama_sliding",
+    ],
 )
 def test_tokens_equal_those_of_mlx_lm(family: str, pad: bool, choose_as: ChooseAs) -> None:
     # As a GPU would choose: its name says how prompt chunks are brought to attention.
@@ -65,11 +69,13 @@ def test_tokens_equal_those_of_mlx_lm(family: str, pad: bool, choose_as: ChooseA
             block_size=8,
             max_num_seqs=4,
             max_num_batched_tokens=24,
+            # Of windows of 24 tokens, so few that blocks behind them are given to others.
+            num_window_blocks=11,
             encode_ahead=True,
         ),
     )
     assert model.in_place
-    assert model.is_standard == (family in ("qwen3", "llama"))
+    assert model.is_standard == (family in ("qwen3", "llama", "llama_sliding"))
     # Prompts of one chunk and of several, one of them with the prefix of another.
     prompts = [[5 + i for i in range(37)], [3, 4, 5], [5 + i for i in range(20)] + [9, 9]]
     for index, prompt in enumerate(prompts):
