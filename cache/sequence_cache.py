@@ -138,10 +138,10 @@ class SequenceCache:
 
     def grow(self, num_tokens: int) -> bool:
         """Make room for ``num_tokens`` in all; False, and no change, if blocks are short."""
-        if self.windows is None:
-            return self.blocks.grow(num_tokens)
         if num_tokens <= self.blocks.num_tokens:
             return True
+        if self.windows is None:
+            return self.blocks.grow(num_tokens)
         if not self._pools.has(self.lacks(num_tokens)):
             return False
         self.windows.grow(num_tokens)

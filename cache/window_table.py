@@ -71,10 +71,12 @@ class WindowTable:
             names: of the full blocks.
         """
         num_full = num_computed // self._pool.block_size
-        for index in range(max(self._num_registered, self._first), num_full):
+        if num_full <= self._num_registered:
+            return
+        for index in range(self._num_registered, num_full):
             position = index * self._pool.block_size
             self._pool.register(self.block_ids[index], names[index], None, position)
-        self._num_registered = max(self._num_registered, num_full)
+        self._num_registered = num_full
         needed = self._first_needed(num_computed)
         if needed > self._first:
             for index in range(self._first, needed):

@@ -326,6 +326,7 @@ class Scheduler:
         of ``batch.reported``, and ``sums`` one of hidden states per chunk of ``batch.pooled``.
         """
         self._retiring.retired = batch.step_id
+        has_states = self._pools.states is not None
         outputs = []
         tokens, totals = iter(sampled), iter(sums)
         drawn, scored = iter(logprobs), iter(logprobs[len(logprobs) - batch.num_scored :])
@@ -339,7 +340,8 @@ class Scheduler:
                 continue
             if chunk.admission == sequence.admissions and sequence.cache.blocks.block_ids:
                 sequence.cache.register(sequence.token_ids, chunk.context_length)
-                self._hold(sequence, sequence.cache.take_unneeded())
+                if has_states:
+                    self._hold(sequence, sequence.cache.take_unneeded())
             # After a preemption what has been scored comes again.
             known = len(sequence.report.logprobs) - chunk.start
             sequence.report.logprobs += scores[max(0, known) :]
