@@ -17,13 +17,14 @@ BLOCK_SIZE = 16
 class Agents:
     """Sessions that begin with the same instructions and grow by answers and tools' results."""
 
-    def __init__(self, name: str, num_sessions: int) -> None:
+    def __init__(self, name: str, num_sessions: int, num_window_blocks: int | None = None) -> None:
         config = EngineConfig(
             num_blocks=2200,
             block_size=BLOCK_SIZE,
             max_num_seqs=8,
             max_num_batched_tokens=512,
             num_state_slots=129,
+            num_window_blocks=num_window_blocks,
         )
         self.engine = Engine(build(name), config)
         self._draw = random.Random(0)
@@ -85,3 +86,16 @@ def test_what_agents_share_with_earlier_turns_is_cached(name: str) -> None:
     states = agents.engine.stats().states
     assert states is not None
     assert states.used == 0
+
+
+@pytest.mark.long
+def test_blocks_of_windows_for_few_sequences_are_enough() -> None:
+    """As many as a start makes for eight sequences and windows of 24 tokens; two thirds of what
+    layers that see all keep of these sessions would not fit."""
+    agents = Agents("gemma3_text", num_sessions=4, num_window_blocks=178)
+    for turn in range(12):
+        if turn == 7:
+            agents.edit()
+        agents.turn()
+    assert agents.num_cached >= 0.97 * agents.num_shared > 0
+    assert agents.engine.stats().preemptions == 0
