@@ -146,10 +146,7 @@ def _operation(operation: Operation, by_kind: dict[Any, Schema]) -> Schema:
     if operation.media == "application/json":
         content = {operation.media: {"schema": by_kind[operation.answer]}}
     if operation.events is not None:
-        content["text/event-stream"] = {
-            "schema": {"type": "string", "description": "Each event's data is JSON."},
-            "x-event": by_kind[operation.events],
-        }
+        content["text/event-stream"] = {"schema": _event_schema(by_kind[operation.events])}
     error = {
         "description": "Refused; `param` names the field, if one is to blame.",
         "content": {"application/json": {"schema": _error_schema(operation, by_kind)}},
@@ -172,6 +169,17 @@ def _operation(operation: Operation, by_kind: dict[Any, Schema]) -> Schema:
             {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
         ]
     return described
+
+
+def _event_schema(data: Schema) -> Schema:
+    """Of one event; OpenAPI 3.2 will call it itemSchema."""
+    text = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
+    return {
+        "type": "object",
+        "description": "One event. The last one of chats and completions is [DONE], not JSON.",
+        "required": ["data"],
+        "properties": {"event": {"type": "string"}, "data": text},
+    }
 
 
 def _error_schema(operation: Operation, by_kind: dict[Any, Schema]) -> Schema:

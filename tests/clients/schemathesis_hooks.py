@@ -25,5 +25,6 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     for name in LIMITS:
         if type(body.get(name)) is int and body[name] > MOST:
             body[name] = MOST
-    if (name := LIMITED.get(case.operation.path)) and not any(key in body for key in LIMITS):
+    name = LIMITED.get(case.operation.path)
+    if name is not None and all(body.get(key) is None for key in LIMITS):
         body[name] = MOST
