@@ -130,8 +130,10 @@ class Checker:
             case "json_schema":
                 return {"json_schema": self._schema(request.text, request.strict, beside_calls)}
             case "choice":
-                choices = msgspec.json.decode(request.text, type=list[str])
-                return {"lark_grammar": "start: " + " | ".join(map(quote, choices))}
+                choices = dict.fromkeys(msgspec.json.decode(request.text, type=list[str]))
+                # One lexeme: as alternatives of a rule more than 5,000 are beyond the parser.
+                lark = "start: CHOICE\nCHOICE: " + " | ".join(map(quote, choices))
+                return {"lark_grammar": lark}
             case "regex":
                 return _first_grammar(LLMatcher.grammar_from_regex(request.text))
             case "lark":

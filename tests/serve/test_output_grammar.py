@@ -64,6 +64,8 @@ def test_checked_grammars_run(tmp_path: Path) -> None:
         rng = np.random.default_rng(0)
         wanted: list[tuple[CheckRequest, str]] = [
             (choice_request(["yes", "no", 'a "b"\n']), r'yes|no|a "b"\n'),
+            (choice_request([str(i) for i in range(9000)]), r"[0-8]?[0-9]{1,3}"),
+            (choice_request(["0"] * 10_000), "0"),
             (CheckRequest("regex", "[0-9]{2}/(a|b)+"), r"[0-9]{2}/(a|b)+"),
             (CheckRequest("lark", 'start: "x" (y "," y)?\ny: /[0-9]/'), r"x([0-9],[0-9])?"),
         ]
