@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import http.client
 import json
+import multiprocessing
 import shlex
 import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -191,22 +195,38 @@ class _Measurement:
         return count
 
     async def _send_bodies(self, seconds: float) -> int:
-        """So many at once, over and over; all are refused, since no model takes such a prompt."""
-        frame = {"model": _MODEL, "messages": [{"role": "user", "content": ""}]}
-        room = _BODY_BYTES - len(json.dumps(frame))
-        frame["messages"] = [{"role": "user", "content": ("word " * (room // 5 + 1))[:room]}]
-        body = json.dumps(frame).encode()
+        """From a process of its own, so that sending does not disturb the watching."""
+        loop = asyncio.get_running_loop()
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return await loop.run_in_executor(
+                pool, send_bodies, self._base.host, self._base.port, seconds
+            )
 
-        async def one() -> None:
-            async with send(self._base, "POST", "/v1/chat/completions", body) as response:
-                if response.status != 400:
-                    raise RuntimeError(f"status {response.status}: {await response.read()!r}")
 
-        end, count = time.perf_counter() + seconds, 0
+def send_bodies(host: str, port: int, seconds: float) -> int:
+    """So many at once, over and over; returns how many.
+
+    All are refused, since no model takes such a prompt. Raises RuntimeError where one is not.
+    """
+    frame = {"model": _MODEL, "messages": [{"role": "user", "content": ""}]}
+    room = _BODY_BYTES - len(json.dumps(frame))
+    frame["messages"] = [{"role": "user", "content": ("word " * (room // 5 + 1))[:room]}]
+    body = json.dumps(frame).encode()
+
+    def one(_: int) -> None:
+        with contextlib.closing(http.client.HTTPConnection(host, port)) as connection:
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", "/v1/chat/completions", body, headers)
+            response = connection.getresponse()
+            text = response.read()
+            if response.status != 400:
+                raise RuntimeError(f"status {response.status}: {text[:200]!r}")
+
+    end, count = time.perf_counter() + seconds, 0
+    with ThreadPoolExecutor(_BODIES) as threads:
         while time.perf_counter() < end:
-            await asyncio.gather(*(one() for _ in range(_BODIES)))
-            count += _BODIES
-        return count
+            count += len([*threads.map(one, range(_BODIES))])
+    return count
 
 
 def main() -> None:

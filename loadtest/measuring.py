@@ -157,7 +157,7 @@ def _soak(raw: Mapping[str, Any], path: Path) -> Iterator[str]:
     if faults := raw["faults"]:
         done = ", ".join(f"{count} {what}" for what, count in faults.items())
         about.append(f"{tally['lost']:,} met a worker that was gone or a model that had no room")
-        about.append(f"done to the server: {done}")
+        about.append(f"Done to the server: {done}")
     yield ". ".join(about) + f". {raw.get('note', '')}".rstrip() + "\n"
     rows = []
     for trend in raw["trends"]:

@@ -133,7 +133,10 @@ class HelperPool:
             self._jobs.put_nowait(job)
         except asyncio.QueueFull:
             raise HelperBusy(f"{self.limits.waiting} jobs wait for a helper process") from None
-        return await job.answer
+        try:
+            return await job.answer
+        finally:
+            del job  # an error's traceback has this frame, and the job has the error
 
     async def _keep(self) -> None:
         """One process and its successors: hands each job to the one that lives."""
@@ -146,30 +149,39 @@ class HelperPool:
                     # is told why.
                     with contextlib.suppress(HelperError):
                         helper = await _Helper.start(self._setup)
-                job = await self._jobs.get()
+                # No variable here holds the job while the next one is waited for: it may be large.
+                helper = await self._hand_over(await self._jobs.get(), helper)
                 eager = True
-                if job.answer.done():  # the caller has gone
-                    continue
-                try:
-                    if helper is None:
-                        helper = await _Helper.start(self._setup)
-                    reply = await helper.work(job.request)
-                except HelperError as error:
-                    if helper is not None and not helper.is_usable:
-                        logger.warning("A helper process was replaced: %s", error)
-                        await helper.end()
-                        helper = None
-                    if not job.answer.done():
-                        job.answer.set_exception(error)
-                except asyncio.CancelledError:
-                    job.answer.cancel()
-                    raise
-                else:
-                    if not job.answer.done():
-                        job.answer.set_result(reply)
         finally:
             if helper is not None:
                 await helper.end()
+
+    async def _hand_over(self, job: _Job, helper: _Helper | None) -> _Helper | None:
+        """Answer ``job`` with ``helper``, or a new one; the one for the next job is returned."""
+        if job.answer.done():  # the caller has gone
+            return helper
+        try:
+            if helper is None:
+                helper = await _Helper.start(self._setup)
+            reply = await helper.work(job.request)
+        except HelperError as error:
+            if helper is not None and not helper.is_usable:
+                logger.warning("A helper process was replaced: %s", error)
+                await helper.end()
+                helper = None
+            if not job.answer.done():
+                job.answer.set_exception(error)
+        except asyncio.CancelledError:
+            job.answer.cancel()
+            if helper is not None:
+                await helper.end()
+            raise
+        else:
+            if not job.answer.done():
+                job.answer.set_result(reply)
+        finally:
+            del job  # as in call()
+        return helper
 
 
 class _Helper:

@@ -19,12 +19,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quire.serve import request_record
 from quire.serve.errors import ApiError, response_to
+from quire.serve.process_memory import return_freed_memory
 
 MAX_BODY_BYTES: Final = 32 * 2**20
 BODY_IDLE_TIMEOUT: Final = 10.0  # seconds
 MIN_BODY_RATE: Final = 1024  # bytes a second
 
 LOOPBACK_HOSTS: Final = ("localhost", "*.localhost", "127.0.0.1", "[::1]")
+
+_LARGE_BODY: Final = 2**20  # bytes
+_TRIM_AFTER: Final = 1.0  # seconds
 
 # Part of the body is still unread, so the connection cannot be used again.
 _CLOSE: Final = {"Connection": "close"}
@@ -129,7 +133,12 @@ class BodyLimits:
             complete = not message.get("more_body", False)
             return message
 
-        await self._app(scope, limited_receive, send)
+        try:
+            await self._app(scope, limited_receive, send)
+        finally:
+            if received >= _LARGE_BODY:
+                # Once nothing refers to the body any more.
+                asyncio.get_running_loop().call_later(_TRIM_AFTER, return_freed_memory)
 
     def _too_slow(self) -> ApiError:
         return ApiError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -126,6 +127,21 @@ def test_one_endless_job_does_not_hold_up_the_others() -> None:
             assert not endless.done()
             with pytest.raises(HelperTimeout):
                 await endless
+
+    run(check)
+
+
+def test_a_large_job_is_forgotten_once_it_is_answered() -> None:
+    async def check() -> None:
+        async with pool() as helpers:
+            await echo(helpers)
+            tracemalloc.start()
+            try:
+                await helpers.call({"do": "sleep", "seconds": 0, "text": "x" * 2**24})
+                held, _ = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+        assert held < 2**20
 
     run(check)
 
