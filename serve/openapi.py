@@ -146,7 +146,7 @@ def _operation(operation: Operation, by_kind: dict[Any, Schema]) -> Schema:
     if operation.media == "application/json":
         content = {operation.media: {"schema": by_kind[operation.answer]}}
     if operation.events is not None:
-        content["text/event-stream"] = {"schema": _event_schema(by_kind[operation.events])}
+        content["text/event-stream"] = {"schema": _event_schema(operation, by_kind)}
     error = {
         "description": "Refused; `param` names the field, if one is to blame.",
         "content": {"application/json": {"schema": _error_schema(operation, by_kind)}},
@@ -171,14 +171,21 @@ def _operation(operation: Operation, by_kind: dict[Any, Schema]) -> Schema:
     return described
 
 
-def _event_schema(data: Schema) -> Schema:
-    """Of one event; OpenAPI 3.2 will call it itemSchema."""
-    text = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
+def _event_schema(operation: Operation, by_kind: dict[Any, Schema]) -> Schema:
+    """Of one event; OpenAPI 3.2 calls it itemSchema."""
+
+    def text(content: Schema) -> Schema:
+        return {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
+
+    data = text(by_kind[operation.events])
+    if operation.path in ("/v1/chat/completions", "/v1/completions"):
+        # The stream ends with an error or with this word.
+        data = {"anyOf": [data, text(by_kind[ErrorEnvelope]), {"const": "[DONE]"}]}
     return {
         "type": "object",
-        "description": "One event. The last one of chats and completions is [DONE], not JSON.",
+        "description": "One event.",
         "required": ["data"],
-        "properties": {"event": {"type": "string"}, "data": text},
+        "properties": {"event": {"type": "string"}, "data": data},
     }
 
 

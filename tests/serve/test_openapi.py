@@ -49,8 +49,8 @@ def validate(document: Any, schema: Any, value: Any) -> None:
 
 def event_schema(content: Any) -> Any:
     """Of the JSON in an event's data."""
-    event = content["text/event-stream"]["schema"]["properties"]
-    return event["data"]["contentSchema"]
+    data = content["text/event-stream"]["schema"]["properties"]["data"]
+    return data.get("anyOf", [data])[0]["contentSchema"]
 
 
 def described(document: Any, path: str, method: str, status: str, media: str) -> Any:
