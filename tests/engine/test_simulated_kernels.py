@@ -114,12 +114,12 @@ def test_prompts_over_pages_in_half_precision(
 
     def noted_forward(
         runner: ModelRunner, host: HostStep, previous: mx.array
-    ) -> tuple[mx.array, Any]:
-        rows, uploaded = forward(runner, host, previous)
+    ) -> tuple[list[mx.array], Any]:
+        outputs, uploaded = forward(runner, host, previous)
         for row, chunk in enumerate(host.batch.sampled):
             place = chunk.sequence.request.request_id, chunk.output_index
-            logits[place] = rows[row].astype(mx.float32)
-        return rows, uploaded
+            logits[place] = outputs[0][row].astype(mx.float32)
+        return outputs, uploaded
 
     monkeypatch.setattr(ModelRunner, "_forward", noted_forward)
     monkeypatch.setattr("quire.kernels.prompt_attention.paged_prompt", counted)
@@ -182,7 +182,7 @@ def test_decodes_that_share_a_prefix_read_it_together(
         # The first two leave their prefixes in the cache, and finish with the others.
         for index, prompt in enumerate(prompts):
             sampling = SamplingParams(temperature=0)
-            engine.submit(GenerateRequest(index, prompt, 12 if index < 2 else 7, sampling))
+            engine.submit(GenerateRequest(index, prompt, 8 if index < 2 else 4, sampling))
             for output in engine.step() + (engine.step() if index < 2 else []):
                 generated[-1].setdefault(output.request_id, []).extend(output.token_ids)
         while engine.has_work:

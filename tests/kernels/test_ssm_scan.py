@@ -55,7 +55,7 @@ def test_where_a_prompt_is_cut_changes_nothing() -> None:
         rows, layer, _ = SsmCase(Layout((33,))).problem()
         with simulated_kernels(orders=1), selecting(Selector("metal", None)):
             pool = mx.zeros((layout.num_slots, *_.shape[1:]))
-            y, _fence = apply_ssm(rows, layer, pool, case.layout.segments(), mx.array([1]))
+            y, _, _ = apply_ssm(rows, layer, pool, case.layout.segments(), mx.array([1]))
         found.append((np.array(y), np.array(pool[layout.slots()[1][-1]])))
     for one, other in zip(*found, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -70,7 +70,7 @@ def test_whoever_computes_it() -> None:
     for device in ("metal", "cpu"):
         pool = mx.array(np.array(before))
         with simulated_kernels(orders=1), selecting(Selector(device, None)):
-            found, new_fence = apply_ssm(rows, layer, pool, case.layout.segments(), fence)
+            found, new_fence, _ = apply_ssm(rows, layer, pool, case.layout.segments(), fence)
         assert (new_fence is fence) == (device == "cpu")
         check_rows(found, y)
         check_states(pool, before, states, atol=1e-5, keeps_empty=False)

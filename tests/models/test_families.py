@@ -22,7 +22,6 @@ REPRESENTATIVE = [
     "qwen3_next",
     "nemotron_h",
     "lfm2",
-    "gemma3n",
 ]
 AHEAD_WITH_SMALL_BLOCKS = {"llama", "gemma3_text", "deepseek_v3", "cohere2", "lfm2"}
 

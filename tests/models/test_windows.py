@@ -26,7 +26,7 @@ WINDOWED = [
     *("iquestloopcoder", "muse_glimmer", "spark2_5", "plamo3", "laguna", "mellum", "step3p5"),
     *("mimo_v2_flash", "baichuan_m1", "recurrent_gemma"),
 ]
-REPRESENTATIVE = ["gemma4_text", "gpt_oss", "recurrent_gemma"]
+REPRESENTATIVE = ["gemma4_text", "gpt_oss"]
 
 
 def spoil_free_blocks(engine: Engine) -> None:

@@ -177,7 +177,7 @@ def test_model_names_are_unique():
         Registry([Served(SERVED, FakeBackend()), Served(SERVED, FakeBackend())])
 
 
-@pytest.mark.parametrize("path", ["/nope", "/v1", "/v1/chat/completions/", "//", "/v1/embeddings"])
+@pytest.mark.parametrize("path", ["/nope", "/v1", "/v1/chat/completions/", "//", "/v1/rerank"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_an_unknown_path_is_not_found(server, method, path):
     reply = server.request(method, path)

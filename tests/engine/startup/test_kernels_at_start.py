@@ -116,7 +116,12 @@ def make_model(kind: str) -> PagedModel:
     return page_model(model, model.model_type)
 
 
-@pytest.mark.parametrize("kind", ["qwen3", "gemma3_text", "gpt_oss", "qwen3_moe", "llama-4bit"])
+# The last two have no kind of layer that gpt_oss has not.
+KINDS = ["qwen3", "gpt_oss", "llama-4bit"]
+MORE_KINDS = [pytest.param(kind, marks=pytest.mark.long) for kind in ("gemma3_text", "qwen3_moe")]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *MORE_KINDS])
 @pytest.mark.parametrize(("device", "max_num_seqs"), [("metal", 16), ("cuda", 8), ("cuda", 64)])
 def test_a_load_meets_no_text_that_a_start_has_not(
     kind: str, device: DeviceName, max_num_seqs: int

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import mlx.core as mx
@@ -76,9 +78,10 @@ def launches() -> Iterator[Launches]:
 def chunk(start: int, num_tokens: int, blocks: list[int], samples: bool = True) -> Chunk:
     tokens = list(range(5, 5 + num_tokens))
     params = SamplingParams(temperature=0)
+    sequence: Any = SimpleNamespace(request=SimpleNamespace(logprobs=None))
     return Chunk(
-        None, 0, start, num_tokens, tokens, -1, array("i", blocks), samples, params, 0, 0, []
-    )  # type: ignore[arg-type]
+        sequence, 0, start, num_tokens, tokens, -1, array("i", blocks), samples, params, 0, 0, []
+    )
 
 
 FRESH = chunk(0, 12, [1, 2])
