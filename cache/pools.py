@@ -28,6 +28,9 @@ class Needs(NamedTuple):
         return Needs(self.blocks + other.blocks, self.window + other.window)
 
 
+NO_NEEDS = Needs()
+
+
 class Pools(NamedTuple):
     """Attributes:
     blocks: of layers that see all tokens.

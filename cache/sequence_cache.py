@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from quire.cache.block_hash import BlockHash
 from quire.cache.block_table import BlockTable
-from quire.cache.pools import Holdings, Needs, Pools
+from quire.cache.pools import NO_NEEDS, Holdings, Needs, Pools
 from quire.cache.state_table import NameBefore, StateMoves, StateTable
 from quire.cache.window_table import WindowTable
 
@@ -95,7 +95,7 @@ class SequenceCache:
         prefix: Prefix,
         token_ids: Sequence[int],
         num_tokens: int,
-        reserve: Needs = Needs(),  # noqa: B008
+        reserve: Needs = NO_NEEDS,
     ) -> bool:
         """Begin with ``prefix`` and room for ``num_tokens``.
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence as SequenceABC
 from functools import cache
 
 from quire.cache.block_hash import BlockHash, root_hash
-from quire.cache.pools import Holdings, Needs, Pools
+from quire.cache.pools import NO_NEEDS, Holdings, Needs, Pools
 from quire.cache.sequence_cache import NO_PREFIX, Prefix, SequenceCache
 from quire.cache.state_table import StateMoves
 from quire.engine.errors import EngineError, GrammarError, RequestTooLong
@@ -192,7 +192,7 @@ class Scheduler:
         may_cut = not is_limited or all(n == 1 for n in planned.values())
         budget -= sum(planned.values())
         # Prompts admitted earlier take their blocks chunk by chunk: leave them what they lack.
-        reserve = Needs()
+        reserve = NO_NEEDS
         for needs in (s.cache.will_lack(len(s.token_ids)) for s in self.running):
             reserve = reserve.plus(needs)
         coming = {name for s in self.running for name in s.cache.coming(s.token_ids)}

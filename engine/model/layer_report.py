@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from quire.engine.model.paged_model import PagedModel, layer_heads
+from quire.engine.model.paged_model import ON_CPU, PagedModel, layer_heads, on_gpu
 from quire.engine.model.seam import PagedLayer
 from quire.engine.recurrent.layer import StateItem, StateLayer
 from quire.kernels.choice.selection import selector_for
@@ -63,7 +63,10 @@ def _state(item: StateItem) -> Row:
     spec, shape, dtype = item.use
     sizes = [f"{k} {v:d}" for k, v in shape._asdict().items() if k not in ("rows", "sequences")]
     variant = selector_for().select(spec, shape, dtype).variant.value
-    reason = "" if item.in_place else "no kernel takes states of these sizes and types here"
+    reason = ""
+    if not item.in_place:
+        refused = "no kernel can be used for states of these sizes and types"
+        reason = refused if on_gpu() else ON_CPU
     return f"{spec.name}: {', '.join(sizes)}, {dtype_name(dtype)}", variant, variant, reason
 
 

@@ -25,6 +25,7 @@ from quire.kernels.heads import Heads
 
 # Tokens between states kept of a long prompt: without pages, and at least.
 _STATE_SPACING, _LEAST_SPACING = 2048, 256
+ON_CPU = "MLX computes on the CPU"  # why there are no kernels
 
 
 def on_gpu() -> bool:
@@ -182,7 +183,7 @@ class PagedModel:
     def why_no_kernels(self, layer: PagedLayer, block_size: int) -> str:
         """Why the GPU kernels cannot serve a layer, in a few words; empty if they can."""
         if not on_gpu():
-            return "MLX computes on the CPU"
+            return ON_CPU
         if not self.allow_kernels:
             return "a kernel for pages was found wrong on this machine"
         if layer.shape is None:

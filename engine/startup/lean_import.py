@@ -1,7 +1,7 @@
 """mlx-lm's models and loader without its tokenizers, which bring all of transformers.
 
-A worker computes with token ids and never makes a tokenizer. Its imports take half the time without
-them, on a host that has read none of these files yet more than ten seconds less.
+A worker computes with token ids and never makes a tokenizer. Without them its imports take half the
+time.
 """
 
 from __future__ import annotations

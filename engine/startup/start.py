@@ -35,7 +35,7 @@ from quire.engine.startup.warm_up import (
 from quire.kernels.cuda_cache import KernelCache, open_cache
 
 # Seen to give other tokens from run to run; refused until the cause is found.
-_UNRELIABLE = {("cuda", "gpt_oss"): "its output on NVIDIA GPUs is not reproducible yet"}
+UNRELIABLE = {("cuda", "gpt_oss"): "its output on NVIDIA GPUs is not reproducible yet"}
 
 _DEFAULT_CONTEXT = 4096  # tokens, for models whose config does not say
 _MIN_POOL_TOKENS = 64  # of the pool for the warm-up
@@ -169,7 +169,7 @@ def page_loaded(
     progress: Progress,
 ) -> PagedModel:
     """The model over pages, with what this machine's kernels can do; ``notes`` says what not."""
-    if reason := _UNRELIABLE.get((device, loaded.name)):
+    if reason := UNRELIABLE.get((device, loaded.name)):
         raise UnsupportedModel(loaded.name, reason)
     if loaded.widened:
         notes.append("half-precision weights are computed as float32 on the CPU")

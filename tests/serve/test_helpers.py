@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from quire.serve.helpers import (
     HelperBusy,
     HelperCrashed,
+    HelperError,
     HelperFailed,
     HelperLimits,
     HelperOutOfMemory,
@@ -131,15 +133,25 @@ def test_one_endless_job_does_not_hold_up_the_others() -> None:
     run(check)
 
 
-def test_a_large_job_is_forgotten_once_it_is_answered() -> None:
+@pytest.mark.parametrize("job", ["sleep", "refuse", "fail"])
+def test_a_large_job_is_forgotten_once_it_has_ended(job: str) -> None:
+    """At once, not when the garbage collector finds it beside its error."""
+
+    async def send(helpers: HelperPool) -> None:
+        with suppress(HelperError):
+            await helpers.call({"do": job, "seconds": 0, "text": "x" * 2**24})
+        await asyncio.sleep(0.1)  # the pool waits for the next job then
+
     async def check() -> None:
         async with pool() as helpers:
             await echo(helpers)
             tracemalloc.start()
+            gc.disable()
             try:
-                await helpers.call({"do": "sleep", "seconds": 0, "text": "x" * 2**24})
+                await send(helpers)
                 held, _ = tracemalloc.get_traced_memory()
             finally:
+                gc.enable()
                 tracemalloc.stop()
         assert held < 2**20
 

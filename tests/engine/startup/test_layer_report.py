@@ -79,3 +79,8 @@ def test_recurrent_layers_are_reported_too() -> None:
 def test_a_recurrence_without_a_kernel_says_so() -> None:
     reports = report_layers(page_model(build("rwkv7", 0), "rwkv7"), 16)
     assert any(report.reason == "no kernel knows this recurrence" for report in reports)
+
+
+def test_a_cpu_is_the_reason_for_states_too() -> None:
+    reports = report_layers(page_model(build("lfm2", 0), "lfm2"), 16)
+    assert {report.reason for report in reports} == {"MLX computes on the CPU"}
