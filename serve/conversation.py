@@ -6,7 +6,7 @@ and gets back a group of sequences whose deltas carry events.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import repeat
 
 from msgspec import Struct
@@ -16,6 +16,7 @@ from quire.serve import submission
 from quire.serve.backend import TokenStream
 from quire.serve.detokenizer import Detokenizer
 from quire.serve.errors import ApiError, invalid
+from quire.serve.field_names import FieldNames
 from quire.serve.generation import Generation, GenerationGroup, Reading, TextDelta
 from quire.serve.output_form import TextForms, reasoning_form, wanted_of_chat
 from quire.serve.parsers.events import (
@@ -86,13 +87,13 @@ async def check_output(
     served: Served,
     body: ChatCompletionRequest,
     prompt: ChatPrompt,
-    own_names: Mapping[str, str] | None = None,
+    names: FieldNames | None = None,
     texts: TextForms | None = None,
 ) -> str:
     """The grammar of what the output must be, "" for none. Raises :class:`ApiError`.
 
     Args:
-        own_names: what the client's protocol calls the parts of a chat's fields.
+        names: what the client's protocol calls the parts of a chat's fields.
         texts: of tools that take one.
     """
     form = reasoning_form(served.model.parsers, prompt.opening)
@@ -100,12 +101,9 @@ async def check_output(
         wanted = wanted_of_chat(body, served.model.parsers.family.tools, form, texts or {})
         return await served.check_output(wanted)
     except ApiError as error:
-        for name, own in (own_names or {}).items():
-            if error.param is not None and name in error.param:
-                message = error.message.replace(name, own)
-                param = error.param.replace(name, own)
-                raise ApiError(error.status, message, param=param) from None
-        raise
+        if names is None:
+            raise
+        raise names.rename(error) from None
 
 
 def start(

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from quire.serve.errors import invalid
+from quire.serve.field_names import FieldNames
 from quire.serve.protocol import (
     MAX_MESSAGES,
     AssistantMessage,
@@ -34,7 +35,7 @@ from quire.serve.tools import (
     NamedFunction,
     ToolChoice,
     check_tools,
-    decode_tools,
+    decode_tool,
 )
 
 # Claude Code's first system block changes with every request: no prefix would ever be found again.
@@ -155,16 +156,19 @@ class MessagesRequest(CountTokensRequest, kw_only=True, forbid_unknown_fields=Tr
 _EDITS: Final = {"type": "clear_thinking_20251015", "keep": "all"}
 
 
-def to_chat(body: CountTokensRequest) -> tuple[ChatCompletionRequest, list[str]]:
-    """The same conversation, and the fields that are accepted although nothing comes of them.
+def to_chat(
+    body: CountTokensRequest,
+) -> tuple[ChatCompletionRequest, FieldNames, list[str]]:
+    """The same conversation, what its fields are called here, and the fields that are accepted
+    although nothing comes of them.
 
     Raises :class:`ApiError` (400) for what cannot be honoured.
     """
     ignored: list[str] = []
     _refuse(body)
-    tools = _tools(body.tools or [], ignored)
+    tools, places = _tools(body.tools or [], ignored)
     choice, parallel = _choice(body.tool_choice)
-    check_tools(tools, choice)
+    check_tools(tools, choice, places)
     thinking, output = body.thinking, body.output_config
     if thinking is not None and thinking.display not in (None, "summarized"):
         ignored.append("thinking.display")
@@ -189,7 +193,7 @@ def to_chat(body: CountTokensRequest) -> tuple[ChatCompletionRequest, list[str]]
         chat.stop = body.stop_sequences or None
         chat.temperature, chat.top_p, chat.top_k = body.temperature, body.top_p, body.top_k
         chat.stream = body.stream
-    return chat, ignored
+    return chat, FieldNames("input_schema", places, _FORMATS), ignored
 
 
 def _response_format(output: OutputConfig | None) -> JsonSchemaFormat | None:
@@ -198,9 +202,7 @@ def _response_format(output: OutputConfig | None) -> JsonSchemaFormat | None:
     return JsonSchemaFormat(JsonSchema(output.format.schema, strict=True))
 
 
-# What this API calls the parts of a chat's fields.
-OWN_NAMES: Final = {
-    ".function.parameters": ".input_schema",
+_FORMATS: Final = {
     "response_format.json_schema.schema": "output_config.format.schema",
 }
 
@@ -215,8 +217,11 @@ def _refuse(body: CountTokensRequest) -> None:
             raise invalid(field, f"{field} is not supported; leave it out.")
 
 
-def _tools(raw: Sequence[dict[str, Any]], ignored: list[str]) -> list[FunctionTool]:
-    functions = []
+def _tools(
+    raw: Sequence[dict[str, Any]], ignored: list[str]
+) -> tuple[list[FunctionTool], list[str]]:
+    """The functions, and where each stands."""
+    functions, places = [], []
     for index, tool in enumerate(raw):
         if tool.get("type", "custom") not in ("custom", None):  # one that Anthropic would run
             ignored.append(f"tools[{index}]")
@@ -227,10 +232,11 @@ def _tools(raw: Sequence[dict[str, Any]], ignored: list[str]) -> list[FunctionTo
             "parameters": tool.get("input_schema"),
             "strict": tool.get("strict"),
         }
-        functions.append({"type": "function", "function": function})
+        functions.append(decode_tool(function, f"tools[{index}]"))
+        places.append(f"[{index}]")
     if raw and not functions:
         raise invalid("tools", "tools names only tools that Anthropic's service runs itself.")
-    return decode_tools(functions)
+    return functions, places
 
 
 def _choice(choice: Choice | None) -> tuple[ToolChoice | None, bool | None]:

@@ -104,7 +104,6 @@ class ResponseAnswer(Struct, tag_field="object", tag="response", forbid_unknown_
     tool_choice: str | dict[str, Any]
     tools: list[dict[str, Any]]
     truncation: Literal["disabled"]
-    usage: ResponseUsage | None
     # As in the request.
     instructions: str | None
     max_output_tokens: int | None
@@ -112,7 +111,8 @@ class ResponseAnswer(Struct, tag_field="object", tag="response", forbid_unknown_
     previous_response_id: str | None
     temperature: float | None
     top_p: float | None
-    user: str | None
+    user: str | UnsetType = UNSET
+    usage: ResponseUsage | UnsetType = UNSET  # at the end only
 
 
 class DeletedResponse(Struct, tag_field="object", tag="response", forbid_unknown_fields=True):

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from quire.serve.errors import invalid
+from quire.serve.field_names import FieldNames
 from quire.serve.grammar_check import CheckRequest
 from quire.serve.output_form import TextForm, carries
 from quire.serve.protocol import (
@@ -34,7 +35,14 @@ from quire.serve.protocol import (
     ToolMessage,
     UserMessage,
 )
-from quire.serve.tools import NamedChoice, NamedFunction, ToolChoice, check_tools, decode_tools
+from quire.serve.tools import (
+    FunctionTool,
+    NamedChoice,
+    NamedFunction,
+    ToolChoice,
+    check_tools,
+    decode_tool,
+)
 
 Item = dict[str, Any]
 
@@ -121,6 +129,7 @@ class ToolName(Struct, frozen=True):
 class Conversation(Struct):
     chat: ChatCompletionRequest
     names: dict[str, ToolName]  # by the function's name
+    fields: FieldNames
     ignored: list[str]  # fields that are accepted although nothing comes of them
     texts: dict[str, TextForm]  # by the function's name
 
@@ -143,9 +152,9 @@ def to_chat(body: ResponsesRequest, items: Sequence[Item], family: str) -> Conve
     reader = _ToolReader(family, ignored)
     for index, tool in enumerate(body.tools or []):
         reader.add(tool, f"[{index}]")
-    tools = decode_tools(reader.functions)
+    tools, fields = reader.functions, FieldNames("parameters", reader.places, _FORMATS)
     choice = _choice(body.tool_choice)
-    check_tools(tools, choice)
+    check_tools(tools, choice, reader.places)
     messages: list[Message] = [SystemMessage(body.instructions)] if body.instructions else []
     messages += _Reader(ignored).read(items)
     if not any(isinstance(message, UserMessage | ToolMessage) for message in messages):
@@ -163,7 +172,7 @@ def to_chat(body: ResponsesRequest, items: Sequence[Item], family: str) -> Conve
         reasoning_effort=body.reasoning.effort if body.reasoning else None,
         response_format=_response_format(body.text),
     )
-    return Conversation(chat, reader.names, ignored, reader.texts)
+    return Conversation(chat, reader.names, fields, ignored, reader.texts)
 
 
 def _response_format(text: TextConfig | None) -> ResponseFormat | None:
@@ -173,9 +182,7 @@ def _response_format(text: TextConfig | None) -> ResponseFormat | None:
     return form
 
 
-# What this API calls the parts of a chat's fields.
-OWN_NAMES: Final = {
-    ".function.parameters": ".parameters",
+_FORMATS: Final = {
     "response_format.json_schema.schema": "text.format.schema",
     "response_format": "text.format",
 }
@@ -194,7 +201,8 @@ class _ToolReader:
     """Tools as functions with flat names; what takes text is a function of one argument."""
 
     def __init__(self, family: str, ignored: list[str]) -> None:
-        self.functions: list[dict[str, Any]] = []
+        self.functions: list[FunctionTool] = []
+        self.places: list[str] = []  # of the functions, behind "tools"
         self.names: dict[str, ToolName] = {}
         self.texts: dict[str, TextForm] = {}
         self._family = family
@@ -230,7 +238,8 @@ class _ToolReader:
             "parameters": parameters,
             "strict": tool.get("strict"),
         }
-        self.functions.append({"type": "function", "function": function})
+        self.functions.append(decode_tool(function, f"tools{place}"))
+        self.places.append(place)
 
     def _read_format(self, raw: Any, name: str, place: str) -> None:
         param = f"tools{place}"

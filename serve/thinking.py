@@ -35,7 +35,8 @@ def switches_of(
     """
     switches: dict[str, Any] = dict(defaults or {})
     if effort is not None:
-        if effort in _OFF and enable_thinking is None and "reasoning_effort" not in source:
+        has_levels_only = "reasoning_effort" in source and "enable_thinking" not in source
+        if effort in _OFF and enable_thinking is None and not has_levels_only:
             enable_thinking = False
         switches["reasoning_effort"] = _LOW_TO_HIGH.get(effort, effort)
         switches["thinking_effort"] = _LOW_TO_HIGH.get(effort, effort)

@@ -39,13 +39,22 @@ class NamedChoice(Struct, tag_field="type", tag="function", forbid_unknown_field
 ToolChoice = Literal["none", "auto", "required"] | NamedChoice
 
 
-def check_tools(tools: Sequence[FunctionTool] | None, choice: ToolChoice | None) -> None:
-    """Raises :class:`ApiError` (400) for what cannot be carried out."""
+def check_tools(
+    tools: Sequence[FunctionTool] | None,
+    choice: ToolChoice | None,
+    places: Sequence[str] | None = None,
+) -> None:
+    """Raises :class:`ApiError` (400) for what cannot be carried out.
+
+    Args:
+        places: of the tools in a request of another protocol, behind "tools".
+    """
     seen: set[str] = set()
     for index, tool in enumerate(tools or ()):
         name = tool.function.name
         if name in seen:
-            param = f"tools[{index}].function.name"
+            place = f"[{index}].function" if places is None else places[index]
+            param = f"tools{place}.name"
             raise invalid(param, f"{param}: two tools are called {name!r}.")
         seen.add(name)
     if isinstance(choice, NamedChoice) and choice.function.name not in seen:
@@ -82,9 +91,9 @@ def for_parser(tools: Sequence[FunctionTool]) -> Tools:
     return Tools(schemas)
 
 
-def decode_tools(raw: Sequence[Any], param: str = "tools") -> list[FunctionTool]:
-    """Tools of another protocol, already in this one's form. Raises :class:`ApiError` (400)."""
+def decode_tool(function: Mapping[str, Any], param: str) -> FunctionTool:
+    """A tool of another protocol, already in this one's form. Raises :class:`ApiError` (400)."""
     try:
-        return msgspec.convert(raw, list[FunctionTool])
+        return FunctionTool(msgspec.convert(function, Function))
     except msgspec.ValidationError as error:
         raise invalid(param, f"{param}: {error}.") from None

@@ -18,7 +18,6 @@ from quire.serve.generation import GenerationGroup
 from quire.serve.heartbeat import HEARTBEAT, with_heartbeats
 from quire.serve.message_blocks import BlockStream, whole_blocks
 from quire.serve.messages_protocol import (
-    OWN_NAMES,
     CountTokensRequest,
     MessagesRequest,
     to_chat,
@@ -42,7 +41,7 @@ class Messages:
     async def create(self, request: Request) -> Response:
         body = self._decoder.decode(await read_json(request))
         served = await self._registry.open(request, body.model)
-        chat, ignored = to_chat(body)
+        chat, names, ignored = to_chat(body)
         info = served.backend.admit()
         if chat.thinking_token_budget is not None and not served.model.parsers.reads_reasoning:
             chat.thinking_token_budget = None
@@ -62,7 +61,7 @@ class Messages:
             chat.max_tokens = limit - count
             ignored.append("max_tokens")
         grammar = await unless_disconnected(
-            request, conversation.check_output(served, chat, prompt, OWN_NAMES)
+            request, conversation.check_output(served, chat, prompt, names)
         )
         group = conversation.start(served, info, chat, prompt, grammar)
         answer = _Answer(served.model.id, group, shows_thinking=body.shows_thinking)
@@ -78,7 +77,7 @@ class Messages:
     async def count_tokens(self, request: Request) -> Response:
         body = self._counted.decode(await read_json(request))
         served = await self._registry.open(request, body.model)
-        chat, ignored = to_chat(body)
+        chat, _, ignored = to_chat(body)
         prompt = await unless_disconnected(
             request, conversation.encode_conversation(served, chat, None)
         )

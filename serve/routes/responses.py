@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -22,7 +22,7 @@ from quire.serve.registry import Registry
 from quire.serve.response_items import ItemStream
 from quire.serve.response_store import ResponseStore, Stored
 from quire.serve.responses import encode, ignored_header
-from quire.serve.responses_protocol import OWN_NAMES, Conversation, Item, ResponsesRequest, to_chat
+from quire.serve.responses_protocol import Conversation, Item, ResponsesRequest, to_chat
 from quire.serve.sse import EventStream, named_event
 
 # Fields of the request that stand in the response as they came.
@@ -33,8 +33,11 @@ _ECHOED: Final = (
     "previous_response_id",
     "temperature",
     "top_p",
-    "user",
 )
+# What a tool in the response has even if the request says nothing of it.
+_UNSAID: Final[Mapping[Any, Mapping[str, None]]] = {
+    "function": {"parameters": None, "strict": None}
+}
 
 
 class Responses:
@@ -62,7 +65,7 @@ class Responses:
             talk.chat.max_tokens = left
             talk.ignored.append("max_output_tokens")
         grammar = await unless_disconnected(
-            request, conversation.check_output(served, talk.chat, prompt, OWN_NAMES, talk.texts)
+            request, conversation.check_output(served, talk.chat, prompt, talk.fields, talk.texts)
         )
         try:
             group = conversation.start(served, info, talk.chat, prompt, grammar)
@@ -152,12 +155,13 @@ class _Answer:
             "store": body.store is not False,
             "text": {"format": {"type": "text"}},
             "tool_choice": body.tool_choice or "auto",
-            "tools": body.tools or [],
+            "tools": [{**_UNSAID.get(tool.get("type"), {}), **tool} for tool in body.tools or []],
             "truncation": "disabled",
-            "usage": None,
             **{field: getattr(body, field) for field in _ECHOED},
         }
         self.response["metadata"] = body.metadata or {}
+        if body.user is not None:  # which clients know as text only
+            self.response["user"] = body.user
 
     def cancel(self) -> dict[str, Any]:
         """The response, which ends here."""

@@ -180,3 +180,63 @@ def test_the_responses_api_forces_calls_and_forms_too(client: OpenAI) -> None:
         BadRequestError, match=r"text\.format\.schema\.properties\.a cannot be used"
     ):
         client.responses.create(text={"format": form}, **fields)
+
+
+BROKEN = {"type": "object", "properties": {"a": {"not": {}}}}
+
+
+@pytest.mark.parametrize(
+    ("tools", "place"),
+    [
+        ([{"type": "function", "name": "odd", "strict": True, "parameters": BROKEN}], "[2]"),
+        (
+            [
+                {
+                    "type": "namespace",
+                    "name": "space",
+                    "tools": [
+                        {"type": "function", "name": "even"},
+                        {"type": "function", "name": "odd", "strict": True, "parameters": BROKEN},
+                    ],
+                }
+            ],
+            "[2].tools[1]",
+        ),
+    ],
+    ids=["flat", "in a namespace"],
+)
+def test_an_error_in_a_tool_is_named_where_the_tool_stood(
+    client: OpenAI, tools: list[Any], place: str
+) -> None:
+    """Behind tools that the model is not told of, and in front of others."""
+    first: list[Any] = [{"type": "web_search"}, {"type": "function", "name": "even"}]
+    if place == "[2].tools[1]":
+        first[1] = {"type": "web_search"}
+    last = {"type": "function", "name": "last", "parameters": {"type": "object"}}
+    with pytest.raises(BadRequestError) as caught:
+        client.responses.create(model="quire-demo", input="Hello!", tools=[*first, *tools, last])
+    assert caught.value.param == f"tools{place}.parameters.properties.a"
+    assert f"tools{place}.parameters.properties.a" in str(caught.value)
+
+
+def test_two_tools_of_one_name_are_named_where_they_stood(client: OpenAI, demo: Server) -> None:
+    function: Any = {"type": "function", "name": "even"}
+    with pytest.raises(BadRequestError) as caught:
+        client.responses.create(
+            model="quire-demo", input="Hi", tools=[function, {"type": "web_search"}, function]
+        )
+    assert caught.value.param == "tools[2].name"
+    tool = {"name": "even", "input_schema": {"type": "object"}}
+    body = {
+        "model": "quire-demo",
+        "max_tokens": 9,
+        "messages": [{"role": "user", "content": "Hi"}],
+    }
+    hosted = {"type": "web_search_20250305", "name": "web_search"}
+    status, _, text = demo.post("/v1/messages", {**body, "tools": [tool, hosted, tool]})
+    assert status == 400
+    assert "tools[2].name" in json.loads(text)["error"]["message"]
+    broken = {"name": "odd", "strict": True, "input_schema": BROKEN}
+    status, _, text = demo.post("/v1/messages", {**body, "tools": [hosted, tool, broken]})
+    assert status == 400
+    assert "tools[2].input_schema.properties.a" in json.loads(text)["error"]["message"]

@@ -13,6 +13,8 @@ import pytest
 from fake_backend import EOS, MODEL, FakeBackend, Script, Server, one_model_app, ready, served_model
 from fake_backend import serving as serve_app
 
+from quire.serve.thinking import switches_of
+
 PATH = "/v1/chat/completions"
 WORDS = ["<tool_call>", "</tool_call>", "<think>", "</think>"]
 SIGNS = "{# <tool_call> <function= <think> #}"
@@ -202,6 +204,21 @@ def test_switches_reach_the_template(fields: dict[str, Any], opened: bool) -> No
         backend.streams[0].request.prompt_token_ids, skip_special_tokens=False
     )
     assert prompt.endswith("<think>\n") is opened
+
+
+@pytest.mark.parametrize(
+    ("source", "switches"),
+    [
+        ("reasoning_effort enable_thinking", {"enable_thinking": False, "thinking": False}),
+        ("enable_thinking", {"enable_thinking": False, "thinking": False}),
+        ("reasoning_effort", {}),  # it has levels, and no way to leave thinking out
+    ],
+)
+def test_no_effort_is_no_thinking_where_thinking_can_be_left_out(
+    source: str, switches: dict[str, bool]
+) -> None:
+    levels = {"reasoning_effort": "low", "thinking_effort": "low"}
+    assert switches_of(source, "none", None, None) == {**levels, **switches}
 
 
 def test_a_conversation_goes_back_as_it_came() -> None:
