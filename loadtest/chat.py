@@ -38,6 +38,7 @@ class Target(msgspec.Struct, frozen=True):
     include_usage: bool = True
     timeout: float = 600.0  # seconds for one request
     headers: dict[str, str] = {}
+    fields: dict[str, Any] = {}  # of every request, beside these
 
     def body(self, messages: list[Message], max_tokens: int, stream: bool = True) -> bytes:
         request: dict[str, Any] = {
@@ -46,6 +47,7 @@ class Target(msgspec.Struct, frozen=True):
             "max_tokens": max_tokens,
             "temperature": self.temperature,
             "stream": stream,
+            **self.fields,
         }
         if self.ignore_eos:
             request["ignore_eos"] = True

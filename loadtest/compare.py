@@ -104,8 +104,8 @@ class Metric(msgspec.Struct, frozen=True):
     path: tuple[str, ...]  # attributes from the result
     better: Literal["higher", "lower"]
 
-    def of(self, result: LoadResult | StallResult) -> float | None:
-        value: object = result
+    def of(self, result: object) -> float | None:
+        value = result
         for name in self.path:
             value = getattr(value, name) if value is not None else None
         return float(value) if isinstance(value, (int, float)) else None

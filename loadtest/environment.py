@@ -66,5 +66,8 @@ def describe() -> Environment:
 def command_line() -> str:
     """The command that runs now, without the folder it was started from."""
     program = os.path.basename(sys.argv[0])
+    spec = sys.modules["__main__"].__spec__  # of a module run by its name
     name = ["quire", "bench"] if program == "__main__.py" else [program]
+    if spec is not None and program != "__main__.py":
+        name = ["python", "-m", spec.name]
     return shlex.join([*name, *sys.argv[1:]])

@@ -233,7 +233,7 @@ def _byte_alphabet() -> dict[str, int]:
     }
 
 
-def _write_tokenizer(path: Path) -> None:
+def write_tokenizer(path: Path) -> None:
     # Imported here: the load client itself must stay light.
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -273,6 +273,6 @@ def make_model(folder: Path, shape: ModelShape, seed: int = 0) -> int:
         ("tokenizer_config.json", tokenizer),
     ):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-    _write_tokenizer(folder / "tokenizer.json")
+    write_tokenizer(folder / "tokenizer.json")
     write_safetensors(folder / "model.safetensors", _tensors(shape), shape.dtype, seed)
     return shape.parameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -25,6 +25,31 @@ def percentile(ordered: Sequence[float], q: float) -> float:
     low = math.floor(rank)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
+
+
+class Median(NamedTuple):
+    """A median and an interval that holds the true one with 95% probability or more."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Median:
+        """By the order of the values alone, whatever their distribution (the sign test's interval).
+
+        Of fewer than six values no interval has 95%: it is that of all of them.
+        """
+        ordered = sorted(values)
+        count = len(ordered)
+        tail, rank = 0.5**count, 0
+        while rank + 1 < count / 2 and tail + math.comb(count, rank + 1) * 0.5**count <= 0.025:
+            rank += 1
+            tail += math.comb(count, rank) * 0.5**count
+        return cls(percentile(ordered, 50), ordered[rank], ordered[-1 - rank])
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 class Distribution(msgspec.Struct, frozen=True):

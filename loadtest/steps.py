@@ -13,88 +13,37 @@ import argparse
 import json
 import os
 import platform
-import random
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from quire.engine.messages import GenerateRequest, SamplingParams, WorkerConfig
 from quire.engine.startup.boot import prepare_mlx
+from quire.loadtest.engine_steps import (
+    MAX_TOKEN,
+    PROMPT_RUNS,
+    EngineSteps,
+    Memory,
+    Plan,
+    Times,
+    name_of,
+    time_calls,
+)
 
-_WARM_UP = 8  # steps
-_PROMPT_RUNS = 10
-_MAX_TOKEN = 200  # in every model's vocabulary
 _BARE_ROWS = 2048  # of one call that fills the bare model's cache
-
-Times = dict[str, list[float]]  # milliseconds, by what was run
-Memory = dict[str, int]  # bytes
 
 
 def time_engine(args: argparse.Namespace) -> tuple[Times, Memory]:
-    """Each step of :class:`Engine`: with all sequences decoding, and with prompts alone."""
-    import mlx.core as mx
-
+    """Each step of :class:`Engine`, and its memory."""
     from quire.engine.startup.start import start_engine
 
-    largest = max([batch for batch, _ in args.decode] + [len(p) for p in args.prompts] + [64])
-    budget = max([sum(lengths) for lengths in args.prompts] + [largest + 1, 512])
-    config = WorkerConfig(
-        str(args.model),
-        "",
-        "",
-        max_num_seqs=largest,
-        max_num_batched_tokens=budget,
-        kv_cache_memory=args.kv_cache_memory,
-    )
+    plan = Plan(args.decode, args.prompts, args.mixed, args.steps)
+    config = plan.worker_config(str(args.model), args.kv_cache_memory)
     startup = start_engine(config, [], lambda stage, done, total: None)
-    engine, ready = startup.engine, startup.ready
-    memory = {"weights": ready.weight_bytes, "pages": ready.kv_cache_bytes}
-    draw, request_id = random.Random(0), 0
-
-    def submit(lengths: list[int], max_tokens: int) -> list[int]:
-        nonlocal request_id
-        ids = []
-        for length in lengths:
-            prompt = [draw.randrange(_MAX_TOKEN) for _ in range(length)]
-            sampling = SamplingParams(temperature=0)
-            engine.submit(GenerateRequest(request_id, prompt, max_tokens, sampling))
-            ids.append(request_id)
-            request_id += 1
-        return ids
-
-    def drain(ids: list[int]) -> None:
-        for each in ids:
-            engine.abort(each)
-        while engine.has_work:
-            engine.step()
-
-    times: Times = {}
-    for batch, context in args.decode:
-        ids = submit([context] * batch, args.steps + 100)
-        while len(engine.step()) < batch:
-            pass
-        name = f"decode {batch}x{context}"
-        mx.reset_peak_memory()
-        times[name] = _times(engine.step, args.steps)
-        memory[f"peak, {name}"] = mx.get_peak_memory()
-        drain(ids)
-    for lengths in args.prompts:
-
-        def run(lengths: list[int] = lengths) -> None:
-            submit(lengths, 1)
-            while engine.has_work:
-                engine.step()
-            mx.synchronize()
-
-        name = f"prompts {_name(lengths)}"
-        mx.reset_peak_memory()
-        times[name] = _times(run, _PROMPT_RUNS)
-        memory[f"peak, {name}"] = mx.get_peak_memory()
-    return times, memory
+    times, peaks = EngineSteps(startup, plan).measure()
+    ready = startup.ready
+    return times, {"weights": ready.weight_bytes, "pages": ready.kv_cache_bytes, **peaks}
 
 
 def time_bare(args: argparse.Namespace) -> tuple[Times, Memory]:
@@ -109,7 +58,7 @@ def time_bare(args: argparse.Namespace) -> tuple[Times, Memory]:
         cache: list[Any] = [BatchKVCache([0] * batch) for _ in make_prompt_cache(model)]
         piece = max(1, _BARE_ROWS // batch)
         for start in range(0, context, piece):
-            tokens = mx.random.randint(0, _MAX_TOKEN, (batch, min(piece, context - start)))
+            tokens = mx.random.randint(0, MAX_TOKEN, (batch, min(piece, context - start)))
             state = mx.argmax(model(tokens, cache=cache)[:, -1:], axis=-1)
             mx.eval(state)
         before = state
@@ -120,9 +69,9 @@ def time_bare(args: argparse.Namespace) -> tuple[Times, Memory]:
             mx.async_eval(state)
             mx.eval(before)
 
-        times[f"decode {batch}x{context}"] = _times(step, args.steps)
+        times[f"decode {batch}x{context}"] = time_calls(step, args.steps)
     for lengths in args.prompts:
-        tokens = mx.random.randint(0, _MAX_TOKEN, (1, sum(lengths)))
+        tokens = mx.random.randint(0, MAX_TOKEN, (1, sum(lengths)))
 
         def prompt(tokens: mx.array = tokens) -> None:
             cache = make_prompt_cache(model)
@@ -130,19 +79,8 @@ def time_bare(args: argparse.Namespace) -> tuple[Times, Memory]:
             model(tokens, cache=cache)
             mx.eval([layer.state for layer in cache])
 
-        times[f"prompts {_name(lengths)}"] = _times(prompt, _PROMPT_RUNS)
+        times[f"prompts {name_of(lengths)}"] = time_calls(prompt, PROMPT_RUNS)
     return times, {}
-
-
-def _times(step: Callable[[], object], count: int) -> list[float]:
-    for _ in range(_WARM_UP):
-        step()
-    times = []
-    for _ in range(count):
-        start = time.perf_counter()
-        step()
-        times.append(1000 * (time.perf_counter() - start))
-    return times
 
 
 def _print_times(runs: dict[str, list[Times]]) -> None:
@@ -150,7 +88,7 @@ def _print_times(runs: dict[str, list[Times]]) -> None:
     for name in runs["engine"][0]:
         engine = [statistics.median(run[name]) for run in runs["engine"]]
         line = f"{name:44} {statistics.median(engine):8.2f}"
-        if "bare" in runs:
+        if "bare" in runs and name in runs["bare"][0]:
             bare = [statistics.median(run[name]) for run in runs["bare"]]
             ratios = [b / e for e, b in zip(engine, bare, strict=True)]
             line += f" {statistics.median(bare):8.2f}  " + " ".join(f"{r:.2f}" for r in ratios)
@@ -171,19 +109,18 @@ def _decode(text: str) -> tuple[int, int]:
     return int(batch), int(context)
 
 
+def _mixed(text: str) -> tuple[int, int, int]:
+    decodes, _, prompt = text.partition("+")
+    return *_decode(decodes), int(prompt)
+
+
 def _prompts(text: str) -> list[int]:
     count, _, length = text.rpartition("x")
     return [int(each) for each in length.split("+")] * int(count or 1)
 
 
-def _name(lengths: list[int]) -> str:
-    same = len(set(lengths)) == 1 and len(lengths) > 1
-    return f"{len(lengths)}x{lengths[0]}" if same else "+".join(map(str, lengths))
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m quire.loadtest.steps")
-    parser.add_argument("model", help="a model folder")
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is timed."""
     parser.add_argument(
         "--decode",
         type=_decode,
@@ -200,9 +137,23 @@ def main() -> int:
         metavar="N",
         help="lengths of prompts in one step, such as 2048, 8x256 or 100+412",
     )
+    parser.add_argument(
+        "--mixed",
+        type=_mixed,
+        nargs="*",
+        default=[],
+        metavar="BxC+N",
+        help="a prompt beside so many decodes, such as 64x128+512",
+    )
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kv-cache-memory", type=int, metavar="BYTES", help="the engine's")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m quire.loadtest.steps")
+    parser.add_argument("model", help="a model folder")
+    add_plan(parser)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--without-mlx-lm", action="store_true", help="time the engine alone")
     parser.add_argument("--out", type=Path, help="write all times as JSON")
     parser.add_argument("--only", choices=("engine", "bare"), help=argparse.SUPPRESS)

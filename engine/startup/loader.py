@@ -32,6 +32,10 @@ class LoadedModel:
     widened: bool  # half-precision weights were made float32
 
 
+# Path, device, limit in bytes, progress.
+Loader = Callable[[Path, DeviceName, int, Progress], LoadedModel]
+
+
 def load_model(path: Path, device: DeviceName, limit: int, progress: Progress) -> LoadedModel:
     """Load the weights under ``path`` into memory, of which they may take ``limit`` bytes.
 

@@ -24,7 +24,7 @@ from quire.engine.model.flat_linear import flatten_quantized_linears
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
 from quire.engine.startup.kernel_check import avoid_dropped, check_kernels
-from quire.engine.startup.loader import LoadedModel, Progress, load_model
+from quire.engine.startup.loader import LoadedModel, Loader, Progress, load_model
 from quire.engine.startup.self_check import check_against_plain_forward
 from quire.engine.startup.warm_up import (
     Load,
@@ -48,8 +48,13 @@ class Startup:
     ready: Ready
 
 
-def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> Startup:
+def start_engine(
+    config: WorkerConfig, notes: list[str], progress: Progress, load: Loader = load_model
+) -> Startup:
     """Load, probe, check, size and warm up, on the thread whose MLX streams the engine will use.
+
+    Args:
+        load: what makes the model; a benchmark has it without a folder of weights.
 
     Raises:
         EngineError: the model cannot be served; the message says why.
@@ -58,7 +63,7 @@ def start_engine(config: WorkerConfig, notes: list[str], progress: Progress) -> 
     step_tokens = _step_tokens(config, device)
     budget = Budget(device, usable_memory(device), config.memory_fraction)
     limit_loading(budget)
-    loaded = load_model(Path(config.model_path), device, budget.limit, progress)
+    loaded = load(Path(config.model_path), device, budget.limit, progress)
     notes = list(notes)
     cache = open_cache()
     paged = page_loaded(loaded, config.block_size, device, cache, notes, progress)

@@ -1,0 +1,179 @@
+"""The steps of one engine, timed: decodes, prompts, and prompts beside decodes.
+
+Also a program: `python -P engine_steps.py SETTINGS` starts an engine, writes a line when it is
+ready, and then, for each line that it reads, times everything once and writes the times. Run by its
+path under another version of Quire it times that one, so of Quire it imports only what an engine
+needs.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from quire.engine.messages import GenerateRequest, SamplingParams, WorkerConfig
+from quire.engine.startup.boot import prepare_mlx
+
+if TYPE_CHECKING:
+    from quire.engine.engine import Engine
+    from quire.engine.startup.start import Startup
+
+WARM_UP = 8  # steps
+PROMPT_RUNS = 10
+MAX_TOKEN = 200  # in every model's vocabulary
+
+Times = dict[str, list[float]]  # milliseconds, by what was run
+Memory = dict[str, int]  # bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is timed. A mixed step is one of ``batch`` decodes and a whole prompt."""
+
+    decode: list[tuple[int, int]] = field(default_factory=list)  # batch and context
+    prompts: list[list[int]] = field(default_factory=list)  # lengths of those of one step
+    mixed: list[tuple[int, int, int]] = field(default_factory=list)  # batch, context, prompt
+    steps: int = 60
+    prompt_runs: int = PROMPT_RUNS
+
+    def worker_config(self, model: str, kv_cache_memory: int | None = None) -> WorkerConfig:
+        batches = [batch for batch, *_ in [*self.decode, *self.mixed]]
+        largest = max([*batches, *map(len, self.prompts), 63]) + 1
+        whole = [*map(sum, self.prompts), *(batch + prompt for batch, _, prompt in self.mixed)]
+        return WorkerConfig(
+            model,
+            "",
+            "",
+            max_num_seqs=largest,
+            max_num_batched_tokens=max([*whole, largest + 1, 512]),
+            kv_cache_memory=kv_cache_memory,
+        )
+
+
+class EngineSteps:
+    def __init__(self, startup: Startup, plan: Plan) -> None:
+        self.engine: Engine = startup.engine
+        self.plan = plan
+        self._draw = random.Random(0)
+        self._next_id = 0
+
+    def measure(self) -> tuple[Times, Memory]:
+        """Every step of the plan, and the device's peak memory in each."""
+        import mlx.core as mx
+
+        times: Times = {}
+        peaks: Memory = {}
+
+        def run(name: str, step: Callable[[], object], count: int) -> None:
+            mx.reset_peak_memory()
+            times[name] = time_calls(step, count)
+            peaks[f"peak, {name}"] = mx.get_peak_memory()
+
+        for batch, context in self.plan.decode:
+            ids = self._decoding(batch, context)
+            run(f"decode {batch}x{context}", self.engine.step, self.plan.steps)
+            self._drain(ids)
+        for batch, context, length in self.plan.mixed:
+            ids = self._decoding(batch, context)
+            name = f"mixed {batch}x{context}+{length}"
+            run(name, partial(self._step_with, length), self.plan.steps)
+            self._drain(ids)
+        for lengths in self.plan.prompts:
+            name = f"prompts {name_of(lengths)}"
+            run(name, partial(self._whole, lengths), self.plan.prompt_runs)
+        return times, peaks
+
+    def _submit(self, lengths: Sequence[int], max_tokens: int) -> list[int]:
+        ids = []
+        for length in lengths:
+            prompt = [self._draw.randrange(MAX_TOKEN) for _ in range(length)]
+            sampling = SamplingParams(temperature=0)
+            self.engine.submit(GenerateRequest(self._next_id, prompt, max_tokens, sampling))
+            ids.append(self._next_id)
+            self._next_id += 1
+        return ids
+
+    def _decoding(self, batch: int, context: int) -> list[int]:
+        """That many sequences of which each has its first token."""
+        ids = self._submit([context] * batch, self.plan.steps + 100)
+        while len(self.engine.step()) < batch:
+            pass
+        return ids
+
+    def _step_with(self, length: int) -> None:
+        self._submit([length], 1)
+        self.engine.step()
+
+    def _whole(self, lengths: Sequence[int]) -> None:
+        import mlx.core as mx
+
+        self._submit(lengths, 1)
+        while self.engine.has_work:
+            self.engine.step()
+        mx.synchronize()
+
+    def _drain(self, ids: Sequence[int]) -> None:
+        for each in ids:
+            self.engine.abort(each)
+        while self.engine.has_work:
+            self.engine.step()
+
+
+def time_calls(step: Callable[[], object], count: int) -> list[float]:
+    """Milliseconds of each call, after a few that are not counted."""
+    for _ in range(WARM_UP if count > WARM_UP else 1):
+        step()
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        step()
+        times.append(1000 * (time.perf_counter() - start))
+    return times
+
+
+def name_of(lengths: Sequence[int]) -> str:
+    same = len(set(lengths)) == 1 and len(lengths) > 1
+    return f"{len(lengths)}x{lengths[0]}" if same else "+".join(map(str, lengths))
+
+
+def settings(model: str, plan: Plan, kv_cache_memory: int | None) -> str:
+    """The program's argument."""
+    return json.dumps({"model": model, "kv_cache_memory": kv_cache_memory, "plan": asdict(plan)})
+
+
+def _say(answer: dict[str, Any]) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+def main() -> None:
+    given = json.loads(sys.argv[1])
+    blas = prepare_mlx()
+    from quire.engine.startup.start import start_engine
+
+    plan = Plan(**given["plan"])
+    began = time.perf_counter()
+    config = plan.worker_config(given["model"], given["kv_cache_memory"])
+    startup = start_engine(config, [], lambda stage, done, total: None)
+    steps = EngineSteps(startup, plan)
+    ready = startup.ready
+    _say(
+        {
+            "blas": blas,
+            "start_s": time.perf_counter() - began,
+            "weights": ready.weight_bytes,
+            "pages": ready.kv_cache_bytes,
+        }
+    )
+    for _ in sys.stdin:
+        times, peaks = steps.measure()
+        _say({"ms": times, "memory": peaks})
+
+
+if __name__ == "__main__":
+    main()

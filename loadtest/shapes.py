@@ -1,0 +1,364 @@
+"""Steps of models in published sizes, beside what memory allows: `python -m quire.loadtest.shapes`.
+
+    python -m quire.loadtest.shapes "Qwen3.5-9B" "Qwen3.6-35B-A3B:20" "Qwen3.5-9B:32:4"
+
+A model is NAME, NAME:LAYERS or NAME:LAYERS:BITS of those in :mod:`quire.loadtest.published`, made
+in the device's memory with random weights. All are started together and measured one at a time.
+
+A decode step can take no less than the bytes that it has to move over the bandwidth of a copy,
+measured in the same process: weights (of experts those that so many rows are expected to choose if
+all are as likely), states read and written, and keys and values read. A prompt can be no faster
+than its matrix products, timed alone, layer by layer, as mlx-lm's own modules compute them.
+Beside both stands mlx-lm's own model, over caches of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import msgspec
+
+from quire.engine.startup.boot import prepare_mlx
+from quire.loadtest import environment
+from quire.loadtest.engine_steps import MAX_TOKEN, EngineSteps, Plan, Times, time_calls
+from quire.loadtest.environment import Environment
+from quire.loadtest.model_folder import write_tokenizer
+from quire.loadtest.pairs import StepProcess
+from quire.loadtest.published import published
+from quire.loadtest.result_file import FORMAT_VERSION, save
+from quire.loadtest.stats import Median, number
+
+if TYPE_CHECKING:
+    from quire.engine.model.paged_model import PagedModel
+    from quire.engine.startup.loader import LoadedModel
+
+_CHUNK = 2048  # tokens of a prompt in one step, mlx-lm's own default
+
+
+class Model(NamedTuple):
+    name: str
+    layers: int | None
+    bits: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        name, _, rest = text.partition(":")
+        layers, _, bits = rest.partition(":")
+        model = cls(name, int(layers) if layers else None, int(bits) if bits else None)
+        published(model.name, model.layers)
+        return model
+
+    def __str__(self) -> str:
+        layers = published(self.name, self.layers)["num_hidden_layers"]
+        return f"{self.name}, {layers} layers" + (f", {self.bits} bits" if self.bits else "")
+
+
+class Shape(msgspec.Struct):
+    """What was measured of one model; all times in ms."""
+
+    model: str
+    copy_gb_per_s: float
+    weight_bytes: int
+    page_bytes: int  # of all pools, as allocated
+    step_bytes: dict[str, int]  # that a decode step has to move
+    mlx_lm: Times
+    engine: Times
+    products: list[float]  # of a prompt chunk
+    memory: dict[str, int]
+
+    def bound(self, what: str) -> float:
+        """ms that a decode step takes at least."""
+        return self.step_bytes[what] / self.copy_gb_per_s / 1e6
+
+
+class ShapesResult(msgspec.Struct, tag="shapes", tag_field="kind"):
+    command: str
+    shapes: list[Shape]
+    failed: list[str]
+    environment: Environment
+    note: str = ""
+    format_version: int = FORMAT_VERSION
+
+
+def make_model(model: Model) -> LoadedModel:
+    """Random weights in the device's memory, as mlx-lm's classes draw them; float32 on a CPU."""
+    import mlx.core as mx
+    import mlx.nn as nn
+    from mlx.utils import tree_flatten, tree_map_with_path
+    from mlx_lm.utils import _get_classes
+
+    from quire.engine.startup.loader import LoadedModel
+
+    config = published(model.name, model.layers)
+    context = config.get("max_position_embeddings", 131_072)
+    if config["model_type"].startswith("qwen3_5"):  # mlx-lm knows the text model as a part
+        config = {"model_type": config["model_type"].removesuffix("_text"), "text_config": config}
+    model_class, args_class = _get_classes(config)
+    made: nn.Module = model_class(args_class.from_dict(config))
+    keep = getattr(made, "cast_predicate", lambda _: True)
+
+    def cast(path: str, array: mx.array) -> mx.array:
+        if mx.issubdtype(array.dtype, mx.floating) and keep(path):
+            return array.astype(floats())
+        return array
+
+    made.update(tree_map_with_path(cast, made.parameters()))
+    if model.bits:
+        own = getattr(made, "quant_predicate", None) or (lambda path, module: True)
+
+        def wanted(path: str, module: Any) -> Any:
+            matrix = hasattr(module, "to_quantized") and module.weight.shape[-1] % 64 == 0
+            return matrix and own(path, module)
+
+        nn.quantize(made, 64, model.bits, class_predicate=wanted)
+    made.eval()
+    arrays = [array for _, array in tree_flatten(made.parameters())]
+    for array in arrays:
+        mx.eval(array)
+    mx.clear_cache()
+    total = sum(array.nbytes for array in arrays)
+    dtype = f"{model.bits}-bit" if model.bits else str(floats()).removeprefix("mlx.core.")
+    return LoadedModel(made, config["model_type"], context, dtype, total, widened=False)
+
+
+def floats() -> Any:
+    """The dtype that a model's values have on this device."""
+    import mlx.core as mx
+
+    return mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
+
+
+def _products(loaded: LoadedModel) -> Iterator[tuple[Any, int]]:
+    """Each matrix of a model but its embeddings, and how many experts it holds (0: it is none)."""
+    import mlx.nn as nn
+    from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+
+    for name, module in loaded.model.named_modules():
+        if isinstance(module, SwitchLinear | QuantizedSwitchLinear):
+            yield module, module.weight.shape[0]
+        elif isinstance(module, nn.Linear | nn.QuantizedLinear) and "lm_head" not in name:
+            yield module, 0
+
+
+def _chosen(config: dict[str, Any]) -> int:
+    return int(config.get("num_experts_per_tok") or config.get("top_k_experts") or 1)
+
+
+def touched_weights(loaded: LoadedModel, config: dict[str, Any], rows: int) -> int:
+    """Bytes of weights that a step of so many decodes reads."""
+    from mlx.utils import tree_flatten
+
+    total = loaded.weight_bytes
+    for module, experts in _products(loaded):
+        if experts:
+            unused = (1 - _chosen(config) / experts) ** rows
+            total -= round(unused * sum(a.nbytes for _, a in tree_flatten(module.parameters())))
+    if any("lm_head" in name for name, _ in loaded.model.named_modules()):
+        # Then embeddings are only looked up.
+        total -= sum(
+            array.nbytes
+            for name, array in tree_flatten(loaded.model.parameters())
+            if "embed" in name
+        )
+    return total
+
+
+def kept_bytes(paged: PagedModel, batch: int, context: int) -> int:
+    """Bytes of states, read and written, and of keys and values, read, in a step of decodes."""
+    seen = min(context, paged.window or context)
+    tokens = context * paged.bytes_per_token + seen * paged.bytes_per_window_token
+    return batch * (tokens + 2 * paged.bytes_per_state)
+
+
+def time_products(loaded: LoadedModel, config: dict[str, Any], runs: int) -> list[float]:
+    """ms of all matrix products of a prompt chunk, one layer after the other."""
+    import mlx.core as mx
+
+    width = {}
+    for module, _ in _products(loaded):
+        columns = module.weight.shape[-1] * 32 // getattr(module, "bits", 32)
+        width[columns] = mx.random.normal((1, _CHUNK, columns)).astype(floats())
+    mx.eval(width)
+
+    def step() -> None:
+        for module, experts in _products(loaded):
+            x = width[module.weight.shape[-1] * 32 // getattr(module, "bits", 32)]
+            if not experts:
+                mx.async_eval(module(x))
+                continue
+            chosen = mx.random.randint(0, experts, (_CHUNK * _chosen(config),))
+            rows = mx.repeat(x[0], _chosen(config), axis=0)[:, None, :]
+            mx.async_eval(module(rows, mx.sort(chosen), sorted_indices=True))
+        mx.synchronize()
+
+    return time_calls(step, runs)
+
+
+def time_mlx_lm(loaded: LoadedModel, plan: Plan) -> Times:
+    """Batches of equal length need no padding, so mlx-lm's caches of one sequence hold them."""
+    import mlx.core as mx
+    from mlx_lm.models.cache import make_prompt_cache
+
+    model: Any = loaded.model
+    times: Times = {}
+    for batch, context in plan.decode:
+        cache = make_prompt_cache(model)
+        piece = max(1, _CHUNK // batch)
+        for start in range(0, context, piece):
+            tokens = mx.random.randint(0, MAX_TOKEN, (batch, min(piece, context - start)))
+            state = mx.argmax(model(tokens, cache=cache)[:, -1:], axis=-1)
+            mx.eval(state)
+        before = state
+
+        def step(cache: list[Any] = cache) -> None:
+            nonlocal state, before
+            before, state = state, mx.argmax(model(state, cache=cache), axis=-1)
+            mx.async_eval(state)
+            mx.eval(before)
+
+        times[f"decode {batch}x{context}"] = time_calls(step, plan.steps)
+        mx.clear_cache()
+    for lengths in plan.prompts:
+        tokens = mx.random.randint(0, MAX_TOKEN, (1, sum(lengths)))
+
+        def prompt(tokens: mx.array = tokens) -> None:
+            cache = make_prompt_cache(model)
+            for start in range(0, tokens.shape[1], _CHUNK):
+                model(tokens[:, start : start + _CHUNK], cache=cache)
+                mx.eval([layer.state for layer in cache])
+
+        times[f"prompts {sum(lengths)}"] = time_calls(prompt, plan.prompt_runs)
+        mx.clear_cache()
+    return times
+
+
+def _run(model: Model, plan: Plan, kv_cache_memory: int) -> None:
+    """One model's process: made, asked for mlx-lm's times, started, asked for its own."""
+    prepare_mlx()
+    import mlx.core as mx
+
+    from quire.engine.startup.start import start_engine
+    from quire.loadtest.kernels.device import copy_bandwidth, use_device
+
+    def say(answer: object) -> None:
+        print(msgspec.json.encode(answer).decode(), flush=True)
+
+    device = use_device("auto")
+    config = published(model.name, model.layers)
+    loaded = make_model(model)
+    weights = {batch: touched_weights(loaded, config, batch) for batch, _ in plan.decode}
+    say("made")
+    sys.stdin.readline()
+    copy = copy_bandwidth(device)
+    products = time_products(loaded, config, plan.prompt_runs)
+    mlx_lm = time_mlx_lm(loaded, plan)
+    mx.clear_cache()
+    say("measured")
+    sys.stdin.readline()
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder, "tokenizer.json"))
+        worker = plan.worker_config(folder, kv_cache_memory)
+        worker = msgspec.structs.replace(
+            worker, max_num_batched_tokens=_CHUNK, max_model_len=max(map(sum, plan.prompts)) + 64
+        )
+        startup = start_engine(worker, [], lambda *_: None, lambda *_: loaded)
+    say("started")
+    sys.stdin.readline()
+    paged = startup.engine.model
+    moved = {
+        f"decode {batch}x{context}": weights[batch]
+        + kept_bytes(paged, batch, context + plan.steps // 2)
+        for batch, context in plan.decode
+    }
+    times, memory = EngineSteps(startup, plan).measure()
+    pages = startup.ready.kv_cache_bytes + startup.ready.states.nbytes
+    say(
+        Shape(
+            str(model),
+            copy / 1e9,
+            loaded.weight_bytes,
+            pages,
+            moved,
+            mlx_lm,
+            times,
+            products,
+            memory,
+        )
+    )
+
+
+def measure(models: Sequence[Model], options: Sequence[str]) -> ShapesResult:
+    """A model whose process ends is named in the result."""
+    base = ["-m", "quire.loadtest.shapes", *options, "--only"]
+    processes = {
+        str(model): StepProcess([*base, ":".join(str(part or "") for part in model)])
+        for model in models
+    }
+    failed: list[str] = []
+    shapes: list[Shape] = []
+
+    def each(act: Callable[[StepProcess], Any]) -> Iterator[Any]:
+        for name, process in processes.items():
+            if name not in failed:
+                try:
+                    yield act(process)
+                except (RuntimeError, OSError) as error:
+                    print(f"{name}: {error}", file=sys.stderr, flush=True)
+                    failed.append(name)
+
+    for act in (StepProcess.answer, StepProcess.measure, StepProcess.ask, StepProcess.answer):
+        for _ in each(act):
+            pass
+    for answer in each(StepProcess.measure):
+        shapes.append(msgspec.convert(answer, Shape))
+        _print(shapes[-1])
+    return ShapesResult(environment.command_line(), shapes, failed, environment.describe())
+
+
+def _print(shape: Shape) -> None:
+    print(f"{shape.model}: {shape.weight_bytes / 1e9:.1f} GB, copy {shape.copy_gb_per_s:,.0f} GB/s")
+    for what, times in shape.engine.items():
+        engine = Median.of(times).value
+        ours = f"engine {number(engine)} ms, mlx-lm {number(Median.of(shape.mlx_lm[what]).value)}"
+        if what in shape.step_bytes:
+            bound = shape.bound(what)
+            print(f"  {what}: {ours}, bound {bound:.2f}: {engine / bound:.2f}x")
+        else:
+            tokens = int(what.split()[-1])
+            products = Median.of(shape.products).value * tokens / _CHUNK
+            print(f"  {what}: {ours}, products {number(products)}: {products / engine:.0%}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m quire.loadtest.shapes")
+    parser.add_argument("models", nargs="*", type=Model.parse, metavar="NAME[:LAYERS[:BITS]]")
+    parser.add_argument("--context", type=int, default=1024, help="of decodes (1024)")
+    parser.add_argument("--prompt", type=int, default=8192, help="tokens (8192)")
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 16, 64])
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--kv-cache-memory", type=int, default=4 << 30, metavar="BYTES")
+    parser.add_argument("--note", default="")
+    parser.add_argument("--out", type=Path, help="write all times as JSON")
+    parser.add_argument("--only", type=Model.parse, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    decode = [(batch, args.context) for batch in args.batches]
+    plan = Plan(decode, [[args.prompt]], steps=args.steps, prompt_runs=3)
+    if args.only is not None:
+        _run(args.only, plan, args.kv_cache_memory)
+        return 0
+    names = ("context", "prompt", "steps", "kv_cache_memory")
+    options = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
+    result = measure(args.models, [*options, "--batches", *map(str, args.batches)])
+    result.note = args.note
+    if args.out:
+        save(args.out, result)
+    return 1 if result.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
