@@ -13,10 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from quire.loadtest.compare import comparisons
+from quire.loadtest.grammar_cost import GrammarCostResult
 from quire.loadtest.kernels.results import CaseResult, KernelsResult, load_kernels
 from quire.loadtest.kernels.table import baselines
+from quire.loadtest.pairs import PairsResult
+from quire.loadtest.result_file import load
 from quire.loadtest.results import CompareResult, LoadResult, load_result
+from quire.loadtest.shapes import ShapesResult
 from quire.loadtest.stats import number
+from quire.loadtest.turn_tables import grammar_cost, pairs, place, shapes, table, turns
+from quire.loadtest.turns import TurnsResult
 
 _ROOT = Path(__file__).parent.parent
 _RESULTS = _ROOT / "loadtest" / "results"
@@ -72,14 +78,20 @@ def _section(path: Path) -> Iterator[str]:
             yield from _soak(raw, path)
         case "gaps":
             yield from _gaps(raw)
+        case "turns":
+            yield from turns(load(path, TurnsResult, "result of turns"))
+        case "grammar cost":
+            yield from grammar_cost(load(path, GrammarCostResult, "result of grammar_cost"))
+        case "pairs":
+            yield from pairs(load(path, PairsResult, "result of pairs"))
+        case "shapes":
+            yield from shapes(load(path, ShapesResult, "result of shapes"))
         case _:
             yield from _steps(raw)
 
 
 def _compare(result: CompareResult) -> Iterator[str]:
-    where = result.environment
-    machine = ", ".join(where.gpus) or f"{where.cpu_count} cores, no GPU"
-    yield f"{where.machine}, {machine}, MLX {where.packages.get('mlx', '?')}, {where.time[:10]}."
+    yield place(result.environment)
     for setup in result.servers:
         preload = f"LD_PRELOAD={setup.preload} " if setup.preload else ""
         yield f"- {setup.name}: `{preload}{setup.command}`"
@@ -87,11 +99,11 @@ def _compare(result: CompareResult) -> Iterator[str]:
     names = [setup.name for setup in result.servers]
     rows = []
     for workload in dict.fromkeys(run.workload for run in result.runs):
-        for place, comparison in enumerate(comparisons(result, workload)):
+        for line, comparison in enumerate(comparisons(result, workload)):
             medians = [number(comparison.medians[name]) for name in names]
-            what = _workload(result, workload) if place == 0 else ""
+            what = _workload(result, workload) if line == 0 else ""
             rows.append([what, comparison.label, *medians, number(comparison.ratio)])
-    yield from _table(["load", "", *names, "ratio"], rows, text=2)
+    yield from table(["load", "", *names, "ratio"], rows, text=2)
     if failed := [f"{run.server} {run.workload}" for run in result.runs if run.failure]:
         yield f"Failed, and left out: {', '.join(failed)}.\n"
 
@@ -117,7 +129,7 @@ def _kernels(result: KernelsResult) -> Iterator[str]:
         against = baselines(cases)
         rows = [row for case in cases for row in _ways(case, against)]
         titles = [operation, "", "us", "GB/s", *(f"vs {name}" for name in against)]
-        yield from _table(titles, rows, text=2)
+        yield from table(titles, rows, text=2)
 
 
 def _ways(case: CaseResult, against: Sequence[str]) -> Iterator[list[str]]:
@@ -135,13 +147,13 @@ def _loads(raw: Mapping[str, Any]) -> Iterator[str]:
     about = [raw[key] for key in ("machine", "model", "note")]
     yield ". ".join(line[:1].upper() + line[1:] for line in about) + ".\n"
     rows = []
-    for name, load in raw["loads"].items():
-        summary = load["summary"]
+    for name, one in raw["loads"].items():
+        summary = one["summary"]
         first, gap = summary["ttft_ms"], summary["itl_ms"]
         times = [number(of[p]) for of in (first, gap) for p in ("p50", "p99")]
         rows.append([name, number(summary["output_tokens_per_s"]), *times])
     titles = ["load", "tokens/s", "first token p50, ms", "p99", "gap p50, ms", "p99"]
-    yield from _table(titles, rows)
+    yield from table(titles, rows)
 
 
 def _soak(raw: Mapping[str, Any], path: Path) -> Iterator[str]:
@@ -166,7 +178,7 @@ def _soak(raw: Mapping[str, Any], path: Path) -> Iterator[str]:
         figures = [number(trend[key]) for key in ("first", "last", "least", "most")]
         rows.append([trend["name"], *figures[:2], change, *figures[2:]])
     titles = ["sizes in MiB", "first tenth", "last tenth", "change", "least", "most"]
-    yield from _table(titles, rows)
+    yield from table(titles, rows)
     for check in raw["checks"]:
         yield f"- {'holds' if check['holds'] else '**does not hold**'}: {check['name']}"
     yield ""
@@ -200,7 +212,7 @@ def _gaps(raw: Mapping[str, Any]) -> Iterator[str]:
         rows.append([name, number(count), *times, f"{memory - 1:+.1%}"])
     titles = ["disturbed by", "requests", "gap p50, ms", "longest gap", "vs alone"]
     titles += ["longest /health, ms", "vs alone", "front end's memory"]
-    yield from _table(titles, rows)
+    yield from table(titles, rows)
 
 
 def _steps(raw: Mapping[str, Any]) -> Iterator[str]:
@@ -220,7 +232,7 @@ def _steps(raw: Mapping[str, Any]) -> Iterator[str]:
         if (new := times[second].get(what)) is not None
     ]
     titles = ["mlx-lm's batch", "engine"] if "ms" in raw else list(_CHANGE)
-    yield from _table(["ms a step", *titles, "ratio"], rows)
+    yield from table(["ms a step", *titles, "ratio"], rows)
 
 
 _CHANGE = "before", "after"
@@ -234,14 +246,6 @@ def _pooled(runs: Sequence[Any]) -> dict[str, float]:
         for what, values in run.items():
             pooled.setdefault(what, []).extend(values)
     return {what: statistics.median(values) for what, values in pooled.items()}
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) -> Iterator[str]:
-    """The first ``text`` columns on the left, the others on the right."""
-    yield f"| {' | '.join(titles)} |"
-    yield "|" + "---|" * text + "---:|" * (len(titles) - text)
-    yield from (f"| {' | '.join(row)} |" for row in rows)
-    yield ""
 
 
 def main() -> None:

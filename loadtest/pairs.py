@@ -4,6 +4,7 @@
 
 DIR is a folder in which a version's wheel lies unpacked. Each version has a process and an engine
 of its own for the whole run, side by side on one device; while one is timed the others wait. The
+first start of a version on a GPU compiles its kernels, which can take minutes. The
 ratio of a round is the first version's median step over the other's, above 1 where the other is
 faster; printed are the median of the rounds and its 95% interval.
 """
@@ -13,10 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +94,40 @@ class StepProcess:
         return self.answer()
 
     def stop(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        """End it, whatever it does."""
+        with self._process:  # waits, and closes its pipes
+            self._process.terminate()
 
 
-def measure(args: argparse.Namespace, versions: Mapping[str, str]) -> PairsResult:
+def take_turns(
+    processes: Mapping[str, StepProcess],
+    rounds: int,
+    result: PairsResult,
+    on_round: Callable[[PairsResult], None],
+) -> None:
+    """Add ``rounds`` rounds to the result; ``on_round`` hears of it after each.
+
+    Raises RuntimeError where a version ends on the way.
+    """
+    for number in range(rounds):
+        names = list(processes)
+        if number % 2:  # who comes second finds a warmer device
+            names.reverse()
+        answers = {name: processes[name].measure() for name in names}
+        result.memory = {name: answer["memory"] for name, answer in answers.items()}
+        medians = {
+            name: {what: statistics.median(ms) for what, ms in answers[name]["ms"].items()}
+            for name in processes
+        }
+        result.rounds.append(Round(medians))
+        on_round(result)
+
+
+def measure(
+    args: argparse.Namespace,
+    versions: Mapping[str, str],
+    on_round: Callable[[PairsResult], None] = lambda so_far: None,
+) -> PairsResult:
     """Raises RuntimeError where a version does not start."""
     plan = engine_steps.Plan(args.decode, args.prompts, args.mixed, args.steps)
     program = ["-P", engine_steps.__file__]
@@ -106,29 +136,32 @@ def measure(args: argparse.Namespace, versions: Mapping[str, str]) -> PairsResul
         name: StepProcess(program, [folder], str(Path(folder, ".home")))
         for name, folder in versions.items()
     }
-    starts = {name: process.answer() for name, process in processes.items()}
-    rounds, memory = [], {}
-    for number in range(args.rounds):
-        names = list(processes)
-        if number % 2:  # who comes second finds a warmer device
-            names.reverse()
-        answers = {name: processes[name].measure() for name in names}
-        memory = {name: answer["memory"] for name, answer in answers.items()}
-        medians = {
-            name: {what: statistics.median(ms) for what, ms in answers[name]["ms"].items()}
-            for name in versions
+    try:
+        result = PairsResult(
+            command=environment.command_line(),
+            model=Path(args.model).name,
+            starts={name: process.answer() for name, process in processes.items()},
+            rounds=[],
+            memory={},
+            environment=environment.describe(),
+        )
+        for name, start in result.starts.items():
+            print(f"{name}: started in {start['start_s']:.1f} s", flush=True)
+        take_turns(processes, args.rounds, result, on_round)
+    finally:
+        for process in processes.values():
+            process.stop()
+    return result
+
+
+def _print(result: PairsResult) -> None:
+    for what, ratios in result.ratios().items():
+        steps = {
+            name: statistics.median(each.ms[name][what] for each in result.rounds)
+            for name in result.starts
         }
-        rounds.append(Round(medians))
-    for process in processes.values():
-        process.stop()
-    return PairsResult(
-        command=environment.command_line(),
-        model=Path(args.model).name,
-        starts=starts,
-        rounds=rounds,
-        memory=memory,
-        environment=environment.describe(),
-    )
+        shown = "  ".join(f"{name} {ms:.2f} ms" for name, ms in steps.items())
+        print(f"{what:28} {shown}  " + "  ".join(f"{ratio}" for ratio in ratios.values()))
 
 
 def main() -> int:
@@ -139,21 +172,17 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, help="write all medians as JSON")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # takes its processes along
     versions = dict(each.split("=", 1) for each in args.version)
     if len(versions) < 2:
         parser.error("--version: at least two, under different names")
-    result = measure(args, versions)
-    for name, start in result.starts.items():
-        print(f"{name}: started in {start['start_s']:.1f} s")
-    for what, ratios in result.ratios().items():
-        steps = {
-            name: statistics.median(each.ms[name][what] for each in result.rounds)
-            for name in versions
-        }
-        shown = "  ".join(f"{name} {ms:.2f} ms" for name, ms in steps.items())
-        print(f"{what:28} {shown}  " + "  ".join(f"{ratio}" for ratio in ratios.values()))
-    if args.out:
-        save(args.out, result)
+
+    def heard(so_far: PairsResult) -> None:
+        print(f"round {len(so_far.rounds)} of {args.rounds}", flush=True)
+        if args.out:
+            save(args.out, so_far)
+
+    _print(measure(args, versions, heard))
     return 0
 
 

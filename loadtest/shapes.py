@@ -9,12 +9,14 @@ A decode step can take no less than the bytes that it has to move over the bandw
 measured in the same process: weights (of experts those that so many rows are expected to choose if
 all are as likely), states read and written, and keys and values read. A prompt can be no faster
 than its matrix products, timed alone, layer by layer, as mlx-lm's own modules compute them.
-Beside both stands mlx-lm's own model, over caches of its own.
+Beside both stands mlx-lm's own model, over caches of its own; of its prompts one chunk is timed,
+since its recurrences by single tokens take a tenth of a second for each thousand and layer.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -74,6 +76,17 @@ class Shape(msgspec.Struct):
     def bound(self, what: str) -> float:
         """ms that a decode step takes at least."""
         return self.step_bytes[what] / self.copy_gb_per_s / 1e6
+
+    def rows(self) -> Iterator[tuple[str, str, str, str, str]]:
+        """What was run, the engine's ms, mlx-lm's, the least, and the engine's over that."""
+        for what, times in self.engine.items():
+            engine = Median.of(times).value
+            if what in self.step_bytes:
+                least = self.bound(what)
+            else:
+                least = Median.of(self.products).value * int(what.split()[-1]) / _CHUNK
+            theirs = Median.of(self.mlx_lm[what]).value if what in self.mlx_lm else None
+            yield what, number(engine), number(theirs), number(least), f"{engine / least:.2f}"
 
 
 class ShapesResult(msgspec.Struct, tag="shapes", tag_field="kind"):
@@ -223,17 +236,15 @@ def time_mlx_lm(loaded: LoadedModel, plan: Plan) -> Times:
 
         times[f"decode {batch}x{context}"] = time_calls(step, plan.steps)
         mx.clear_cache()
-    for lengths in plan.prompts:
-        tokens = mx.random.randint(0, MAX_TOKEN, (1, sum(lengths)))
+    tokens = mx.random.randint(0, MAX_TOKEN, (1, _CHUNK))
 
-        def prompt(tokens: mx.array = tokens) -> None:
-            cache = make_prompt_cache(model)
-            for start in range(0, tokens.shape[1], _CHUNK):
-                model(tokens[:, start : start + _CHUNK], cache=cache)
-                mx.eval([layer.state for layer in cache])
+    def prompt() -> None:
+        cache = make_prompt_cache(model)
+        model(tokens, cache=cache)
+        mx.eval([layer.state for layer in cache])
 
-        times[f"prompts {sum(lengths)}"] = time_calls(prompt, plan.prompt_runs)
-        mx.clear_cache()
+    times[f"prompts {_CHUNK}"] = time_calls(prompt, 1)
+    mx.clear_cache()
     return times
 
 
@@ -252,13 +263,13 @@ def _run(model: Model, plan: Plan, kv_cache_memory: int) -> None:
     config = published(model.name, model.layers)
     loaded = make_model(model)
     weights = {batch: touched_weights(loaded, config, batch) for batch, _ in plan.decode}
-    say("made")
+    say(f"{model}: {loaded.weight_bytes / 1e9:.1f} GB made")
     sys.stdin.readline()
     copy = copy_bandwidth(device)
     products = time_products(loaded, config, plan.prompt_runs)
     mlx_lm = time_mlx_lm(loaded, plan)
     mx.clear_cache()
-    say("measured")
+    say(f"{model}: mlx-lm measured")
     sys.stdin.readline()
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder, "tokenizer.json"))
@@ -267,7 +278,7 @@ def _run(model: Model, plan: Plan, kv_cache_memory: int) -> None:
             worker, max_num_batched_tokens=_CHUNK, max_model_len=max(map(sum, plan.prompts)) + 64
         )
         startup = start_engine(worker, [], lambda *_: None, lambda *_: loaded)
-    say("started")
+    say(f"{model}: started")
     sys.stdin.readline()
     paged = startup.engine.model
     moved = {
@@ -292,15 +303,18 @@ def _run(model: Model, plan: Plan, kv_cache_memory: int) -> None:
     )
 
 
-def measure(models: Sequence[Model], options: Sequence[str]) -> ShapesResult:
-    """A model whose process ends is named in the result."""
+def measure(
+    models: Sequence[Model],
+    options: Sequence[str],
+    on_shape: Callable[[ShapesResult], None] = lambda so_far: None,
+) -> ShapesResult:
+    """A model whose process ends is named in the result. ``on_shape`` hears of each measured."""
     base = ["-m", "quire.loadtest.shapes", *options, "--only"]
     processes = {
         str(model): StepProcess([*base, ":".join(str(part or "") for part in model)])
         for model in models
     }
     failed: list[str] = []
-    shapes: list[Shape] = []
 
     def each(act: Callable[[StepProcess], Any]) -> Iterator[Any]:
         for name, process in processes.items():
@@ -311,27 +325,24 @@ def measure(models: Sequence[Model], options: Sequence[str]) -> ShapesResult:
                     print(f"{name}: {error}", file=sys.stderr, flush=True)
                     failed.append(name)
 
-    for act in (StepProcess.answer, StepProcess.measure, StepProcess.ask, StepProcess.answer):
-        for _ in each(act):
-            pass
-    for answer in each(StepProcess.measure):
-        shapes.append(msgspec.convert(answer, Shape))
-        _print(shapes[-1])
-    return ShapesResult(environment.command_line(), shapes, failed, environment.describe())
+    result = ShapesResult(environment.command_line(), [], failed, environment.describe())
+    try:
+        for act in (StepProcess.answer, StepProcess.measure, StepProcess.ask, StepProcess.answer):
+            print("; ".join(f"{answer}" for answer in each(act) if answer), flush=True)
+        for answer in each(StepProcess.measure):
+            result.shapes.append(msgspec.convert(answer, Shape))
+            _print(result.shapes[-1])
+            on_shape(result)
+    finally:
+        for process in processes.values():
+            process.stop()
+    return result
 
 
 def _print(shape: Shape) -> None:
     print(f"{shape.model}: {shape.weight_bytes / 1e9:.1f} GB, copy {shape.copy_gb_per_s:,.0f} GB/s")
-    for what, times in shape.engine.items():
-        engine = Median.of(times).value
-        ours = f"engine {number(engine)} ms, mlx-lm {number(Median.of(shape.mlx_lm[what]).value)}"
-        if what in shape.step_bytes:
-            bound = shape.bound(what)
-            print(f"  {what}: {ours}, bound {bound:.2f}: {engine / bound:.2f}x")
-        else:
-            tokens = int(what.split()[-1])
-            products = Median.of(shape.products).value * tokens / _CHUNK
-            print(f"  {what}: {ours}, products {number(products)}: {products / engine:.0%}")
+    for what, engine, theirs, least, ratio in shape.rows():
+        print(f"  {what}: {engine} ms, mlx-lm {theirs}, at least {least}: {ratio}", flush=True)
 
 
 def main() -> int:
@@ -353,10 +364,14 @@ def main() -> int:
         return 0
     names = ("context", "prompt", "steps", "kv_cache_memory")
     options = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
-    result = measure(args.models, [*options, "--batches", *map(str, args.batches)])
-    result.note = args.note
-    if args.out:
-        save(args.out, result)
+
+    def heard(so_far: ShapesResult) -> None:
+        so_far.note = args.note
+        if args.out:
+            save(args.out, so_far)
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # takes its processes along
+    result = measure(args.models, [*options, "--batches", *map(str, args.batches)], heard)
     return 1 if result.failed else 0
 
 

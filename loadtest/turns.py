@@ -87,11 +87,12 @@ class TurnsResult(msgspec.Struct, tag="turns", tag_field="kind"):
         return list(dict.fromkeys(turn.load for turn in self.turns))
 
     def figures(self, load: str, metric: Metric) -> dict[str, list[float]]:
-        """One metric by server, in the order of the rounds."""
+        """One metric by server, in the order of the rounds in which no request failed."""
+        failed = {(turn.load, turn.round) for turn in self.turns if turn.summary.errors}
         found: dict[str, list[float]] = {name: [] for name in self.servers}
         for turn in self.turns:
             value = metric.of(turn) if turn.load == load else None
-            if value is not None:
+            if value is not None and (turn.load, turn.round) not in failed:
                 found[turn.server].append(value)
         return found
 
@@ -103,7 +104,11 @@ class TurnsResult(msgspec.Struct, tag="turns", tag_field="kind"):
             pairs = {name: zip(figures[last], figures[name], strict=True) for name in others}
         else:
             pairs = {name: zip(figures[name], figures[last], strict=True) for name in others}
-        return {name: Median.of(over / under for over, under in pairs[name]) for name in others}
+        return {
+            name: Median.of(over / under for over, under in pairs[name])
+            for name in others
+            if figures[name]
+        }
 
 
 async def take_turns(

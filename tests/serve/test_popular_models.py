@@ -3,61 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from quire.engine.memory.budget import STEP_TOKENS
 from quire.engine.memory.fit import Demand
+from quire.loadtest.published import PUBLISHED
 from quire.serve.memory_plan import memory
 from quire.serve.model_facts import facts_of
 
 PAGE = Path(__file__).parents[2] / "docs/models.md"
 TOKENS = 32_768
 
-QWEN: dict[str, Any] = {
-    **{"hidden_size": 4096, "num_attention_heads": 16, "head_dim": 256, "vocab_size": 248_320},
-    **{"linear_num_value_heads": 32, "linear_num_key_heads": 16, "linear_key_head_dim": 128},
-    **{"linear_value_head_dim": 128, "linear_conv_kernel_dim": 4, "full_attention_interval": 4},
-}
-GEMMA: dict[str, Any] = {
-    **{"model_type": "gemma4_text", "hidden_size": 5376, "head_dim": 256, "global_head_dim": 512},
-    **{"attention_k_eq_v": True, "sliding_window": 1024, "sliding_window_pattern": 6},
-    **{"vocab_size": 262_144, "num_attention_heads": 32},
-}
-# Of their configurations what memory depends on.
-MODELS: dict[str, dict[str, Any]] = {
-    "Qwen3.5-9B": {
-        **{**QWEN, "model_type": "qwen3_5_text", "num_hidden_layers": 32},
-        "num_key_value_heads": 4,
-    },
-    "Qwen3.6-35B-A3B": {
-        **{**QWEN, "model_type": "qwen3_5_moe_text", "num_hidden_layers": 40},
-        **{"num_key_value_heads": 2, "hidden_size": 2048},
-    },
-    "Nemotron-3-Nano-30B-A3B": {
-        **{"model_type": "nemotron_h", "hidden_size": 2688, "num_hidden_layers": 52},
-        "hybrid_override_pattern": "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",
-        **{"num_attention_heads": 32, "num_key_value_heads": 2, "head_dim": 128},
-        **{"mamba_num_heads": 64, "mamba_head_dim": 64, "ssm_state_size": 128, "n_groups": 8},
-        **{"conv_kernel": 4, "vocab_size": 131_072},
-    },
-    "Gemma 4 31B": {
-        **{**GEMMA, "num_hidden_layers": 60, "num_key_value_heads": 16},
-        "num_global_key_value_heads": 4,
-    },
-    "Gemma 4 26B-A4B": {
-        **{**GEMMA, "num_hidden_layers": 30, "num_key_value_heads": 8},
-        **{"num_global_key_value_heads": 2, "hidden_size": 2816},
-    },
-    "gpt-oss-20b": {
-        **{"model_type": "gpt_oss", "hidden_size": 2880, "num_hidden_layers": 24},
-        **{"num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64},
-        **{"sliding_window": 128, "vocab_size": 201_088},
-    },
-}
+NAMES = (
+    "Qwen3.5-9B",
+    "Qwen3.6-35B-A3B",
+    "Nemotron-3-Nano-30B-A3B",
+    "Gemma 4 31B",
+    "Gemma 4 26B-A4B",
+    "gpt-oss-20b",
+)
 
 
 def row(name: str) -> str:
-    facts = facts_of(MODELS[name], {})
+    facts = facts_of(PUBLISHED[name], {})
     kept, width = facts.kept, facts.number_bytes
     needs = memory(facts, "metal", TOKENS, STEP_TOKENS["metal"])
     demand = Demand(
@@ -80,15 +47,15 @@ def row(name: str) -> str:
 
 def test_the_page_has_what_the_estimate_says() -> None:
     page = PAGE.read_text()
-    rows = [row(name) for name in MODELS]
+    rows = [row(name) for name in NAMES]
     assert [
-        line for line in page.splitlines() if line.startswith(tuple(f"| {n}" for n in MODELS))
+        line for line in page.splitlines() if line.startswith(tuple(f"| {n}" for n in NAMES))
     ] == rows
 
 
 def test_windows_save_what_they_should() -> None:
     """At 32,768 tokens, in GB: 3.5 instead of 29.5, 0.9 instead of 7.4, 0.8 instead of 1.6."""
-    found = {name: [float(c) for c in row(name).split(" | ")[-3:][:1]] for name in MODELS}
+    found = {name: [float(c) for c in row(name).split(" | ")[-3:][:1]] for name in NAMES}
     assert 3.4 < found["Gemma 4 31B"][0] < 3.6
     assert 0.85 < found["Gemma 4 26B-A4B"][0] < 0.95
     assert 0.75 < found["gpt-oss-20b"][0] < 0.85
