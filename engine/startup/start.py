@@ -53,9 +53,6 @@ def start_engine(
 ) -> Startup:
     """Load, probe, check, size and warm up, on the thread whose MLX streams the engine will use.
 
-    Args:
-        load: what makes the model; a benchmark has it without a folder of weights.
-
     Raises:
         EngineError: the model cannot be served; the message says why.
     """
