@@ -1,4 +1,7 @@
-"""Every family's answers through all three chat APIs, streamed and whole, by scripted tokens."""
+"""Every family's answers through all three chat APIs, streamed and whole, by scripted tokens.
+
+Cuts at other places are tried on the parsers alone, in parsers/test_vectors.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Every family's answers, whole, by character and cut anywhere: the events joined are equal."""
+"""Every family's answers, whole, by character and cut anywhere: the events joined are equal.
+
+Every single cut is tried here, on the parsers alone; test_vectors_over_http.py sends each answer
+through the three APIs in one way of cutting, by tokens, and for chats at once too.
+"""
 
 from __future__ import annotations
 
