@@ -35,6 +35,7 @@ class Target(msgspec.Struct, frozen=True):
     model: str
     temperature: float = 0.0
     ignore_eos: bool = False  # an extension: vLLM and Quire take it, others may refuse it
+    token_ids: bool = False  # of each chunk, so that those without text count; an extension too
     include_usage: bool = True
     timeout: float = 600.0  # seconds for one request
     headers: dict[str, str] = {}
@@ -51,6 +52,8 @@ class Target(msgspec.Struct, frozen=True):
         }
         if self.ignore_eos:
             request["ignore_eos"] = True
+        if self.token_ids:
+            request["return_token_ids"] = True
         if stream and self.include_usage:
             request["stream_options"] = {"include_usage": True}
         return msgspec.json.encode(request)
@@ -69,6 +72,7 @@ class _Delta(msgspec.Struct):
 class _Choice(msgspec.Struct):
     delta: _Delta | None = None
     finish_reason: str | None = None
+    token_ids: list[int] | None = None
 
 
 class _PromptDetails(msgspec.Struct):
@@ -130,11 +134,12 @@ class _Stream:
         chunk = _decode_chunk(event)
         if chunk.error is not None:
             raise _StreamError(error_message({"error": chunk.error}))
-        text = ""
+        text, has_tokens = "", False
         for choice in chunk.choices:
+            has_tokens = has_tokens or bool(choice.token_ids)
             text += choice.delta.text if choice.delta else ""
             self.record.finish_reason = choice.finish_reason or self.record.finish_reason
-        if text:  # a chunk with only a role is not a token
+        if text or has_tokens:  # a chunk with only a role is not a token
             self.text.append(text)
             self.record.chunk_ms.append(round((now - self.began) * 1e3, 3))
         if (usage := chunk.usage) is not None:

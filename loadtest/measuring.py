@@ -198,20 +198,26 @@ def _gaps(raw: Mapping[str, Any]) -> Iterator[str]:
     by_name: dict[str, list[Mapping[str, Any]]] = {}
     for turn in raw["turns"]:
         by_name.setdefault(turn["name"], []).append(turn)
-    columns = "requests", "median_gap", "longest_gap", "longest_health"
+    disturbances = "p99_gap", "longest_gap", "p99_health", "longest_health"
+    columns = "requests", "median_gap", *disturbances
     medians = {
         name: [statistics.median(turn[key] for turn in turns) for key in columns]
         for name, turns in by_name.items()
     }
     rows = []
     for name, figures in medians.items():
-        count, median, gap, health = figures
+        count, median, *times = figures
         memory = by_name[name][-1]["memory_after"] / by_name[name][0]["memory_before"]
-        ratios = [f"{a / b:.2f}" for a, b in zip((gap, health), medians["alone"][2:], strict=True)]
-        times = [number(median), number(gap), ratios[0], number(health), ratios[1]]
-        rows.append([name, number(count), *times, f"{memory - 1:+.1%}"])
-    titles = ["disturbed by", "requests", "gap p50, ms", "longest gap", "vs alone"]
-    titles += ["longest /health, ms", "vs alone", "front end's memory"]
+        cells = [
+            cell
+            for time, alone in zip(times, medians["alone"][2:], strict=True)
+            for cell in (number(time), f"{time / alone:.2f}")
+        ]
+        rows.append([name, number(count), number(median), *cells, f"{memory - 1:+.1%}"])
+    titles = ["disturbed by", "requests", "gap p50, ms"]
+    for title in ("gap p99", "longest gap", "/health p99", "longest /health"):
+        titles += [f"{title}, ms", "vs alone"]
+    titles.append("front end's memory")
     yield from table(titles, rows)
 
 

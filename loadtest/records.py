@@ -37,7 +37,7 @@ class RequestRecord(msgspec.Struct):
     prompt_chars: int  # of all messages sent
     max_tokens: int
     start_ms: float = 0.0  # since the measurement began
-    chunk_ms: list[float] = []  # arrival of each chunk that carries text, since this request began
+    chunk_ms: list[float] = []  # arrival of each chunk that has tokens, since this request began
     end_ms: float = 0.0  # end of the stream or the failure, since this request began
     prompt_tokens: int | None = None  # from the usage block, as are the two below
     completion_tokens: int | None = None

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from quire.serve import openapi
 from quire.serve.access import AccessControl, ForeignOrigins
 from quire.serve.api_keys import Keyring
+from quire.serve.body_helpers import BodyHelpers
 from quire.serve.errors import exception_handlers
 from quire.serve.metrics import HTTPMetricsMiddleware, Metrics
 from quire.serve.middleware import BODY_IDLE_TIMEOUT, MAX_BODY_BYTES, AllowedHosts, BodyLimits
@@ -49,18 +50,20 @@ def create_app(
     keyring: Keyring | None = None,
     allowed_origins: Sequence[str] = (),
     tracing: Tracing | None = None,
+    bodies: BodyHelpers | None = None,
 ) -> Starlette:
     """``allowed_hosts`` None answers to any Host header; pass LOOPBACK_HOSTS on loopback.
 
     ``body_idle_timeout`` is in seconds; without a ``keyring`` no keys are asked for;
-    ``allowed_origins`` are those of web pages beside the server's own.
+    ``allowed_origins`` are those of web pages beside the server's own; without ``bodies``, which
+    read large ones, the event loop does.
     """
-    chat = ChatCompletions(registry)
-    completions = Completions(registry)
-    embeddings = Embeddings(registry)
-    messages = Messages(registry)
-    responses = Responses(registry)
-    models = Models(registry)
+    chat = ChatCompletions(registry, bodies)
+    completions = Completions(registry, bodies)
+    embeddings = Embeddings(registry, bodies)
+    messages = Messages(registry, bodies)
+    responses = Responses(registry, bodies)
+    models = Models(registry, bodies)
     health = Health(registry, metrics)
     routes = [
         Route("/v1/chat/completions", chat.create, methods=["POST"]),

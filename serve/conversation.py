@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import repeat
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from quire.engine.messages import Ready, ThinkingBudget, TokenLogprobs, TokenOutput
 from quire.serve import submission
@@ -29,27 +29,24 @@ from quire.serve.parsers.events import (
 )
 from quire.serve.parsers.families import ParserFactory
 from quire.serve.parsers.output import OutputParser
-from quire.serve.prompt import (
-    MAX_UNLIMITED_TEXT,
-    ChatPrompt,
-    Ending,
-    Rendered,
-    encode_chat,
-    render_chat,
-)
+from quire.serve.prompt import ChatPrompt, Ending, Rendered, encode_chat, render_chat
+from quire.serve.prompt_length import length_limit
 from quire.serve.protocol import ChatCompletionRequest
+from quire.serve.raw_body import LargeMessages
 from quire.serve.registry import Served
 from quire.serve.responses import FinishReason
 from quire.serve.thinking import switches_of
 from quire.serve.tools import for_parser, for_template
 
 
-async def render(served: Served, body: ChatCompletionRequest) -> Rendered:
-    """Raises :class:`ApiError`."""
+async def render(
+    served: Served, body: ChatCompletionRequest, large: LargeMessages | None = None
+) -> Rendered:
+    """``large``: the messages, where the request has a stand-in. Raises :class:`ApiError`."""
     template = served.model.chat_template
     return await render_chat(
         template,
-        body.messages,
+        body.messages if large is None else large,
         tools=for_template(body.tools) if body.tools else None,
         switches=switches_of(
             "" if template is None else template.source,
@@ -68,13 +65,20 @@ async def encode_conversation(
     max_model_len: int | None,
     *,
     counts: bool = False,
+    large: LargeMessages | None = None,
 ) -> ChatPrompt:
-    """Raises :class:`ApiError`. ``counts``: a prompt that is too long is encoded all the same, as
-    far as that can be borne."""
-    rendered = await render(served, body)
-    counts = counts and len(rendered.text) <= MAX_UNLIMITED_TEXT
-    limit = None if counts or body.truncate_prompt_tokens is not None else max_model_len
-    return await encode_chat(served.model.encoder, rendered, limit)
+    """Raises :class:`ApiError`.
+
+    Args:
+        counts: a prompt that is too long is encoded all the same, as far as that can be borne.
+        large: the messages, where the request has a stand-in.
+    """
+    encoder = served.model.encoder
+    most = None if body.truncate_prompt_tokens is not None else max_model_len
+    limit = length_limit(encoder, most, counts=counts)
+    if large is not None:
+        large = structs.replace(large, limit=limit)
+    return await encode_chat(encoder, await render(served, body, large), limit)
 
 
 def _ending(body: ChatCompletionRequest) -> Ending:

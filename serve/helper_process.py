@@ -1,12 +1,15 @@
 """A helper process: does one kind of job for the front end, and may be killed at any moment.
 
-Started by :mod:`quire.serve.helpers`. Frames of a length (4 bytes, big-endian) and a JSON value
-come in on standard input and go out on standard output:
+Started by :mod:`quire.serve.helpers`. Frames come in on standard input and go out on standard
+output. One that comes in is two lengths (4 bytes each, big-endian), a JSON value and bytes that go
+with the value; one that goes out is a length and a JSON value:
 
     in    {"target": "package.module:function", "config": .., "memory": bytes, "seconds": ..}
     out   ["ready", null] once ``function(config)`` has returned the handler of jobs
     in    a request
     out   ["done", handler(request)] | ["refused", details] | ["memory", null] | ["failed", reason]
+
+Where bytes came with the request they are the handler's second argument.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ LENGTH_BYTES: Final = 4
 # A replied frame of more is a failed job: the front end would have to hold it.
 MAX_REPLY_BYTES: Final = 64 << 20
 
-Handler = Callable[[Any], Any]
+Handler = Callable[..., Any]
 
 logger = logging.getLogger("quire.helper")
 
@@ -48,17 +51,25 @@ class Setup(msgspec.Struct, frozen=True):
     limit_address_space: bool
 
 
-def read_frame(stream: BinaryIO) -> bytes | None:
-    """The next frame, or None once the other side has closed."""
-    head = stream.read(LENGTH_BYTES)
-    if len(head) < LENGTH_BYTES:
+def read_frame(stream: BinaryIO) -> tuple[bytes, bytes] | None:
+    """The next request as JSON and the bytes beside it, or None once the other side has closed."""
+    head = stream.read(2 * LENGTH_BYTES)
+    if len(head) < 2 * LENGTH_BYTES:
         return None
-    size = int.from_bytes(head, "big")
-    frame = stream.read(size)
-    return frame if len(frame) == size else None
+    size = int.from_bytes(head[:LENGTH_BYTES], "big")
+    extra = int.from_bytes(head[LENGTH_BYTES:], "big")
+    frame, payload = stream.read(size), stream.read(extra)
+    return (frame, payload) if len(frame) == size and len(payload) == extra else None
 
 
-def pack_frame(value: Any) -> bytes:
+def pack_request(value: Any, payload_bytes: int = 0) -> bytes:
+    """All of a request's frame but the payload, which follows."""
+    body = msgspec.json.encode(value)
+    sizes = (len(body), payload_bytes)
+    return b"".join([*(size.to_bytes(LENGTH_BYTES, "big") for size in sizes), body])
+
+
+def pack_reply(value: Any) -> bytes:
     body = msgspec.json.encode(value)
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
 
@@ -76,18 +87,19 @@ def _limit_memory(extra: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _answer(handler: Handler, frame: bytes) -> bytes:
+def _answer(handler: Handler, frame: bytes, payload: bytes) -> bytes:
+    extra = [payload] if payload else []
     try:
-        reply = pack_frame(["done", handler(msgspec.json.decode(frame))])
+        reply = pack_reply(["done", handler(msgspec.json.decode(frame), *extra)])
     except Refused as refused:
-        return pack_frame(["refused", refused.details])
+        return pack_reply(["refused", refused.details])
     except MemoryError:
-        return pack_frame(["memory", None])
+        return pack_reply(["memory", None])
     except Exception as error:
         logger.exception("A helper's job failed")
-        return pack_frame(["failed", f"{type(error).__name__}: {error}"[:500]])
+        return pack_reply(["failed", f"{type(error).__name__}: {error}"[:500]])
     if len(reply) > MAX_REPLY_BYTES:
-        return pack_frame(["memory", None])
+        return pack_reply(["memory", None])
     return reply
 
 
@@ -99,20 +111,21 @@ def main() -> int:
     frame = read_frame(requests)
     if frame is None:
         return 0
-    setup = msgspec.json.decode(frame, type=Setup)
+    setup = msgspec.json.decode(frame[0], type=Setup)
     try:
         handler = _load(setup)
     except Exception as error:
-        replies.write(pack_frame(["failed", f"{type(error).__name__}: {error}"[:500]]))
+        replies.write(pack_reply(["failed", f"{type(error).__name__}: {error}"[:500]]))
         return 1
     if setup.limit_address_space:
         _limit_memory(setup.memory)
-    replies.write(pack_frame(["ready", None]))
+    replies.write(pack_reply(["ready", None]))
     while (frame := read_frame(requests)) is not None:
         # The front end ends a job that takes too long; where the front end is gone, the kernel does
         # (the signal is not handled here, so that nothing the job does can hold it up).
         signal.setitimer(signal.ITIMER_REAL, 2 * setup.seconds + 1)
-        reply = _answer(handler, frame)
+        reply = _answer(handler, *frame)
         signal.setitimer(signal.ITIMER_REAL, 0)
         replies.write(reply)
+        del frame, reply  # large ones are not kept until the next
     return 0

@@ -12,12 +12,13 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
-from quire.serve.helper_process import LENGTH_BYTES, MAX_REPLY_BYTES, Setup, pack_frame
+from quire.serve.helper_process import LENGTH_BYTES, MAX_REPLY_BYTES, Setup, pack_request
 from quire.serve.process_memory import resident_bytes
 
 logger = logging.getLogger("quire.helpers")
@@ -74,7 +75,7 @@ class HelperLimits:
 
 @dataclass(slots=True)
 class _Job:
-    request: bytes
+    request: Sequence[bytes]  # the pieces of its frame
     answer: asyncio.Future[Any]
 
 
@@ -120,15 +121,21 @@ class HelperPool:
         while not self._jobs.empty():
             self._jobs.get_nowait().answer.cancel()
 
-    async def call(self, request: Any) -> Any:
+    async def call(self, request: Any, payload: Sequence[bytes] = ()) -> Any:
         """The reply to one request. A caller that is cancelled leaves no trace.
+
+        Args:
+            request: a value of JSON.
+            payload: bytes that go with the request, in pieces, each of which is written by itself.
 
         Raises:
             HelperError: one of its kinds; no other job is harmed.
         """
         if not self._keepers:
             raise HelperFailed("the helper processes are not running")
-        job = _Job(pack_frame(request), asyncio.get_running_loop().create_future())
+        frame = [pack_request(request, sum(map(len, payload))), *payload]
+        job = _Job(frame, asyncio.get_running_loop().create_future())
+        del frame
         try:
             self._jobs.put_nowait(job)
         except asyncio.QueueFull:
@@ -136,7 +143,8 @@ class HelperPool:
         try:
             return await job.answer
         finally:
-            del job  # an error's traceback has this frame, and the job has the error
+            # An error's traceback has this frame, and the job has the error.
+            del job, payload
 
     async def _keep(self) -> None:
         """One process and its successors: hands each job to the one that lives."""
@@ -214,7 +222,7 @@ class _Helper:
         helper = cls(process, setup)
         try:
             async with asyncio.timeout(_START_SECONDS):
-                await helper._exchange(pack_frame(setup))
+                await helper._exchange([pack_request(setup)])
         except TimeoutError:
             await helper.end()
             raise HelperTimeout(
@@ -229,8 +237,8 @@ class _Helper:
         helper._resident_limit = resident_bytes(process.pid) + setup.memory
         return helper
 
-    async def work(self, request: bytes) -> Any:
-        """The reply to a packed request. Raises :class:`HelperError`."""
+    async def work(self, request: Sequence[bytes]) -> Any:
+        """The reply to a packed request, in pieces. Raises :class:`HelperError`."""
         watch = asyncio.create_task(self._watch_memory())
         try:
             async with asyncio.timeout(self._setup.seconds):
@@ -262,13 +270,14 @@ class _Helper:
                 self._process.kill()
                 return
 
-    async def _exchange(self, frame: bytes) -> Any:
+    async def _exchange(self, frame: Sequence[bytes]) -> Any:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
         try:
-            stdin.write(frame)
-            await stdin.drain()
+            for piece in frame:
+                stdin.write(piece)
+                await stdin.drain()
             size = int.from_bytes(await stdout.readexactly(LENGTH_BYTES), "big")
             if size > MAX_REPLY_BYTES:
                 self.is_usable = False

@@ -153,17 +153,20 @@ class MessagesRequest(CountTokensRequest, kw_only=True, forbid_unknown_fields=Tr
         return self.thinking is not None and self.thinking.type != "disabled"
 
 
+class MessagesChat(Struct):
+    """The same conversation as a chat."""
+
+    chat: ChatCompletionRequest
+    names: FieldNames  # of the chat's fields here
+    ignored: list[str]  # fields that are accepted although nothing comes of them
+    shows_thinking: bool = False
+
+
 _EDITS: Final = {"type": "clear_thinking_20251015", "keep": "all"}
 
 
-def to_chat(
-    body: CountTokensRequest,
-) -> tuple[ChatCompletionRequest, FieldNames, list[str]]:
-    """The same conversation, what its fields are called here, and the fields that are accepted
-    although nothing comes of them.
-
-    Raises :class:`ApiError` (400) for what cannot be honoured.
-    """
+def to_chat(body: CountTokensRequest) -> MessagesChat:
+    """Raises :class:`ApiError` (400) for what cannot be honoured."""
     ignored: list[str] = []
     _refuse(body)
     tools, places = _tools(body.tools or [], ignored)
@@ -188,12 +191,14 @@ def to_chat(
             param = f"messages[{len(body.messages) - 1}]"
             raise invalid(param, f"{param}: an answer can only go on behind text.")
         chat.continue_final_message = True
+    talk = MessagesChat(chat, FieldNames("input_schema", places, _FORMATS), ignored)
     if isinstance(body, MessagesRequest):
+        talk.shows_thinking = body.shows_thinking
         chat.max_tokens = body.max_tokens
         chat.stop = body.stop_sequences or None
         chat.temperature, chat.top_p, chat.top_k = body.temperature, body.top_p, body.top_k
         chat.stream = body.stream
-    return chat, FieldNames("input_schema", places, _FORMATS), ignored
+    return talk
 
 
 def _response_format(output: OutputConfig | None) -> JsonSchemaFormat | None:

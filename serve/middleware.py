@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from quire.serve import request_record
 from quire.serve.errors import ApiError, response_to
 from quire.serve.process_memory import return_freed_memory
+from quire.serve.raw_body import RawBody
 
 MAX_BODY_BYTES: Final = 32 * 2**20
 BODY_IDLE_TIMEOUT: Final = 10.0  # seconds
@@ -34,7 +35,7 @@ _TRIM_AFTER: Final = 1.0  # seconds
 _CLOSE: Final = {"Connection": "close"}
 
 
-async def read_json(request: Request) -> bytes:
+async def read_json(request: Request) -> RawBody:
     """The body. Raises :class:`ApiError` (415) where it does not claim to be JSON.
 
     A page of another site can make a browser post text/plain here, but not application/json.
@@ -42,9 +43,9 @@ async def read_json(request: Request) -> bytes:
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "Send the body as JSON, with Content-Type: application/json.")
-    body = await request.body()
+    body = RawBody([piece async for piece in request.stream() if piece])
     if (record := request_record.current()) is not None:
-        record.body = body
+        record.body = body.start(request_record.MAX_BODY)
     return body
 
 

@@ -21,17 +21,16 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from msgspec import Struct
 
-from quire.serve.errors import ApiError, invalid
+from quire.serve.errors import invalid
+from quire.serve.prompt_length import LengthLimit, length_limit
 from quire.serve.protocol import Message
+from quire.serve.raw_body import LargeMessages
 from quire.serve.template_style import TemplateStyle, probe
 from quire.serve.text_encoder import TextEncoder
 from quire.serve.turns import turns_of
 from quire.serve.written_calls import writer_of
 
 _MAX_OPENINGS: Final = 64  # kept, one for each combination of switches
-
-MAX_UNLIMITED_TEXT: Final = 4 * 2**20  # characters; to read one takes 150 bytes of memory
-_MOST_CHARACTERS_PER_TOKEN: Final = 64
 
 # How a prompt ends: where the assistant is to answer, in the last message, or behind it.
 Ending = Literal["answer", "continued", "closed"]
@@ -41,6 +40,7 @@ _CONTINUED: Final = "\N{OBJECT REPLACEMENT CHARACTER}quire goes on here"
 class Rendered(Struct, frozen=True):
     text: str  # the prompt up to where the assistant speaks
     opening: str = ""  # what the assistant goes on from, written by the template or a client
+    ignored: Sequence[str] = ()  # parts of a large body that were passed over
 
 
 class _GenerationBlock(Extension):
@@ -184,41 +184,6 @@ class ChatTemplate:
         )
 
 
-def check_length(
-    encoder: TextEncoder, text: str, max_model_len: int | None, prompt_field: str
-) -> None:
-    """Raise :class:`PromptTooLong` if ``text`` cannot fit the context, without reading it.
-
-    ``max_model_len`` None: there is no context to fit, and only what would take too much memory to
-    read is refused.
-    """
-    if max_model_len is None:
-        if len(text) > MAX_UNLIMITED_TEXT:
-            raise invalid(
-                prompt_field,
-                f"{prompt_field} has {len(text)} characters; send {MAX_UNLIMITED_TEXT} at a time.",
-            )
-        return
-    # Nobody's tokens are that long on average, though some may be.
-    fewest = max(encoder.fewest_tokens(text), len(text) // _MOST_CHARACTERS_PER_TOKEN)
-    if fewest >= max_model_len:
-        raise PromptTooLong(prompt_field, fewest, max_model_len)
-
-
-class PromptTooLong(ApiError):
-    """400, of a text whose length tells that it has ``fewest`` tokens or more."""
-
-    def __init__(self, prompt_field: str, fewest: int, max_model_len: int) -> None:
-        super().__init__(
-            400,
-            f"This model holds {max_model_len} tokens of prompt and answer together; "
-            f"{prompt_field} has at least {fewest} by its length alone. Shorten it.",
-            param=prompt_field,
-            code="context_length_exceeded",
-        )
-        self.fewest = fewest
-
-
 class Renderer(AbstractAsyncContextManager["Renderer"], Protocol):
     """Renders messages with one model's chat template, while its context lasts."""
 
@@ -226,7 +191,7 @@ class Renderer(AbstractAsyncContextManager["Renderer"], Protocol):
 
     async def render(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message] | LargeMessages,
         tools: Sequence[Mapping[str, Any]] | None = None,
         switches: Mapping[str, Any] | None = None,
         ending: Ending = "answer",
@@ -238,11 +203,12 @@ class Renderer(AbstractAsyncContextManager["Renderer"], Protocol):
 class ChatPrompt(Struct, frozen=True):
     token_ids: list[int]
     opening: str  # as in :class:`Rendered`
+    ignored: Sequence[str] = ()
 
 
 async def render_chat(
     template: Renderer | None,
-    messages: Sequence[Message],
+    messages: Sequence[Message] | LargeMessages,
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     switches: Mapping[str, Any] | None = None,
@@ -256,14 +222,12 @@ async def render_chat(
     return await template.render(messages, tools, switches, ending)
 
 
-async def encode_chat(
-    encoder: TextEncoder, rendered: Rendered, max_model_len: int | None = None
-) -> ChatPrompt:
+async def encode_chat(encoder: TextEncoder, rendered: Rendered, limit: LengthLimit) -> ChatPrompt:
     """The prompt of a chat. Raises :class:`ApiError`."""
-    check_length(encoder, rendered.text, max_model_len, "messages")
+    limit.check(rendered.text, "messages")
     # The template writes the special tokens itself.
     [token_ids] = await encoder.encode([rendered.text], add_special_tokens=False)
-    return ChatPrompt(token_ids, rendered.opening)
+    return ChatPrompt(token_ids, rendered.opening, rendered.ignored)
 
 
 async def encode_texts(
@@ -274,6 +238,7 @@ async def encode_texts(
     add_special_tokens: bool = True,
 ) -> list[list[int]]:
     """Token ids of each text. Raises :class:`ApiError` (400)."""
+    limit = length_limit(encoder, max_model_len)
     for text in texts:
-        check_length(encoder, text, max_model_len, "prompt")
+        limit.check(text, "prompt")
     return await encoder.encode(texts, add_special_tokens=add_special_tokens)

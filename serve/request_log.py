@@ -27,7 +27,6 @@ _USABLE_ID: Final = re.compile(r"[!-~]{1,128}")
 _REFUSALS_PER_SECOND: Final = 5.0
 _REFUSALS_AT_ONCE: Final = 50
 _PROBES: Final = ("/health", "/ready")  # asked every few seconds, and their answer is a state
-_MAX_BODY: Final = 8192  # bytes of a logged prompt
 
 
 class RequestLog:
@@ -91,7 +90,7 @@ class RequestLog:
             return
         fields = _fields(scope, record, status)
         if self._prompts and record.body:
-            fields["body"] = record.body[:_MAX_BODY].decode(errors="replace")
+            fields["body"] = record.body.decode(errors="replace")
         logger.log(level, "%s", _line(fields), extra={"fields": fields})
 
 

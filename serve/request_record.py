@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from quire.engine.messages import GenerateRequest
     from quire.serve.api_keys import ApiKey
+
+
+MAX_BODY: Final = 8192  # bytes of a logged body
 
 
 @dataclass(slots=True)
@@ -36,7 +39,7 @@ class RequestRecord:
     model: str = ""
     error: str = ""  # why it was refused, or failed
     error_code: str = ""  # as in the answer
-    body: bytes = b""  # only where prompts are to be logged
+    body: bytes = b""  # as much as is logged where prompts are
     tokens: Tokens = field(default_factory=Tokens)
     first_sequence: GenerateRequest | None = None  # as it was submitted
     sequences: int = 0

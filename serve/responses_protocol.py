@@ -155,13 +155,9 @@ def to_chat(body: ResponsesRequest, items: Sequence[Item], family: str) -> Conve
     tools, fields = reader.functions, FieldNames("parameters", reader.places, _FORMATS)
     choice = _choice(body.tool_choice)
     check_tools(tools, choice, reader.places)
-    messages: list[Message] = [SystemMessage(body.instructions)] if body.instructions else []
-    messages += _Reader(ignored).read(items)
-    if not any(isinstance(message, UserMessage | ToolMessage) for message in messages):
-        raise invalid("input", "input holds no message of the user.")
     chat = ChatCompletionRequest(
         model=body.model,
-        messages=messages,
+        messages=messages_of(body.instructions, items, ignored),
         tools=tools or None,
         tool_choice=choice,
         parallel_tool_calls=body.parallel_tool_calls,
@@ -173,6 +169,17 @@ def to_chat(body: ResponsesRequest, items: Sequence[Item], family: str) -> Conve
         response_format=_response_format(body.text),
     )
     return Conversation(chat, reader.names, fields, ignored, reader.texts)
+
+
+def messages_of(
+    instructions: str | None, items: Sequence[Item], ignored: list[str]
+) -> list[Message]:
+    """Adds to ``ignored`` the items that are passed over. Raises :class:`ApiError` (400)."""
+    messages: list[Message] = [SystemMessage(instructions)] if instructions else []
+    messages += _Reader(ignored).read(items)
+    if not any(isinstance(message, UserMessage | ToolMessage) for message in messages):
+        raise invalid("input", "input holds no message of the user.")
+    return messages
 
 
 def _response_format(text: TextConfig | None) -> ResponseFormat | None:

@@ -21,6 +21,7 @@ from quire.engine.messages import Ready
 from quire.serve import settings as settings_module
 from quire.serve.api_keys import Keyring, make_keyring
 from quire.serve.app import create_app
+from quire.serve.body_helpers import BodyHelpers
 from quire.serve.console import (
     LoadDisplay,
     configure_logging,
@@ -191,6 +192,7 @@ class ModelServer:
         output = worker_output(log, settings.log_format)
         events = WorkerEvents(output, self._display.show, self._on_ready)
         self._fleet = Fleet(settings, WORKER_COMMAND, metrics, events)
+        self._bodies = BodyHelpers()
         app = create_app(
             Registry(self._fleet.slots, settings.model_aliases),
             metrics,
@@ -200,6 +202,7 @@ class ModelServer:
             keyring=keyring,
             allowed_origins=settings.allowed_origins,
             tracing=tracing,
+            bodies=self._bodies,
         )
         refusals = RefusalLog()
 
@@ -231,6 +234,15 @@ class ModelServer:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._on_signal, signum)
+        async with self._bodies:
+            await self._serve()
+        if self._forced_by:
+            return 128 + self._forced_by
+        logger.info("stopped")
+        # Without a drain the HTTP server ended by itself.
+        return 0 if self._draining is not None else 1
+
+    async def _serve(self) -> None:
         serving = asyncio.create_task(self.http.serve([self._listener]))
         supervising = asyncio.create_task(self._fleet.run())
         try:
@@ -246,11 +258,6 @@ class ModelServer:
                 # A collector that does not answer must not keep the server from ending.
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(in_daemon_thread(self._tracing.close), FLUSH_TIMEOUT)
-        if self._forced_by:
-            return 128 + self._forced_by
-        logger.info("stopped")
-        # Without a drain the HTTP server ended by itself.
-        return 0 if self._draining is not None else 1
 
     def _on_ready(self, served: Served, info: Ready) -> None:
         self._display.close()

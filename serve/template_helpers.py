@@ -25,7 +25,9 @@ from quire.serve.helpers import (
     HelperTimeout,
 )
 from quire.serve.prompt import ChatTemplate, Ending, Rendered
+from quire.serve.prompt_length import LengthLimit, details_of, error_of
 from quire.serve.protocol import Message
+from quire.serve.raw_body import LargeMessages
 
 # Conversations of 32 MiB take a second or two.
 LIMITS: Final = HelperLimits(processes=2, waiting=256, seconds=10.0, memory=1 << 30)
@@ -38,14 +40,23 @@ class _Setup(msgspec.Struct, frozen=True):
     special_tokens: dict[str, str]
 
 
+class _Large(msgspec.Struct, frozen=True):
+    """Where the messages are in a body: see :class:`quire.serve.raw_body.LargeMessages`."""
+
+    kind: str
+    previous: list[dict[str, Any]]
+    limit: LengthLimit | None
+
+
 class _Chat(msgspec.Struct, frozen=True):
-    messages: list[Message]
+    messages: list[Message] | None  # None: those of a large body
+    large: _Large | None
     tools: list[dict[str, Any]] | None
     switches: dict[str, Any]
     ending: Ending
 
 
-def make_renderer(config: Any) -> Callable[[Any], list[str]]:
+def make_renderer(config: Any) -> Callable[..., list[Any]]:
     """The handler of helper processes: messages to a prompt, and what opens the answer."""
     setup = msgspec.convert(config, _Setup)
 
@@ -54,17 +65,35 @@ def make_renderer(config: Any) -> Callable[[Any], list[str]]:
         # Inside a job, whose time and memory are limited: compiling computes constants.
         return ChatTemplate(setup.source, setup.special_tokens)
 
-    def render(request: Any) -> list[str]:
+    def render(request: Any, body: bytes = b"") -> list[Any]:
         chat = msgspec.convert(request, _Chat)
+        messages: Sequence[Message] = chat.messages or []
+        ignored: Sequence[str] = ()
         try:
-            rendered = template().render(chat.messages, chat.tools, chat.switches, chat.ending)
-            return [rendered.text, rendered.opening]
-        except ApiError as error:
-            raise Refused([error.param, error.message]) from None
+            if chat.large is not None:
+                messages, ignored = _messages_in(body, chat.large)
+            rendered = template().render(messages, chat.tools, chat.switches, chat.ending)
+            if chat.large is not None and chat.large.limit is not None:
+                # What cannot fit is not even sent back.
+                chat.large.limit.check(rendered.text, "messages")
+            return [rendered.text, rendered.opening, ignored]
         except jinja2.TemplateError as error:
-            raise Refused(["messages", f"The model's chat template is broken: {error}"]) from None
+            broken = invalid("messages", f"The model's chat template is broken: {error}")
+            raise Refused(details_of(broken)) from None
+        except ApiError as error:
+            raise Refused(details_of(error)) from None
 
     return render
+
+
+def _messages_in(body: bytes, large: _Large) -> tuple[Sequence[Message], Sequence[str]]:
+    """Raises :class:`ApiError` (400)."""
+    # Only the helpers that get such bodies need all protocols.
+    from quire.serve.request_kinds import KINDS
+
+    kind = KINDS[large.kind]
+    assert kind.messages is not None
+    return kind.messages(kind.decode(body), large.previous)
 
 
 class TemplateHelpers:
@@ -91,29 +120,31 @@ class TemplateHelpers:
 
     async def render(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message] | LargeMessages,
         tools: Sequence[Mapping[str, Any]] | None = None,
         switches: Mapping[str, Any] | None = None,
         ending: Ending = "answer",
     ) -> Rendered:
         """Raises :class:`ApiError`: 400 for what the template does not take or does not end with,
         503 where too many wait."""
+        large = messages if isinstance(messages, LargeMessages) else None
         request = msgspec.to_builtins(
             {
-                "messages": messages,
+                "messages": messages if large is None else None,
+                "large": large and _Large(large.kind, [*large.previous], large.limit),
                 "tools": tools,
                 "switches": switches or {},
                 "ending": ending,
             }
         )
+        pieces = large.body.pieces if large else ()
         try:
             try:
-                text, opening = await self._pool.call(request)
+                text, opening, ignored = await self._pool.call(request, pieces)
             except HelperCrashed:  # perhaps it had died before
-                text, opening = await self._pool.call(request)
+                text, opening, ignored = await self._pool.call(request, pieces)
         except HelperRefused as refused:
-            param, message = refused.details
-            raise invalid(param, message) from None
+            raise error_of(refused.details) from None
         except HelperBusy:
             raise unavailable(
                 "Too many chats wait to be rendered; try again.", _RETRY_AFTER
@@ -123,4 +154,4 @@ class TemplateHelpers:
             raise invalid("messages", message) from None
         except HelperError as error:
             raise ApiError(500, f"The model's chat template cannot be used: {error}.") from None
-        return Rendered(text, opening)
+        return Rendered(text, opening, ignored)

@@ -35,16 +35,14 @@ class TextEncoder:
 
     def __init__(self, tokenizer: Tokenizer, max_threads: int = _MAX_THREADS) -> None:
         self.tokenizer = tokenizer
-        self._bytes_per_token = _most_bytes_per_token(tokenizer)
+        self.bytes_per_token = _most_bytes_per_token(tokenizer)  # None: there is no most
         self._threads = ThreadPoolExecutor(max_threads, thread_name_prefix="encode")
         # Texts that take much memory are read one after another.
         self._huge = asyncio.Semaphore(1)
 
     def fewest_tokens(self, text: str) -> int:
         """How many tokens ``text`` has at least, by its bytes alone; 0 where nothing is known."""
-        if self._bytes_per_token is None:
-            return 0
-        return -(-len(text.encode(errors="replace")) // self._bytes_per_token)
+        return fewest_tokens(text, self.bytes_per_token)
 
     async def encode(
         self, texts: Sequence[str], *, add_special_tokens: bool = True
@@ -87,6 +85,13 @@ class TextEncoder:
 
     async def _run_in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def fewest_tokens(text: str, bytes_per_token: int | None) -> int:
+    """As :meth:`TextEncoder.fewest_tokens`, for the ``bytes_per_token`` of an encoder."""
+    if bytes_per_token is None:
+        return 0
+    return -(-len(text.encode(errors="replace")) // bytes_per_token)
 
 
 def _most_bytes_per_token(tokenizer: Tokenizer) -> int | None:

@@ -10,11 +10,11 @@ from starlette.responses import Response
 
 from quire.serve import conversation
 from quire.serve.answer import Answer, Collected, UsageField
+from quire.serve.body_helpers import BodyHelpers, RequestReader
 from quire.serve.conversation import Reply
 from quire.serve.disconnect import unless_disconnected
 from quire.serve.generation import TextDelta
 from quire.serve.logprob_format import chat_logprobs
-from quire.serve.middleware import read_json
 from quire.serve.parsers.events import (
     ArgumentsDelta,
     CallStarted,
@@ -22,8 +22,8 @@ from quire.serve.parsers.events import (
     Event,
     ReasoningDelta,
 )
-from quire.serve.protocol import ChatCompletionRequest, RequestDecoder
 from quire.serve.registry import Registry
+from quire.serve.request_kinds import CHAT
 from quire.serve.responses import (
     AssistantReply,
     CalledFunction,
@@ -41,16 +41,20 @@ from quire.serve.token_log import ShownToken
 
 
 class ChatCompletions:
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, bodies: BodyHelpers | None = None) -> None:
         self._registry = registry
-        self._decoder = RequestDecoder(ChatCompletionRequest)
+        self._reader = RequestReader(CHAT, bodies)
 
     async def create(self, request: Request) -> Response:
-        body = self._decoder.decode(await read_json(request))
+        received = await self._reader.read(request)
+        body = received.request
         served = await self._registry.open(request, body.model)
         info = served.backend.admit()
         prompt = await unless_disconnected(
-            request, conversation.encode_conversation(served, body, info.max_model_len)
+            request,
+            conversation.encode_conversation(
+                served, body, info.max_model_len, large=received.messages
+            ),
         )
         grammar = await unless_disconnected(
             request, conversation.check_output(served, body, prompt)

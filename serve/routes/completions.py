@@ -10,53 +10,58 @@ from starlette.responses import Response
 
 from quire.serve import submission
 from quire.serve.answer import Answer, Collected, UsageField
+from quire.serve.body_helpers import BodyHelpers, Received, RequestReader
 from quire.serve.disconnect import unless_disconnected
 from quire.serve.errors import invalid
 from quire.serve.generation import GenerationGroup, TextDelta
 from quire.serve.logprob_format import completion_logprobs
-from quire.serve.middleware import read_json
 from quire.serve.output_form import wanted_of_text
 from quire.serve.prompt import encode_texts
-from quire.serve.protocol import CompletionRequest, RequestDecoder
+from quire.serve.prompt_length import length_limit
+from quire.serve.protocol import CompletionRequest
 from quire.serve.registry import Registry
+from quire.serve.request_kinds import COMPLETION
 from quire.serve.responses import Completion, CompletionChoice, CompletionLogprobs
 from quire.serve.served_model import ServedModel
 from quire.serve.token_log import ShownToken
 
 
 class Completions:
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, bodies: BodyHelpers | None = None) -> None:
         self._registry = registry
-        self._decoder = RequestDecoder(CompletionRequest)
+        self._reader = RequestReader(COMPLETION, bodies)
 
     async def create(self, request: Request) -> Response:
-        body = self._decoder.decode(await read_json(request))
+        received = await self._reader.read(request)
+        body = received.request
         served = await self._registry.open(request, body.model)
         info = served.backend.admit()
         prompts = await unless_disconnected(
-            request, _encode(served.model, body, info.max_model_len)
+            request, self._encode(served.model, received, info.max_model_len)
         )
         grammar = await unless_disconnected(request, served.check_output(wanted_of_text(body)))
         group = submission.start(served, info, submission.Work(body, prompts, "prompt", grammar))
         return await CompletionAnswer(served.model, group, body).respond(request)
 
-
-async def _encode(
-    model: ServedModel, body: CompletionRequest, max_model_len: int
-) -> list[list[int]]:
-    prompts = body.prompts
-    limit = None if body.truncate_prompt_tokens is not None else max_model_len
-    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    # Around a gap there is no start of a text.
-    special = body.add_special_tokens is not False and not body.suffix
-    encoded = iter(await encode_texts(model.encoder, texts, limit, add_special_tokens=special))
-    found = [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
-    if not body.suffix:
-        return found
-    if (fill := model.fill_tokens) is None:
-        raise invalid("suffix", "suffix is not supported: this model has no tokens to fill gaps.")
-    [suffix] = await encode_texts(model.encoder, [body.suffix], limit, add_special_tokens=False)
-    return [fill.prompt(before, suffix) for before in found]
+    async def _encode(
+        self, model: ServedModel, received: Received[CompletionRequest], max_model_len: int
+    ) -> list[list[int]]:
+        body, encoder = received.request, model.encoder
+        limit = None if body.truncate_prompt_tokens is not None else max_model_len
+        prompts = await self._reader.texts(received, length_limit(encoder, limit), "prompt")
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        # Around a gap there is no start of a text.
+        special = body.add_special_tokens is not False and not body.suffix
+        encoded = iter(await encode_texts(encoder, texts, limit, add_special_tokens=special))
+        found = [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
+        if not body.suffix:
+            return found
+        if (fill := model.fill_tokens) is None:
+            raise invalid(
+                "suffix", "suffix is not supported: this model has no tokens to fill gaps."
+            )
+        [suffix] = await encode_texts(encoder, [body.suffix], limit, add_special_tokens=False)
+        return [fill.prompt(before, suffix) for before in found]
 
 
 class CompletionAnswer(Answer[CompletionChoice]):

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from quire.engine.messages import GenerateRequest, Pooling, Ready, SamplingParams, TokenOutput
 from quire.serve.backend import UNNUMBERED, Backend, QueueFull, TokenStream
+from quire.serve.body_helpers import BodyHelpers, Received, RequestReader
 from quire.serve.disconnect import unless_disconnected
 from quire.serve.embeddings_protocol import (
     Embedding,
@@ -23,30 +24,49 @@ from quire.serve.embeddings_protocol import (
     EmbeddingUsage,
 )
 from quire.serve.errors import ApiError, invalid
-from quire.serve.middleware import read_json
-from quire.serve.prompt import PromptTooLong, encode_texts
-from quire.serve.protocol import RequestDecoder
+from quire.serve.prompt import encode_texts
+from quire.serve.prompt_length import PromptTooLong, length_limit
 from quire.serve.registry import Registry, Served
+from quire.serve.request_kinds import EMBEDDING
 from quire.serve.responses import encode, json_response
 from quire.serve.submission import check_prompt
 
 
 class Embeddings:
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, bodies: BodyHelpers | None = None) -> None:
         self._registry = registry
-        self._decoder = RequestDecoder(EmbeddingRequest)
+        self._reader = RequestReader(EMBEDDING, bodies)
 
     async def create(self, request: Request) -> Response:
-        body = self._decoder.decode(await read_json(request))
-        inputs = body.inputs
+        received = await self._reader.read(request)
+        body = received.request
         served = await self._registry.open(request, body.model)
         info = served.backend.admit()
         _check_size(body, info)
-        prompts = await unless_disconnected(request, _encode(served, inputs, info))
+        prompts = await unless_disconnected(request, self._encode(served, received, info))
         requests = [_build(served, body, prompt) for prompt in prompts]
         data = await unless_disconnected(request, _embed(served.backend, info, body, requests))
         used = sum(map(len, prompts))
         return json_response(EmbeddingList(data, served.id, EmbeddingUsage(used, used)))
+
+    async def _encode(
+        self, served: Served, received: Received[EmbeddingRequest], info: Ready
+    ) -> list[list[int]]:
+        limit, encoder = info.max_model_len, served.model.encoder
+        try:
+            # A vector may take the whole context: no answer follows.
+            most = length_limit(encoder, limit + 1)
+            inputs = await self._reader.texts(received, most, "input")
+            texts = [each for each in inputs if isinstance(each, str)]
+            encoded = iter(await encode_texts(encoder, texts, limit + 1))
+        except PromptTooLong as error:
+            raise _too_long(f"at least {error.fewest}", limit) from None
+        prompts = [next(encoded) if isinstance(each, str) else each for each in inputs]
+        for prompt in prompts:
+            check_prompt(prompt, "input", info)
+            if len(prompt) > limit:
+                raise _too_long(str(len(prompt)), limit)
+        return prompts
 
 
 def _check_size(body: EmbeddingRequest, info: Ready) -> None:
@@ -59,24 +79,6 @@ def _check_size(body: EmbeddingRequest, info: Ready) -> None:
         raise invalid(
             "dimensions", f"dimensions is {body.dimensions}; this model's vectors have {size}."
         )
-
-
-async def _encode(
-    served: Served, inputs: Sequence[str | list[int]], info: Ready
-) -> list[list[int]]:
-    limit = info.max_model_len
-    texts = [each for each in inputs if isinstance(each, str)]
-    try:
-        # A vector may take the whole context: no answer follows.
-        encoded = iter(await encode_texts(served.model.encoder, texts, limit + 1))
-    except PromptTooLong as error:
-        raise _too_long(f"at least {error.fewest}", limit) from None
-    prompts = [next(encoded) if isinstance(each, str) else each for each in inputs]
-    for prompt in prompts:
-        check_prompt(prompt, "input", info)
-        if len(prompt) > limit:
-            raise _too_long(str(len(prompt)), limit)
-    return prompts
 
 
 def _too_long(count: str, limit: int) -> ApiError:

@@ -12,20 +12,15 @@ from starlette.responses import Response
 from quire.serve import conversation
 from quire.serve.answer import Collected
 from quire.serve.backend import BackendError
+from quire.serve.body_helpers import BodyHelpers, RequestReader
 from quire.serve.disconnect import unless_disconnected
 from quire.serve.errors import ApiError, from_backend, invalid, message_error
 from quire.serve.generation import GenerationGroup
 from quire.serve.heartbeat import HEARTBEAT, with_heartbeats
 from quire.serve.message_blocks import BlockStream, whole_blocks
-from quire.serve.messages_protocol import (
-    CountTokensRequest,
-    MessagesRequest,
-    to_chat,
-)
-from quire.serve.middleware import read_json
-from quire.serve.prompt import PromptTooLong
-from quire.serve.protocol import RequestDecoder
+from quire.serve.prompt_length import PromptTooLong
 from quire.serve.registry import Registry
+from quire.serve.request_kinds import COUNT_TOKENS, MESSAGES
 from quire.serve.responses import encode, ignored_header
 from quire.serve.sse import EventStream, named_event
 
@@ -33,15 +28,15 @@ _STOP_REASONS: Final = {"length": "max_tokens", "tool_calls": "tool_use", "stop"
 
 
 class Messages:
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, bodies: BodyHelpers | None = None) -> None:
         self._registry = registry
-        self._decoder = RequestDecoder(MessagesRequest)
-        self._counted = RequestDecoder(CountTokensRequest)
+        self._reader = RequestReader(MESSAGES, bodies)
+        self._counted = RequestReader(COUNT_TOKENS, bodies)
 
     async def create(self, request: Request) -> Response:
-        body = self._decoder.decode(await read_json(request))
-        served = await self._registry.open(request, body.model)
-        chat, names, ignored = to_chat(body)
+        received = await self._reader.read(request)
+        chat, ignored = received.request.chat, received.request.ignored
+        served = await self._registry.open(request, chat.model)
         info = served.backend.admit()
         if chat.thinking_token_budget is not None and not served.model.parsers.reads_reasoning:
             chat.thinking_token_budget = None
@@ -49,24 +44,28 @@ class Messages:
         limit = info.max_model_len
         try:
             prompt = await unless_disconnected(
-                request, conversation.encode_conversation(served, chat, limit, counts=True)
+                request,
+                conversation.encode_conversation(
+                    served, chat, limit, counts=True, large=received.messages
+                ),
             )
         except PromptTooLong as error:
             raise _too_long(error.fewest, limit) from None
         count = len(prompt.token_ids)
         if count >= limit:
             raise _too_long(count, limit)
-        if body.max_tokens > limit - count:
+        if chat.max_tokens is not None and chat.max_tokens > limit - count:
             # Agents ask for 32,000 tokens whatever the model holds.
             chat.max_tokens = limit - count
             ignored.append("max_tokens")
         grammar = await unless_disconnected(
-            request, conversation.check_output(served, chat, prompt, names)
+            request, conversation.check_output(served, chat, prompt, received.request.names)
         )
         group = conversation.start(served, info, chat, prompt, grammar)
-        answer = _Answer(served.model.id, group, shows_thinking=body.shows_thinking)
+        shows_thinking = received.request.shows_thinking
+        answer = _Answer(served.model.id, group, shows_thinking=shows_thinking)
         headers = ignored_header(ignored)
-        if body.stream:
+        if chat.stream:
             return EventStream(answer.events(), close=group.close, headers=headers)
         try:
             whole = await unless_disconnected(request, answer.whole())
@@ -75,16 +74,17 @@ class Messages:
         return Response(encode(whole), media_type="application/json", headers=headers)
 
     async def count_tokens(self, request: Request) -> Response:
-        body = self._counted.decode(await read_json(request))
-        served = await self._registry.open(request, body.model)
-        chat, _, ignored = to_chat(body)
+        received = await self._counted.read(request)
+        chat = received.request.chat
+        served = await self._registry.open(request, chat.model)
         prompt = await unless_disconnected(
-            request, conversation.encode_conversation(served, chat, None)
+            request,
+            conversation.encode_conversation(served, chat, None, large=received.messages),
         )
         return Response(
             encode({"input_tokens": len(prompt.token_ids)}),
             media_type="application/json",
-            headers=ignored_header(ignored),
+            headers=ignored_header(received.request.ignored),
         )
 
 

@@ -10,16 +10,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quire.serve import conversation
+from quire.serve.body_helpers import BodyHelpers, RequestReader
 from quire.serve.errors import invalid
 from quire.serve.middleware import read_json
-from quire.serve.prompt import encode_chat, encode_texts
+from quire.serve.prompt import encode_texts
+from quire.serve.prompt_length import length_limit
 from quire.serve.protocol import (
     ChatCompletionRequest,
     DetokenizeRequest,
     RequestDecoder,
-    TokenizeRequest,
 )
 from quire.serve.registry import Entry, Registry
+from quire.serve.request_kinds import CHAT, TOKENIZE
 from quire.serve.responses import (
     Detokenized,
     ModelCard,
@@ -48,11 +50,11 @@ class ModelState(Struct, frozen=True):
 
 
 class Models:
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, bodies: BodyHelpers | None = None) -> None:
         self._registry = registry
-        self._chat = RequestDecoder(ChatCompletionRequest)
+        self._chat = RequestReader(CHAT, bodies)
         self._load = RequestDecoder(LoadRequest)
-        self._tokenize = RequestDecoder(TokenizeRequest)
+        self._tokenize = RequestReader(TOKENIZE, bodies)
         self._detokenize = RequestDecoder(DetokenizeRequest)
 
     async def list(self, request: Request) -> Response:
@@ -66,26 +68,28 @@ class Models:
 
     async def apply_template(self, request: Request) -> Response:
         """The prompt that /v1/chat/completions would make of the same body."""
-        body = self._chat.decode(await read_json(request))
+        received = await self._chat.read(request)
+        body = received.request
         served = await self._registry.open(request, body.model)
-        rendered = await conversation.render(served, body)
+        rendered = await conversation.render(served, body, received.messages)
         return json_response(RenderedPrompt(rendered.text))
 
     async def load(self, request: Request) -> Response:
         """Returns once the model takes requests."""
-        body = self._load.decode(await read_json(request))
+        body = self._load.decode((await read_json(request)).whole())
         served = await self._registry.open(request, body.model)
         return json_response(ModelState(served.model.id, "loaded"))
 
     async def unload(self, request: Request) -> Response:
         """Returns once its memory has been given back."""
-        body = self._load.decode(await read_json(request))
+        body = self._load.decode((await read_json(request)).whole())
         entry = self._registry.find(body.model)
         await entry.unload()
         return json_response(ModelState(entry.id, "unloaded"))
 
     async def tokenize(self, request: Request) -> Response:
-        body = self._tokenize.decode(await read_json(request))
+        received = await self._tokenize.read(request)
+        body = received.request
         served = await self._registry.open_or_only(request, body.model)
         encoder = served.model.encoder
         if body.messages is not None:
@@ -94,18 +98,23 @@ class Models:
                     "add_special_tokens", "add_special_tokens is for a prompt, not for messages."
                 )
             chat = ChatCompletionRequest(model=served.model.id, messages=body.messages)
-            rendered = await conversation.render(served, chat)
-            tokens = (await encode_chat(encoder, rendered)).token_ids
+            prompt = await conversation.encode_conversation(
+                served, chat, None, large=received.messages
+            )
+            tokens = prompt.token_ids
         else:
             add = body.add_special_tokens is not False
-            [tokens] = await encode_texts(encoder, [body.prompt or ""], add_special_tokens=add)
+            limit = length_limit(encoder, None)
+            [text] = await self._tokenize.texts(received, limit, "prompt")
+            assert isinstance(text, str)
+            [tokens] = await encode_texts(encoder, [text], add_special_tokens=add)
         info = served.backend.info
         return json_response(
             Tokenized(tokens, len(tokens), None if info is None else info.max_model_len)
         )
 
     async def detokenize(self, request: Request) -> Response:
-        body = self._detokenize.decode(await read_json(request))
+        body = self._detokenize.decode((await read_json(request)).whole())
         served = await self._registry.open_or_only(request, body.model)
         text = await served.model.encoder.decode(body.tokens)
         return json_response(Detokenized(text))

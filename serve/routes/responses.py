@@ -7,18 +7,19 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
+from msgspec import structs
 from starlette.requests import Request
 from starlette.responses import Response
 
 from quire.serve import conversation, request_record
 from quire.serve.backend import BackendError, QueueFull
+from quire.serve.body_helpers import BodyHelpers, RequestReader
 from quire.serve.disconnect import unless_disconnected
 from quire.serve.errors import ApiError, from_backend, invalid
 from quire.serve.generation import GenerationGroup
 from quire.serve.heartbeat import HEARTBEAT, with_heartbeats
-from quire.serve.middleware import read_json
-from quire.serve.protocol import RequestDecoder
 from quire.serve.registry import Registry
+from quire.serve.request_kinds import RESPONSES
 from quire.serve.response_items import ItemStream
 from quire.serve.response_store import ResponseStore, Stored
 from quire.serve.responses import encode, ignored_header
@@ -41,25 +42,38 @@ _UNSAID: Final[Mapping[Any, Mapping[str, None]]] = {
 
 
 class Responses:
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, bodies: BodyHelpers | None = None) -> None:
         self._registry = registry
-        self._decoder = RequestDecoder(ResponsesRequest)
+        self._reader = RequestReader(RESPONSES, bodies)
         self._store = ResponseStore()
         self._running: dict[tuple[str, str], _Answer] = {}  # by owner and id
 
     async def create(self, request: Request) -> Response:
-        body = self._decoder.decode(await read_json(request))
+        received = await self._reader.read(request)
+        body, large = received.request, received.messages
         served = await self._registry.open(request, body.model)
-        owner, items = _owner(), body.items
+        owner, previous = _owner(), []
         if body.previous_response_id is not None:
-            items = [*self._store.previous(owner, body.previous_response_id).items, *items]
+            previous = self._store.previous(owner, body.previous_response_id).items
+        items = [*previous, *body.items]
         info = served.backend.admit()
         model = served.model
         has_grammars = model.grammars is not None and info.abilities.grammars
         talk = to_chat(body, items, model.parsers.family.tools if has_grammars else "")
         prompt = await unless_disconnected(
-            request, conversation.encode_conversation(served, talk.chat, info.max_model_len)
+            request,
+            conversation.encode_conversation(
+                served,
+                talk.chat,
+                info.max_model_len,
+                large=None if large is None else structs.replace(large, previous=previous),
+            ),
         )
+        if received.large is not None:
+            # It fits the context, so that it is not that large, and it is kept and sent back.
+            body = RESPONSES.decode(received.large.whole())
+            items = [*previous, *body.items]
+            talk.ignored += prompt.ignored
         left = info.max_model_len - len(prompt.token_ids)
         if talk.chat.max_tokens is not None and 0 < left < talk.chat.max_tokens:
             talk.chat.max_tokens = left

@@ -12,6 +12,7 @@ from quire.serve.parsers.events import CallStarted
 from quire.serve.parsers.families import ParserFactory, infer_family
 from quire.serve.parsers.schemas import Tools
 from quire.serve.prompt import ChatTemplate, encode_chat, encode_texts, render_chat
+from quire.serve.prompt_length import length_limit
 from quire.serve.protocol import ChatCompletionRequest, RequestDecoder
 from quire.serve.text_encoder import TextEncoder
 
@@ -154,10 +155,11 @@ def test_special_tokens_are_added_to_completions_only():
     tokenizer.post_processor = TemplateProcessing(
         single="<|end|> $A", special_tokens=[("<|end|>", end)]
     )
+    encoder = TextEncoder(tokenizer)
     template = RenderHere("{{ messages[0].content }}", {})
     rendered = asyncio.run(render_chat(template, messages(USER)))
-    chat = asyncio.run(encode_chat(TextEncoder(tokenizer), rendered))
-    [completion] = asyncio.run(encode_texts(TextEncoder(tokenizer), ["hi"]))
+    chat = asyncio.run(encode_chat(encoder, rendered, length_limit(encoder, None)))
+    [completion] = asyncio.run(encode_texts(encoder, ["hi"]))
     assert completion == [end, *chat.token_ids]
 
 
@@ -170,7 +172,7 @@ def test_a_prompt_that_cannot_fit_is_refused_by_its_length(monkeypatch):
     template = RenderHere("{{ messages[0].content * 1000 }}", {})
     rendered = asyncio.run(render_chat(template, messages(USER)))
     with pytest.raises(ApiError, match="at least 286 by its length alone") as caught:
-        asyncio.run(encode_chat(encoder, rendered, 100))
+        asyncio.run(encode_chat(encoder, rendered, length_limit(encoder, 100)))
     assert (caught.value.param, caught.value.code) == ("messages", "context_length_exceeded")
 
 
