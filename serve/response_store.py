@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from typing import Any, Final
 
 import msgspec
@@ -18,31 +18,57 @@ class Stored(msgspec.Struct, frozen=True):
     response: dict[str, Any]
 
 
-class ResponseStore:
-    """The latest responses by owner and id, as JSON; the one used longest ago goes first.
+class _Share:
+    """What one owner has stored, the response used longest ago first."""
 
-    An owner is an API key, or "" where there are none: nobody finds what is somebody else's.
+    def __init__(self) -> None:
+        self.by_id: OrderedDict[str, bytes] = OrderedDict()
+        self.num_bytes = 0
+
+    def add(self, response_id: str, data: bytes) -> None:
+        self.by_id[response_id] = data
+        self.num_bytes += len(data)
+
+    def get(self, response_id: str) -> bytes | None:
+        data = self.by_id.get(response_id)
+        if data is not None:
+            self.by_id.move_to_end(response_id)
+        return data
+
+    def drop(self, response_id: str) -> int:
+        """Returns the bytes that are free now."""
+        size = len(self.by_id.pop(response_id))
+        self.num_bytes -= size
+        return size
+
+
+class ResponseStore:
+    """The latest responses by owner and id, as JSON.
+
+    An owner is an API key, or "" where there are none: nobody finds what is somebody else's. Where
+    there is no more room the owner that holds the most gives up the response that it used longest
+    ago, so that nobody who keeps to an even share loses any to others.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._by_id: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+        self._shares: defaultdict[str, _Share] = defaultdict(_Share)
         self._decode = msgspec.json.Decoder(Stored).decode
 
     def add(self, owner: str, response_id: str, stored: Stored) -> None:
         data = msgspec.json.encode(stored)
         if len(data) > self._max_bytes:  # it would drive all others out and not stay itself
             return
-        self._by_id[owner, response_id] = data
+        self._shares[owner].add(response_id, data)
         self._bytes += len(data)
         while self._bytes > self._max_bytes:
-            _, dropped = self._by_id.popitem(last=False)
-            self._bytes -= len(dropped)
+            largest = max(self._shares, key=lambda owner: self._shares[owner].num_bytes)
+            self._drop(largest, next(iter(self._shares[largest].by_id)))
 
     def previous(self, owner: str, response_id: str) -> Stored:
         """For ``previous_response_id``. Raises :class:`ApiError` (400)."""
-        stored = self._get((owner, response_id))
+        stored = self._get(owner, response_id)
         if stored is None:
             raise invalid(
                 "previous_response_id",
@@ -53,24 +79,30 @@ class ResponseStore:
 
     def find(self, owner: str, response_id: str) -> Stored:
         """Raises :class:`ApiError` (404)."""
-        stored = self._get((owner, response_id))
+        stored = self._get(owner, response_id)
         if stored is None:
             raise _not_found(response_id)
         return stored
 
     def delete(self, owner: str, response_id: str) -> None:
         """Raises :class:`ApiError` (404)."""
-        data = self._by_id.pop((owner, response_id), None)
-        if data is None:
+        if self._data(owner, response_id) is None:
             raise _not_found(response_id)
-        self._bytes -= len(data)
+        self._drop(owner, response_id)
 
-    def _get(self, key: tuple[str, str]) -> Stored | None:
-        data = self._by_id.get(key)
-        if data is None:
-            return None
-        self._by_id.move_to_end(key)
-        return self._decode(data)
+    def _drop(self, owner: str, response_id: str) -> None:
+        share = self._shares[owner]
+        self._bytes -= share.drop(response_id)
+        if not share.by_id:
+            del self._shares[owner]
+
+    def _data(self, owner: str, response_id: str) -> bytes | None:
+        share = self._shares.get(owner)
+        return None if share is None else share.get(response_id)
+
+    def _get(self, owner: str, response_id: str) -> Stored | None:
+        data = self._data(owner, response_id)
+        return None if data is None else self._decode(data)
 
 
 def _not_found(response_id: str) -> ApiError:

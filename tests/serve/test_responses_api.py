@@ -290,6 +290,24 @@ def test_the_store_keeps_to_its_bytes() -> None:
     assert store.find("", "9")
 
 
+def test_a_key_that_stores_much_costs_others_nothing() -> None:
+    store = ResponseStore(max_bytes=1000)
+    kept = Stored([{"text": "x" * 200}], {})
+    store.add("modest", "0", kept)
+    for number in range(20):
+        store.add("greedy", f"{number}", kept)
+    assert store.find("modest", "0") == kept
+    assert store.find("greedy", "19") == kept
+    with pytest.raises(ApiError):
+        store.find("greedy", "0")
+    store.delete("modest", "0")
+    with pytest.raises(ApiError):
+        store.find("modest", "0")
+    for number in range(4):  # room that nobody else asks for is theirs
+        store.add("greedy", f"more {number}", kept)
+    assert all(store.find("greedy", f"more {number}") for number in range(1, 4))
+
+
 def test_what_is_stored_is_found_by_its_own_key_only() -> None:
     keys = {key: ApiKey(sha256=hash_key(key), name=key) for key in ("alice", "bob")}
     backend = FakeBackend([says("x"), Script([ids("Hello"), "hang"])])
