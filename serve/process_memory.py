@@ -15,6 +15,7 @@ _RUSAGE_INFO_V0 = 0
 _UUID_WORDS = 2
 _FOOTPRINT_WORD = _UUID_WORDS + 7
 _RUSAGE_WORDS = 64  # more than any version of the struct has
+_M_ARENA_MAX = -8  # of <malloc.h>
 
 
 def resident_bytes(pid: int) -> int:
@@ -28,22 +29,32 @@ def resident_bytes(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def share_one_heap() -> None:
+    """Let all threads of this process allocate from one heap; call it before any is started.
+
+    glibc gives each thread a heap of its own, and leaves there what the thread has freed. A front
+    end that reads one model after the other, in whatever thread is free, would grow with each: 1.2
+    MiB in 60 swaps of a vocabulary of 6,000 tokens, of which one heap leaves a fifth.
+    """
+    if (set_option := _glibc("mallopt")) is not None:
+        set_option(_M_ARENA_MAX, 1)
+
+
 def return_freed_memory() -> None:
     """Give back to the system what this process has freed, where the C library would keep it.
 
-    glibc's heaps only shrink at their ends. A front end that reads one model after the other, in
-    several threads, would come to hold a little more with each.
+    glibc's heaps only shrink at their ends.
     """
-    if (trim := _malloc_trim()) is not None:
+    if (trim := _glibc("malloc_trim")) is not None:
         trim(0)
 
 
 @functools.cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    """None where the C library has no such function."""
+def _glibc(name: str) -> Callable[..., int] | None:
+    """One of its functions; None where the C library is another that has none of that name."""
     if sys.platform == "darwin":
         return None
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return getattr(ctypes.CDLL(None), name, None)
 
 
 @functools.cache

@@ -43,6 +43,7 @@ from quire.serve.metrics import Metrics
 from quire.serve.middleware import LOOPBACK_HOSTS
 from quire.serve.model_files import DownloadFailed
 from quire.serve.model_slot import WorkerEvents
+from quire.serve.process_memory import share_one_heap
 from quire.serve.registry import Registry, Served
 from quire.serve.request_log import RefusalLog
 from quire.serve.runtime_folder import remove_leftovers
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     forced.
     """
     settings = settings_module.load(settings_module.flags_of(args), os.environ)
+    share_one_heap()
     log = LogWriter()
     configure_logging(settings.log_level, log, settings.log_format)
     for line in settings_module.misspelt_variables(os.environ):

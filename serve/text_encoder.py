@@ -8,10 +8,8 @@ of a few threads, and a text that cannot fit the context whatever its tokens are
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
@@ -19,6 +17,7 @@ from typing import Any, Final, TypeVar
 from tokenizers import Tokenizer
 
 from quire.serve.detokenizer import byte_level_alphabet
+from quire.serve.process_memory import return_freed_memory
 
 # Characters, or token ids, up to which the event loop does the work: about a millisecond.
 LONG_TEXT: Final = 4096
@@ -81,7 +80,7 @@ class TextEncoder:
             try:
                 return await self._run_in_thread(work)
             finally:
-                self._threads.submit(_give_memory_back)
+                self._threads.submit(return_freed_memory)
 
     async def _run_in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -150,19 +149,3 @@ def _keeps_text(step: dict[str, Any]) -> bool:
 def _num_bytes(piece: str) -> int:
     """At most, of the text that a piece stands for: its space mark is a space, or itself."""
     return len(piece.encode())
-
-
-def _find_malloc_trim() -> Callable[[int], int] | None:
-    if sys.platform != "linux":
-        return None
-    trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return trim
-
-
-_malloc_trim: Final = _find_malloc_trim()
-
-
-def _give_memory_back() -> None:
-    """To the operating system: glibc keeps what a thread has freed for that thread's next use."""
-    if _malloc_trim is not None:
-        _malloc_trim(0)

@@ -187,6 +187,33 @@ def test_a_model_on_its_way_out_is_waited_for(folders, tmp_path):
         assert loaded(server) == {"b"}
 
 
+def heaps_of_threads(pid: int) -> int:
+    """glibc's: mappings at a multiple of 64 MiB, whose rest, up to 64 MiB, is reserved behind."""
+    whole = 64 << 20
+    count, start = 0, 0
+    for row in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        first, last = (int(address, 16) for address in row.split()[0].split("-"))
+        rights, is_file = row.split()[1], len(row.split()) > 5
+        if is_file:
+            continue
+        if rights == "rw-p" and first % whole == 0:
+            start = first
+        elif rights == "---p" and start and last == start + whole:
+            count += 1
+    return count
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_models_that_come_and_go_leave_nothing_in_heaps_of_threads(folders, tmp_path):
+    """What one thread read and another drops would stay with the first, a little of each model."""
+    with fleet(tmp_path, "max_loaded_models = 1\n" + tables(folders)) as server:
+        for name in "bcabca":
+            assert answer(server, name) == 200
+        threads = len(list(Path(f"/proc/{server.process.pid}/task").iterdir()))
+        assert threads > 3
+        assert heaps_of_threads(server.process.pid) == 0
+
+
 def test_load_and_unload_by_hand(folders, tmp_path):
     with fleet(tmp_path, tables(folders)) as server:
         assert admin(server, "load", "c") == (200, {"id": "c", "state": "loaded"})
