@@ -37,6 +37,8 @@ EXCEPTIONS = {
     "loadtest/machine_lines.py": {"quire.deploy.launchd", "quire.engine", "quire.kernels"},
     "loadtest/machine_probe.py": {"quire.engine", "quire.kernels"},
     "loadtest/activations.py": {"quire.engine"},
+    "loadtest/engine_steps.py": {"quire.engine"},
+    "loadtest/shapes.py": {"quire.engine"},
     "loadtest/steps.py": {"quire.engine"},
     "loadtest/tune.py": {"quire.engine", "quire.kernels"},
 }
@@ -44,10 +46,10 @@ EXCEPTIONS = {
 MAY_USE_MLX = {"kernels", "engine", "loadtest/kernels"}
 MLX_EXCEPTIONS = {
     *("cache/pages.py", "cache/states.py", "loadtest/activations.py", "loadtest/machine_probe.py"),
-    *("loadtest/steps.py", "loadtest/tune.py"),
+    *("loadtest/engine_steps.py", "loadtest/shapes.py", "loadtest/steps.py", "loadtest/tune.py"),
 }
 MAY_USE_MLX_LM = {"engine"}
-MLX_LM_EXCEPTIONS = {"loadtest/steps.py"}
+MLX_LM_EXCEPTIONS = {"loadtest/shapes.py", "loadtest/steps.py"}
 # These decide who computes what; they are tested, and must run, without MLX.
 WITHOUT_MLX = (
     "engine/scheduler.py",
