@@ -27,7 +27,7 @@ from quire.loadtest.chat import ServerError
 from quire.loadtest.environment import Environment
 from quire.loadtest.result_file import FORMAT_VERSION, save
 from quire.loadtest.servers import ServerProcess, ServerSpec, find_openblas, running
-from quire.loadtest.soak_faults import ADMIN_KEY, Faults
+from quire.loadtest.soak_faults import ADMIN_KEY, Faults, Pace
 from quire.loadtest.soak_plot import save_plot
 from quire.loadtest.soak_samples import Sample, Sampler
 from quire.loadtest.soak_traffic import Tally, Traffic
@@ -47,6 +47,7 @@ class Options(msgspec.Struct, frozen=True):
     seed: int
     faults: bool
     kill_every: float  # minutes
+    swap_every: float  # seconds, on average
 
 
 class SoakResult(msgspec.Struct, tag="soak", tag_field="kind"):
@@ -93,7 +94,8 @@ async def _soak(options: Options, server: ServerProcess, folders: dict[str, Path
     await _wait_ready(server, traffic)
     sampler = Sampler(server.base, server.pid, traffic.headers)
     before = await sampler.scrape()
-    faults = Faults(traffic, server.base, server.pid, folders, options.kill_every * 60)
+    pace = Pace(options.kill_every * 60, options.swap_every)
+    faults = Faults(traffic, server.base, server.pid, folders, pace)
     samples: list[Sample] = []
     tasks = [asyncio.create_task(_sample(sampler, options.every, samples))]
     if options.faults:
@@ -196,6 +198,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", action="store_true", help="two models, swaps and kills")
     parser.add_argument("--kill-every", type=float, default=5.0, help="minutes (5)")
+    parser.add_argument("--swap-every", type=float, default=37.5, help="seconds (37.5)")
     parser.add_argument("--out", type=Path, help="where the result goes, as JSON")
     parser.add_argument("--plot", type=Path, help="SVG or PNG (needs matplotlib)")
     return parser.parse_args()

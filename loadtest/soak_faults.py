@@ -11,16 +11,23 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Final, NamedTuple
 
 from quire.loadtest.http import BaseURL, send
 from quire.loadtest.soak_samples import family
 from quire.loadtest.soak_traffic import Traffic
 
 ADMIN_KEY: Final = "sk-soak"
-_SWAP_SECONDS: Final = (15.0, 60.0)
+_SWAPS: Final = (0.4, 1.6)  # from one to the next, of the mean
 # Loaded, unloaded, in use just now, not to be loaded now.
 _ADMIN_ANSWERS: Final = (200, 409, 500, 503)
+
+
+class Pace(NamedTuple):
+    """Seconds from one to the next."""
+
+    kills: float
+    swaps: float  # on average
 
 
 class Faults:
@@ -30,26 +37,26 @@ class Faults:
     """
 
     def __init__(
-        self, traffic: Traffic, base: BaseURL, pid: int, folders: dict[str, Path], every: float
+        self, traffic: Traffic, base: BaseURL, pid: int, folders: dict[str, Path], pace: Pace
     ) -> None:
-        """``every`` is in seconds, from one kill to the next."""
         self.done: Counter[str] = Counter()
         self._traffic = traffic
         self._base = base
         self._pid = pid
         self._folders = folders
-        self._every = every
+        self._pace = pace
         self._draw = Random(0)
 
     async def run(self) -> None:
         """Raises RuntimeError for an answer to the administrator that must not be."""
-        next_kill = time.monotonic() + self._every
+        next_kill = time.monotonic() + self._pace.kills
         while True:
-            next_swap = time.monotonic() + self._draw.uniform(*_SWAP_SECONDS)
+            pause = self._pace.swaps * self._draw.uniform(*_SWAPS)
+            next_swap = time.monotonic() + pause
             if next_kill < next_swap:
                 await asyncio.sleep(max(0.0, next_kill - time.monotonic()))
                 self._kill()
-                next_kill += self._every
+                next_kill += self._pace.kills
             await asyncio.sleep(max(0.0, next_swap - time.monotonic()))
             await self._swap()
 
