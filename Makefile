@@ -22,7 +22,7 @@ unit-outer := tests/deploy tests/e2e tests/loadtest tests/page tests/serve $(wil
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint format types unit test-faults test-long test-models test-clients soak gaps \
-	clean
+	kills clean
 
 help:
 	@echo "make serve        serve the demo model on http://127.0.0.1:8000 (ARGS=\"--model ...\")"
@@ -33,6 +33,7 @@ help:
 	@echo "make test-clients real clients and agents from PyPI and npm"
 	@echo "make soak         a mixed load for two hours (ARGS=\"--faults --minutes 60\": with kills)"
 	@echo "make gaps         what scrapes and large bodies do to running streams"
+	@echo "make kills        how soon a server is back after kill -9 (ARGS=\"--kills 50 --healthy 0\": faster)"
 	@echo "make format       format the code"
 
 serve: .venv/serve.stamp
@@ -82,6 +83,9 @@ soak: .venv/dev.stamp
 
 gaps: .venv/dev.stamp
 	$(BIN)/python -m quire.loadtest.gaps $(ARGS)
+
+kills: .venv/dev.stamp
+	$(BIN)/python -m quire.loadtest.kills $(ARGS)
 
 # Clients pin each other's libraries, so each has an environment of its own.
 PYTHON_CLIENTS := $(basename $(notdir $(wildcard tests/clients/requirements/*.txt)))

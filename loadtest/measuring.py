@@ -78,6 +78,8 @@ def _section(path: Path) -> Iterator[str]:
             yield from _soak(raw, path)
         case "gaps":
             yield from _gaps(raw)
+        case "kills":
+            yield from _kills(raw)
         case "turns":
             yield from turns(load(path, TurnsResult, "result of turns"))
         case "grammar cost":
@@ -219,6 +221,37 @@ def _gaps(raw: Mapping[str, Any]) -> Iterator[str]:
         titles += [f"{title}, ms", "vs alone"]
     titles.append("front end's memory")
     yield from table(titles, rows)
+
+
+def _kills(raw: Mapping[str, Any]) -> Iterator[str]:
+    """By the moment of the kill; seconds after it."""
+    where, end = raw["environment"], raw["end"]
+    yield (
+        f"{where['machine']}, {where['cpu_count']} cores, MLX {where['packages'].get('mlx', '?')}, "
+        f"{where['time'][:10]}. Seconds from the signal, the longest of each kind. Of "
+        f"{raw['polls']:,} polls of /health the longest took {number(raw['longest_poll'])} s; "
+        f"{len(raw['failures'])} polls or streams failed otherwise. With the front end killed its "
+        f"processes were gone after {number(end['processes_gone'])} s, its port was "
+        f"{'free' if end['port_free'] else 'taken'}, and of its {end['left_behind']} folders the "
+        f"next start left {end['left_after_next_start']}. {raw.get('note', '')}".rstrip()
+        + "\n"
+    )
+    by_moment: dict[str, list[Mapping[str, Any]]] = {}
+    for kill in raw["kills"]:
+        by_moment.setdefault(kill["moment"], []).append(kill)
+    by_moment["(SIGSTOP)"] = raw["stops"]
+    rows = []
+    for moment, kills in by_moment.items():
+        errors = [kill["errors"] for kill in kills if kill["errors"] is not None]
+        late = max(kill["spawned"] - kill["backoff"] for kill in kills)
+        load = statistics.median(kill["ready"] - kill["spawned"] for kill in kills)
+        shown = number(max(errors)) if errors else "-"
+        requests = sum(kill["requests"] for kill in kills)
+        rows.append(
+            [moment, number(len(kills)), number(requests), shown, number(late), number(load)]
+        )
+    titles = ["moment", "kills", "requests lost", "error event", "new worker after the back-off"]
+    yield from table([*titles, "load, median"], rows)
 
 
 def _steps(raw: Mapping[str, Any]) -> Iterator[str]:
