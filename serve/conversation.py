@@ -203,7 +203,9 @@ class ParsedGeneration(Generation):
         if self.finish_reason is None and output.finish_reason is not None:
             self._count(output.token_ids[-1:] if by_token else ())
             events += self._end(truncated=not stopped)
-        content = "".join(event.text for event in events if isinstance(event, ContentDelta))
+        content = ""
+        if self._log is not None:
+            content = "".join(event.text for event in events if isinstance(event, ContentDelta))
         return TextDelta(
             self.reading.index,
             "",

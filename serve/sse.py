@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from typing import Any, Final
 
-import anyio
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from quire.serve.backend import BackendError
+from quire.serve.disconnect import unless_ended
 from quire.serve.errors import INTERNAL_ERROR, from_backend
 from quire.serve.responses import encode
 
@@ -19,6 +22,7 @@ logger = logging.getLogger(__name__)
 DONE: Final = b"data: [DONE]\n\n"
 _PING: Final = ServerSentEvent(comment="ping", sep="\n")
 PING_INTERVAL: Final = 15  # seconds; proxies drop connections silent for about a minute
+_SHORT: Final = 1.0  # seconds; an answer that takes no longer has no task for pings
 
 _HEADERS: Final = {
     "Cache-Control": "no-cache, no-transform",
@@ -49,11 +53,12 @@ class EventStream(EventSourceResponse):
 
     That is at the end, when the client leaves, and also when it left before the first event.
 
-    Pings, hang-ups and the last word on the connection are sse-starlette's. Two things of it are
-    not for this server. What it does around every event (a scope of cancellation for a time limit,
-    which the connection has already; the event's encoding; a line for a debug log) costs a third
-    more CPU a token than the events themselves (tests/serve/event_stream_benchmark.py). And a
-    signal does not end streams, since the server finishes what runs.
+    Pings and what a hang-up is are sse-starlette's. Three things of it are not for this server.
+    What it does around every event (a scope of cancellation for a time limit, which the connection
+    has already; the event's encoding; a line for a debug log) costs a third more CPU a token than
+    the events themselves (tests/serve/event_stream_benchmark.py). Its group of four tasks costs
+    more than a short answer's events. And a signal does not end streams, since the server finishes
+    what runs.
     """
 
     def __init__(
@@ -71,9 +76,16 @@ class EventStream(EventSourceResponse):
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pings = _Pings(min(PING_INTERVAL, _SHORT), lambda: self._ping(send))
         try:
-            await super().__call__(scope, receive, send)
+            # Nobody is there to be told that the client has left.
+            with contextlib.suppress(ClientDisconnect):
+                await unless_ended(
+                    self._listen_for_disconnect(receive), self._stream_response(send)
+                )
         finally:
+            self.active = False
+            pings.stop()
             self._close()
 
     async def _stream_response(self, send: Send) -> None:
@@ -93,5 +105,19 @@ class EventStream(EventSourceResponse):
             self.active = False
             await send({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def _listen_for_exit_signal_with_grace(self) -> None:
-        await anyio.sleep_forever()
+
+class _Pings:
+    """A task for pings, once a stream has lasted a while."""
+
+    def __init__(self, delay: float, ping: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._ping = ping
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(delay, self._start)
+
+    def _start(self) -> None:
+        self._task = asyncio.create_task(self._ping())
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()

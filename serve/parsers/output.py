@@ -91,6 +91,14 @@ class TaggedParser(OutputParser):
         self._blank = True  # no content but white space so far
         self._after_call = False  # only white space since the last call
         self._drop_closer = False  # of a block that was no call
+        self._prose: Stops | None = None  # what would end the prose that is being passed on
+
+    def push(self, text: str) -> list[Event]:
+        """In the middle of prose, which most of an answer is, text passes without the reader."""
+        if self._prose is None or self._prose.may_begin(text) or text[-1:].isspace():
+            return super().push(text)
+        self._emit(text)
+        return self.events.drain()
 
     def _prepare_stops(self) -> None:
         fold = self.markers.fold
@@ -203,7 +211,9 @@ class TaggedParser(OutputParser):
                 reader.position = match.end()
                 return match[0], text[len(said) :]
             reader.position += len(said)
+            self._prose = stops if reader.position == len(reader.text) else None
             yield from reader.more()
+            self._prose = None
 
     def _emit(self, text: str) -> None:
         if not text:

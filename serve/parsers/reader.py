@@ -37,6 +37,7 @@ class Stops:
         self._longest = max(map(len, self._prefixes), default=0)
         first = {re.escape(text[0]) for text in self.texts}
         self._first = re.compile("|".join(sorted(first)) or "(?!)")
+        self.may_begin = self._first.search  # in a text: None where no stop begins
 
     def search(self, text: str, start: int) -> re.Match[str] | None:
         return self._search(text, start)
