@@ -240,3 +240,109 @@ def test_two_tools_of_one_name_are_named_where_they_stood(client: OpenAI, demo: 
     status, _, text = demo.post("/v1/messages", {**body, "tools": [hosted, tool, broken]})
     assert status == 400
     assert "tools[2].input_schema.properties.a" in json.loads(text)["error"]["message"]
+
+
+# ---- what the demo model can do by itself
+
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Current weather for a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    },
+}
+
+
+def test_it_calls_a_tool_and_tells_what_that_found(client: OpenAI) -> None:
+    messages: list[Any] = [{"role": "user", "content": "What is the weather in Rome?"}]
+    fields: Any = {"model": "quire-demo", "tools": [WEATHER]}
+    choice = client.chat.completions.create(messages=messages, **fields).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    [call] = choice.message.tool_calls or []
+    assert call.type == "function"
+    assert call.function.name == "get_weather"
+    assert json.loads(call.function.arguments) == {"city": "Rome"}
+    messages += [choice.message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+    answer = client.chat.completions.create(messages=messages, **fields)
+    assert answer.choices[0].message.content == "The result: sunny."
+    hello: Any = [{"role": "user", "content": "Hello!"}]
+    answer = client.chat.completions.create(messages=hello, **fields)
+    assert not answer.choices[0].message.tool_calls
+
+
+@pytest.mark.parametrize(
+    ("fields", "thinks"),
+    [
+        ({"extra_body": {"enable_thinking": True}}, True),
+        ({"reasoning_effort": "high"}, True),
+        ({"reasoning_effort": "none"}, False),
+        ({}, False),
+    ],
+    ids=str,
+)
+def test_it_thinks_when_asked(client: OpenAI, fields: Any, thinks: bool) -> None:
+    messages: Any = [{"role": "user", "content": "What is 47 + 38?"}]
+    answer = client.chat.completions.create(model="quire-demo", messages=messages, **fields)
+    message = answer.choices[0].message
+    assert message.content == "47 + 38 = 85."
+    thought = getattr(message, "reasoning_content", None)
+    assert thought == ("7 + 8 = 15, then 4 + 3 + 1 = 8." if thinks else None)
+    stream = client.chat.completions.create(
+        model="quire-demo", messages=messages, stream=True, **fields
+    )
+    deltas = [chunk.choices[0].delta for chunk in stream if chunk.choices]
+    assert "".join(getattr(d, "reasoning_content", None) or "" for d in deltas) == (thought or "")
+    assert "".join(d.content or "" for d in deltas) == message.content
+
+
+class Person(pydantic.BaseModel):
+    name: str
+    age: int
+    city: str
+
+
+class Event(pydantic.BaseModel):
+    name: str
+    date: str
+    participants: list[str]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "Ada is 36 years old and lives in London.",
+            Person(name="Ada", age=36, city="London"),
+        ),
+        (
+            "Alice and Bob are going to a concert on Friday.",
+            Event(name="concert", date="Friday", participants=["Alice", "Bob"]),
+        ),
+    ],
+    ids=["person", "event"],
+)
+def test_it_finds_what_a_schema_asks_for(
+    client: OpenAI, text: str, expected: Person | Event
+) -> None:
+    messages: Any = [{"role": "user", "content": text}]
+    answer = client.chat.completions.parse(
+        model="quire-demo", messages=messages, response_format=type(expected)
+    )
+    assert answer.choices[0].message.parsed == expected
+
+
+def test_it_thinks_before_it_fills_a_schema(client: OpenAI) -> None:
+    answer = client.responses.parse(
+        model="quire-demo",
+        input="Ada is 36 years old and lives in London.",
+        reasoning={"effort": "high"},
+        text_format=Person,
+    )
+    assert [item.type for item in answer.output] == ["reasoning", "message"]
+    assert answer.output_parsed == Person(name="Ada", age=36, city="London")

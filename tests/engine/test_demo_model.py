@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,13 +15,16 @@ from tokenizers import Tokenizer
 from quire.engine.demo.training.corpus import Conversation, conversations
 from quire.engine.demo.training.corpus_draw import Draw
 from quire.engine.demo.training.corpus_exchange import Exchange
+from quire.engine.demo.training.corpus_schema import fill
+from quire.engine.demo.training.corpus_thoughts import columns
 from quire.engine.demo.training.encode import Encoder
 from quire.engine.demo.training.evaluate import (
     DEMO,
-    conversation_score,
     evaluate,
+    fill_form,
     is_right,
     parse_tool_calls,
+    part,
 )
 from quire.engine.demo.training.tokenizer import CHAT_TEMPLATE
 
@@ -62,6 +66,8 @@ def answer(loaded: tuple[Any, Any], messages: list[dict[str, Any]], **options: A
     from mlx_lm import generate
 
     model, tokenizer = loaded
+    # mlx-lm asks for thoughts wherever a tokenizer has the marks.
+    options = {"enable_thinking": False, **options}
     prompt = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_dict=False, **options
     )
@@ -134,6 +140,27 @@ def test_only_what_the_assistant_says_is_learnt(fast_tokenizer: Tokenizer) -> No
     assert learnt == reply + reply
 
 
+def test_of_a_thought_only_what_follows_its_opening_is_learnt(fast_tokenizer: Tokenizer) -> None:
+    exchange = Exchange("add", [said("1+1")], said("1 + 1 = 2.", "assistant"), thought="Two.")
+    row = Encoder(fast_tokenizer).row(Conversation(None, (), (exchange, exchange), thinking=True))
+    learnt = [int(token) for token, mark in zip(row.tokens, row.learnt, strict=True) if mark]
+    # Thoughts of earlier turns are not in the prompt.
+    replies = "1 + 1 = 2.<|im_end|>", "Two.\n</think>\n\n1 + 1 = 2.<|im_end|>"
+    assert learnt == fast_tokenizer.encode("".join(replies)).ids
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_of_an_answer_by_a_schema_its_first_brace_is_not_learnt(
+    fast_tokenizer: Tokenizer, thinking: bool
+) -> None:
+    reply = said('{"sum": 2}', "assistant")
+    exchange = Exchange("schema", [said("1+1")], reply, thought="Two.", schema={"type": "object"})
+    row = Encoder(fast_tokenizer).row(Conversation(None, (), (exchange,), thinking=thinking))
+    learnt = [int(token) for token, mark in zip(row.tokens, row.learnt, strict=True) if mark]
+    thought = "Two.\n</think>\n\n" if thinking else ""
+    assert learnt == fast_tokenizer.encode(f'{thought}"sum": 2}}<|im_end|>').ids
+
+
 # ---- the corpus
 
 
@@ -170,6 +197,20 @@ def test_a_name_belongs_to_one_half(seed: int) -> None:
     assert not train.owns(held_out.name())
 
 
+def test_values_of_a_schema_fit_it() -> None:
+    draw = Draw(9)
+    for _ in range(300):
+        exchange = fill(draw)
+        assert exchange.schema is not None
+        jsonschema.validate(json.loads(exchange.reply["content"]), exchange.schema)
+
+
+def test_sums_are_thought_through_by_columns() -> None:
+    assert columns(47, 38) == "7 + 8 = 15, then 4 + 3 + 1 = 8."
+    assert columns(999, 2) == "9 + 2 = 11, then 9 + 0 + 1 = 10, then 9 + 0 + 1 = 10."
+    assert columns(0, 0) == "0 + 0 = 0."
+
+
 def test_repeating_asks_for_the_phrase_itself() -> None:
     for made in conversations(6, 1000, held_out=True):
         for exchange in made.exchanges:
@@ -200,6 +241,10 @@ def test_scoring_accepts_only_right_replies() -> None:
     assert not is_right(in_json, '{"answer": 3}', FakeTokenizer)
     assert not is_right(in_json, "2 is the answer", FakeTokenizer)
 
+    formed = Exchange("schema", [said("1+1")], said('{"x": 2}', "assistant"), schema={})
+    assert is_right(formed, '{"x":2}', FakeTokenizer)
+    assert not is_right(formed, '{"x": "2"}', FakeTokenizer)
+
     calls = [{"function": {"name": "add", "arguments": {"a": 1, "b": 2}}}]
     call = Exchange("tool call", [said("1+2")], {**said("", "assistant"), "tool_calls": calls})
     right = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
@@ -212,11 +257,23 @@ def test_scoring_accepts_only_right_replies() -> None:
 # ---- the model
 
 
-def test_held_out_conversations_are_answered_right(loaded: tuple[Any, Any]) -> None:
-    chats = [made for made in conversations(77, 100, held_out=True) if len(made.exchanges) < 5]
-    outcomes = evaluate(*loaded, chats[:25])
-    assert {outcome.conversation for outcome in outcomes} == set(range(25))
-    assert conversation_score(outcomes) >= 0.9
+@pytest.mark.parametrize(
+    ("thinking", "form", "least"),
+    [(False, False, 0.9), (False, True, 0.75), (True, False, 0.65), (True, True, 0.65)],
+    ids=["plain", "by a schema", "thinking", "thinking, by a schema"],
+)
+def test_held_out_conversations_are_answered_right(
+    loaded: tuple[Any, Any], thinking: bool, form: bool, least: float
+) -> None:
+    """What is asked of replies is less than CONTRIBUTING.md says of them: these are but a few."""
+    chats = [
+        made
+        for made in conversations(77, 300, held_out=True)
+        if len(made.exchanges) < 5 and (made.thinking, made.has_form) == (thinking, form)
+    ]
+    outcomes = evaluate(*loaded, chats[:20])
+    assert {outcome.conversation for outcome in outcomes} == set(range(20))
+    assert sum(outcome.right for outcome in outcomes) / len(outcomes) >= least
 
 
 def test_mlx_lm_infers_a_parser_that_reads_the_calls(loaded: tuple[Any, Any]) -> None:
@@ -240,6 +297,49 @@ def test_a_call_sent_back_as_openai_clients_do_reads_as_generated(
     rendered = tokenizer.apply_chat_template(turns, tools=[ADD], tokenize=False)
     assert text in rendered
     assert answer(loaded, turns, tools=[ADD]) == "The result: 85."
+
+
+def test_it_thinks_only_when_asked(loaded: tuple[Any, Any]) -> None:
+    question = [said("What is 47 + 38?")]
+    assert answer(loaded, question) == "47 + 38 = 85."
+    thought, said_ = part(answer(loaded, question, enable_thinking=True), thinking=True)
+    assert thought == columns(47, 38)
+    assert said_ == "47 + 38 = 85."
+
+
+def test_its_thoughts_go_back_as_they_were_generated(loaded: tuple[Any, Any]) -> None:
+    _, tokenizer = loaded
+    generated = answer(loaded, [said("What is 47 + 38?")], tools=[ADD], enable_thinking=True)
+    thought, text = part(generated, thinking=True)
+    assert thought
+    assert parse_tool_calls(text, tokenizer) == [{"name": "add", "arguments": {"a": 47, "b": 38}}]
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 47, "b": 38}'}}
+    turns: list[dict[str, Any]] = [
+        said("What is 47 + 38?"),
+        {"role": "assistant", "reasoning_content": thought, "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "85"},
+    ]
+    options = {"tools": [ADD], "tokenize": False, "enable_thinking": True}
+    assert "<think>\n" + generated in tokenizer.apply_chat_template(turns, **options)
+    later = [*turns, said("The result: 85.", "assistant"), said("Thanks")]
+    assert thought not in tokenizer.apply_chat_template(later, **options)
+
+
+def test_it_finds_what_a_schema_asks_for(loaded: tuple[Any, Any]) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    _, tokenizer = loaded
+    prompt = tokenizer.apply_chat_template(
+        [said("Ada is 36 years old.")],
+        add_generation_prompt=True,
+        return_dict=False,
+        enable_thinking=False,
+    )
+    assert json.loads(fill_form(*loaded, prompt, "", schema)) == {"name": "Ada", "age": 36}
 
 
 def test_tools_that_do_not_fit_are_left_alone(loaded: tuple[Any, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from quire.engine.demo.training.corpus_about import ITSELF, SMALL_TALK, Topic
@@ -14,7 +15,9 @@ from quire.engine.demo.training.corpus_memory import asked, told, told_and_asked
 from quire.engine.demo.training.corpus_numbers import arithmetic, count
 from quire.engine.demo.training.corpus_quire import QUIRE
 from quire.engine.demo.training.corpus_repeat import again, repeat
+from quire.engine.demo.training.corpus_schema import fill, wrap
 from quire.engine.demo.training.corpus_texts import TEXTS
+from quire.engine.demo.training.corpus_thoughts import thought
 from quire.engine.demo.training.corpus_tools import Toolbox, tool_call, toolbox, without_tool
 from quire.engine.demo.training.corpus_unknown import unknown
 
@@ -28,14 +31,25 @@ class Conversation:
     exchanges: tuple[Exchange, ...]
     text: str = ""
     given: int = 0  # characters of ``text`` that are the prompt
+    thinking: bool = False  # whether the model is asked to think
+
+    @property
+    def has_form(self) -> bool:
+        """Whether replies have to fit schemas."""
+        return any(exchange.schema for exchange in self.exchanges)
 
     def messages(self, exchanges: int | None = None) -> list[Message]:
         """The messages of the first ``exchanges`` exchanges; the last one without its reply."""
         head: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         if exchanges is None:
-            return head + [m for e in self.exchanges for m in (*e.prompt, e.reply)]
+            return head + [m for e in self.exchanges for m in (*e.prompt, self._reply(e))]
         *done, last = self.exchanges[:exchanges]
-        return head + [m for e in done for m in (*e.prompt, e.reply)] + last.prompt
+        return head + [m for e in done for m in (*e.prompt, self._reply(e))] + last.prompt
+
+    def _reply(self, exchange: Exchange) -> Message:
+        if self.thinking:
+            return {**exchange.reply, "reasoning_content": thought(exchange)}
+        return exchange.reply
 
 
 _SYSTEMS = (
@@ -102,6 +116,16 @@ def _next(draw: Draw, memory: Memory, box: Toolbox | None) -> list[Exchange]:
     return [unknown(draw)]
 
 
+def _next_form(draw: Draw, memory: Memory) -> list[Exchange]:
+    """A request with a schema: values to find, or an ordinary reply as the only text."""
+    if draw.chance(0.75):
+        return [fill(draw)]
+    while True:
+        [exchange] = _next(draw, memory, None)
+        if exchange.ability not in ("json", "long text", "again"):
+            return [wrap(draw, exchange)]
+
+
 def _system(draw: Draw, memory: Memory) -> str:
     if draw.chance(0.2):
         memory.facts["name"] = name = draw.name()
@@ -155,16 +179,21 @@ def conversation(draw: Draw, *, plain: bool = True) -> Conversation:
         return _plain(draw)
     memory = Memory()
     system = _system(draw, memory) if draw.chance(0.25) else None
-    box = toolbox(draw) if draw.chance(0.18) else None
+    kind = draw.random.random()
+    box = toolbox(draw) if kind < 0.2 else None
+    step = partial(_next_form, draw, memory) if kind > 0.8 else partial(_next, draw, memory, box)
     exchanges: list[Exchange] = []
     length = draw.choice(_LENGTHS)
     while len(exchanges) < length:
-        exchanges += _next(draw, memory, box)
+        exchanges += step()
         said = exchanges[-1].reply["content"]
         memory.said = said if len(said) < 150 else ""
-    if len(exchanges) > 1 and memory.facts and draw.chance(0.3):
+    if kind <= 0.8 and len(exchanges) > 1 and memory.facts and draw.chance(0.3):
         exchanges.append(asked(draw, memory))
-    return Conversation(system, box.tools if box else (), tuple(exchanges))
+    thinking = draw.chance(0.35)
+    if thinking and 0.2 < kind < 0.8 and draw.chance(0.25):
+        exchanges.append(arithmetic(draw))
+    return Conversation(system, box.tools if box else (), tuple(exchanges), thinking=thinking)
 
 
 def conversations(seed: int, count: int, *, held_out: bool = False) -> Iterator[Conversation]:

@@ -171,7 +171,8 @@ ITSELF: dict[str, Topic] = {
         ),
         (
             "I can tell you about Quire, repeat what you say, add numbers, remember what you tell "
-            "me, answer in JSON, call tools, and tell a story or a joke.",
+            "me, answer in JSON or by a schema, call tools, think first when asked, and tell a "
+            "story or a joke.",
         ),
     ),
     "demo": Topic(

@@ -10,12 +10,17 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Exchange:
-    """What the user (and a tool) says, the reply, and every reply that would be right."""
+    """What the user (and a tool) says, the reply, and every reply that would be right.
+
+    With a ``schema`` the reply is JSON that fits it, and the schema is enforced from outside.
+    """
 
     ability: str
     prompt: list[Message]
     reply: Message
     accepted: tuple[str, ...] = ()
+    thought: str = ""  # before the reply, if the model is asked to think; "" for the ability's own
+    schema: dict[str, Any] | None = None
 
 
 @dataclass

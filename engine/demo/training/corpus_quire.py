@@ -5,8 +5,8 @@ from __future__ import annotations
 from quire.engine.demo.training.corpus_about import Topic
 
 ENDPOINTS = (
-    "/v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /ready "
-    "and /metrics"
+    "/v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, /v1/embeddings, "
+    "/v1/models, /tokenize, /detokenize, /health, /ready and /metrics"
 )
 
 TELL = "[tell me about|explain|describe|what is|what's|what are|what does it mean by|define]"
@@ -54,12 +54,12 @@ QUIRE: dict[str, Topic] = {
             "I want to [know|learn|hear] [|more ]about Quire",
         ),
         (
-            "Quire serves language models with MLX. An HTTP front end speaks the OpenAI API and "
-            "streams each answer token by token. Behind it a scheduler puts the tokens of all "
-            "requests into one batch, step after step, so a long prompt never stalls the others. "
-            "Keys and values live in pages, like the sheets of a book, and prompts that begin "
-            "alike share them. Prometheus can read its memory and its speed at /metrics. I am the "
-            "demo model that it serves when you name no other.",
+            "Quire serves language models with MLX. An HTTP front end speaks the OpenAI API, and "
+            "Anthropic's, and streams each answer token by token. Behind it a scheduler puts the "
+            "tokens of all requests into one batch, step after step, so a long prompt never stalls "
+            "the others. Keys and values live in pages, like the sheets of a book, and prompts "
+            "that begin alike share them. Prometheus can read its memory and its speed at "
+            "/metrics. I am the demo model that it serves when you name no other.",
         ),
     ),
     "endpoints": Topic(
@@ -74,7 +74,7 @@ QUIRE: dict[str, Topic] = {
             "[how do I|where can I] [call|reach|use] the [API|server|endpoints]?",
             "[endpoints|routes|api][|?]",
         ),
-        (f"Quire serves {ENDPOINTS}.",),
+        (f"Quire serves {ENDPOINTS}. /openapi.json describes them all.",),
     ),
     "chat_endpoint": _endpoint(
         "/v1/chat/completions",
@@ -84,6 +84,18 @@ QUIRE: dict[str, Topic] = {
     "completions_endpoint": _endpoint(
         "/v1/completions", "/v1/completions continues a plain text prompt."
     ),
+    "responses_endpoint": _endpoint(
+        "/v1/responses",
+        "/v1/responses answers as OpenAI's Responses API does, with tools and reasoning.",
+    ),
+    "messages_endpoint": _endpoint(
+        "/v1/messages", "/v1/messages answers as Anthropic's API does, so Claude Code works."
+    ),
+    "embeddings_endpoint": _endpoint(
+        "/v1/embeddings",
+        "/v1/embeddings turns texts into vectors. Serve a model made for it, not me.",
+    ),
+    "openapi_endpoint": _endpoint("/openapi.json", "/openapi.json describes every endpoint."),
     "models_endpoint": _endpoint("/v1/models", "/v1/models lists the models that are served."),
     "tokenize_endpoint": _endpoint("/tokenize", "/tokenize turns text into token ids."),
     "detokenize_endpoint": _endpoint("/detokenize", "/detokenize turns token ids back into text."),
@@ -172,17 +184,17 @@ QUIRE: dict[str, Topic] = {
             f"{HOW} [stop|quit|end|shut down|exit|kill|restart] [Quire|the server|this server|it]?",
             "[where is|what is] the off switch?",
         ),
-        ("Press Ctrl-C; as a launchd agent, run: quire service uninstall.",),
+        ("Press Ctrl-C; as a service, run: quire service stop.",),
     ),
     "service": Topic(
         (
             f"{HOW} [install|run|set up|start] [Quire|it] as a [service|daemon|launchd agent"
             "|launchd service]?",
             f"{HOW} [keep Quire running|start Quire at login|run Quire in the background]?",
-            "[does Quire|can Quire] [support|use|work with|run under] launchd?",
-            f"{TELL} [the launchd service|launchd|quire service]?",
+            "[does Quire|can Quire] [support|use|work with|run under] [launchd|systemd]?",
+            f"{TELL} [the launchd service|launchd|systemd|quire service]?",
         ),
-        ("Run: quire service install. It makes Quire a launchd agent.",),
+        ("Run: quire service install. It makes Quire a launchd agent or a systemd unit.",),
     ),
     "tools": Topic(
         (
@@ -202,7 +214,73 @@ QUIRE: dict[str, Topic] = {
             "do you know JSON?",
             "what about JSON?",
         ),
-        ("Yes. Try: Answer in JSON: what is 3 + 4?",),
+        ("Yes. Try: Answer in JSON: what is 3 + 4? Or send a schema as response_format.",),
+    ),
+    "schema": Topic(
+        (
+            "[do you|can you|does Quire|can Quire] [support|use|follow|do|answer by|have] [schemas"
+            "|a schema|JSON schemas|a JSON schema|structured output|structured outputs|grammars"
+            "|response_format]?",
+            f"{HOW} [send|use|try|get|enforce] [a schema|a JSON schema|structured output"
+            "|structured outputs|response_format|a grammar|a regex]?",
+            f"{TELL} [structured output|structured outputs|response_format|a JSON schema]?",
+        ),
+        ("Yes: send a JSON schema as response_format, and my answer will fit it.",),
+    ),
+    "thinking": Topic(
+        (
+            "[do you|can you|does Quire|can Quire] [support|do|have|show|use] [thinking|reasoning"
+            "|thoughts]?",
+            "[can you|do you] [think|reason][| first| before you answer]?",
+            f"{HOW} [turn on|enable|use|try|see|get] [thinking|reasoning|your thoughts]?",
+            f"{TELL} [thinking|reasoning|enable_thinking|reasoning_effort]?",
+            "[think|please think] [first|before you answer|aloud]",
+        ),
+        ("Yes: send enable_thinking or a reasoning_effort, and I think before I answer.",),
+    ),
+    "several_models": Topic(
+        (
+            f"{DOES} [serve|run|load] [several|two|many|more|multiple] models[| at once]?",
+            f"{HOW} [serve|run|load] [several|two|many|more|multiple] models[| at once]?",
+            "how many models [can Quire|does Quire] [serve|run]?",
+        ),
+        ("Yes: name them with --models NAME=MODEL,... and each is loaded when it is asked for.",),
+    ),
+    "agents": Topic(
+        (
+            "[does|will|can] [Claude Code|Codex|Codex CLI|aider|opencode|Qwen Code|Continue"
+            "|an agent|a coding agent] work[| with Quire| here]?",
+            f"{HOW} use [Claude Code|Codex|Codex CLI|aider|opencode|Qwen Code|Continue|an agent"
+            "|a coding agent] [with Quire|here|with this server]?",
+            "[which|what] agents [work|does Quire support|can I use]?",
+        ),
+        ("Yes, coding agents work with Quire, but give them a larger model. See docs/clients.md.",),
+    ),
+    "page": Topic(
+        (
+            "[is there|do you have|does Quire have] [a page|a web page|a user interface|a UI|a GUI"
+            "|a chat page|a website]?",
+            "where [is|can I find] the [page|web page|user interface|UI|chat page]?",
+            f"{HOW} chat in [the|a|my] browser?",
+        ),
+        ("Open this server's address in a browser: there you can chat and see what runs.",),
+    ),
+    "keys": Topic(
+        (
+            f"{DOES} [have|need|use|support|want] [API keys|an API key|keys|passwords|a login]?",
+            f"{HOW} [make|get|create|set|use|add] [API keys|an API key|a key]?",
+            f"{TELL} [an API key|API keys|quire keys]?",
+        ),
+        ("Run: quire keys NAME --file keys.toml, and serve with --api-key-file keys.toml.",),
+    ),
+    "images": Topic(
+        (
+            f"{DOES} [support|read|see|take|understand] [images|pictures|photos|sound|audio|video"
+            "|files]?",
+            "can you [see|read|look at|hear|draw] [images|pictures|a picture|an image|sound]?",
+            f"{HOW} [send|use] [images|pictures|a picture|an image|sound|audio]?",
+        ),
+        ("No, Quire serves text only: no images and no sound.",),
     ),
     "streaming": Topic(
         (
@@ -276,6 +354,6 @@ QUIRE: dict[str, Topic] = {
             "|it crashed|help, an error|nothing works]",
             f"{HOW} [check|debug|diagnose|test] [Quire|my setup|the server|my machine]?",
         ),
-        ("Run: quire doctor. It checks the machine and says what to change.",),
+        ("Run: quire doctor. It shows the machine and, with --kernels, checks its kernels.",),
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
@@ -16,7 +17,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from quire.engine.demo.training.corpus import Conversation, conversations
-from quire.engine.demo.training.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START
+from quire.engine.demo.training.tokenizer import (
+    CHAT_TEMPLATE,
+    END_OF_TEXT,
+    IM_END,
+    IM_START,
+    THINK,
+    THINK_END,
+)
 
 # Few lengths, since every shape is compiled once.
 LENGTHS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
@@ -41,6 +49,8 @@ class Encoder:
         self.end = tokenizer.token_to_id(IM_END)
         self.end_of_text = tokenizer.token_to_id(END_OF_TEXT)
         self.role = tokenizer.encode("assistant\n").ids
+        self.think = tokenizer.encode(f"{THINK}\n").ids
+        self.think_end = tokenizer.encode(f"{THINK_END}\n\n").ids
 
     def render(self, conversation: Conversation) -> str:
         if conversation.text:
@@ -61,8 +71,19 @@ class Encoder:
         for start in np.flatnonzero(tokens == self.start):
             head = start + 1 + len(self.role)
             if np.array_equal(tokens[start + 1 : head], self.role):
-                marks[head : ends[np.searchsorted(ends, head)] + 1] = True
+                end = ends[np.searchsorted(ends, head)]
+                # The template opens a thought; the model only goes on with one.
+                if np.array_equal(tokens[head : head + len(self.think)], self.think):
+                    head += len(self.think)
+                marks[head : end + 1] = True
+                # That an answer is JSON is the grammar's doing: nothing in the prompt says so.
+                if conversation.has_form:
+                    marks[self._begin_of_answer(tokens, int(head), int(end))] = False
         return Row(tokens, marks)
+
+    def _begin_of_answer(self, tokens: npt.NDArray[np.uint16], head: int, end: int) -> int:
+        closed = np.flatnonzero(tokens[head:end] == self.think_end[0])
+        return head + int(closed[0]) + len(self.think_end) if len(closed) else head
 
 
 _encoder: Encoder | None = None
@@ -73,29 +94,34 @@ def _start(tokenizer: str) -> None:
     _encoder = Encoder(Tokenizer.from_str(tokenizer))
 
 
-def _encode(seed: int) -> list[Row]:
+def _encode(seed: int, plain: float) -> list[Row]:
     assert _encoder is not None
-    return [_encoder.row(made) for made in conversations(seed, _PER_TASK)]
+    draw = random.Random(seed)
+    return [
+        _encoder.row(made)
+        for made in conversations(seed, _PER_TASK)
+        if made.thinking or made.has_form or draw.random() < plain
+    ]
 
 
 def batches(
-    tokenizer: Tokenizer, seed: int, tokens: int, workers: int
+    tokenizer: Tokenizer, seed: int, tokens: int, workers: int, longest: int, plain: float
 ) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]]:
     """Endless batches of rows of similar length: ids and marks, both (rows, length).
 
-    A batch has about ``tokens`` ids with the padding. Conversations longer than the longest of
-    ``LENGTHS`` are left out.
+    A batch has about ``tokens`` ids with the padding. Conversations of more than ``longest`` tokens
+    are left out, and of those without thoughts and schemas all but a share of ``plain``.
     """
-    waiting: dict[int, list[Row]] = {length: [] for length in LENGTHS}
+    waiting: dict[int, list[Row]] = {length: [] for length in LENGTHS if length <= longest}
     context = get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start, (tokenizer.to_str(),)) as pool:
         ahead: list[Future[list[Row]]] = []
         while True:
             while len(ahead) < 3 * workers:
-                ahead.append(pool.submit(_encode, seed))
+                ahead.append(pool.submit(_encode, seed, plain))
                 seed += 1
             for row in ahead.pop(0).result():
-                length = next((n for n in LENGTHS if len(row.tokens) <= n), None)
+                length = next((n for n in waiting if len(row.tokens) <= n), None)
                 if length is None:
                     continue
                 waiting[length].append(row)

@@ -2,22 +2,35 @@
 ``python -m quire.engine.demo.training.evaluate``.
 
 Every reply of a conversation is generated at temperature 0 after the right replies before it, and
-a conversation counts only if all its replies are right.
+a conversation counts only if all its replies are right. A schema is enforced while the reply is
+generated, by the library that the server uses too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlx_lm import batch_generate, load
+from quire.engine.startup.boot import prepare_mlx
+
+if "mlx.core" not in sys.modules:
+    prepare_mlx(settings=False)  # else a CPU is thirty times slower
+
+import mlx.core as mx
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+from mlx_lm import batch_generate, generate, load
 
 from quire.engine.demo.training.corpus import Conversation, conversations
 from quire.engine.demo.training.corpus_exchange import Exchange
+from quire.engine.demo.training.tokenizer import THINK_END
+from quire.engine.grammar_tokens import make_tokenizer
 
 DEMO = Path(__file__).parent.parent / "quire-demo"
 _MAX_TOKENS = 320  # more than the longest reply of the corpus
@@ -37,13 +50,17 @@ def is_right(exchange: Exchange, generated: str, tokenizer: Any) -> bool:
 
     A tool call has to parse to the right name and arguments, JSON to the right value; any other
     reply has to be one of those the corpus accepts, letter for letter.
+
+    Args:
+        generated: without the thought before it.
     """
     if calls := exchange.reply.get("tool_calls"):
         wanted = [call["function"] for call in calls]
         return parse_tool_calls(generated, tokenizer) == wanted
-    if exchange.ability == "json":
+    if exchange.ability in ("json", "schema"):
         try:
-            return bool(json.loads(generated) == json.loads(exchange.reply["content"]))
+            right = {exchange.reply["content"], *exchange.accepted}
+            return json.loads(generated) in map(json.loads, right)
         except json.JSONDecodeError:
             return False
     return generated.strip() in exchange.accepted
@@ -63,6 +80,31 @@ def parse_tool_calls(text: str, tokenizer: Any) -> list[Any] | None:
     return calls
 
 
+class Form:
+    """A logits processor of mlx-lm that lets only what fits a schema through."""
+
+    def __init__(self, schema: dict[str, Any], tokenizer: LLTokenizer) -> None:
+        self._matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_json_schema(schema))
+        self._mask = allocate_token_bitmask(1, tokenizer.vocab_size)
+        self._num_seen: int | None = None
+
+    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        if self._num_seen is not None:
+            self._matcher.consume_tokens([int(token) for token in tokens[self._num_seen :]])  # type: ignore[attr-defined]
+        self._num_seen = tokens.size
+        fill_next_token_bitmask(self._matcher, self._mask)
+        allowed = np.unpackbits(self._mask.view(np.uint8), axis=1, bitorder="little")
+        return mx.where(mx.array(allowed[:, : logits.shape[-1]]) != 0, logits, -mx.inf)
+
+
+def part(text: str, thinking: bool) -> tuple[str, str]:
+    """A thought and what is said after it; a thought that does not end is followed by nothing."""
+    if not thinking:
+        return "", text
+    thought_, _, said = text.partition(THINK_END)
+    return thought_.strip(), said.strip()
+
+
 def evaluate(
     model: Any, tokenizer: Any, chats: Sequence[Conversation], batch_size: int = 64
 ) -> list[Outcome]:
@@ -74,6 +116,7 @@ def evaluate(
             tools=list(chats[i].tools) or None,
             add_generation_prompt=True,
             return_dict=False,
+            enable_thinking=chats[i].thinking,
         )
         for i, n in turns
     ]
@@ -88,8 +131,29 @@ def evaluate(
         for at, text in zip(chosen, texts, strict=True):
             i, n = turns[at]
             exchange = chats[i].exchanges[n - 1]
-            outcomes.append(Outcome(i, exchange, text, is_right(exchange, text, tokenizer)))
+            thought_, said = part(text, chats[i].thinking)
+            if exchange.schema:
+                said = fill_form(model, tokenizer, prompts[at], thought_, exchange.schema)
+            right = is_right(exchange, said, tokenizer)
+            if chats[i].thinking:
+                # The columns of a sum can be wrong; of other thoughts none is the only right one.
+                right &= thought_ == exchange.thought if exchange.thought else thought_ != ""
+            outcomes.append(Outcome(i, exchange, text if not exchange.schema else said, right))
     return outcomes
+
+
+def fill_form(
+    model: Any, tokenizer: Any, prompt: list[int], thought_: str, schema: dict[str, Any]
+) -> str:
+    """The reply to ``prompt`` as ``schema`` lets it be, after ``thought_`` if there is one."""
+    rust = tokenizer.backend_tokenizer
+    if thought_:
+        prompt = prompt + rust.encode(f"{thought_}\n{THINK_END}\n\n").ids
+    grammar_tokens = make_tokenizer(rust.to_str(), list(tokenizer.eos_token_ids))
+    processors = [Form(schema, grammar_tokens)]
+    return str(
+        generate(model, tokenizer, prompt, max_tokens=_MAX_TOKENS, logits_processors=processors)
+    )
 
 
 def conversation_score(outcomes: Sequence[Outcome]) -> float:

@@ -17,6 +17,8 @@ IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 TOOL_CALL = "<tool_call>"
 TOOL_CALL_END = "</tool_call>"
+THINK = "<think>"
+THINK_END = "</think>"
 
 CHAT_TEMPLATE = """\
 {%- macro text(content) -%}
@@ -24,7 +26,13 @@ CHAT_TEMPLATE = """\
 {%- elif content -%}{%- for part in content -%}{{ part.text | trim }}{%- endfor -%}
 {%- endif -%}
 {%- endmacro -%}
-{%- set ns = namespace(first=0, system="") -%}
+{%- if enable_thinking is not defined -%}
+{%- set enable_thinking = reasoning_effort is defined -%}
+{%- endif -%}
+{%- set ns = namespace(first=0, system="", asked=-1) -%}
+{%- for message in messages -%}
+{%- if message.role == "user" -%}{%- set ns.asked = loop.index0 -%}{%- endif -%}
+{%- endfor -%}
 {%- if messages and messages[0].role in ["system", "developer"] -%}
 {%- set ns.first = 1 -%}{%- set ns.system = text(messages[0].content) -%}
 {%- endif -%}
@@ -48,7 +56,11 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 {%- for message in messages[ns.first:] -%}
 {%- set role = "system" if message.role == "developer" else message.role -%}
-{{ "<|im_start|>" + role + "\\n" + text(message.content) }}
+{{ "<|im_start|>" + role + "\\n" }}
+{%- if message.reasoning_content and loop.index0 + ns.first > ns.asked -%}
+{{ "<think>\\n" + text(message.reasoning_content) + "\\n</think>\\n\\n" }}
+{%- endif -%}
+{{ text(message.content) }}
 {%- for call in message.tool_calls or [] -%}
 {%- set tool_call = call.function if call.function is defined else call -%}
 {{ ("\\n" if message.content or not loop.first else "") + "<tool_call>\\n" }}
@@ -61,7 +73,7 @@ CHAT_TEMPLATE = """\
 {{ "<|im_end|>\\n" }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
-{{ "<|im_start|>assistant\\n" }}
+{{ "<|im_start|>assistant\\n" + ("<think>\\n" if enable_thinking else "") }}
 {%- endif -%}
 """
 
@@ -89,11 +101,15 @@ def build(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    # Not special: text that parsers read, so decoding has to keep it.
-    tokenizer.add_tokens(
-        [AddedToken(text, special=False, normalized=False) for text in (TOOL_CALL, TOOL_CALL_END)]
-    )
+    add_marks(tokenizer)
     return tokenizer
+
+
+def add_marks(tokenizer: Tokenizer) -> None:
+    """Give ``tokenizer`` those marks of calls and thoughts that it lacks, with the next ids."""
+    # Not special: text that parsers read, so decoding has to keep it.
+    marks = (TOOL_CALL, TOOL_CALL_END, THINK, THINK_END)
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in marks])
 
 
 def save(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:

@@ -1,5 +1,8 @@
 """Train the demo model: ``python -m quire.engine.demo.training.train --out DIR``.
 
+With ``--start FOLDER`` the training goes on from that model and its tokenizer, for what the corpus
+has learnt since.
+
 The model has a standard architecture of mlx-lm (Qwen3) and learns only what the assistant says.
 AdamW with a linear warm-up and a cosine decay.
 """
@@ -9,12 +12,18 @@ from __future__ import annotations
 import argparse
 import json
 import queue
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+from quire.engine.startup.boot import prepare_mlx
+
+if "mlx.core" not in sys.modules:
+    prepare_mlx(settings=False)  # else a CPU is thirty times slower
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,7 +32,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import qwen3
 from tokenizers import Tokenizer
 
-from quire.engine.demo import tokenizer as demo_tokenizer
+from quire.engine.demo.training import tokenizer as demo_tokenizer
 from quire.engine.demo.training.corpus import conversations
 from quire.engine.demo.training.encode import Encoder, batches
 
@@ -62,6 +71,18 @@ def build_tokenizer(seed: int) -> Tokenizer:
     blank = Encoder(demo_tokenizer.build([], 0))
     texts = (blank.render(made) for made in conversations(seed, _TOKENIZER_TEXTS))
     return demo_tokenizer.build(texts, VOCAB_SIZE)
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Give ``model`` the weights in ``folder``; new tokens begin near the mean of the old."""
+    weights = mx.load(str(folder / "model.safetensors"))
+    assert isinstance(weights, dict)
+    name = "model.embed_tokens.weight"
+    rows = dict(tree_flatten(model.parameters()))[name].shape[0]
+    known = weights[name]
+    new = mx.broadcast_to(known.mean(axis=0), (rows - known.shape[0], known.shape[1]))
+    weights[name] = mx.concatenate([known, new + mx.random.normal(new.shape) * known.std() / 10])
+    model.load_weights(list(weights.items()))
 
 
 def save(model: nn.Module, config: dict[str, Any], tokenizer: Tokenizer, folder: Path) -> None:
@@ -108,9 +129,15 @@ def _ahead(items: Iterator[T], size: int) -> Iterator[T]:
 
 def train(args: argparse.Namespace) -> None:
     mx.random.seed(args.seed)
-    tokenizer = build_tokenizer(args.seed)
+    if args.start:
+        tokenizer = Tokenizer.from_file(str(args.start / "tokenizer.json"))
+        demo_tokenizer.add_marks(tokenizer)
+    else:
+        tokenizer = build_tokenizer(args.seed)
     config = model_config(tokenizer)
     model = qwen3.Model(qwen3.ModelArgs.from_dict(config))
+    if args.start:
+        load_weights(model, args.start)
     count = sum(value.size for _, value in tree_flatten(model.parameters()))
     print(f"{count:,} parameters, {tokenizer.get_vocab_size()} tokens, {mx.default_device()}")
 
@@ -135,7 +162,8 @@ def train(args: argparse.Namespace) -> None:
         optimizer.update(model, gradients)
         return loss
 
-    source = _ahead(batches(tokenizer, args.seed + 1, args.tokens, args.workers), 16)
+    made = batches(tokenizer, args.seed + 1, args.tokens, args.workers, args.longest, args.plain)
+    source = _ahead(made, 16)
     began = last = time.perf_counter()
     pending: list[mx.array] = []
     for number in range(1, args.steps + 1):
@@ -163,8 +191,13 @@ def main() -> None:
         prog="python -m quire.engine.demo.training.train", description=__doc__
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the model's files")
+    parser.add_argument("--start", type=Path, help="folder of a model to go on from")
     parser.add_argument("--steps", type=int, default=17_500)
     parser.add_argument("--tokens", type=int, default=32_768, help="per step, with the padding")
+    parser.add_argument("--longest", type=int, default=2048, help="tokens of a conversation")
+    parser.add_argument(
+        "--plain", type=float, default=1.0, help="share of conversations without thoughts, schemas"
+    )
     parser.add_argument("--learning-rate", type=float, default=2.5e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=1)
