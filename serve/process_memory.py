@@ -33,8 +33,8 @@ def share_one_heap() -> None:
     """Let all threads of this process allocate from one heap; call it before any is started.
 
     glibc gives each thread a heap of its own, and leaves there what the thread has freed. A front
-    end that reads one model after the other, in whatever thread is free, would grow with each: 1.2
-    MiB in 60 swaps of a vocabulary of 6,000 tokens, of which one heap leaves a fifth.
+    end that reads one model after the other, in whatever thread is free, would come to hold pieces
+    of each in heaps of several threads.
     """
     if (set_option := _glibc("mallopt")) is not None:
         set_option(_M_ARENA_MAX, 1)
