@@ -18,6 +18,7 @@ from typing import Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from quire.loadtest.random_weights import (
     Constant,
@@ -186,6 +187,15 @@ SHAPES = {
 }
 
 
+def row_scales(vocab: int) -> npt.NDArray[np.float32]:
+    """How loud each token is in the output head, (vocab,): those that are no printable ASCII are
+    never the most likely."""
+    scales = np.full(vocab, _QUIET, np.float32)
+    first_byte = len(SPECIAL_TOKENS)
+    scales[first_byte + ord(" ") : first_byte + ord("~") + 1] = 1.0
+    return scales
+
+
 def _tensors(shape: ModelShape) -> list[Tensor]:
     tensors = []
     for name, dims in shape.weights.items():
@@ -194,9 +204,7 @@ def _tensors(shape: ModelShape) -> list[Tensor]:
             tensors.append(Tensor(name, dims, Constant(1.0)))
             continue
         if name == "model.embed_tokens.weight":
-            std = np.full(dims[0], _EMBEDDING_STD * _QUIET, np.float32)
-            first_byte = len(SPECIAL_TOKENS)
-            std[first_byte + ord(" ") : first_byte + ord("~") + 1] = _EMBEDDING_STD
+            std = _EMBEDDING_STD * row_scales(dims[0])
         else:
             # Keeps activations near 1 at any width, and lets attention move the answer: a server
             # that loses context gives other text.

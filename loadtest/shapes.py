@@ -36,6 +36,8 @@ from quire.loadtest.result_file import FORMAT_VERSION, save
 from quire.loadtest.stats import Median, number
 
 if TYPE_CHECKING:
+    import mlx.nn as nn
+
     from quire.engine.model.paged_model import PagedModel
     from quire.engine.startup.loader import LoadedModel
 
@@ -98,21 +100,27 @@ class ShapesResult(msgspec.Struct, tag="shapes", tag_field="kind"):
     format_version: int = FORMAT_VERSION
 
 
+def model_of(config: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """mlx-lm's model with weights as its classes draw them, and the configuration of its folder."""
+    from mlx_lm.utils import _get_classes
+
+    if config["model_type"].startswith("qwen3_5"):  # mlx-lm knows the text model as a part
+        config = {"model_type": config["model_type"].removesuffix("_text"), "text_config": config}
+    model_class, args_class = _get_classes(config)
+    return model_class(args_class.from_dict(config)), config
+
+
 def make_model(model: Model) -> LoadedModel:
     """Random weights in the device's memory, as mlx-lm's classes draw them; float32 on a CPU."""
     import mlx.core as mx
     import mlx.nn as nn
     from mlx.utils import tree_flatten, tree_map_with_path
-    from mlx_lm.utils import _get_classes
 
     from quire.engine.startup.loader import LoadedModel
 
     config = published(model.name, model.layers)
     context = config.get("max_position_embeddings", 131_072)
-    if config["model_type"].startswith("qwen3_5"):  # mlx-lm knows the text model as a part
-        config = {"model_type": config["model_type"].removesuffix("_text"), "text_config": config}
-    model_class, args_class = _get_classes(config)
-    made: nn.Module = model_class(args_class.from_dict(config))
+    made, config = model_of(config)
     keep = getattr(made, "cast_predicate", lambda _: True)
 
     def cast(path: str, array: mx.array) -> mx.array:
