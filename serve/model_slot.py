@@ -28,7 +28,7 @@ from quire.serve.model_files import (
 )
 from quire.serve.model_options import ModelOptions
 from quire.serve.preflight import check_settings
-from quire.serve.process_memory import return_freed_memory
+from quire.serve.process_memory import forget_unreachable
 from quire.serve.registry import Served
 from quire.serve.served_model import ModelFilesError, ServedModel, load_served_model
 from quire.serve.settings import ServeSettings, SettingsError
@@ -43,6 +43,8 @@ MAX_WAIT: Final = 300.0  # seconds
 DOWNLOAD_WAIT: Final = 2.0  # seconds
 # A load that has failed is not tried again for each request.
 FAILURE_LASTS: Final = 10.0  # seconds
+# Streams of a model that is gone have ended by then.
+_FORGET_AFTER: Final = 0.5  # seconds
 LOAD_ERRORS: Final = (ModelFilesError, SettingsError, StartupFailed)
 
 
@@ -249,7 +251,8 @@ class ModelSlot:
                 self._ready.cancel()
             self._ready = None
             self._metrics.worker.is_wanted = False
-            return_freed_memory()
+            # Once this task refers to nothing of the model any more.
+            asyncio.get_running_loop().call_later(_FORGET_AFTER, forget_unreachable)
 
     async def _serve(self) -> None:
         """Raises one of :data:`LOAD_ERRORS`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -47,6 +48,16 @@ def return_freed_memory() -> None:
     """
     if (trim := _glibc("malloc_trim")) is not None:
         trim(0)
+
+
+def forget_unreachable() -> None:
+    """The same, and first free what only refers to itself.
+
+    Python looks for such objects late where few are made. It takes some 30 ms, so it is for when
+    something large has gone.
+    """
+    gc.collect()
+    return_freed_memory()
 
 
 @functools.cache
