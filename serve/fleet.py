@@ -92,7 +92,7 @@ class Fleet:
                 going = [other for other in self.slots if other.may_go]
                 if not going:
                     raise Unavailable(f"There is no room for {slot.id} now: {lack}", _RETRY_AFTER)
-                await min(going, key=lambda other: other.last_used).end()
+                await min(going, key=lambda other: other.use.last_used).end()
                 await self._wait_for_leaving()
             slot.start(is_asked_for=True)
 

@@ -1,4 +1,4 @@
-"""One model through its life: its files, the text side read from them, and the worker behind it."""
+"""One model through its life: loaded when it is wanted, with a worker behind it, and unloaded."""
 
 from __future__ import annotations
 
@@ -9,30 +9,20 @@ import time
 from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final, Protocol
 
-from quire.engine.messages import LoadProgress, Ready, WorkerConfig
-from quire.serve import request_record
+from quire.engine.messages import LoadProgress, Ready
 from quire.serve.backend import Unavailable
-from quire.serve.daemon_thread import in_daemon_thread
 from quire.serve.errors import ApiError
 from quire.serve.metrics import Metrics
-from quire.serve.model_files import (
-    Fingerprint,
-    check_folder,
-    download_state,
-    fingerprint,
-    local_folder,
-    resolve_model,
-)
 from quire.serve.model_options import ModelOptions
-from quire.serve.preflight import check_settings
+from quire.serve.model_source import ModelSource, worker_config
+from quire.serve.model_use import ModelUse
 from quire.serve.process_memory import forget_unreachable
 from quire.serve.registry import Served
-from quire.serve.served_model import ModelFilesError, ServedModel, load_served_model
-from quire.serve.settings import ServeSettings, SettingsError
-from quire.serve.supervisor import MAX_BACKOFF, ModelChanged, StartupFailed, Supervisor
+from quire.serve.served_model import ModelFilesError
+from quire.serve.settings import SettingsError
+from quire.serve.supervisor import ModelChanged, StartupFailed, Supervisor
 from quire.serve.worker_client import LOADING_RETRY_AFTER, WorkerClient
 
 logger = logging.getLogger("quire.serve")
@@ -90,8 +80,7 @@ class ModelSlot:
         self.created = int(time.time())
         self.served: Served | None = None
         self.info: Ready | None = None  # of the worker that was ready last, while it is loaded
-        self.num_leases = 0  # requests that need the model
-        self.last_used = 0.0  # on the monotonic clock
+        self.use = ModelUse(None if options.pinned else options.idle_ttl, self._leave_if_idle)
         self._command = command
         self._metrics = metrics.for_model(options.name)
         self._metrics.worker.eviction_policy = options.settings.eviction_policy
@@ -99,14 +88,12 @@ class ModelSlot:
         self._events = events
         self._fleet = fleet
         self._supervisor: Supervisor | None = None
-        self._path: Path | None = None
-        self._fingerprint: Fingerprint = {}
+        self._source = ModelSource(options, self._metrics)
         self._residence: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[None] | None = None
         self._stopping = False
         self._failure: Exception | None = None
         self._failed_at = 0.0
-        self._idle_timer: asyncio.TimerHandle | None = None
         self._is_draining = False
         self._is_asked_for = False  # the load that has begun, by a request
         self._held_bytes = 0
@@ -131,7 +118,7 @@ class ModelSlot:
     @property
     def may_go(self) -> bool:
         """Whether another model may take its place now."""
-        return self.is_ready and not self.options.pinned and not self.num_leases
+        return self.is_ready and not self.options.pinned and not self.use.num_leases
 
     @property
     def alive(self) -> bool:
@@ -148,12 +135,12 @@ class ModelSlot:
         if self.served is not None:
             return self.served.backend.why_unavailable()
         if self.is_loaded:
-            return Unavailable(self._what_it_waits_for(), LOADING_RETRY_AFTER)
+            return Unavailable(self._source.what_it_waits_for(), LOADING_RETRY_AFTER)
         return None
 
     async def open(self, name: str) -> Served:
         """As in ``registry.Entry``."""
-        self._lease()
+        self.use.lease()
         starting = not self._is_asked_for and self.is_loaded and not self._stopping
         if starting and (reason := self.why_unavailable()) is not None:
             raise reason  # Nobody has asked for this load; who comes too early comes back.
@@ -176,18 +163,18 @@ class ModelSlot:
         ready = self._ready
         assert ready is not None
         await asyncio.wait({ready}, timeout=DOWNLOAD_WAIT)
-        if self._path is not None:
+        if self._source.path is not None:
             await asyncio.wait({ready}, timeout=MAX_WAIT)
         if not ready.done() or ready.cancelled():
-            raise Unavailable(self._what_it_waits_for(), LOADING_RETRY_AFTER)
+            raise Unavailable(self._source.what_it_waits_for(), LOADING_RETRY_AFTER)
         if (error := ready.exception()) is not None:
             raise self._as_api_error(error)
 
     async def unload(self) -> None:
         """As in ``registry.Entry``; a model that is not loaded stays as it is."""
-        if self.num_leases:
+        if self.use.num_leases:
             raise ApiError(
-                409, f"{self.num_leases} requests are using {self.id}.", code="model_in_use"
+                409, f"{self.use.num_leases} requests are using {self.id}.", code="model_in_use"
             )
         await self.end()
 
@@ -256,12 +243,9 @@ class ModelSlot:
 
     async def _serve(self) -> None:
         """Raises one of :data:`LOAD_ERRORS`."""
-        settings = self.options.settings
-        # The Hub's client cannot be stopped: its thread must not keep the server from ending.
-        files = await in_daemon_thread(lambda: resolve_model(settings.model))
-        self._path = files.path
-        check_settings(settings, files.path)
-        self.served = await asyncio.to_thread(self._read)
+        source = self._source
+        await source.find()
+        self.served = await source.read()
         while not self._stopping:
             self._supervisor = self._supervise(self.served)
             try:
@@ -269,8 +253,9 @@ class ModelSlot:
                     await self._supervisor.run()
                 return
             except ModelChanged:
-                logger.warning("The files in %s have changed: reading them again.", self._path)
-            await self._read_again()
+                logger.warning("The files in %s have changed: reading them again.", source.folder)
+            self._supervisor = None  # so that stopping ends the wait
+            self.served = await source.read_when_sound()
 
     async def first_load(self) -> None:
         """Return once it is ready. Raises what the load that has begun raises."""
@@ -284,103 +269,38 @@ class ModelSlot:
             limits = info.limits
             rest = limits.activations + limits.cache if limits else 0
             self._held_bytes = info.weight_bytes + info.kv_cache_bytes + rest
-        if self._held_bytes == 0 and (model := self.options.settings.model) is not None:
-            folder = self._path or local_folder(model)
-            self._held_bytes = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-        return self._held_bytes
-
-    def _read(self) -> Served:
-        assert self._path is not None
-        # Before the files themselves: a change in between is found at the next restart.
-        self._fingerprint = fingerprint(self._path)
-        settings = self.options.settings
-        model = load_served_model(
-            self._path,
-            self.id,
-            tool_parser=settings.tool_parser,
-            reasoning_parser=settings.reasoning_parser,
-            default_switches=dict(settings.chat_template_kwargs),
-            pooling=settings.pooling,
-        )
-        sampling = self.options.sampling.over(model.default_sampling)
-        client = WorkerClient(self._metrics, settings.max_num_seqs + settings.max_queue)
-        return Served(replace(model, default_sampling=sampling), client)
-
-    async def _read_again(self) -> None:
-        """Until the files are sound, or the slot is stopped."""
-        assert self._path is not None
-        pause = 0.5
-        self._supervisor = None  # so that stopping ends the pause
-        while True:
-            try:
-                await asyncio.to_thread(check_folder, self._path)
-                self.served = await asyncio.to_thread(self._read)
-                return
-            except ModelFilesError as error:
-                logger.error("%s Trying again in %g s.", error, pause)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, MAX_BACKOFF)
+        return self._held_bytes or self._source.weight_bytes
 
     def _supervise(self, served: Served) -> Supervisor:
         assert isinstance(served.backend, WorkerClient)
-        path = self._path
-        assert path is not None
+        source = self._source
 
         def on_ready(info: Ready) -> None:
             self.info = info
             if self._ready is not None and not self._ready.done():
                 self._ready.set_result(None)
-                self._touch()
+                self.use.touch()
             self._events.on_ready(served, info)
 
         settings = self.options.settings
         fraction = self._fleet.memory_fraction(self)
         return Supervisor(
             served.backend,
-            worker_config(replace(settings, memory_fraction=fraction), path, served.model),
+            worker_config(replace(settings, memory_fraction=fraction), source.folder, served.model),
             self._command,
             on_output=self._events.on_output,
             on_progress=self._events.on_progress,
             on_ready=on_ready,
-            is_changed=lambda: fingerprint(path) != self._fingerprint,
+            is_changed=lambda: source.is_changed,
             step_timeout=settings.step_timeout,
         )
 
-    # ---- who uses it
-
-    def _lease(self) -> None:
-        """Keep the model while the current request lasts."""
-        if (record := request_record.current()) is not None:
-            self.num_leases += 1
-            record.at_end.append(self._release)
-
-    def _release(self) -> None:
-        self.num_leases -= 1
-        self._touch()
-
-    def _touch(self) -> None:
-        """It was used just now; the time until it is idle begins anew."""
-        self.last_used = time.monotonic()
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-            self._idle_timer = None
-        ttl = self.options.idle_ttl
-        if ttl is not None and not self.options.pinned and not self.num_leases:
-            loop = asyncio.get_running_loop()
-            self._idle_timer = loop.call_later(ttl, self._on_idle)
-
-    def _on_idle(self) -> None:
-        self._idle_timer = None
+    def _leave_if_idle(self) -> None:
         if self.may_go:
             logger.info("%s has not been used for %g s", self.id, self.options.idle_ttl)
             self.stop()
 
     # ---- words
-
-    def _what_it_waits_for(self) -> str:
-        if self._path is None and (state := download_state(self.options.settings.model)):
-            return f"The model {self.id} is being downloaded: {state}."
-        return "The model is still loading. Try again in a moment."
 
     def _as_api_error(self, error: BaseException) -> ApiError:
         left = math.ceil(max(1.0, FAILURE_LASTS - (time.monotonic() - self._failed_at)))
@@ -402,22 +322,3 @@ class ModelSlot:
     @property
     def _plain_names(self) -> Sequence[str]:
         return (self.id, *self.options.aliases)
-
-
-def worker_config(settings: ServeSettings, path: Path, model: ServedModel) -> WorkerConfig:
-    """The addresses are filled in for each worker by the supervisor."""
-    return WorkerConfig(
-        model_path=str(path),
-        request_address="",
-        output_address="",
-        device=settings.device,
-        block_size=settings.block_size,
-        kv_cache_memory=settings.kv_cache_memory,
-        memory_fraction=settings.memory_fraction,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        eviction_policy=settings.eviction_policy,
-        log_level=settings.log_level,
-        eos_token_ids=list(model.eos_token_ids),
-    )

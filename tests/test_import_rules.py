@@ -39,6 +39,7 @@ EXCEPTIONS = {
     "loadtest/activations.py": {"quire.engine"},
     "loadtest/engine_steps.py": {"quire.engine"},
     "loadtest/shapes.py": {"quire.engine"},
+    "loadtest/small_model.py": {"quire.engine"},
     "loadtest/steps.py": {"quire.engine"},
     "loadtest/tune.py": {"quire.engine", "quire.kernels"},
 }
@@ -46,7 +47,8 @@ EXCEPTIONS = {
 MAY_USE_MLX = {"kernels", "engine", "loadtest/kernels"}
 MLX_EXCEPTIONS = {
     *("cache/pages.py", "cache/states.py", "loadtest/activations.py", "loadtest/machine_probe.py"),
-    *("loadtest/engine_steps.py", "loadtest/shapes.py", "loadtest/steps.py", "loadtest/tune.py"),
+    *("loadtest/engine_steps.py", "loadtest/shapes.py", "loadtest/small_model.py"),
+    *("loadtest/steps.py", "loadtest/tune.py"),
 }
 MAY_USE_MLX_LM = {"engine"}
 MLX_LM_EXCEPTIONS = {"loadtest/shapes.py", "loadtest/steps.py"}

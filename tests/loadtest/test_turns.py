@@ -6,6 +6,7 @@ import argparse
 import random
 from pathlib import Path
 
+import mlx_lm
 import pytest
 
 from quire.loadtest import environment, published
@@ -14,6 +15,7 @@ from quire.loadtest.engine_steps import Plan
 from quire.loadtest.grammar_cost import GrammarCostResult, GrammarTurn
 from quire.loadtest.pairs import PairsResult, measure
 from quire.loadtest.shapes import Model, make_model, time_mlx_lm, time_products, touched_weights
+from quire.loadtest.small_model import shrunk, write_model
 from quire.loadtest.stats import LoadSummary, Median
 from quire.loadtest.turns import Load, Turn, TurnsResult
 
@@ -109,6 +111,19 @@ def test_a_small_model_of_a_published_kind_is_made_and_timed(
     plan = Plan([(2, 8)], [[16]], steps=2, prompt_runs=1)
     assert len(time_products(loaded, small, 1)) == 1
     assert set(time_mlx_lm(loaded, plan)) == {"decode 2x8", "prompts 2048"}
+
+
+@pytest.mark.parametrize("name", ["Qwen3.6-35B-A3B", "Nemotron-3-Nano-30B-A3B"])
+def test_a_small_model_of_a_kind_answers_in_text(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "small"
+    write_model(folder, shrunk(name, 6))
+    with pytest.raises(FileExistsError):
+        write_model(folder, shrunk(name, 6))
+    model, tokenizer = mlx_lm.load(str(folder))
+    answer = mlx_lm.generate(model, tokenizer, [5, 6, 7], max_tokens=8)
+    assert len(answer) == 8
+    assert answer.isprintable()
+    assert answer.isascii()
 
 
 def test_two_versions_take_turns(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from fake_worker import STALL
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from quire.serve.middleware import LOOPBACK_HOSTS
-from quire.serve.model_slot import worker_config
+from quire.serve.model_source import worker_config
 from quire.serve.serve_command import PERMANENT, accepted_hosts
 from quire.serve.settings import ServeSettings
 
