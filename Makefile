@@ -18,7 +18,8 @@ comma := ,
 
 QUICK := not models and not long and not clients and not faults
 unit-inner := tests/cache tests/engine tests/kernels tests/models
-unit-outer := tests/deploy tests/e2e tests/loadtest tests/page tests/serve $(wildcard tests/test_*.py)
+unit-outer := tests/loadtest tests/serve $(wildcard tests/test_*.py)
+unit-servers := tests/deploy tests/e2e tests/page
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint format types unit test-faults test-long test-models test-clients soak gaps \
@@ -56,15 +57,16 @@ types: .venv/dev.stamp
 	MYPYPATH=build/site $(BIN)/mypy -p quire.serve -p quire.engine -p quire.cache -p quire.kernels \
 		-p quire.deploy -p quire.loadtest
 
-# Two halves side by side: kernels and engine beside all that talks to a server. With ARGS, only those.
+# Side by side: kernels and engine, the front end, and whole servers, whose tests wait most of the
+# time. With ARGS, only those.
 unit: .venv/dev.stamp
 ifdef ARGS
 	$(BIN)/pytest -m "$(QUICK)" $(ARGS)
 else
-	@$(MAKE) --no-print-directory -j2 unit-inner unit-outer
+	@$(MAKE) --no-print-directory -j3 unit-inner unit-outer unit-servers
 endif
 
-unit-inner unit-outer: .venv/dev.stamp
+unit-inner unit-outer unit-servers: .venv/dev.stamp
 	$(BIN)/pytest -m "$(QUICK)" $($@)
 
 test-faults: .venv/dev.stamp
