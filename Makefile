@@ -17,7 +17,8 @@ endif
 comma := ,
 
 QUICK := not models and not long and not clients and not faults
-unit-inner := tests/cache tests/engine tests/kernels tests/models
+unit-inner := tests/cache tests/engine tests/models
+unit-kernels := tests/kernels
 unit-outer := tests/loadtest tests/serve $(wildcard tests/test_*.py)
 unit-servers := tests/deploy tests/e2e tests/page
 
@@ -57,16 +58,16 @@ types: .venv/dev.stamp
 	MYPYPATH=build/site $(BIN)/mypy -p quire.serve -p quire.engine -p quire.cache -p quire.kernels \
 		-p quire.deploy -p quire.loadtest
 
-# Side by side: kernels and engine, the front end, and whole servers, whose tests wait most of the
+# Side by side: the engine, kernels, the front end, and whole servers, whose tests wait most of the
 # time. With ARGS, only those.
 unit: .venv/dev.stamp
 ifdef ARGS
 	$(BIN)/pytest -m "$(QUICK)" $(ARGS)
 else
-	@$(MAKE) --no-print-directory -j3 unit-inner unit-outer unit-servers
+	@$(MAKE) --no-print-directory -j4 unit-inner unit-kernels unit-outer unit-servers
 endif
 
-unit-inner unit-outer unit-servers: .venv/dev.stamp
+unit-inner unit-kernels unit-outer unit-servers: .venv/dev.stamp
 	$(BIN)/pytest -m "$(QUICK)" $($@)
 
 test-faults: .venv/dev.stamp
