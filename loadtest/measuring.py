@@ -38,6 +38,9 @@ command that measured it, as it was called then, and the machine. How the figure
 
 - Servers are compared in turns within one run, each freshly started, with the same texts; figures
   are medians of the rounds that did not fail. A ratio above 1 says that the first one is better.
+  Tables with an interval behind a ratio are of servers that ran beside each other, by turns; the
+  ratio is the median of the rounds, above 1 where the last one is better, and the interval holds
+  the true median with 95% probability or more (of fewer than six rounds it is that of all).
 - Kernels are timed in chains, each call on the result of the one before, so that what is timed is
   really computed; figures are medians, and a ratio above 1 says that the kernel is faster.
 - Steps are medians of many, of the engine beside mlx-lm's own batch, or before and after a change.

@@ -21,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -32,34 +32,15 @@ from quire.loadtest.environment import Environment
 from quire.loadtest.model_folder import write_tokenizer
 from quire.loadtest.pairs import StepProcess
 from quire.loadtest.published import published
+from quire.loadtest.random_models import Model, floats, make_model
 from quire.loadtest.result_file import FORMAT_VERSION, save
 from quire.loadtest.stats import Median, number
 
 if TYPE_CHECKING:
-    import mlx.nn as nn
-
     from quire.engine.model.paged_model import PagedModel
     from quire.engine.startup.loader import LoadedModel
 
 _CHUNK = 2048  # tokens of a prompt in one step, mlx-lm's own default
-
-
-class Model(NamedTuple):
-    name: str
-    layers: int | None
-    bits: int | None
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        name, _, rest = text.partition(":")
-        layers, _, bits = rest.partition(":")
-        model = cls(name, int(layers) if layers else None, int(bits) if bits else None)
-        published(model.name, model.layers)
-        return model
-
-    def __str__(self) -> str:
-        layers = published(self.name, self.layers)["num_hidden_layers"]
-        return f"{self.name}, {layers} layers" + (f", {self.bits} bits" if self.bits else "")
 
 
 class Shape(msgspec.Struct):
@@ -98,60 +79,6 @@ class ShapesResult(msgspec.Struct, tag="shapes", tag_field="kind"):
     environment: Environment
     note: str = ""
     format_version: int = FORMAT_VERSION
-
-
-def model_of(config: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """mlx-lm's model with weights as its classes draw them, and the configuration of its folder."""
-    from mlx_lm.utils import _get_classes
-
-    if config["model_type"].startswith("qwen3_5"):  # mlx-lm knows the text model as a part
-        config = {"model_type": config["model_type"].removesuffix("_text"), "text_config": config}
-    model_class, args_class = _get_classes(config)
-    return model_class(args_class.from_dict(config)), config
-
-
-def make_model(model: Model) -> LoadedModel:
-    """Random weights in the device's memory, as mlx-lm's classes draw them; float32 on a CPU."""
-    import mlx.core as mx
-    import mlx.nn as nn
-    from mlx.utils import tree_flatten, tree_map_with_path
-
-    from quire.engine.startup.loader import LoadedModel
-
-    config = published(model.name, model.layers)
-    context = config.get("max_position_embeddings", 131_072)
-    made, config = model_of(config)
-    keep = getattr(made, "cast_predicate", lambda _: True)
-
-    def cast(path: str, array: mx.array) -> mx.array:
-        if mx.issubdtype(array.dtype, mx.floating) and keep(path):
-            return array.astype(floats())
-        return array
-
-    made.update(tree_map_with_path(cast, made.parameters()))
-    if model.bits:
-        own = getattr(made, "quant_predicate", None) or (lambda path, module: True)
-
-        def wanted(path: str, module: Any) -> Any:
-            matrix = hasattr(module, "to_quantized") and module.weight.shape[-1] % 64 == 0
-            return matrix and own(path, module)
-
-        nn.quantize(made, 64, model.bits, class_predicate=wanted)
-    made.eval()
-    arrays = [array for _, array in tree_flatten(made.parameters())]
-    for array in arrays:
-        mx.eval(array)
-    mx.clear_cache()
-    total = sum(array.nbytes for array in arrays)
-    dtype = f"{model.bits}-bit" if model.bits else str(floats()).removeprefix("mlx.core.")
-    return LoadedModel(made, config["model_type"], context, dtype, total, widened=False)
-
-
-def floats() -> Any:
-    """The dtype that a model's values have on this device."""
-    import mlx.core as mx
-
-    return mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
 
 
 def _products(loaded: LoadedModel) -> Iterator[tuple[Any, int]]:
@@ -225,25 +152,10 @@ def time_mlx_lm(loaded: LoadedModel, plan: Plan) -> Times:
     import mlx.core as mx
     from mlx_lm.models.cache import make_prompt_cache
 
+    from quire.loadtest.bare import time_decodes
+
     model: Any = loaded.model
-    times: Times = {}
-    for batch, context in plan.decode:
-        cache = make_prompt_cache(model)
-        piece = max(1, _CHUNK // batch)
-        for start in range(0, context, piece):
-            tokens = mx.random.randint(0, MAX_TOKEN, (batch, min(piece, context - start)))
-            state = mx.argmax(model(tokens, cache=cache)[:, -1:], axis=-1)
-            mx.eval(state)
-        before = state
-
-        def step(cache: list[Any] = cache) -> None:
-            nonlocal state, before
-            before, state = state, mx.argmax(model(state, cache=cache), axis=-1)
-            mx.async_eval(state)
-            mx.eval(before)
-
-        times[f"decode {batch}x{context}"] = time_calls(step, plan.steps)
-        mx.clear_cache()
+    times = time_decodes(model, lambda batch: make_prompt_cache(model), plan.decode, plan.steps)
     tokens = mx.random.randint(0, MAX_TOKEN, (1, _CHUNK))
 
     def prompt() -> None:
@@ -366,7 +278,8 @@ def main() -> int:
     parser.add_argument("--only", type=Model.parse, help=argparse.SUPPRESS)
     args = parser.parse_args()
     decode = [(batch, args.context) for batch in args.batches]
-    plan = Plan(decode, [[args.prompt]], steps=args.steps, prompt_runs=3)
+    prompts = [[_CHUNK], [args.prompt]] if args.prompt != _CHUNK else [[_CHUNK]]
+    plan = Plan(decode, prompts, steps=args.steps, prompt_runs=3)
     if args.only is not None:
         _run(args.only, plan, args.kv_cache_memory)
         return 0

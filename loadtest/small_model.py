@@ -66,7 +66,7 @@ def write_model(folder: Path, config: dict[str, Any], seed: int = 0) -> None:
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    from quire.loadtest.shapes import model_of
+    from quire.loadtest.random_models import model_of
 
     folder.mkdir(parents=True)
     mx.random.seed(seed)

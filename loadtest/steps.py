@@ -1,6 +1,7 @@
 """The engine's steps beside the bare model's: `python -m quire.loadtest.steps MODEL`.
 
-Decoding, greedily, at some batch sizes and contexts; and prompts, whole or several in one step. The
+Decoding, greedily, at some batch sizes and contexts; prompts, whole or several in one step; and, of
+the engine alone, prompts beside decodes. The
 bare model is mlx-lm's own forward pass over its own batch cache, one step ahead as mlx-lm runs it,
 with no scheduler, no pages, no requests, and MLX's settings as they come. Each runs in a process
 of its own, in turns, on the same BLAS. The engine's memory is given too: weights, pages, and the
@@ -17,7 +18,6 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from quire.engine.startup.boot import prepare_mlx
 from quire.loadtest.engine_steps import (
@@ -30,8 +30,6 @@ from quire.loadtest.engine_steps import (
     name_of,
     time_calls,
 )
-
-_BARE_ROWS = 2048  # of one call that fills the bare model's cache
 
 
 def time_engine(args: argparse.Namespace) -> tuple[Times, Memory]:
@@ -52,24 +50,16 @@ def time_bare(args: argparse.Namespace) -> tuple[Times, Memory]:
     from mlx_lm.models.cache import BatchKVCache, make_prompt_cache
     from mlx_lm.utils import load_model
 
+    from quire.loadtest.bare import time_decodes
+
     model, _ = load_model(Path(args.model))
-    times: Times = {}
-    for batch, context in args.decode:
-        cache: list[Any] = [BatchKVCache([0] * batch) for _ in make_prompt_cache(model)]
-        piece = max(1, _BARE_ROWS // batch)
-        for start in range(0, context, piece):
-            tokens = mx.random.randint(0, MAX_TOKEN, (batch, min(piece, context - start)))
-            state = mx.argmax(model(tokens, cache=cache)[:, -1:], axis=-1)
-            mx.eval(state)
-        before = state
-
-        def step(cache: list[Any] = cache) -> None:
-            nonlocal state, before
-            before, state = state, mx.argmax(model(state, cache=cache), axis=-1)
-            mx.async_eval(state)
-            mx.eval(before)
-
-        times[f"decode {batch}x{context}"] = time_calls(step, args.steps)
+    layers = len(make_prompt_cache(model))
+    times = time_decodes(
+        model,
+        lambda batch: [BatchKVCache([0] * batch) for _ in range(layers)],
+        args.decode,
+        args.steps,
+    )
     for lengths in args.prompts:
         tokens = mx.random.randint(0, MAX_TOKEN, (1, sum(lengths)))
 

@@ -38,6 +38,7 @@ EXCEPTIONS = {
     "loadtest/machine_probe.py": {"quire.engine", "quire.kernels"},
     "loadtest/activations.py": {"quire.engine"},
     "loadtest/engine_steps.py": {"quire.engine"},
+    "loadtest/random_models.py": {"quire.engine"},
     "loadtest/shapes.py": {"quire.engine"},
     "loadtest/small_model.py": {"quire.engine"},
     "loadtest/steps.py": {"quire.engine"},
@@ -47,11 +48,12 @@ EXCEPTIONS = {
 MAY_USE_MLX = {"kernels", "engine", "loadtest/kernels"}
 MLX_EXCEPTIONS = {
     *("cache/pages.py", "cache/states.py", "loadtest/activations.py", "loadtest/machine_probe.py"),
-    *("loadtest/engine_steps.py", "loadtest/shapes.py", "loadtest/small_model.py"),
+    *("loadtest/bare.py", "loadtest/engine_steps.py", "loadtest/random_models.py"),
+    *("loadtest/shapes.py", "loadtest/small_model.py"),
     *("loadtest/steps.py", "loadtest/tune.py"),
 }
 MAY_USE_MLX_LM = {"engine"}
-MLX_LM_EXCEPTIONS = {"loadtest/shapes.py", "loadtest/steps.py"}
+MLX_LM_EXCEPTIONS = {"loadtest/random_models.py", "loadtest/shapes.py", "loadtest/steps.py"}
 # These decide who computes what; they are tested, and must run, without MLX.
 WITHOUT_MLX = (
     "engine/scheduler.py",

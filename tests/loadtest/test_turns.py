@@ -14,7 +14,8 @@ from quire.loadtest.compare import LOAD_METRICS
 from quire.loadtest.engine_steps import Plan
 from quire.loadtest.grammar_cost import GrammarCostResult, GrammarTurn
 from quire.loadtest.pairs import PairsResult, measure
-from quire.loadtest.shapes import Model, make_model, time_mlx_lm, time_products, touched_weights
+from quire.loadtest.random_models import Model, make_model
+from quire.loadtest.shapes import time_mlx_lm, time_products, touched_weights
 from quire.loadtest.small_model import shrunk, write_model
 from quire.loadtest.stats import LoadSummary, Median
 from quire.loadtest.turns import Load, Turn, TurnsResult

@@ -49,6 +49,21 @@ async def test_a_watch_that_fails_is_a_client_that_left() -> None:
         await unless_ended(fail(), asyncio.sleep(60))
 
 
+@in_a_loop
+async def test_work_that_ends_all_the_same_leaves_no_cancellation() -> None:
+    async def stubborn() -> str:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return "saved"
+        return "slept"
+
+    assert await unless_ended(asyncio.sleep(0), stubborn()) == "saved"
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
 @pytest.mark.parametrize("turns", range(5))
 @in_a_loop
 async def test_a_client_that_leaves_as_the_work_ends_cancels_nothing_else(turns: int) -> None:
