@@ -22,6 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from msgspec import Struct
 
 from quire.serve.errors import invalid
+from quire.serve.parsers.names import SWITCHES
 from quire.serve.prompt_length import LengthLimit, length_limit
 from quire.serve.protocol import Message
 from quire.serve.raw_body import LargeMessages
@@ -96,6 +97,13 @@ def check_syntax(source: str) -> None:
     Nothing of the template runs; to compile it would, since jinja2 computes constants then.
     """
     _environment().parse(source)
+
+
+def switches_read(source: str) -> tuple[str, ...]:
+    """The switches of reasoning that a template reads. Nothing of it runs."""
+    names = _environment().parse(source).find_all(nodes.Name)
+    read = {name.name for name in names if name.ctx == "load"}
+    return tuple(switch for switch in SWITCHES if switch in read)
 
 
 class ChatTemplate:

@@ -184,6 +184,8 @@ class ModelCard(Struct, tag_field="object", tag="model", frozen=True):
     display_name: str
     max_model_len: int | UnsetType = UNSET  # tokens; not known before the model is ready
     context_length: int | UnsetType = UNSET  # the same
+    # The names that its chat template reads; not known while it is not in memory.
+    chat_template_kwargs: tuple[str, ...] | UnsetType = UNSET
     type: Literal["model"] = "model"
     owned_by: str = "quire"
 

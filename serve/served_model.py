@@ -20,7 +20,7 @@ from quire.serve.fill_in_middle import FillTokens, find_fill_tokens
 from quire.serve.grammar import GrammarChecker
 from quire.serve.lark import markers_of
 from quire.serve.parsers.families import ParserFactory, infer_family
-from quire.serve.prompt import Renderer, check_syntax
+from quire.serve.prompt import Renderer, check_syntax, switches_read
 from quire.serve.template_helpers import TemplateHelpers
 from quire.serve.text_encoder import TextEncoder
 
@@ -61,6 +61,11 @@ class ServedModel:
     def all_token_bytes(self) -> TokenBytes:
         """Like ``token_bytes``, but special tokens add their names."""
         return TokenBytes(self.encoder.tokenizer, with_special=True)
+
+    @cached_property
+    def switches(self) -> tuple[str, ...]:
+        """What a request's ``chat_template_kwargs`` can change."""
+        return () if self.chat_template is None else switches_read(self.chat_template.source)
 
     @cached_property
     def fill_tokens(self) -> FillTokens | None:

@@ -7,7 +7,7 @@ import { count } from "./format.js";
 import { generate, requestBody } from "./generation.js";
 import { setUpLayout } from "./layout.js";
 import { MetricsPoll } from "./metrics.js";
-import { invalidField, setUpSettings, settings, showUse } from "./settings.js";
+import { invalidField, setUpSettings, settings, showThinking, showUse } from "./settings.js";
 import * as store from "./store.js";
 import { TurnView } from "./turns.js";
 
@@ -16,6 +16,7 @@ const thread = byId("thread");
 const modelSelect = byId("model");
 
 let conversation = store.newConversation();
+let models = new Map(); // of the server, by id
 let running = null; // the AbortController of the answer that comes
 let editing = null; // the turn that the next message replaces
 const views = new WeakMap(); // of turns
@@ -176,8 +177,9 @@ async function loadModels() {
   try {
     const { data } = await (await request("v1/models")).json();
     const chosen = modelSelect.value || localStorage.getItem("quire.model");
+    models = new Map(data.map((model) => [model.id, model]));
     modelSelect.replaceChildren(...data.map(({ id }) => el("option", { value: id }, id)));
-    if (data.some(({ id }) => id === chosen)) modelSelect.value = chosen;
+    if (models.has(chosen)) modelSelect.value = chosen;
     modelChosen();
   } catch (error) {
     notice(explain(error));
@@ -189,6 +191,7 @@ function modelChosen() {
   prompt.placeholder = `Message ${modelSelect.value}`;
   byId("welcome-model").textContent = `You are talking to ${modelSelect.value}.`;
   showUse(modelSelect.value);
+  showThinking(models.get(modelSelect.value));
 }
 
 function showFigures(figures, view) {

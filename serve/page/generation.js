@@ -12,6 +12,7 @@ export function requestBody(model, turns, settings) {
   for (const name of NUMBERS) {
     if (settings[name] !== undefined && settings[name] !== "") body[name] = Number(settings[name]);
   }
+  if (settings.thinking) body.enable_thinking = settings.thinking === "on";
   if (settings.tools?.trim()) {
     body.tools = JSON.parse(settings.tools);
     if (!Array.isArray(body.tools)) throw new SyntaxError("not a list");

@@ -18,7 +18,7 @@ export function invalidField() {
 export function setUpSettings() {
   fill(kept());
   form.addEventListener("input", () => {
-    keepSettings(settings());
+    keepSettings({ ...kept(), ...settings() });
     showTheme();
   });
   form.addEventListener("submit", (event) => event.preventDefault());
@@ -34,6 +34,15 @@ function fill(values) {
     else if (field.name) field.value = values[field.name] ?? "";
   }
   showTheme();
+}
+
+/**
+ * Leaves the switch away where a model's card says that its template has none. A card without
+ * that line is of a model that is not loaded.
+ */
+export function showThinking({ chat_template_kwargs: names = ["enable_thinking"] }) {
+  const known = names.includes("enable_thinking") || names.includes("thinking");
+  byId("thinking").hidden = byId("thinking").disabled = !known;
 }
 
 function showTheme() {

@@ -37,7 +37,8 @@ def _card(entry: Entry, name: str) -> ModelCard:
     info = None if served is None else served.backend.info
     length = UNSET if info is None else info.max_model_len
     created_at = datetime.fromtimestamp(entry.created, UTC).isoformat().replace("+00:00", "Z")
-    return ModelCard(name, entry.created, created_at, name, length, length)
+    switches = UNSET if served is None else served.model.switches
+    return ModelCard(name, entry.created, created_at, name, length, length, switches)
 
 
 class LoadRequest(Struct, forbid_unknown_fields=True):

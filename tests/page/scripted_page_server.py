@@ -58,6 +58,7 @@ class ScriptedApi:
     finish: str | None = "stop"
     failure: tuple[int, str] | None = None  # status and message instead of a stream
     key: str | None = None
+    switches: list[str] | None = None  # what the model's card says of its template
     bodies: list[dict[str, Any]] = field(default_factory=list)
     left: threading.Event = field(default_factory=threading.Event)  # the client went early
     url: str = ""
@@ -67,7 +68,8 @@ class ScriptedApi:
             return JSONResponse({"name": "quire"})
 
         async def models(request: Request) -> Response:
-            return self._refusal(request) or JSONResponse({"data": [{"id": MODEL}]})
+            known = {} if self.switches is None else {"chat_template_kwargs": self.switches}
+            return self._refusal(request) or JSONResponse({"data": [{"id": MODEL, **known}]})
 
         async def metrics(request: Request) -> Response:
             return self._refusal(request) or Response(METRICS)

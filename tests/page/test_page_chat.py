@@ -129,6 +129,42 @@ def test_settings_are_sent_only_when_given(browser: Browser, api: ScriptedApi):
     assert browser.evaluate("document.querySelector('[name=temperature]').value") == ""
 
 
+@pytest.mark.parametrize("switches", [None, ["thinking"], ["enable_thinking", "reasoning_effort"]])
+def test_thinking_is_switched(browser: Browser, api: ScriptedApi, switches: list[str] | None):
+    api.script, api.switches = [text("ok")], switches
+    browser.open(api.url)
+    assert browser.evaluate("document.querySelector('#thinking').checkVisibility()")
+    chat(browser, "By default")
+    for value in ("on", "off", ""):
+        browser.evaluate(f"document.querySelector('[name=thinking][value=\"{value}\"]').click()")
+        chat(browser, f"Thinking: {value}")
+    assert [body.get("enable_thinking") for body in api.bodies] == [None, True, False, None]
+    browser.evaluate("document.querySelector('[name=thinking][value=off]').click()")
+    browser.open(api.url)
+    assert browser.evaluate("document.querySelector('[name=thinking]:checked').value") == "off"
+    browser.click("#reset")
+
+
+def test_a_template_without_the_switch_is_sent_none(browser: Browser, api: ScriptedApi):
+    api.script, api.switches = [text("ok")], ["enable_thinking"]
+    browser.open(api.url)
+    browser.evaluate("document.querySelector('[name=thinking][value=on]').click()")
+    api.switches = ["reasoning_effort"]
+    browser.open(api.url)
+    browser.until("document.querySelector('option')")
+    assert not browser.evaluate("document.querySelector('#thinking').checkVisibility()")
+    chat(browser, "Hi")
+    assert "enable_thinking" not in api.bodies[0]
+    browser.evaluate(
+        "document.querySelector('[name=seed]').dispatchEvent(new Event('input', {bubbles: true}))"
+    )
+    api.switches = ["enable_thinking"]
+    browser.open(api.url)
+    browser.until("document.querySelector('#thinking').checkVisibility()")
+    assert browser.evaluate("document.querySelector('[name=thinking]:checked').value") == "on"
+    browser.click("#reset")
+
+
 @pytest.mark.parametrize(
     ("finish", "failure", "said"),
     [

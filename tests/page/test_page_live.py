@@ -80,3 +80,16 @@ def test_a_tool_is_called_and_its_result_told(browser: Browser, server: Server):
     )
     assert browser.text(".turn:last-child .error") == ""
     browser.click("#reset")
+
+
+def test_thinking_is_turned_on(browser: Browser, server: Server):
+    browser.open(server.url)
+    browser.until("document.querySelector('option')")
+    browser.evaluate("document.querySelector('[name=thinking][value=on]').click()")
+    browser.evaluate("document.querySelectorAll('.chip')[1].click()")
+    browser.until("document.querySelector('.turn:last-child .meta')?.innerText.includes('tokens')")
+    browser.until("document.querySelector('#stop').hidden")
+    thought = browser.evaluate("document.querySelector('.turn:last-child .thought').textContent")
+    assert thought == "2 + 0 = 2, then 1 + 3 = 4."
+    assert browser.text(".turn:last-child .prose") == "12 + 30 = 42."
+    browser.click("#reset")

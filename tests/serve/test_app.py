@@ -39,6 +39,7 @@ def test_models_can_be_listed_and_retrieved(server):
         "display_name": MODEL,
         "max_model_len": 256,
         "context_length": 256,
+        "chat_template_kwargs": [],
         "owned_by": "quire",
     }
     listing = server.request("GET", "/v1/models").json

@@ -11,7 +11,13 @@ from quire.serve.errors import ApiError
 from quire.serve.parsers.events import CallStarted
 from quire.serve.parsers.families import ParserFactory, infer_family
 from quire.serve.parsers.schemas import Tools
-from quire.serve.prompt import ChatTemplate, encode_chat, encode_texts, render_chat
+from quire.serve.prompt import (
+    ChatTemplate,
+    encode_chat,
+    encode_texts,
+    render_chat,
+    switches_read,
+)
 from quire.serve.prompt_length import length_limit
 from quire.serve.protocol import ChatCompletionRequest, RequestDecoder
 from quire.serve.text_encoder import TextEncoder
@@ -274,6 +280,20 @@ def test_tools_keep_the_order_of_their_keys_and_switches_are_variables():
     tool = {"function": {"parameters": {"z": 1, "a": 2}}}
     text = template.render(messages(USER), [tool], {"enable_thinking": False}).text
     assert text == '[{"function": {"parameters": {"z": 1, "a": 2}}}]False'
+
+
+@pytest.mark.parametrize(
+    ("source", "switches"),
+    [
+        ("{{ messages[0].thinking }}{# enable_thinking #}enable_thinking", ()),
+        ("{% if enable_thinking is defined %}a{% endif %}", ("enable_thinking",)),
+        ("{% if not thinking is defined %}{% set thinking = true %}{% endif %}", ("thinking",)),
+        ("{% set reasoning_effort = reasoning_effort or 'low' %}", ("reasoning_effort",)),
+        ("{{ 'x' * 10 ** 12 if enable_thinking }}", ("enable_thinking",)),  # is not computed
+    ],
+)
+def test_which_switches_a_template_reads(source, switches):
+    assert switches_read(source) == switches
 
 
 def test_what_opens_the_answer():
