@@ -9,34 +9,27 @@ again in a helper, which gets the same bytes: here, or with the model's chat tem
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, Literal, TypeVar
 
 import msgspec
 from starlette.requests import Request
 
 from quire.serve.disconnect import unless_disconnected
-from quire.serve.errors import ApiError, invalid, unavailable
+from quire.serve.errors import ApiError, invalid
+from quire.serve.helper_answers import Wording, answer_of
 from quire.serve.helper_process import Refused
-from quire.serve.helpers import (
-    HelperBusy,
-    HelperCrashed,
-    HelperError,
-    HelperLimits,
-    HelperOutOfMemory,
-    HelperPool,
-    HelperRefused,
-    HelperTimeout,
-)
+from quire.serve.helpers import HelperLimits, HelperPool
 from quire.serve.middleware import read_json
-from quire.serve.prompt_length import LengthLimit, details_of, error_of
+from quire.serve.prompt_length import LengthLimit, details_of
 from quire.serve.raw_body import LARGE_BODY, LargeMessages, RawBody
 from quire.serve.request_kinds import KINDS, RequestKind
 
 # One, started for the first large body: few servers ever see two at once.
 LIMITS: Final = HelperLimits(processes=1, waiting=256, seconds=10.0, memory=1 << 30, eager=False)
 
-_RETRY_AFTER: Final = 1  # seconds, where too many bodies wait
+_UNREAD: Final = "The body could not be read"
+_WORDING: Final = Wording(None, "Too many large bodies wait", _UNREAD, _UNREAD)
 # Of a request without its prompt: this process decodes it.
 _MAX_REST: Final = 2 * 2**20
 
@@ -111,34 +104,22 @@ class BodyHelpers:
         return texts
 
     async def _call(self, job: _Job, body: RawBody) -> Any:
-        request = msgspec.to_builtins(job)
-        try:
-            try:
-                return await self._pool.call(request, body.pieces)
-            except HelperCrashed:  # perhaps it had died before
-                return await self._pool.call(request, body.pieces)
-        except HelperRefused as refused:
-            raise error_of(refused.details) from None
-        except HelperBusy:
-            raise unavailable("Too many large bodies wait; try again.", _RETRY_AFTER) from None
-        except (HelperTimeout, HelperOutOfMemory, HelperCrashed) as error:
-            raise invalid(None, f"The body could not be read: {error}.") from None
-        except HelperError as error:
-            raise ApiError(500, f"The body could not be read: {error}.") from None
+        return await answer_of(self._pool, _WORDING, job, body.pieces)
 
 
 @dataclass(frozen=True)
 class Received(Generic[T]):
-    """A request, whose prompt is a stand-in where the body is ``large``."""
+    """A request, whose prompt is a stand-in where it is large."""
 
     request: T
     kind: RequestKind[T]
-    large: RawBody | None = None
+    body: RawBody
+    is_large: bool = False
 
     @property
     def messages(self) -> LargeMessages | None:
         """Those that the request does not have."""
-        return None if self.large is None else LargeMessages(self.large, self.kind.name)
+        return LargeMessages(self.body, self.kind.name) if self.is_large else None
 
 
 class RequestReader(Generic[T]):
@@ -153,14 +134,20 @@ class RequestReader(Generic[T]):
         """Raises :class:`ApiError` and :class:`ClientDisconnect`."""
         body = await read_json(request)
         if self._helpers is None or body.size < LARGE_BODY:
-            return Received(self._kind.decode(body.whole()), self._kind)
+            return Received(self._kind.decode(body.whole()), self._kind, body)
         rest = await unless_disconnected(request, self._helpers.rest(self._kind, body))
-        return Received(rest, self._kind, body)
+        return Received(rest, self._kind, body, is_large=True)
+
+    def after(self, received: Received[T], num_bytes: int) -> Received[T]:
+        """The same, large where it is with so many bytes of a conversation before it."""
+        if self._helpers is None or num_bytes + received.body.size < LARGE_BODY:
+            return received
+        return replace(received, request=self._kind.without_prompt(received.request), is_large=True)
 
     async def texts(self, received: Received[T], limit: LengthLimit, field: str) -> Texts:
         """The prompts, those of a large body each within ``limit``. Raises :class:`ApiError`."""
-        if received.large is None:
+        if not received.is_large:
             assert self._kind.texts is not None
             return self._kind.texts(received.request)
         assert self._helpers is not None
-        return await self._helpers.texts(self._kind, received.large, limit, field)
+        return await self._helpers.texts(self._kind, received.body, limit, field)

@@ -15,6 +15,7 @@ import msgspec
 
 from quire.serve.errors import ApiError, invalid, unavailable
 from quire.serve.grammar_check import CheckerConfig, CheckRefusal, CheckRequest, Tool, Tools
+from quire.serve.helper_answers import RETRY_AFTER
 from quire.serve.helpers import (
     HelperBusy,
     HelperCrashed,
@@ -35,8 +36,6 @@ CHECK_LIMITS: Final = HelperLimits(
 
 _MAX_KEPT: Final = 256
 _MAX_KEPT_BYTES: Final = 16 << 20
-_RETRY_AFTER: Final = 1  # seconds, where too many wait for a check
-
 JSON_OBJECT: Final = CheckRequest("json_schema", '{"type":"object"}')
 
 
@@ -110,7 +109,7 @@ class GrammarChecker:
             answer = await asyncio.shield(task)
         except HelperBusy:
             raise unavailable(
-                "Too many schemas wait to be checked; try again.", _RETRY_AFTER
+                "Too many schemas wait to be checked; try again.", RETRY_AFTER
             ) from None
         except HelperError as error:
             raise ApiError(500, f"{param} could not be checked: {error}.") from error
@@ -122,7 +121,7 @@ class GrammarChecker:
     async def _ask(self, key: bytes, wanted: CheckRequest) -> str | CheckRefusal:
         answer: str | CheckRefusal
         try:
-            answer = await self._ask_once_more_after_a_crash(wanted)
+            answer = await self._pool.call_surviving(wanted)
         except HelperRefused as refused:
             answer = msgspec.convert(refused.details, CheckRefusal)
         except (HelperTimeout, HelperOutOfMemory) as error:
@@ -134,14 +133,6 @@ class GrammarChecker:
             raise
         self._keep_within_limits(answer)
         return answer
-
-    async def _ask_once_more_after_a_crash(self, wanted: CheckRequest) -> str:
-        request = msgspec.to_builtins(wanted)
-        try:
-            grammar: str = await self._pool.call(request)
-        except HelperCrashed:  # perhaps it had died before
-            grammar = await self._pool.call(request)
-        return grammar
 
     def _keep_within_limits(self, answer: str | CheckRefusal) -> None:
         self._kept_bytes += _size(answer)

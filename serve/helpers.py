@@ -68,6 +68,8 @@ class HelperLimits:
     seconds: float = 2.0  # of wall time for one job
     memory: int = 512 << 20  # bytes of one job, beside what an idle helper holds
     eager: bool = True  # started before there is work; else with the first job
+    # Bytes: of several processes the last takes no larger jobs, for which small ones would wait.
+    reserved: int | None = None
     # The kernel holds a process to its address space on Linux only; elsewhere, and besides, the
     # front end looks at resident memory.
     limit_address_space: bool = sys.platform == "linux"
@@ -77,6 +79,45 @@ class HelperLimits:
 class _Job:
     request: Sequence[bytes]  # the pieces of its frame
     answer: asyncio.Future[Any]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(map(len, self.request))
+
+
+class _Jobs:
+    """Those that wait, the oldest first."""
+
+    def __init__(self) -> None:
+        self._waiting: list[_Job] = []
+        self._arrived = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, job: _Job) -> None:
+        self._waiting.append(job)
+        self._arrived.set()
+
+    async def get(self, largest: int | None) -> _Job:
+        """Waits for one of at most so many bytes."""
+        while (at := self._first(largest)) is None:
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._waiting.pop(at)
+
+    def _first(self, largest: int | None) -> int | None:
+        fitting = (
+            at
+            for at in range(len(self._waiting))
+            if largest is None or self._waiting[at].size <= largest
+        )
+        return next(fitting, None)
+
+    def clear(self) -> None:
+        while self._waiting:
+            self._waiting.pop().answer.cancel()
 
 
 class HelperPool:
@@ -97,7 +138,7 @@ class HelperPool:
             self.limits.seconds,
             self.limits.limit_address_space,
         )
-        self._jobs: asyncio.Queue[_Job] = asyncio.Queue(self.limits.waiting)
+        self._jobs = _Jobs()
         self._keepers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> HelperPool:
@@ -110,7 +151,10 @@ class HelperPool:
     def start(self) -> None:
         """Start the processes, in the background."""
         assert not self._keepers, "the pool has been started"
-        self._keepers = [asyncio.create_task(self._keep()) for _ in range(self.limits.processes)]
+        largest: list[int | None] = [None] * self.limits.processes
+        if len(largest) > 1:
+            largest[-1] = self.limits.reserved
+        self._keepers = [asyncio.create_task(self._keep(size)) for size in largest]
 
     async def close(self) -> None:
         """End the processes, working or not; jobs that wait are dropped."""
@@ -118,14 +162,13 @@ class HelperPool:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         self._keepers = []
-        while not self._jobs.empty():
-            self._jobs.get_nowait().answer.cancel()
+        self._jobs.clear()
 
     async def call(self, request: Any, payload: Sequence[bytes] = ()) -> Any:
         """The reply to one request. A caller that is cancelled leaves no trace.
 
         Args:
-            request: a value of JSON.
+            request: what msgspec writes as JSON.
             payload: bytes that go with the request, in pieces, each of which is written by itself.
 
         Raises:
@@ -137,17 +180,24 @@ class HelperPool:
         job = _Job(frame, asyncio.get_running_loop().create_future())
         del frame
         try:
-            self._jobs.put_nowait(job)
-        except asyncio.QueueFull:
-            raise HelperBusy(f"{self.limits.waiting} jobs wait for a helper process") from None
-        try:
+            if len(self._jobs) >= self.limits.waiting:
+                raise HelperBusy(f"{self.limits.waiting} jobs wait for a helper process")
+            self._jobs.put(job)
             return await job.answer
         finally:
             # An error's traceback has this frame, and the job has the error.
             del job, payload
 
-    async def _keep(self) -> None:
-        """One process and its successors: hands each job to the one that lives."""
+    async def call_surviving(self, request: Any, payload: Sequence[bytes] = ()) -> Any:
+        """Like :meth:`call`, once more where the process died: perhaps it had died before."""
+        try:
+            return await self.call(request, payload)
+        except HelperCrashed:
+            return await self.call(request, payload)
+
+    async def _keep(self, largest: int | None) -> None:
+        """One process and its successors: hands each job of at most so many bytes to the one that
+        lives."""
         helper: _Helper | None = None
         eager = self.limits.eager
         try:
@@ -158,7 +208,7 @@ class HelperPool:
                     with contextlib.suppress(HelperError):
                         helper = await _Helper.start(self._setup)
                 # No variable here holds the job while the next one is waited for: it may be large.
-                helper = await self._hand_over(await self._jobs.get(), helper)
+                helper = await self._hand_over(await self._jobs.get(largest), helper)
                 eager = True
         finally:
             if helper is not None:

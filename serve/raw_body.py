@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from quire.serve.prompt_length import LengthLimit
 
@@ -41,11 +41,11 @@ class LargeMessages(Struct, frozen=True):
 
     Attributes:
         kind: of the request, by its name in ``request_kinds``.
-        previous: items of the Responses API that come before the body's own.
+        previous: a JSON list of items of the Responses API that come before the body's own.
         limit: of the prompt's text; None: there is none.
     """
 
     body: RawBody
     kind: str
-    previous: Sequence[dict[str, Any]] = ()
+    previous: Raw = Raw(b"[]")
     limit: LengthLimit | None = None

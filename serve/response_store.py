@@ -8,13 +8,12 @@ from typing import Any, Final
 import msgspec
 
 from quire.serve.errors import ApiError, invalid
-from quire.serve.responses_protocol import Item
 
 MAX_BYTES: Final = 64 * 2**20
 
 
 class Stored(msgspec.Struct, frozen=True):
-    items: list[Item]  # the whole conversation, the answer's items included
+    items: msgspec.Raw  # a JSON list: the whole conversation, the answer's items included
     response: dict[str, Any]
 
 

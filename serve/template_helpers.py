@@ -12,27 +12,26 @@ from typing import Any, Final
 import jinja2
 import msgspec
 
-from quire.serve.errors import ApiError, invalid, unavailable
+from quire.serve.errors import ApiError, invalid
+from quire.serve.helper_answers import Wording, answer_of
 from quire.serve.helper_process import Refused
-from quire.serve.helpers import (
-    HelperBusy,
-    HelperCrashed,
-    HelperError,
-    HelperLimits,
-    HelperOutOfMemory,
-    HelperPool,
-    HelperRefused,
-    HelperTimeout,
-)
+from quire.serve.helpers import HelperLimits, HelperPool
 from quire.serve.prompt import ChatTemplate, Ending, Rendered
-from quire.serve.prompt_length import LengthLimit, details_of, error_of
+from quire.serve.prompt_length import LengthLimit, details_of
 from quire.serve.protocol import Message
-from quire.serve.raw_body import LargeMessages
+from quire.serve.raw_body import LARGE_BODY, LargeMessages
 
-# Conversations of 32 MiB take a second or two.
-LIMITS: Final = HelperLimits(processes=2, waiting=256, seconds=10.0, memory=1 << 30)
+# Conversations of 32 MiB take a second or two, for which no short one waits.
+LIMITS: Final = HelperLimits(
+    processes=2, waiting=256, seconds=10.0, memory=1 << 30, reserved=LARGE_BODY
+)
 
-_RETRY_AFTER: Final = 1  # seconds, where too many wait to be rendered
+_WORDING: Final = Wording(
+    "messages",
+    "Too many chats wait to be rendered",
+    "The model's chat template could not render these messages",
+    "The model's chat template cannot be used",
+)
 
 
 class _Setup(msgspec.Struct, frozen=True):
@@ -128,30 +127,14 @@ class TemplateHelpers:
         """Raises :class:`ApiError`: 400 for what the template does not take or does not end with,
         503 where too many wait."""
         large = messages if isinstance(messages, LargeMessages) else None
-        request = msgspec.to_builtins(
-            {
-                "messages": messages if large is None else None,
-                "large": large and _Large(large.kind, [*large.previous], large.limit),
-                "tools": tools,
-                "switches": switches or {},
-                "ending": ending,
-            }
-        )
+        where = large and {"kind": large.kind, "previous": large.previous, "limit": large.limit}
+        request = {
+            "messages": messages if large is None else None,
+            "large": where,
+            "tools": tools,
+            "switches": switches or {},
+            "ending": ending,
+        }
         pieces = large.body.pieces if large else ()
-        try:
-            try:
-                text, opening, ignored = await self._pool.call(request, pieces)
-            except HelperCrashed:  # perhaps it had died before
-                text, opening, ignored = await self._pool.call(request, pieces)
-        except HelperRefused as refused:
-            raise error_of(refused.details) from None
-        except HelperBusy:
-            raise unavailable(
-                "Too many chats wait to be rendered; try again.", _RETRY_AFTER
-            ) from None
-        except (HelperTimeout, HelperOutOfMemory, HelperCrashed) as error:
-            message = f"The model's chat template could not render these messages: {error}."
-            raise invalid("messages", message) from None
-        except HelperError as error:
-            raise ApiError(500, f"The model's chat template cannot be used: {error}.") from None
+        text, opening, ignored = await answer_of(self._pool, _WORDING, request, pieces)
         return Rendered(text, opening, ignored)

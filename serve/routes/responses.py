@@ -7,11 +7,12 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
+import msgspec
 from msgspec import structs
 from starlette.requests import Request
 from starlette.responses import Response
 
-from quire.serve import conversation, request_record
+from quire.serve import conversation, request_record, response_history
 from quire.serve.backend import BackendError, QueueFull
 from quire.serve.body_helpers import BodyHelpers, RequestReader
 from quire.serve.disconnect import unless_disconnected
@@ -20,10 +21,11 @@ from quire.serve.generation import GenerationGroup
 from quire.serve.heartbeat import HEARTBEAT, with_heartbeats
 from quire.serve.registry import Registry
 from quire.serve.request_kinds import RESPONSES
+from quire.serve.response_history import NO_ITEMS, joined
 from quire.serve.response_items import ItemStream
 from quire.serve.response_store import ResponseStore, Stored
 from quire.serve.responses import encode, ignored_header
-from quire.serve.responses_protocol import Conversation, Item, ResponsesRequest, to_chat
+from quire.serve.responses_protocol import Conversation, ResponsesRequest, to_chat
 from quire.serve.sse import EventStream, named_event
 
 # Fields of the request that stand in the response as they came.
@@ -50,12 +52,13 @@ class Responses:
 
     async def create(self, request: Request) -> Response:
         received = await self._reader.read(request)
+        served = await self._registry.open(request, received.request.model)
+        previous = self._previous(received.request)
+        received = self._reader.after(received, len(bytes(previous)))
         body, large = received.request, received.messages
-        served = await self._registry.open(request, body.model)
-        owner, previous = _owner(), []
-        if body.previous_response_id is not None:
-            previous = self._store.previous(owner, body.previous_response_id).items
-        items = [*previous, *body.items]
+        items = body.items
+        if large is None:
+            items = [*msgspec.json.decode(previous), *items]
         info = served.backend.admit()
         model = served.model
         has_grammars = model.grammars is not None and info.abilities.grammars
@@ -69,11 +72,7 @@ class Responses:
                 large=None if large is None else structs.replace(large, previous=previous),
             ),
         )
-        if received.large is not None:
-            # It fits the context, so that it is not that large, and it is kept and sent back.
-            body = RESPONSES.decode(received.large.whole())
-            items = [*previous, *body.items]
-            talk.ignored += prompt.ignored
+        talk.ignored += prompt.ignored
         left = info.max_model_len - len(prompt.token_ids)
         if talk.chat.max_tokens is not None and 0 < left < talk.chat.max_tokens:
             talk.chat.max_tokens = left
@@ -87,7 +86,10 @@ class Responses:
             # Codex does not come back after a 429, but does after this.
             headers = {"Retry-After": str(max(error.retry_after, 1))}
             raise ApiError(503, error.message, code="queue_full", headers=headers) from None
-        answer = _Answer(served.model.id, body, talk, items, group, self._store, owner)
+        asked = response_history.asked(received.body)
+        body = structs.replace(body, instructions=asked.instructions)
+        history, owner = joined(previous, asked.items), _owner()
+        answer = _Answer(served.model.id, body, talk, history, group, self._store, owner)
         headers = ignored_header(talk.ignored)
         key = owner, answer.response["id"]
         self._running[key] = answer
@@ -103,6 +105,12 @@ class Responses:
         finally:
             close()
         return _json(answer.response, headers)
+
+    def _previous(self, body: ResponsesRequest) -> msgspec.Raw:
+        """The items that come before the body's own. Raises :class:`ApiError` (400)."""
+        if body.previous_response_id is None:
+            return NO_ITEMS
+        return self._store.previous(_owner(), body.previous_response_id).items
 
     async def retrieve(self, request: Request) -> Response:
         return _json(self._store.find(_owner(), request.path_params["id"]).response)
@@ -139,12 +147,12 @@ class _Answer:
         model_id: str,
         body: ResponsesRequest,
         talk: Conversation,
-        items: list[Item],
+        history: msgspec.Raw,
         group: GenerationGroup,
         store: ResponseStore,
         owner: str,
     ) -> None:
-        self._items = items
+        self._history = history
         self._group = group
         self._generation = group.generations[0]
         self._store = store if body.store is not False else None
@@ -250,7 +258,7 @@ class _Answer:
             "total_tokens": generation.prompt_tokens + generation.completion_tokens,
         }
         if self._store is not None:
-            items = [*self._items, *self._stream.output]
+            items = joined(self._history, msgspec.json.encode(self._stream.output))
             self._store.add(self._owner, self.response["id"], Stored(items, self.response))
         return payloads
 

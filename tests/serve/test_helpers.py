@@ -133,6 +133,27 @@ def test_one_endless_job_does_not_hold_up_the_others() -> None:
     run(check)
 
 
+def test_small_jobs_do_not_wait_for_large_ones() -> None:
+    async def check() -> None:
+        async with pool(processes=2, reserved=10_000) as helpers:
+            await asyncio.gather(*(echo(helpers, i) for i in range(10)))
+            job = {"do": "sleep", "seconds": 15, "text": "x" * 20_000}
+            large = [asyncio.create_task(helpers.call(job)) for _ in range(3)]
+            await asyncio.sleep(0)
+            assert len({await echo(helpers, i) for i in range(10)}) == 1
+            assert not any(task.done() for task in large)
+
+    run(check)
+
+
+def test_a_single_process_takes_jobs_of_all_sizes() -> None:
+    async def check() -> None:
+        async with pool(processes=1, reserved=10) as helpers:
+            assert await echo(helpers, "x" * 1000)
+
+    run(check)
+
+
 @pytest.mark.parametrize("job", ["sleep", "refuse", "fail"])
 def test_a_large_job_is_forgotten_once_it_has_ended(job: str) -> None:
     """At once, not when the garbage collector finds it beside its error."""

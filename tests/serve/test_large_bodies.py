@@ -21,6 +21,7 @@ from fake_backend import served_model as make_model
 from quire.serve import body_helpers, request_kinds
 from quire.serve.body_helpers import BodyHelpers
 from quire.serve.raw_body import LARGE_BODY, RawBody
+from quire.serve.routes import responses as responses_route
 from quire.serve.template_helpers import TemplateHelpers
 
 USER = {"role": "user", "content": 'hällo \n"you"'}
@@ -195,6 +196,36 @@ def test_a_conversation_goes_on_whoever_read_its_bodies(helped, monkeypatch):
     text = model.encoder.tokenizer.decode(long)
     assert [text.count(word) for word in ("one", "two")] == [1, 2]
     assert len(short) < len(long)
+
+
+def test_what_the_helpers_read_is_not_read_here(helped, monkeypatch):
+    def here(*args: Any) -> None:
+        raise AssertionError("decoded on the event loop")
+
+    server, backend = helped
+    item = {"id": "m" * LARGE_BODY, "role": "user", "content": "one"}
+    items = [item, {"type": "web_search_call"}]
+    reading = dataclasses.replace(request_kinds.RESPONSES, decode=here)
+    monkeypatch.setattr(responses_route, "RESPONSES", reading)
+    submitted(backend)
+    first = server.request("POST", RESPONSES, responses(items, instructions="Be kind."))
+    assert first.json["instructions"] == "Be kind."
+    # A short body behind a long conversation is no less to read.
+    seen: list[Any] = []
+    to_chat = responses_route.to_chat
+    monkeypatch.setattr(
+        responses_route,
+        "to_chat",
+        lambda body, items, family: seen.append(items) or to_chat(body, items, family),
+    )
+    again = server.request(
+        "POST", RESPONSES, responses("two", previous_response_id=first.json["id"])
+    )
+    assert [reply.headers["x-quire-ignored"] for reply in (first, again)] == ["input[1]"] * 2
+    assert len(msgspec.json.encode(seen)) < 1000
+    _, request = submitted(backend)
+    text = make_model().encoder.tokenizer.decode(request.prompt_token_ids)
+    assert [text.count(word) for word in ("one", "two")] == [1, 1]
 
 
 def test_fields_beside_the_prompt_have_a_limit_of_their_own(helped):

@@ -119,9 +119,9 @@ def test_answers_are_kept_and_shared(tmp_path: Path) -> None:
         asked: list[Any] = []
         call = checker._pool.call
 
-        async def count(request: Any) -> Any:
+        async def count(request: Any, payload: Any = ()) -> Any:
             asked.append(request)
-            return await call(request)
+            return await call(request, payload)
 
         checker._pool.call = count  # type: ignore[method-assign]
         same = [checker.check(schema({"type": "object"}), FIELD) for _ in range(20)]

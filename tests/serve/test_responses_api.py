@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import openai
 import pytest
 from fake_backend import MODEL, FakeBackend, Script, Server, one_model_app, ready, serving
@@ -276,15 +277,19 @@ def test_what_cannot_be_honoured_names_its_place(fields: dict[str, Any], param: 
     assert backend.streams == []
 
 
+def stored(text: str) -> Stored:
+    return Stored(msgspec.Raw(msgspec.json.encode([{"text": text}])), {})
+
+
 def test_the_store_keeps_to_its_bytes() -> None:
     store = ResponseStore(max_bytes=1000)
     for number in range(10):
-        store.add("", f"{number}", Stored([{"text": "x" * 200}], {}))
+        store.add("", f"{number}", stored("x" * 200))
         store.find("", "0" if number < 3 else f"{number}")
     with pytest.raises(ApiError):
         store.find("", "1")
-    assert store.find("", "9").items == [{"text": "x" * 200}]
-    store.add("", "huge", Stored([{"text": "x" * 2000}], {}))
+    assert store.find("", "9") == stored("x" * 200)
+    store.add("", "huge", stored("x" * 2000))
     with pytest.raises(ApiError):
         store.find("", "huge")
     assert store.find("", "9")
@@ -292,7 +297,7 @@ def test_the_store_keeps_to_its_bytes() -> None:
 
 def test_a_key_that_stores_much_costs_others_nothing() -> None:
     store = ResponseStore(max_bytes=1000)
-    kept = Stored([{"text": "x" * 200}], {})
+    kept = stored("x" * 200)
     store.add("modest", "0", kept)
     for number in range(20):
         store.add("greedy", f"{number}", kept)
