@@ -2,21 +2,18 @@
 
 A field is honoured, or has no effect by OpenAI's own definition, or is refused by name: nothing is
 accepted and forgotten. Fields that exist in the schema but not here yet are declared all the same,
-so that a value that means "off" passes and any other gets a 400 that says so.
+so that a value that means "off" passes and any other gets a 400 that says so: see
+:mod:`quire.serve.request_decoder`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final
 
-import msgspec
 from msgspec import Meta, Struct
 
-from quire.serve.errors import ApiError, invalid
-from quire.serve.thinking import check_switches
-from quire.serve.tools import MAX_TOOLS, FunctionTool, ToolChoice, check_tools
+from quire.serve.errors import invalid
+from quire.serve.tools import MAX_TOOLS, FunctionTool, ToolChoice
 
 MAX_MESSAGES: Final = 16384
 MAX_PROMPTS: Final = 1024
@@ -215,7 +212,7 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fiel
     reasoning_effort: str | None = None  # no effect on models that do not know it
     thinking_token_budget: Annotated[int, Meta(ge=0)] | None = None  # then reasoning is closed
 
-    # Not supported yet: see REFUSED.
+    # Not supported yet: request_decoder.REFUSED.
     functions: list[Any] | None = None
     function_call: Any = None
     modalities: list[str] | None = None
@@ -288,149 +285,3 @@ class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
 class DetokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     model: str | None = None
     tokens: list[TokenId]
-
-
-# Fields that would change the answer and are not supported yet, with the values, besides null,
-# that ask for nothing.
-REFUSED: Final[Mapping[str, tuple[object, ...]]] = {
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "verbosity": (),
-    "web_search_options": (),
-    "moderation": (),
-}
-
-
-def _refuse_unsupported(body: GenerationRequest) -> None:
-    for field, harmless in REFUSED.items():
-        value = getattr(body, field, None)
-        # Types must agree too: 0 == False in Python, and logprobs=0 asks for something.
-        if value is None or any(value == off and type(value) is type(off) for off in harmless):
-            continue
-        raise invalid(field, f"{field}={_brief(value)} is not supported yet; leave {field} out.")
-
-
-def _refuse_in_messages(messages: list[Message]) -> None:
-    for i, message in enumerate(messages):
-        if not isinstance(message, AssistantMessage):
-            continue
-        for field in ("refusal", "audio", "function_call"):
-            if getattr(message, field) is not None:
-                param = f"messages[{i}].{field}"
-                raise invalid(param, f"{param} is not supported yet; leave it out.")
-        said = message.tool_calls or message.reasoning_content or message.reasoning
-        if message.content is None and not said:
-            param = f"messages[{i}].content"
-            raise invalid(param, f"{param} may be null only beside tool_calls.")
-
-
-def _check(body: Struct) -> None:
-    """The rules that span fields. Raises :class:`ApiError`."""
-    if isinstance(body, GenerationRequest):
-        _refuse_unsupported(body)
-        if body.stream_options is not None and not body.stream:
-            raise invalid("stream_options", "stream_options is only allowed with stream=true.")
-        _check_tokens(body)
-    if isinstance(body, ChatCompletionRequest):
-        _check_chat(body)
-    if isinstance(body, CompletionRequest):
-        _check_completion(body)
-    if isinstance(body, TokenizeRequest):
-        if (body.prompt is None) == (body.messages is None):
-            raise invalid("prompt", "Send either prompt or messages.")
-        if body.messages is not None:
-            _refuse_in_messages(body.messages)
-
-
-def _check_tokens(body: GenerationRequest) -> None:
-    limit, field = body.token_limit
-    if limit == 0 and not getattr(body, "echo", None):
-        raise invalid(field, f"{field}: Expected `int` >= 1.")
-    if body.allowed_token_ids is not None and body.bad_words:
-        raise invalid("allowed_token_ids", "Send either allowed_token_ids or bad_words.")
-
-
-def _check_chat(body: ChatCompletionRequest) -> None:
-    _refuse_in_messages(body.messages)
-    check_tools(body.tools, body.tool_choice)
-    check_switches(body.chat_template_kwargs)
-    limits = {body.max_tokens, body.max_completion_tokens} - {None}
-    if len(limits) > 1:
-        raise invalid(
-            "max_tokens", "max_tokens and max_completion_tokens differ; send the latter only."
-        )
-    if body.top_logprobs and not body.logprobs:
-        raise invalid("top_logprobs", "top_logprobs needs logprobs=true.")
-    if body.continue_final_message:
-        if body.add_generation_prompt:
-            raise invalid(
-                "add_generation_prompt",
-                "add_generation_prompt and continue_final_message exclude each other.",
-            )
-        last = body.messages[-1]
-        if not isinstance(last, AssistantMessage) or last.tool_calls or not last.content:
-            raise invalid(
-                "continue_final_message",
-                "continue_final_message needs a last message of the assistant, with content.",
-            )
-
-
-def _check_completion(body: CompletionRequest) -> None:
-    if body.best_of is not None and body.best_of < body.num_choices:
-        raise invalid("best_of", f"best_of is {body.best_of}, fewer than n, {body.num_choices}.")
-    if body.num_sequences > body.num_choices and body.stream:
-        raise invalid("best_of", "best_of is only known at the end; it cannot be streamed.")
-    if body.suffix and body.echo:
-        raise invalid("suffix", "suffix and echo exclude each other.")
-
-
-def _brief(value: object) -> str:
-    text = msgspec.json.encode(value).decode()
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-_NAMED = re.compile(r"Object (contains unknown|missing required) field `(.*)`$", re.DOTALL)
-_AT = re.compile(r"^(.*) - at `(?:key` in `)?\$\.?(.*)`$", re.DOTALL)
-
-
-def _from_validation(error: msgspec.ValidationError) -> ApiError:
-    """msgspec's message and JSON path as a message and OpenAI's ``param``."""
-    message = str(error)
-    at = _AT.match(message)
-    reason, path = (at[1], at[2]) if at else (message, "")
-    if named := _NAMED.match(reason):
-        param = f"{path}.{named[2]}" if path else named[2]
-        if named[1].startswith("missing"):
-            return invalid(param, f"{param} is required.")
-        return invalid(param, f"{param} is not a field this server knows; leave it out.")
-    if not path:
-        return invalid(None, f"The body must be a JSON object: {reason}.")
-    if path.endswith(".type") and reason.startswith("Invalid value"):
-        return invalid(path, f"{path}: only text is supported. {reason}.")
-    return invalid(path, f"{path}: {reason}.")
-
-
-T = TypeVar("T", bound=Struct)
-
-
-class RequestDecoder(Generic[T]):
-    """JSON bytes to a checked request of one type."""
-
-    def __init__(self, kind: type[T]) -> None:
-        self._decoder = msgspec.json.Decoder(kind)
-
-    def decode(self, body: bytes) -> T:
-        """Raises :class:`ApiError` (400) for anything that is not a valid request."""
-        try:
-            request = self._decoder.decode(body)
-            _check(request)
-        except msgspec.ValidationError as error:
-            raise _from_validation(error) from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise invalid(None, f"The body is not valid JSON: {error}.") from None
-        except RecursionError:
-            raise invalid(None, "The body's JSON is nested too deeply.") from None
-        return request

@@ -22,10 +22,10 @@ from quire.serve.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
     Message,
-    RequestDecoder,
     TokenizeRequest,
     UserMessage,
 )
+from quire.serve.request_decoder import RequestDecoder
 from quire.serve.responses_protocol import Item, ResponsesRequest, messages_of
 
 T = TypeVar("T", bound=Struct)

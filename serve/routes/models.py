@@ -15,12 +15,9 @@ from quire.serve.errors import invalid
 from quire.serve.middleware import read_json
 from quire.serve.prompt import encode_texts
 from quire.serve.prompt_length import length_limit
-from quire.serve.protocol import (
-    ChatCompletionRequest,
-    DetokenizeRequest,
-    RequestDecoder,
-)
+from quire.serve.protocol import ChatCompletionRequest, DetokenizeRequest
 from quire.serve.registry import Entry, Registry
+from quire.serve.request_decoder import RequestDecoder
 from quire.serve.request_kinds import CHAT, TOKENIZE
 from quire.serve.responses import (
     Detokenized,

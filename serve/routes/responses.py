@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import structs
@@ -118,9 +118,11 @@ class Responses:
     async def cancel(self, request: Request) -> Response:
         """Ends an answer that is being generated; what there is of it is its end."""
         key = _owner(), request.path_params["id"]
-        if (answer := self._running.get(key)) is None:
-            status = self._store.find(*key).response["status"]
-            raise invalid("response_id", f"The response is {status}; there is nothing to cancel.")
+        answer = self._running.get(key)
+        response = self._store.find(*key).response if answer is None else answer.response
+        if answer is None or response["status"] != "in_progress":
+            what = f"The response is {response['status']}; there is nothing to cancel."
+            raise invalid("response_id", what)
         return _json(answer.cancel())
 
     async def delete(self, request: Request) -> Response:
@@ -159,6 +161,7 @@ class _Answer:
         self._owner = owner
         self._stream = ItemStream(talk.names)
         self._sequence_number = 0
+        self._closing: list[dict[str, Any]] = []  # events that a cancelled stream has yet to send
         reasoning = body.reasoning
         self.response: dict[str, Any] = {
             "id": f"resp_{uuid.uuid4().hex}",
@@ -188,7 +191,7 @@ class _Answer:
     def cancel(self) -> dict[str, Any]:
         """The response, which ends here."""
         self._group.close()
-        self.response["status"] = "cancelled"
+        self._closing = self._finish("cancelled")
         return self.response
 
     @property
@@ -198,18 +201,23 @@ class _Answer:
     async def collect(self) -> None:
         try:
             async for batch in self._group.deltas():
+                if self._is_cancelled:
+                    return
                 for delta in batch:
                     for event in delta.events:
                         self._stream.payloads(event)
         except BackendError:
-            if not self._is_cancelled:
-                raise
+            if self._is_cancelled:
+                return
+            raise
         self._finish()
 
     async def events(self) -> AsyncIterator[bytes]:
         yield self._whole("response.created") + self._whole("response.in_progress")
         try:
             async for batch in with_heartbeats(self._group.deltas()):
+                if self._is_cancelled:
+                    break
                 if batch is HEARTBEAT:
                     yield self._whole("response.in_progress")
                     continue
@@ -222,29 +230,25 @@ class _Answer:
                 if payloads:
                     yield b"".join(map(self._event, payloads))
         except BackendError as error:
-            if self._is_cancelled:
-                last = self._finish()
-                yield b"".join(map(self._event, last)) + self._whole("response.incomplete")
+            if not self._is_cancelled:
+                message = from_backend(error).message
+                self.response["error"] = {"code": "server_error", "message": message}
+                last = self._finish("failed")
+                yield b"".join(map(self._event, last)) + self._whole("response.failed")
                 return
-            message = from_backend(error).message
-            self.response |= {
-                "status": "failed",
-                "error": {"code": "server_error", "message": message},
-            }
-            yield self._whole("response.failed")
-            return
-        last = self._finish()
-        yield b"".join(map(self._event, last)) + self._whole(f"response.{self.response['status']}")
+        last = self._closing if self._is_cancelled else self._finish()
+        # No event says that a response was cancelled.
+        kind = "incomplete" if self._is_cancelled else self.response["status"]
+        yield b"".join(map(self._event, last)) + self._whole(f"response.{kind}")
 
-    def _finish(self) -> list[dict[str, Any]]:
-        """Brings ``response`` to its end; gives the events that lead there."""
-        cancelled = self._is_cancelled
-        complete = self._generation.finish_reason != "length" and not cancelled
-        payloads = self._stream.close(cut=not complete)
+    def _finish(self, status: Literal["cancelled", "failed"] | None = None) -> list[dict[str, Any]]:
+        """Brings ``response`` to its end, its own if there is no other ``status``; gives the events
+        that lead there."""
+        cut = self._generation.finish_reason == "length"
+        payloads = self._stream.close(cut=cut or status is not None)
         self.response["output"] = self._stream.output
-        if not cancelled:
-            self.response["status"] = "completed" if complete else "incomplete"
-        if not complete and not cancelled:
+        self.response["status"] = status or ("incomplete" if cut else "completed")
+        if self.response["status"] == "incomplete":
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
         generation = self._generation
         self.response["usage"] = {

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+import signal
+import struct
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from live_server import Server
+from live_server import PATIENCE, Server, eventually
 
 SPEC = Path(__file__).parent / "openai_spec"
 
@@ -180,7 +186,7 @@ def test_completions(server: Server, name: str) -> None:
             if chunk in chunks:
                 choice["finish_reason"] = choice["finish_reason"] or "stop"
             # Nothing stands before an echoed prompt's first token; OpenAI's service says null too.
-            if name == "echo" and choice["logprobs"] and choice["text"].startswith("3"):
+            if name == "echo" and choice["logprobs"] and choice["logprobs"]["text_offset"][0] == 0:
                 assert choice["logprobs"]["token_logprobs"].pop(0) is None
                 assert choice["logprobs"]["top_logprobs"].pop(0) is None
         assert not violations(chunk, "CreateCompletionResponse"), chunk
@@ -201,10 +207,82 @@ def test_responses(server: Server, name: str) -> None:
         assert not violations(event, "ResponseStreamEvent"), event
 
 
+@contextlib.contextmanager
+def story(server: Server) -> Iterator[Iterator[Body]]:
+    """The events of a long answer as they come."""
+    body = {"model": MODEL, "input": "Tell me a story", "stream": True}
+    request = urllib.request.Request(
+        f"{server.url}/v1/responses",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+        lines = (line[6:] for line in reply if line.startswith(b"data: "))
+        yield map(json.loads, lines)
+
+
+def interrupted(server: Server, end: Callable[[str], None], status: str) -> list[Body]:
+    """The events of an answer that ``end`` of its id brings to ``status`` once it has begun."""
+    for _ in range(10):  # now and then the answer is sooner
+        with story(server) as coming:
+            events = [next(coming)]
+            while "delta" not in events[-1]:
+                events.append(next(coming))
+            end(events[0]["response"]["id"])
+            events += coming
+        if events[-1]["response"]["status"] == status:
+            return events
+    raise AssertionError(f"no answer was {status}")
+
+
+def check_interrupted(server: Server, events: list[Body]) -> None:
+    for event in events:
+        assert not violations(event, "ResponseStreamEvent"), event
+    last = events[-1]["response"]
+    assert last["output"][0]["content"][0]["text"].startswith("On")
+    kept = json.loads(server.get(f"/v1/responses/{last['id']}")[2])
+    assert kept == last
+
+
+def test_a_cancelled_response(server: Server) -> None:
+    def cancel(response_id: str) -> None:
+        status, _, text = server.post(f"/v1/responses/{response_id}/cancel", {})
+        name = "Response" if status == 200 else "ErrorResponse"
+        assert not violations(json.loads(text), name), text
+
+    check_interrupted(server, interrupted(server, cancel, "cancelled"))
+
+
+def test_a_failed_response(server: Server) -> None:
+    def kill(_: str) -> None:
+        os.kill(server.worker_pid(), signal.SIGKILL)
+        eventually(lambda: server.get("/ready")[0] != 200, "the loss is noticed")
+        eventually(lambda: server.get("/ready")[0] == 200, "there is a worker again")
+
+    events = interrupted(server, kill, "failed")
+    check_interrupted(server, events)
+    assert events[-1]["type"] == "response.failed"
+
+
 @pytest.mark.parametrize("name", EMBEDDINGS)
 def test_embeddings(server: Server, name: str) -> None:
     answer = ask(server, "/v1/embeddings", {"model": MODEL, **EMBEDDINGS[name]})
     assert not violations(answer, "CreateEmbeddingResponse")
+
+
+def test_vectors_in_base64(server: Server) -> None:
+    """Which the description leaves out: they are the same vectors otherwise."""
+    body: Body = {"model": MODEL, "input": ["Hello", "Goodbye"]}
+    plain = ask(server, "/v1/embeddings", body)
+    packed = ask(server, "/v1/embeddings", {**body, "encoding_format": "base64"})
+    for each in packed["data"]:
+        data = base64.b64decode(each["embedding"], validate=True)
+        each["embedding"] = list(struct.unpack(f"<{len(data) // 4}f", data))
+    assert not violations(packed, "CreateEmbeddingResponse")
+    single = struct.Struct("<f")
+    for each in plain["data"]:
+        each["embedding"] = [single.unpack(single.pack(x))[0] for x in each["embedding"]]
+    assert packed == plain
 
 
 def test_models(server: Server) -> None:

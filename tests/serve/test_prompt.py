@@ -19,7 +19,8 @@ from quire.serve.prompt import (
     switches_read,
 )
 from quire.serve.prompt_length import length_limit
-from quire.serve.protocol import ChatCompletionRequest, RequestDecoder
+from quire.serve.protocol import ChatCompletionRequest
+from quire.serve.request_decoder import RequestDecoder
 from quire.serve.text_encoder import TextEncoder
 
 DECODER = RequestDecoder(ChatCompletionRequest)

@@ -238,10 +238,15 @@ def test_a_cut_answer_is_incomplete(stream: bool) -> None:
 
 def test_a_failure_in_mid_stream_is_the_last_event() -> None:
     failing = Script([*says("Hi", end="").steps, GenerationFailed("The worker died.")])
-    with responses(failing) as (server, _, _):
-        last = events_of(server)[-1]
+    with responses(failing) as (server, client, _):
+        *_, closed, last = events_of(server)
+        kept = client.responses.retrieve(last["response"]["id"])
     assert last["type"] == "response.failed"
     assert last["response"]["error"] == {"code": "server_error", "message": "The worker died."}
+    assert closed["type"] == "response.output_item.done"
+    assert closed["item"]["status"] == "incomplete"
+    assert (kept.status, kept.output_text) == ("failed", "Hi")
+    assert last["response"]["output"] == [closed["item"]]
 
 
 def test_a_full_queue_is_a_503_that_codex_comes_back_from() -> None:
@@ -352,10 +357,12 @@ def test_an_answer_can_be_cancelled() -> None:
                     response_id = event.response.id
                 if event.type == "response.output_text.delta":
                     break
-            assert client.responses.cancel(response_id).status == "cancelled"
-            *_, last = events
-        assert last.response.status == "cancelled"
-        assert last.response.output_text == "Hello"
+            cancelled = client.responses.cancel(response_id)
+            *_, closed, last = events
+        assert cancelled.status == "cancelled"
+        assert cancelled.output_text == "Hello"
+        assert closed.type == "response.output_item.done"
+        assert last.response == cancelled == client.responses.retrieve(response_id)
         assert backend.streams[0].close_reasons == ["abort"]
         with pytest.raises(openai.BadRequestError, match="nothing to cancel"):
             client.responses.cancel(response_id)
