@@ -67,10 +67,6 @@ _TOO_BIG = (
 TOO_BIG = "That is too large for me: I add and subtract numbers below 1000."
 
 
-def _with_columns(exchange: Exchange, a: int, b: int) -> Exchange:
-    return replace(exchange, thought=columns(a, b)) if max(a, b) < 100 else exchange
-
-
 def arithmetic(draw: Draw) -> Exchange:
     roll = draw.random.random()
     if roll < 0.66:
@@ -81,15 +77,18 @@ def arithmetic(draw: Draw) -> Exchange:
             slots |= {"a": spelled(a), "b": spelled(b)}
         if draw.chance(0.1):
             question = draw.ask(draw.choice(_ADD[1:5]) + draw.choice(_BARE), slots, copied=False)
-            return _with_columns(say("add", question, str(a + b)), a, b)
+            return replace(say("add", question, str(a + b)), thought=columns(a, b))
         if draw.chance(0.05):
             a, b = draw.pair(0, 30)
             c = draw.number(0, 30)
             pattern = draw.choice(("[what is|what's|calculate|] {a} + {b} + {c}", "{a}+{b}+{c}"))
             question = draw.ask(pattern, {"a": a, "b": b, "c": c}, copied=False)
-            return say("add", question, f"{a} + {b} + {c} = {a + b + c}.")
+            exchange = say("add", question, f"{a} + {b} + {c} = {a + b + c}.")
+            return replace(
+                exchange, thought=f"{a} + {b} = {a + b}, then {a + b} + {c} = {a + b + c}."
+            )
         question = draw.ask(draw.choice(_ADD), slots, copied=False)
-        return _with_columns(say("add", question, f"{a} + {b} = {a + b}."), a, b)
+        return replace(say("add", question, f"{a} + {b} = {a + b}."), thought=columns(a, b))
     if roll < 0.87:
         a, b = draw.pair(0, 999 if draw.chance(0.3) else 120)
         a, b = max(a, b), min(a, b)

@@ -156,7 +156,7 @@ def _question(draw: Draw, shape: Shape, rows: list[list[Value]]) -> str:
 def without_tool(draw: Draw, box: Toolbox | None) -> Exchange:
     """A question for a tool that the request does not name."""
     while True:
-        shape = _custom(draw) if draw.chance(0.2) else draw.choice(SHAPES)
+        shape = _custom(draw) if draw.chance(0.2 if draw.held_out else 0.4) else draw.choice(SHAPES)
         if shape.names[0] in _SUMS or (box and any(shape.names == s.names for s in box.shapes)):
             continue
         question = _question(draw, shape, [[value(draw) for value in shape.values]])
@@ -172,7 +172,8 @@ def tool_call(draw: Draw, box: Toolbox) -> list[Exchange]:
     names = list(function["parameters"]["properties"])[: len(shape.values)]
     rows = [[value(draw) for value in shape.values]]
     if shape.several and draw.chance(0.15):
-        rows += [[value(draw) for value in shape.values] for _ in range(draw.choice((1, 1, 2)))]
+        more = [[value(draw) for value in shape.values] for _ in range(draw.choice((1, 1, 2)))]
+        rows += [row for at, row in enumerate(more) if row not in (rows[0], *more[:at])]
     question = _question(draw, shape, rows)
     while not isinstance(rows[0][0], str) and not draw.owns(question):
         rows = [[value(draw) for value in shape.values]]

@@ -100,7 +100,7 @@ def _encode(seed: int, plain: float) -> list[Row]:
     return [
         _encoder.row(made)
         for made in conversations(seed, _PER_TASK)
-        if made.thinking or made.has_form or draw.random() < plain
+        if made.thinking or made.has_form or made.tools or draw.random() < plain
     ]
 
 
@@ -110,7 +110,7 @@ def batches(
     """Endless batches of rows of similar length: ids and marks, both (rows, length).
 
     A batch has about ``tokens`` ids with the padding. Conversations of more than ``longest`` tokens
-    are left out, and of those without thoughts and schemas all but a share of ``plain``.
+    are left out, and of those without thoughts, schemas and tools all but a share of ``plain``.
     """
     waiting: dict[int, list[Row]] = {length: [] for length in LENGTHS if length <= longest}
     context = get_context("spawn")

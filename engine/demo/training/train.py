@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32_768, help="per step, with the padding")
     parser.add_argument("--longest", type=int, default=2048, help="tokens of a conversation")
     parser.add_argument(
-        "--plain", type=float, default=1.0, help="share of conversations without thoughts, schemas"
+        "--plain", type=float, default=1.0, help="share of chats without thoughts, schemas, tools"
     )
     parser.add_argument("--learning-rate", type=float, default=2.5e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
