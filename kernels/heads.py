@@ -14,11 +14,12 @@ class Heads(NamedTuple):
     kv_heads: int
     key_dim: int
     value_dim: int
-    window: int | None  # tokens a row sees, itself included; None: all
+    window: int | None  # tokens a row sees of its context, itself included; None: all
     sinks: bool
     dtype: mx.Dtype  # of the pages
     softcap: bool = False
     extra_dim: int = 0  # of keys beside those whose pages hold the values too (MLA)
+    chunked: bool = False  # contexts begin with a row's own chunk of its sequence
 
     @property
     def group(self) -> int:

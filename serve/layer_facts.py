@@ -17,8 +17,8 @@ _NAMES: Final[Mapping[str, Kind]] = {
     "conv": "conv",
     **dict.fromkeys(("-", "E"), "none"),
 }
-# Model types whose files in mlx-lm have sliding windows; of how many layers in a row the last one
-# sees all tokens, where the configuration does not say.
+# Model types whose files in mlx-lm have sliding windows or chunks; of how many layers in a row the
+# last one sees all tokens, where the configuration does not say.
 _WINDOWED: Final[Mapping[str, int | None]] = {
     **dict.fromkeys(("gemma3", "gemma3_text"), 6),
     **dict.fromkeys(("gemma4", "gemma4_text"), 5),
@@ -26,7 +26,8 @@ _WINDOWED: Final[Mapping[str, int | None]] = {
     **dict.fromkeys(("gpt_oss", "step3p5"), 2),
     "plamo3": 8,
     **dict.fromkeys(("gemma3n", "gemma3n_text", "exaone4", "exaone_moe", "afmoe", "gear"), None),
-    **dict.fromkeys(("laguna", "mellum", "ministral3", "llama", "mistral", "mimo_v2_flash"), None),
+    **dict.fromkeys(("laguna", "mellum", "ministral3", "llama", "llama4", "mistral"), None),
+    "mimo_v2_flash": None,
 }
 _DELTA: Final = (
     *("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
@@ -48,7 +49,7 @@ class Kept:
 
     Attributes:
         token: of each token.
-        window_token: of each token that sliding windows still see.
+        window_token: of each token that sliding windows, or chunks, still see.
         window: tokens that these see; 0: there are none.
         state: of a sequence, in the model's own type.
         float_state: of a sequence, in float32.
@@ -111,6 +112,8 @@ def _listed_kinds(text: Text, types: set[str], layers: int) -> list[Kind]:
         return ["delta" if i + 1 in linear["kda_layers"] else "full" for i in range(layers)]
     if types & set(_DELTA) and "olmo_hybrid" not in types:
         return _every(int(text.get("full_attention_interval") or 4), layers, "delta")
+    if "llama4" in types:
+        return _every(4, layers, "window")
     if "mimo_v2_flash" in types:
         return ["window" if each == 1 else "full" for each in text["hybrid_layer_pattern"]]
     period = text.get("sliding_window_pattern")
@@ -162,6 +165,8 @@ def _window_size(text: Text, types: set[str], kv_size: int) -> int:
 def _window(text: Text, types: set[str]) -> int:
     if "plamo3" in types:
         return int(text["window_size"]) + 1
+    if "llama4" in types:
+        return int(text["attention_chunk_size"])
     return int(text.get("sliding_window") or text.get("sliding_window_size") or 0)
 
 

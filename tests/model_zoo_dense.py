@@ -52,7 +52,11 @@ DENSE: dict[str, Config] = {
     "gear": GEAR,
     "gemma": {"num_key_value_heads": 1},
     # A soft-cap that scores of such a small model reach.
-    "gemma2": {"query_pre_attn_scalar": 16.0, "attn_logit_softcapping": 2.0},
+    "gemma2": {
+        "num_hidden_layers": 4,
+        "query_pre_attn_scalar": 16.0,
+        "attn_logit_softcapping": 20.0,
+    },
     "gemma3_text": GEMMA3,
     "gemma4_text": GEMMA4,
     "glm": {},

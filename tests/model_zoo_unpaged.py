@@ -59,20 +59,6 @@ UNPAGED_FAMILIES: dict[str, tuple[str, Config]] = {
         "builds its position ids on the host from one offset for the whole batch",
         {"attention_bias": True, "mlp_bias": True},
     ),
-    "llama4": (
-        "attention chunks: a layer sees only the tokens of its own chunk of the context",
-        text(
-            {
-                "model_type": "llama4_text",
-                "num_hidden_layers": 4,
-                "num_experts_per_tok": 1,
-                "attention_chunk_size": 32,
-                "interleave_moe_layer_step": 2,
-                "intermediate_size_mlp": 96,
-                "floor_scale": 16,
-            }
-        ),
-    ),
     "muse_spark": (
         NEEDS_METAL,
         text(

@@ -34,6 +34,17 @@ GEMMA3N: Config = {
     "laurel_rank": 8,
 }
 
+LLAMA4: Config = {
+    "model_type": "llama4_text",
+    "num_hidden_layers": 4,
+    "num_experts_per_tok": 1,
+    "attention_chunk_size": 32,
+    "layer_types": ["chunked_attention"] * 3 + [FULL],
+    "interleave_moe_layer_step": 2,
+    "intermediate_size_mlp": 96,
+    "floor_scale": 16,
+}
+
 WRAPPERS: dict[str, Config] = {
     "gemma3": text(GEMMA3),
     "gemma3n": text(GEMMA3N),
@@ -41,6 +52,7 @@ WRAPPERS: dict[str, Config] = {
     "kimi_k25": text({"model_type": "deepseek_v3", **DEEPSEEK}),
     "kimi_vl": text({"model_type": "deepseek_v3", **DEEPSEEK}),
     "mistral3": text({"model_type": "llama"}),
+    "llama4": text(LLAMA4),
     "minimax_m3_vl": text(
         {
             "model_type": "minimax_m3_vl",
@@ -108,6 +120,16 @@ VARIANTS: dict[str, tuple[str, Config]] = {
             "logits_scaling": 1.0,
             "residual_multiplier": 0.5,
         },
+    ),
+    "llama4_dense": (
+        "llama4",
+        text(
+            {
+                **LLAMA4,
+                "interleave_moe_layer_step": 8,
+                "attn_temperature_tuning": 0,
+            }
+        ),
     ),
     "mistral3_ministral3": ("mistral3", text({"model_type": "ministral3", **MINISTRAL3})),
     "nanbeige_norm_once": ("nanbeige", {"num_loops": 2, "skip_loop_final_norm": True}),

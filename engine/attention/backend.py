@@ -29,11 +29,13 @@ class Query(NamedTuple):
     Attributes:
         rows: (T, heads, 1, head_dim)
         extra: further scores (MLA).
+        chunked: each row sees its own chunk of its sequence only.
     """
 
     rows: mx.array
     scoring: Scoring
     extra: ExtraScores | None = None
+    chunked: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class StepInputs:
             of the step before.
         positions: (T,) int32
         slot_mapping: (T,) int32, block * block_size + offset: where each row's keys and values go.
-        window_slots: (T,) int32, the same in layers whose windows have blocks of their own; None:
-            there are none.
+        window_slots: (T,) int32, the same in layers whose windows or chunks have blocks of their
+            own; None: there are none.
         logits_rows: (R,) int32, rows whose logits are wanted; None: all.
         plans: by backend, what it needs to attend.
         pooled: rows whose hidden states are summed; None: none.
@@ -79,7 +81,7 @@ class StepInputs:
 class MlxPlan:
     """Attributes:
     full: of layers without windows, and of all where windows have no blocks of their own.
-    windowed: of layers with windows; None: they have none.
+    windowed: of layers with windows or chunks; None: they have none.
     """
 
     full: RaggedBatch

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +23,36 @@ _MAX_PADDING = 1.5
 _MIN_PADDING_BLOCKS = 4
 # Blocks saved from being read again that make up for the extra operations of a shared part.
 _MIN_SHARED_BLOCKS = 16
+
+
+class Reach(NamedTuple):
+    """How far back rows see in layers that do not see all.
+
+    Attributes:
+        size: tokens of a window or of a chunk.
+        chunked: whether rows see the tokens of their own chunk, instead of the last ones.
+    """
+
+    size: int
+    chunked: bool = False
+
+    def skipped_blocks(self, position: int, block_size: int) -> int:
+        """How many blocks in front of what the row at ``position`` sees are left out."""
+        if self.chunked:
+            return position // self.size * self.size // block_size
+        step = max(1, _WINDOW_STEP // block_size)
+        return max(0, position - self.size + 1) // block_size // step * step
+
+    def blocks(self, chunk: Chunk) -> array[int]:
+        """Those that hold the keys of such layers; they may be the same as those of others."""
+        return chunk.block_ids if chunk.window_block_ids is None else chunk.window_block_ids
+
+    def pieces(self, chunk: Chunk) -> Iterator[range]:
+        """The positions of a chunk of a prompt, as far as they see the same beginning."""
+        start, end = chunk.start, chunk.context_length
+        while self.chunked and start // self.size < (end - 1) // self.size:
+            yield range(start, start := (start // self.size + 1) * self.size)
+        yield range(start, end)
 
 
 @dataclass(frozen=True)
@@ -59,11 +92,11 @@ class DecodeRows:
         return cls(np.arange(count), positions, num_blocks, tables, np.zeros(count, np.int32))
 
     @classmethod
-    def of_window(cls, chunks: list[Chunk], block_size: int, window: int) -> DecodeRows:
-        """Of layers with sliding windows that have blocks of their own, as in :meth:`of`; but
-        positions and tables begin behind the blocks that :func:`skipped_blocks` tells."""
+    def of_window(cls, chunks: list[Chunk], block_size: int, reach: Reach) -> DecodeRows:
+        """Of layers with sliding windows or chunks, as in :meth:`of`; but positions and tables
+        begin behind the blocks that are out of reach."""
         count = len(chunks)
-        skipped = [skipped_blocks(chunk.start, window, block_size) for chunk in chunks]
+        skipped = [reach.skipped_blocks(chunk.start, block_size) for chunk in chunks]
         positions = np.array([chunk.start for chunk in chunks], np.int32)
         positions -= np.array(skipped, np.int32) * block_size
         num_blocks = positions // block_size + 1
@@ -71,9 +104,7 @@ class DecodeRows:
         tables = np.zeros((count, width), np.int32)
         flat = tables.reshape(-1).data
         for row, (skip, n) in enumerate(zip(skipped, num_blocks.tolist(), strict=True)):
-            blocks = chunks[row].window_block_ids
-            assert blocks is not None, "a chunk without blocks for its windows"
-            flat[row * width : row * width + n] = blocks[skip : skip + n]
+            flat[row * width : row * width + n] = reach.blocks(chunks[row])[skip : skip + n]
         return cls(np.arange(count), positions, num_blocks, tables, np.zeros(count, np.int32))
 
     def clustered(self) -> DecodeRows:
@@ -119,12 +150,6 @@ class DecodeRows:
             shared = _num_shared(padded, self.num_blocks[first:end]) if self.clusters[first] else 0
             groups.append(DecodeGroup(first, self.positions[first:end] + 1, padded, shared))
         return groups
-
-
-def skipped_blocks(position: int, window: int, block_size: int) -> int:
-    """How many blocks in front of a window, whose first row is at ``position``, are left out."""
-    step = max(1, _WINDOW_STEP // block_size)
-    return max(0, position - window + 1) // block_size // step * step
 
 
 def _clusters(tables: Int32Array, num_blocks: Int32Array) -> Int32Array:

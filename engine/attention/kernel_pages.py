@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from quire.cache.pages import LayerPages
 from quire.engine.attention.backend import Query, StepInputs
-from quire.engine.attention.decode_rows import DecodeRows
+from quire.engine.attention.decode_rows import DecodeRows, Reach
 from quire.engine.attention.rows import PaddedSizes, Rows, round_rows
-from quire.engine.step_batch import StepBatch
+from quire.engine.step_batch import Chunk, StepBatch
 from quire.kernels.attention import AttentionPlan, attend
 from quire.kernels.choice.selection import select
 from quire.kernels.decode_plan import DecodePlan, DecodeSettings, default_settings, plan_rows
@@ -47,15 +47,15 @@ class KernelPages:
     Rows are padded to sizes that recur: then a step's graph can be compiled once and replayed.
     """
 
-    def __init__(self, kinds: Sequence[Heads], block_size: int, widest: int | None = None) -> None:
+    def __init__(self, kinds: Sequence[Heads], block_size: int, reach: Reach | None = None) -> None:
         """
         Args:
             kinds: those of all layers.
-            widest: of layers whose windows have blocks of their own, of any backend.
+            reach: of rows in layers with blocks of their own, of any backend.
         """
         self._kinds = list(kinds)
         self._block_size = block_size
-        self._widest = widest
+        self._reach = reach
 
     def lay_out(self, batch: StepBatch) -> Rows:
         count = batch.num_decodes
@@ -76,7 +76,7 @@ class KernelPages:
             num_decode_rows=num_decode_rows,
             num_rows=num_rows,
             decodes_as_chunks=as_chunks,
-            window=self._widest,
+            reach=self._reach,
         )
 
     def padded_sizes(self, max_decodes: int, max_rows: int) -> PaddedSizes:
@@ -91,7 +91,7 @@ class KernelPages:
         padded: dict[int, _PaddedDecodes] = {}  # by whose contexts they are
         plans = {}
         for heads in self._kinds:
-            contexts = rows.contexts(heads.window)
+            contexts = rows.contexts(heads)
             decodes = prompts = tables = None
             if len(contexts.decodes):
                 if id(contexts) not in padded:
@@ -127,6 +127,7 @@ class KernelPages:
             pages.keys.dtype,
             scoring.softcap is not None,
             0 if extra is None else extra.queries.shape[3],
+            query.chunked,
         )
         return attend(query.rows, pages, step.plans.kernels[heads], scoring, extra)
 
@@ -140,12 +141,15 @@ class KernelPages:
         longest = max((chunk.context_length for chunk in decodes), default=0)
         for heads in self._kinds:
             for chunk in prompts:
-                variant = self._prompt_variant(chunk.num_tokens, chunk.context_length, heads)
-                if variant is not PromptVariant.PAGED_KERNEL:
-                    return False
+                for num_rows, context in self._seen(chunk, heads):
+                    variant = self._prompt_variant(num_rows, context, heads)
+                    if variant is not PromptVariant.PAGED_KERNEL:
+                        return False
             if not decodes:
                 continue
             seen = longest if heads.window is None else min(longest, heads.window)
+            if heads.chunked and self._reach is not None:
+                seen = min(longest, self._reach.size)
             shape = MixedShape(
                 len(decodes), seen, *self._common(heads), heads.window is not None, heads.sinks
             )
@@ -153,8 +157,17 @@ class KernelPages:
                 return False
         return True
 
+    def _seen(self, chunk: Chunk, heads: Heads) -> Iterator[tuple[int, int]]:
+        """The rows and the contexts of what is a chunk of a prompt to such a layer."""
+        if not heads.chunked or self._reach is None:
+            yield chunk.num_tokens, chunk.context_length
+            return
+        for piece in self._reach.pieces(chunk):
+            skipped = self._reach.skipped_blocks(piece.start, self._block_size)
+            yield len(piece), piece.stop - skipped * self._block_size
+
     def _plan_fused(self, rows: Rows, heads: Heads) -> AttentionPlan:
-        tiles = plan_tiles(rows.contexts(heads.window).chunks, heads, rows.num_padding_rows)
+        tiles = plan_tiles(rows.contexts(heads).chunks, heads, rows.num_padding_rows)
         return AttentionPlan(None, None, PromptPlan(tiles, [], [], None))
 
     def _plan_prompts(self, rows: Rows, chunks: list[PromptChunk], heads: Heads) -> PromptPlan:
@@ -208,7 +221,7 @@ class KernelPages:
 
     def _reads_together(self, lengths: Int32Array, heads: Heads, runs: Sequence[SharedRun]) -> bool:
         """Whether the rows of ``runs`` read what they share once for all of them."""
-        if heads.window is not None or heads.softcap or heads.extra_dim:
+        if heads.window is not None or heads.softcap or heads.extra_dim or heads.chunked:
             return False
         rows = np.concatenate([np.arange(r.first_row, r.first_row + r.num_rows) for r in runs])
         context = sum(run.num_rows * run.num_tokens for run in runs) // len(rows)

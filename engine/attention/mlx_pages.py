@@ -9,7 +9,7 @@ import mlx.core as mx
 from quire.cache.pages import LayerPages
 from quire.cache.window_pool import blocks_of_window
 from quire.engine.attention.backend import MlxPlan, Query, StepInputs
-from quire.engine.attention.decode_rows import DecodeRows
+from quire.engine.attention.decode_rows import DecodeRows, Reach
 from quire.engine.attention.rows import Contexts, Rows
 from quire.engine.step_batch import StepBatch
 from quire.kernels.kv_write import Slots, scatter
@@ -22,16 +22,16 @@ class MlxPages:
     """A write replaces the page arrays, in place if nobody else holds them."""
 
     def __init__(
-        self, block_size: int, windows: Iterable[int | None] = (), widest: int | None = None
+        self, block_size: int, windows: Iterable[int | None] = (), reach: Reach | None = None
     ) -> None:
         """
         Args:
             windows: those of all layers, as far as they are known.
-            widest: of layers whose windows have blocks of their own, of any backend.
+            reach: of rows in layers with blocks of their own, of any backend.
         """
         self._block_size = block_size
         self._windows = set(windows)
-        self._widest = widest
+        self._reach = reach
         self._slots: dict[bool, Slots] = {}  # by whether it is windows' own
 
     def lay_out(self, batch: StepBatch) -> Rows:
@@ -39,14 +39,17 @@ class MlxPages:
         decodes = DecodeRows.of(batch.chunks[: batch.num_decodes], self._block_size)
         if batch.num_decodes > 1:
             decodes = decodes.clustered().by_length()
-        return Rows(batch, decodes, self._block_size, window=self._widest)
+        return Rows(batch, decodes, self._block_size, reach=self._reach)
 
     def plan(self, rows: Rows) -> MlxPlan:
         if rows.windowed is None:
             return MlxPlan(self._batch(rows.full, self._windows), None)
-        assert self._widest is not None, "windows that nobody has told of"
+        assert self._reach is not None, "windows that nobody has told of"
+        if self._reach.chunked:
+            batches = (self._batch(each, {None}) for each in (rows.full, rows.windowed))
+            return MlxPlan(*batches)
         windows = self._windows - {None}
-        most = blocks_of_window(self._widest, self._block_size)
+        most = blocks_of_window(self._reach.size, self._block_size)
         return MlxPlan(
             self._batch(rows.full, self._windows - windows),
             self._batch(rows.windowed, windows, most),
@@ -76,6 +79,7 @@ class MlxPages:
         plan = step.plans.mlx
         assert plan is not None, "a step without a plan for these pages"
         batch = plan.full
-        if query.scoring.window is not None and plan.windowed is not None:
+        sees_all = query.scoring.window is None and not query.chunked
+        if not sees_all and plan.windowed is not None:
             batch = plan.windowed
         return paged_attention(query.rows, pages, batch, query.scoring, query.extra)

@@ -9,8 +9,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from quire.engine.attention.decode_rows import DecodeRows, skipped_blocks
+from quire.engine.attention.decode_rows import DecodeRows, Reach
 from quire.engine.step_batch import Chunk, StepBatch
+from quire.kernels.heads import Heads
 from quire.kernels.ragged import PromptChunk
 
 Int32Array = npt.NDArray[np.int32]
@@ -21,7 +22,8 @@ class Contexts:
     """What rows attend to in layers whose keys and values lie in the same blocks.
 
     Of layers with sliding windows that have blocks of their own positions are counted from some
-    block in front of what a row sees, in ``decodes`` and ``prompts``: their tables begin there.
+    block in front of what a row sees, in ``decodes`` and ``prompts``: their tables begin there. Of
+    layers with chunks they begin with the chunk itself, and whoever attends need not know.
 
     Attributes:
         slot_mapping: (T,) int32, of all rows.
@@ -50,16 +52,17 @@ class Contexts:
         self.slot_mapping[:count] = last_blocks * block_size + decodes.positions % block_size
 
     def place_prompt(
-        self, row: int, chunk: Chunk, blocks: array[int], skipped: int, block_size: int
+        self, row: int, piece: range, blocks: array[int], skipped: int, block_size: int
     ) -> None:
-        """Let the rows from ``row`` on write and attend to ``blocks``, less those ``skipped``."""
-        start, end = (p - skipped * block_size for p in (chunk.start, chunk.context_length))
+        """Let the rows from ``row`` on, at positions ``piece``, write and attend to ``blocks``, of
+        which so many are ``skipped``."""
+        start, end = (p - skipped * block_size for p in (piece.start, piece.stop))
         num_blocks = -(-end // block_size)
         found = np.frombuffer(blocks, np.int32, num_blocks, offset=4 * skipped).copy()
         positions = np.arange(start, end, dtype=np.int32)
         slots = found[positions // block_size] * block_size + positions % block_size
-        self.slot_mapping[row : row + chunk.num_tokens] = slots
-        self.prompts.append(PromptChunk(row, chunk.num_tokens, end, found))
+        self.slot_mapping[row : row + len(piece)] = slots
+        self.prompts.append(PromptChunk(row, len(piece), end, found))
 
 
 class Rows:
@@ -73,7 +76,7 @@ class Rows:
         token_places: (T,) int32, where each row's token stands in token_ids followed by the samples
             of the step before.
         state_moves: of the batch, in the order of their rows.
-        full: what rows attend to in layers without windows.
+        full: what rows attend to in layers without windows and chunks.
         windowed: what they do in layers with them; None: the same.
         num_decodes: rows of one token each.
         num_decode_rows: decodes and the rows that pad them.
@@ -93,13 +96,12 @@ class Rows:
         num_decode_rows: int | None = None,
         num_rows: int | None = None,
         decodes_as_chunks: bool = False,
-        window: int | None = None,
+        reach: Reach | None = None,
     ) -> None:
         """
         Args:
             num_decode_rows, num_rows: padding included; None: there is none.
-            window: tokens that a row sees at most in layers with blocks of their own; None: there
-                are none.
+            reach: of rows in layers with blocks of their own; None: there are none.
         """
         count = batch.num_decodes
         self.decodes_as_chunks = decodes_as_chunks
@@ -116,10 +118,10 @@ class Rows:
         self.full = Contexts(np.zeros(size, np.int32), decodes, [])
         self._fill(self.full, chunks, block_size, None)
         self.windowed: Contexts | None = None
-        if window is not None and chunks and chunks[0].window_block_ids is not None:
-            seen = DecodeRows.of_window(chunks[:count], block_size, window)
+        if reach is not None and _differ(chunks, reach):
+            seen = DecodeRows.of_window(chunks[:count], block_size, reach)
             self.windowed = Contexts(np.zeros(size, np.int32), seen, [])
-            self._fill(self.windowed, chunks, block_size, window)
+            self._fill(self.windowed, chunks, block_size, reach)
         if count and (moves := batch.state_moves):
             self.state_moves = [*(moves[i] for i in order), *moves[count:]]
         self.last_rows = [0] * count + placed[count:]
@@ -137,9 +139,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def contexts(self, window: int | None) -> Contexts:
-        """What rows attend to in layers with that window."""
-        return self.full if window is None or self.windowed is None else self.windowed
+    def contexts(self, heads: Heads) -> Contexts:
+        """What rows attend to in such layers."""
+        sees_all = heads.window is None and not heads.chunked
+        return self.full if sees_all or self.windowed is None else self.windowed
 
     def _place(self, chunks: list[Chunk], count: int) -> list[int]:
         """Fill in tokens and positions; the last row of each chunk."""
@@ -163,20 +166,27 @@ class Rows:
         contexts: Contexts,
         chunks: list[Chunk],
         block_size: int,
-        window: int | None,
+        reach: Reach | None,
     ) -> None:
         count = len(contexts.decodes)
         if count:
             contexts.place_decodes(block_size)
         row = self.num_decode_rows
         for chunk in chunks[count:]:
-            blocks, skipped = chunk.block_ids, 0
-            if window is not None:
-                assert chunk.window_block_ids is not None, "a chunk without blocks for its windows"
-                blocks = chunk.window_block_ids
-                skipped = skipped_blocks(chunk.start, window, block_size)
-            contexts.place_prompt(row, chunk, blocks, skipped, block_size)
+            if reach is None:
+                piece = range(chunk.start, chunk.context_length)
+                contexts.place_prompt(row, piece, chunk.block_ids, 0, block_size)
+            else:
+                for piece in reach.pieces(chunk):
+                    skipped = reach.skipped_blocks(piece.start, block_size)
+                    first = row + piece.start - chunk.start
+                    contexts.place_prompt(first, piece, reach.blocks(chunk), skipped, block_size)
             row += chunk.num_tokens
+
+
+def _differ(chunks: list[Chunk], reach: Reach) -> bool:
+    """Whether layers with that reach attend to other contexts than those that see all."""
+    return bool(chunks) and (reach.chunked or chunks[0].window_block_ids is not None)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ def _describe(heads: Heads) -> str:
         dims += f" and {heads.value_dim}"
     text = f"{heads.heads} heads over {heads.kv_heads} of {dims}, {dtype_name(heads.dtype)}"
     text += "" if heads.window is None else f", window of {heads.window}"
+    text += ", chunks" if heads.chunked else ""
     text += f", {heads.extra_dim} of keys alone" if heads.extra_dim else ""
     return text + (", sinks" if heads.sinks else "") + (", soft-cap" if heads.softcap else "")
 

@@ -10,9 +10,11 @@ import mlx.nn as nn
 
 from quire.cache.pages import LayerPages
 from quire.engine.attention.backend import AttentionBackend, Plans, StepInputs
+from quire.engine.attention.decode_rows import Reach
 from quire.engine.attention.kernel_pages import KernelPages
 from quire.engine.attention.mlx_pages import MlxPages
 from quire.engine.attention.rows import PaddedSizes, Rows
+from quire.engine.errors import UnsupportedModel
 from quire.engine.memory.budget import layers_at_once, whole_rows
 from quire.engine.model.block_weights import standard_part
 from quire.engine.model.pace import Pace
@@ -132,11 +134,18 @@ class PagedModel:
     @property
     def window(self) -> int | None:
         """Tokens that a row sees at most in layers with blocks of their own, which are freed behind
-        it; None: there are no such layers."""
+        it: of a window or of a chunk; None: there are no such layers."""
         seen = [windows for layer in self.layers if (windows := layer.windows)]
         if any(None in windows and len(windows) > 1 for windows in seen):
             return None  # a plan tells layers apart by their windows
         return max((w for windows in seen for w in windows if w is not None), default=None)
+
+    @property
+    def reach(self) -> Reach | None:
+        """How far back rows see in layers with blocks of their own; None: there are none."""
+        if self.window is None:
+            return None
+        return Reach(self.window, any(use.chunked for each in self.layers for use in each.uses))
 
     def is_windowed(self, layer: PagedLayer) -> bool:
         """Whether the layer has blocks of its own."""
@@ -206,18 +215,27 @@ class PagedModel:
         Args:
             num_window_blocks: of layers with sliding windows; None: as many as others have, so that
                 a step may use the same ones in all layers.
+
+        Raises:
+            UnsupportedModel: chunks of the context do not begin with a block.
         """
         self.block_size = block_size
+        reach = self.reach
+        if reach is not None and reach.chunked and reach.size % block_size:
+            reason = (
+                f"its layers see chunks of {reach.size} tokens, which blocks of {block_size} cut"
+            )
+            raise UnsupportedModel(self.name, reason)
         if self.states is not None:
             self.states.allocate(num_state_slots)
         by_kernels = [layer for layer in self.layers if self.fits_kernels(layer, block_size)]
         kinds = {heads: None for layer in by_kernels for heads in layer_heads(layer)}
-        self._kernels = KernelPages(list(kinds), block_size, self.window) if by_kernels else None
+        self._kernels = KernelPages(list(kinds), block_size, reach) if by_kernels else None
         others = [layer for layer in self.layers if layer not in by_kernels]
         windows = {window for layer in others for window in layer.windows}
         self._mlx = None
         if others or not by_kernels:
-            self._mlx = MlxPages(block_size, windows, self.window)
+            self._mlx = MlxPages(block_size, windows, reach)
         for layer in self.layers:
             assert layer.shape is not None, "a layer that the probe has not seen"
             layer.pages = None  # the old ones, before there are new ones
@@ -302,11 +320,12 @@ def layer_heads(layer: PagedLayer) -> list[Heads]:
             shape.key_heads,
             shape.key_dim,
             shape.key_dim if use.extra_dim else shape.value_dim,
-            use.window,
+            None if use.chunked else use.window,
             use.sinks,
             shape.key_dtype,
             use.softcap,
             use.extra_dim,
+            use.chunked,
         )
         for use in layer.uses
     ]

@@ -11,6 +11,7 @@ import numpy as np
 from mlx_lm.models.cache import (
     ArraysCache,
     CacheList,
+    ChunkedKVCache,
     KVCache,
     RotatingKVCache,
     make_prompt_cache,
@@ -20,7 +21,7 @@ from quire.cache.pages import LayerPages, PageShape
 from quire.engine.attention.backend import AttentionBackend, MlxPlan, Plans, StepInputs
 from quire.engine.attention.mlx_pages import MlxPages
 from quire.engine.errors import UnsupportedModel
-from quire.engine.model import gemma2
+from quire.engine.model import gemma2, llama4
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.seam import CannotPage, CurrentStep, FinalNorm, PagedLayer, install
 from quire.engine.recurrent.plan import probe_plan
@@ -58,6 +59,7 @@ def page_model(model: nn.Module, name: str) -> PagedModel:
     """
     install()
     gemma2.install()
+    llama4.install()
     step = CurrentStep()
     cache, layers, states = _replace_caches(model, step, name)
     norm = _wrap_final_norm(model, step)
@@ -134,14 +136,16 @@ def _replace_caches(
         if type(cache) is ArraysCache and states is not None:
             return states.stand_in(cache)
         if type(cache) is KVCache:
-            window = None
+            layer = PagedLayer(step, None)
         elif type(cache) is RotatingKVCache and cache.keep == 0:
-            window = cache.max_size
+            layer = PagedLayer(step, cache.max_size)
+        elif type(cache) is ChunkedKVCache:
+            layer = PagedLayer(step, None, cache.chunk_size)
         else:
             reason = f"its layers keep a {type(cache).__name__}, which has no paged form"
             raise UnsupportedModel(name, reason)
-        layers.append(PagedLayer(step, window))
-        return layers[-1]
+        layers.append(layer)
+        return layer
 
     return [replace(cache) for cache in caches], layers, states
 

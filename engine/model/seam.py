@@ -43,13 +43,14 @@ class AttentionUse(NamedTuple):
     """How a model called attention on one layer's pages."""
 
     heads: int
-    window: int | None
+    window: int | None  # or the size of chunks
     sinks: bool
     is_plain: bool  # stored keys against stored values, no further scores
     softcap: bool = False
     # Of MLA: keys are values too, and what is stored as values are this many more dimensions of the
     # keys.
     extra_dim: int = 0
+    chunked: bool = False
 
 
 class CurrentStep:
@@ -129,12 +130,14 @@ class PagedLayer:
     Attributes:
         shape: what the layer stores for a token, as the probe showed it.
         uses: how attention was called on it, as the probe showed it.
+        chunk: tokens of a chunk, if a row sees those of its own only.
         pages, backend: where and how keys and values are stored, once there is memory for them.
     """
 
-    def __init__(self, step: CurrentStep, window: int | None) -> None:
+    def __init__(self, step: CurrentStep, window: int | None, chunk: int | None = None) -> None:
         self._step = step
         self.window = window
+        self.chunk = chunk
         self.shape: PageShape | None = None
         self.uses: set[AttentionUse] = set()
         self.pages: LayerPages | None = None
@@ -146,7 +149,8 @@ class PagedLayer:
 
     @property
     def windows(self) -> set[int | None]:
-        """With which attention was called, as the probe showed it; None among them: without."""
+        """With which, or which chunks, attention was called, as the probe showed it; None among
+        them: without."""
         return {use.window for use in self.uses}
 
     @property
@@ -198,16 +202,17 @@ class PagedLayer:
                 extra_dim = query.extra.queries.shape[3]
         scoring = query.scoring
         scoring = scoring._replace(window=scoring.window or self.window)
-        query = query._replace(scoring=scoring)
+        query = query._replace(scoring=scoring, chunked=self.chunk is not None)
         if self.make_pages is not None:
             self.uses.add(
                 AttentionUse(
                     query.rows.shape[1],
-                    scoring.window,
+                    scoring.window or self.chunk,
                     scoring.sinks is not None,
                     is_plain,
                     scoring.softcap is not None,
                     extra_dim,
+                    query.chunked,
                 )
             )
         assert self.backend is not None, "pages without a backend"

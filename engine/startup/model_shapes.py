@@ -101,7 +101,7 @@ def _attention_fields(paged: PagedModel, block_size: int) -> Iterator[Fields]:
                 "key_dim": layer.shape.key_dim,
                 "value_dim": layer.shape.value_dim,
                 "block_size": block_size,
-                "window": use.window is not None,
+                "window": use.window is not None and not use.chunked,
                 "sinks": use.sinks,
                 "softcap": False,
             }

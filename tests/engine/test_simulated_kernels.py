@@ -54,7 +54,7 @@ def choose_as() -> Iterator[ChooseAs]:
     "family",
     [
         *("qwen3", "llama", "gemma2", "gemma3_text", "gemma4_text", "glm4_moe_lite", "gpt_oss"),
-        "llama_sliding",
+        *("llama_sliding", "llama4"),
     ],
 )
 def test_tokens_equal_those_of_mlx_lm(family: str, pad: bool, choose_as: ChooseAs) -> None:
@@ -89,8 +89,9 @@ def test_tokens_equal_those_of_mlx_lm(family: str, pad: bool, choose_as: ChooseA
         assert tokens[index] == reference_generate(reference, prompt, 5)[0]
 
 
+@pytest.mark.parametrize("family", ["qwen3", "llama4_dense"])
 def test_prompts_over_pages_in_half_precision(
-    monkeypatch: pytest.MonkeyPatch, choose_as: ChooseAs
+    family: str, monkeypatch: pytest.MonkeyPatch, choose_as: ChooseAs
 ) -> None:
     """The kernel for prompts, which takes no float32, after everything a start runs.
 
@@ -124,17 +125,17 @@ def test_prompts_over_pages_in_half_precision(
     monkeypatch.setattr(ModelRunner, "_forward", noted_forward)
     monkeypatch.setattr("quire.kernels.prompt_attention.paged_prompt", counted)
     monkeypatch.setattr("quire.kernels.attention.prompt_attention", noted)
-    prompts = [[5 + i for i in range(37)], [3, 4, 5], [5 + i for i in range(20)] + [9, 9]]
+    prompts = [[6 + i for i in range(37)], [3, 4, 5], [5 + i for i in range(20)] + [9, 9]]
     found: dict[DeviceName, dict[tuple[int, int], mx.array]] = {}
     devices: tuple[DeviceName, ...] = ("cuda", "metal")
     for device in devices:
         choose_as(device)
-        model = build("qwen3", 0)
+        model = build(family, 0)
         model.apply(lambda array: array.astype(mx.bfloat16))
         config = EngineConfig(
             num_blocks=20, block_size=16, max_num_seqs=4, max_num_batched_tokens=24
         )
-        engine = Engine(page_model(model, "qwen3"), config)
+        engine = Engine(page_model(model, family), config)
         if device == "cuda":
             run_every_kernel(Load(engine, vocab_size=50), 20)
         assert not engine.has_work

@@ -26,7 +26,7 @@ FEW = [
     *("gemma3_text", "gemma4_text", "gemma4_k_eq_v", "gemma3n", "gpt_oss", "cohere2", "exaone4"),
     *("mimo_v2_flash", "step3p5", "qwen3_5", "qwen3_next", "lfm2", "nemotron_h", "kimi_linear"),
     *("granitemoehybrid", "falcon_h1", "olmo_hybrid", "llama", "qwen2", "qwen3", "qwen3_moe"),
-    *("mixtral", "gemma", "phi3", "olmo2", "deepseek_v3"),
+    *("mixtral", "llama4", "gemma", "phi3", "olmo2", "deepseek_v3"),
 ]
 KNOWN = sorted(n for n, f in FAMILIES.items() if f.module not in UNKNOWN and n not in OTHERS)
 

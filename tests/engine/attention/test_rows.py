@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire.engine.attention.decode_rows import DecodeRows
+from quire.engine.attention.decode_rows import DecodeRows, Reach
 from quire.engine.attention.mlx_pages import MlxPages
 from quire.engine.attention.rows import Rows, round_rows
 from quire.engine.messages import SamplingParams
@@ -98,6 +98,30 @@ def test_every_token_has_its_row(batch: StepBatch, kind: str) -> None:
         slot = rows.full.slot_mapping[first]
         assert slot // BLOCK == attended.block_ids[attended.start // BLOCK]
         assert len(attended.block_ids) == -(-attended.context_length // BLOCK)
+
+
+@settings(max_examples=200, deadline=None)
+@given(batches(), st.sampled_from([4, 12, 32]))
+def test_rows_of_chunks_see_their_own(batch: StepBatch, size: int) -> None:
+    count = batch.num_decodes
+    decodes = DecodeRows.of(batch.chunks[:count], BLOCK)
+    rows = Rows(batch, decodes, BLOCK, reach=Reach(size, chunked=True))
+    assert rows.windowed is not None
+    assert (rows.windowed.slot_mapping == rows.full.slot_mapping).all()
+    own = [(c, p) for c in batch.chunks for p in range(c.start, c.context_length)]
+    seen = rows.windowed.chunks
+    assert [c.first_row for c in seen] == [0, *np.cumsum([c.num_rows for c in seen])[:-1]]
+    for attended in seen:
+        for row in range(attended.num_rows):
+            chunk, position = own[attended.first_row + row]
+            slots = [
+                attended.block_ids[p // BLOCK] * BLOCK + p % BLOCK
+                for p in range(attended.start + row + 1)
+            ]
+            first = position // size * size
+            assert slots == [
+                chunk.block_ids[p // BLOCK] * BLOCK + p % BLOCK for p in range(first, position + 1)
+            ]
 
 
 def groups_of(batch: StepBatch) -> list[DecodeGroup]:

@@ -38,6 +38,15 @@ def test_windows_are_told_apart() -> None:
     assert not second.reason
 
 
+def test_chunks_are_told_apart_and_served_by_kernels() -> None:
+    chunked, full = on_a_mac(page_model(build("llama4", 0), "llama4"))
+    assert chunked.layers == [0, 1, 2]
+    assert "chunks" in chunked.work
+    assert full.layers == [3]
+    assert "chunks" not in full.work
+    assert {chunked.decodes, full.decodes} == {"paged_kernel"}
+
+
 @pytest.mark.parametrize("family", ["glm4_moe_lite", "deepseek_v3"])
 def test_decodes_of_latent_attention_are_by_a_kernel(family: str) -> None:
     for report in on_a_mac(page_model(build(family, 0), family)):
