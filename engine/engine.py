@@ -6,11 +6,11 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -22,7 +22,7 @@ from quire.cache.window_pool import WindowPool, blocks_of_window
 from quire.engine.device_thread import DeviceThread, Submit, do_later, do_now
 from quire.engine.errors import EngineError, is_out_of_memory
 from quire.engine.grammar import Bitmask, GrammarCompiler
-from quire.engine.grammar_queue import GrammarQueue
+from quire.engine.grammar_queue import GrammarQueue, Masks
 from quire.engine.memory.budget import SMALLEST_STEP
 from quire.engine.memory.faults import MemoryFaults
 from quire.engine.memory.pressure import Pressure, Relief
@@ -77,6 +77,14 @@ class InFlight:
     encoded: Future[Any] | None = None  # its step, or the first half of it
 
 
+class Unsampled(NamedTuple):
+    """A step whose forward pass has been handed to the device, and whose masks are being filled."""
+
+    flight: InFlight
+    forward: Future[Forward]
+    masks: Future[Masks]
+
+
 class Engine:
     """Continuous batching of one model over paged KV.
 
@@ -114,10 +122,12 @@ class Engine:
         ahead = config.encode_ahead
         self._encode_ahead = model.in_place if ahead is None else ahead
         self._next: Future[Step] | None = None
+        self._unsampled: Unsampled | None = None  # if so, it is the next one
         self._in_flight: deque[InFlight] = deque()
         self._outputs: list[TokenOutput] = []
         self._unconfirmed: list[TokenOutput] = []  # of a step whose success is not known yet
         self._encode: Submit = do_now
+        self._fill: Submit = do_now
         self._grammars = GrammarQueue(grammars)
         self.forget(config.mixed_prompt_tokens)
 
@@ -127,7 +137,7 @@ class Engine:
         Args:
             mixed_prompt_tokens: as in :class:`EngineConfig`.
         """
-        assert self._next is None, "a step that is still running"
+        assert not self._in_flight, "a step that is still running"
         config = self.config
         self._pools = self._make_pools()
         limits = StepLimits(
@@ -168,10 +178,12 @@ class Engine:
         """From now on :meth:`step` is called beside ``device``, whose thread made the engine.
 
         It leaves to that thread what needs MLX: a step is encoded there while here the tokens of
-        the one before are handed out and the next is scheduled.
+        the one before are handed out and the next is scheduled. Masks of grammars are filled on a
+        third one meanwhile.
         """
         assert self._encode_ahead, "a step whose launch waits for another cannot be encoded early"
         self._encode = device.submit
+        self._fill = ThreadPoolExecutor(1, "masks").submit
 
     def submit(self, request: GenerateRequest) -> None:
         """Queue a request. Raises what :meth:`Scheduler.submit` raises, and GrammarError."""
@@ -188,7 +200,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or self._next is not None or bool(self._grammars)
+        return self.scheduler.has_work or bool(self._in_flight) or bool(self._grammars)
 
     def step(
         self,
@@ -221,27 +233,33 @@ class Engine:
         send: Callable[[list[TokenOutput]], None] | None,
     ) -> None:
         """A step with grammars is handed to the device in two halves: its forward pass at once, and
-        its samples when the tokens of the step before have shown what may be drawn."""
-        running, self._next = self._next, None
+        its samples when the tokens of the step before have shown what may be drawn. While masks say
+        so, the next step is scheduled."""
         self._clock.begin()
-        if running is not None and not self._encode_ahead:
-            self._runner.launch(running.result())
+        if not self._encode_ahead:
+            self._encode_unsampled()
+            if self._next is not None:
+                self._runner.launch(self._next.result())
         if receive is not None:
             receive()
-        idle = running is None and not self.scheduler.has_work
+        idle = not self._in_flight and not self.scheduler.has_work
         self._outputs += self._submit_compiled(wait=idle)
         batch = self.scheduler.schedule()
         self._clock.end_schedule()
-        forward: Future[Forward] | None = None
-        encode = self._encode
+        flight, host_step = None, None
         if batch is not None:
             flight = InFlight(batch)
             self._in_flight.append(flight)
             host_step = self._runner.prepare(batch)
+        self._encode_unsampled()
+        running, self._next = self._next, None
+        forward: Future[Forward] | None = None
+        encode = self._encode
+        if flight is not None and host_step is not None:
             if host_step.layers_at_once is not None and not self._encode_ahead:
                 # Its first layers run while it is built: not beside the step before.
                 encode = do_later
-            if batch.has_grammars:
+            if flight.batch.has_grammars:
                 flight.encoded = forward = encode(partial(self._encode_forward, host_step, running))
             else:
                 self._next = encode(partial(self._encode_step, host_step, running))
@@ -253,14 +271,26 @@ class Engine:
             num_tokens = step.batch.num_tokens
             self._confirm(send)
             self._retire(step, None if encode is do_later else forward or self._next)
-        if batch is not None and forward is not None:
-            masks, failed = self._grammars.fill_masks(batch)
-            # Behind the tokens of the step before, which may not have left yet.
-            (self._unconfirmed or self._outputs).extend(
-                self.scheduler.fail(sequence, str(error)) for sequence, error in failed
-            )
-            flight.encoded = self._next = encode(partial(self._encode_samples, forward, masks))
+        if flight is not None and forward is not None:
+            masks = self._fill(partial(self._grammars.fill_masks, flight.batch))
+            self._unsampled = Unsampled(flight, forward, masks)
         self._clock.end_emit(num_tokens)
+
+    def _encode_unsampled(self) -> None:
+        """The second half of the step that has grammars, if there is one."""
+        unsampled, self._unsampled = self._unsampled, None
+        if unsampled is None:
+            return
+        flight, forward, filling = unsampled
+        masks, failed = filling.result()
+        # Behind the tokens of the step before, which may not have left yet.
+        (self._unconfirmed or self._outputs).extend(
+            self.scheduler.fail(sequence, str(error))
+            for sequence, error in failed
+            if not sequence.finished
+        )
+        self._next = self._encode(partial(self._encode_samples, forward, masks))
+        flight.encoded = self._next
 
     def _retire(self, step: Step, following: Future[Any] | None) -> None:
         """Wait for a step and take its tokens.
@@ -321,6 +351,9 @@ class Engine:
         flight = [*self._in_flight]
         self._in_flight.clear()
         self._next = None
+        if self._unsampled is not None:
+            self._unsampled.masks.exception()  # whose states may be given up now
+            self._unsampled = None
         for each in flight:
             # They fail with the same error, or their results are not wanted.
             if each.encoded is not None:

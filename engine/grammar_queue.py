@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
+from typing import NamedTuple
 
 import numpy as np
 from llguidance import LLMatcher
@@ -25,6 +26,17 @@ from quire.engine.step_batch import Chunk, StepBatch
 
 # How long an engine with nothing else to do waits for a grammar between two looks at its inbox.
 _WAIT = 0.005  # seconds
+
+
+class Masks(NamedTuple):
+    """
+    Attributes:
+        bits: (sampled rows, words) int32, a bit for each token that may be drawn.
+        failed: sequences that cannot go on.
+    """
+
+    bits: Bitmask
+    failed: list[tuple[Sequence, GrammarError]]
 
 
 class GrammarQueue:
@@ -74,11 +86,10 @@ class GrammarQueue:
             except EngineError as error:
                 yield request, error
 
-    def fill_masks(self, batch: StepBatch) -> tuple[Bitmask, list[tuple[Sequence, GrammarError]]]:
+    def fill_masks(self, batch: StepBatch) -> Masks:
         """What each sampled row may draw, and the sequences whose grammars have failed.
 
-        Returns:
-            (sampled rows, words) int32, a bit for each token.
+        On any thread, as long as no token is accepted meanwhile.
         """
         assert self._compiler is not None, "a batch with grammars that nobody has compiled"
         rows = batch.sampled
@@ -94,7 +105,7 @@ class GrammarQueue:
             except GrammarError as error:
                 failed.append((chunk.sequence, error))
             _restrict(chunk, mask)
-        return masks, failed
+        return Masks(masks, failed)
 
 
 def _restrict(chunk: Chunk, mask: Bitmask) -> None:

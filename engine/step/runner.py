@@ -170,7 +170,8 @@ class ModelRunner:
         logits = forward.logits[: host.num_drawn] if host.batch.scored else forward.logits
         if masks is not None:
             padding = logits.shape[0] - len(masks)
-            logits = _masked(logits, mx.array(np.pad(masks, ((0, padding), (0, 0)))))
+            bits = np.pad(masks, ((0, padding), (0, 0))) if padding else masks
+            logits = _masked(logits, mx.array(bits))
         sampling, logprobs = received(host.sampling.form, forward.uploaded)
         tokens = sample(logits, sampling, host.draws, forward.previous)
         if self._recurs and tokens.size < self._num_tokens:

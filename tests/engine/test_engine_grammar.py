@@ -18,7 +18,9 @@ from quire.engine.device_thread import DeviceThread
 from quire.engine.engine import Engine, EngineConfig
 from quire.engine.errors import GrammarError
 from quire.engine.grammar import GrammarCompiler
+from quire.engine.grammar_queue import GrammarQueue, Masks
 from quire.engine.messages import GenerateRequest, SamplingParams
+from quire.engine.step_batch import StepBatch
 
 END = small_tokenizer().token_to_id(EOS)
 DRAW = SamplingParams(temperature=1.5, seed=5)
@@ -198,6 +200,42 @@ def test_a_grammar_that_fails_as_it_runs_ends_its_own_request() -> None:
     check_valid(answers, requests[:5])
     assert answers[50].reason == "error"
     assert "the grammar failed" in (answers[50].error or "")
+
+
+@pytest.mark.parametrize(("encode_ahead", "leaves"), [(False, False), (True, False), (True, True)])
+def test_a_grammar_may_fail_while_a_mask_is_filled(
+    monkeypatch: pytest.MonkeyPatch, leaves: bool, encode_ahead: bool
+) -> None:
+    requests = structured(6)
+    answers = {request.request_id: Answer() for request in requests}
+    engine = make_engine(encode_ahead=encode_ahead)
+    fill_masks = GrammarQueue.fill_masks
+    failures = 0
+
+    def fail(queue: GrammarQueue, batch: StepBatch) -> Masks:
+        nonlocal failures
+        masks = fill_masks(queue, batch)
+        for chunk in batch.sampled:
+            if chunk.sequence.request.request_id == 0 and chunk.output_index == 3:
+                failures += 1
+                masks.failed.append((chunk.sequence, GrammarError("too deep")))
+        return masks
+
+    monkeypatch.setattr(GrammarQueue, "fill_masks", fail)
+    for request in requests:
+        engine.submit(request)
+    while engine.has_work:
+        # The mask is known to have failed when the step after begins.
+        for output in engine.step(lambda: engine.abort(0) if leaves and failures else None):
+            answer = answers[output.request_id]
+            answer.token_ids += output.token_ids
+            answer.reason, answer.error = output.finish_reason, output.error
+    engine.scheduler.check()
+    assert failures == 1
+    failed = answers.pop(0)
+    assert len(failed.token_ids) == 3
+    assert failed.error == (None if leaves else "too deep")
+    check_valid(answers, [request for request in requests if request.request_id != 0])
 
 
 def test_an_engine_without_a_tokenizer_says_so() -> None:
