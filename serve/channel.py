@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import shutil
+from typing import Final
 
 import zmq
-import zmq.asyncio
 
 from quire.engine.messages import FromWorker, ToWorker, decode_from_worker, encode
 from quire.serve.runtime_folder import make_worker_folder
+
+_CONNECTING: Final = 0.001  # seconds between two looks whether a connection is there
 
 
 class Channel:
@@ -24,42 +28,53 @@ class Channel:
         self.request_address = f"ipc://{folder}/requests"
         self.output_address = f"ipc://{folder}/outputs"
 
-        self._context = zmq.asyncio.Context()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._outputs = self._context.socket(zmq.PULL)
         self._requests = self._context.socket(zmq.PUSH)
-        # Sends never wait, so they take the plain view of the socket: no future per request.
-        self._plain_requests: zmq.Socket[bytes] = zmq.Socket.shadow(self._requests)
         # No high-water marks: requests are bounded by admission, outputs by max_tokens, and a
         # busy front end must not stall the device.
         self._outputs.rcvhwm = 0
         self._requests.sndhwm = 0
         self._outputs.bind(self.output_address)
         self._requests.bind(self.request_address)
+        self._readable = asyncio.Event()
+        # zmq.asyncio does the same with several futures a frame.
+        asyncio.get_running_loop().add_reader(self._outputs.FD, self._readable.set)
 
     def send(self, message: ToWorker) -> bool:
         """Hand ``message`` to the worker; False when no worker is connected."""
         try:
-            self._plain_requests.send(encode(message), zmq.NOBLOCK)
+            self._requests.send(encode(message), zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
 
     async def connected(self) -> None:
         """Return once the worker, which has sent a frame, has both connections."""
-        await self._requests.poll(None, zmq.POLLOUT)  # type: ignore[call-arg]  # pyzmq omits flags
+        while not self._requests.poll(0, zmq.POLLOUT):  # noqa: ASYNC110 - once for each worker
+            await asyncio.sleep(_CONNECTING)
 
     async def receive(self) -> FromWorker:
-        """The next frame. Raises msgspec.DecodeError if it is not one of ours."""
-        frame: FromWorker = decode_from_worker(await self._outputs.recv())
-        return frame
+        """The next frame; does not yield if one waits.
+
+        Raises msgspec.DecodeError if it is not one of ours.
+        """
+        while True:
+            self._readable.clear()
+            with contextlib.suppress(zmq.Again):
+                frame: FromWorker = decode_from_worker(self._outputs.recv(zmq.NOBLOCK))
+                return frame
+            # The descriptor tells of what has come since that attempt.
+            await self._readable.wait()
 
     async def receive_within(self, seconds: float) -> FromWorker | None:
         """The next frame, or None if there is none for ``seconds``."""
-        if await self._outputs.poll(round(seconds * 1000)):
-            return await self.receive()
+        with contextlib.suppress(TimeoutError):
+            return await asyncio.wait_for(self.receive(), seconds)
         return None
 
     def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._outputs.FD)
         self._requests.close(linger=0)
         self._outputs.close(linger=0)
         self._context.term()
