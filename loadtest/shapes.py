@@ -187,6 +187,7 @@ def _run(model: Model, plan: Plan, kv_cache_memory: int) -> None:
     sys.stdin.readline()
     copy = copy_bandwidth(device)
     products = time_products(loaded, config, plan.prompt_runs)
+    mx.clear_cache()
     mlx_lm = time_mlx_lm(loaded, plan)
     mx.clear_cache()
     say(f"{model}: mlx-lm measured")
