@@ -184,7 +184,7 @@ class TokenLogprobs(msgspec.Struct, array_like=True, frozen=True):
     top_logprobs: list[float] = []
 
 
-class TokenOutput(msgspec.Struct, array_like=True, frozen=True):
+class TokenOutput(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """New tokens of one request. The last one carries a finish reason.
 
     A stop token that ends the sequence is included, so ``len(token_ids)`` sums to the usage count.

@@ -19,23 +19,27 @@ class Ending(NamedTuple):
     with_text: bool = False
 
 
+# To make one costs as much as all else that most tokens mean.
+_NONE, _STOP, _END, _LENGTH = Ending(None), Ending("stop"), Ending("stop", True), Ending("length")
+
+
 def accept(sequence: Sequence, token: int) -> Ending:
     """Take ``token``, the newest of ``sequence``.
 
     Raises:
         GrammarError: its grammar cannot go on.
     """
-    request = sequence.request
-    num_outputs = len(sequence.token_ids) - len(request.prompt_token_ids)
+    request, num_tokens = sequence.request, len(sequence.token_ids)
     grammar_ended = False
     if sequence.grammar is not None:
         sequence.grammar.accept(token)
         grammar_ended = sequence.grammar.is_finished
-    if token in request.stop_token_ids and num_outputs > request.min_tokens:
-        return Ending("stop")
+    least = len(request.prompt_token_ids) + request.min_tokens
+    if token in request.stop_token_ids and num_tokens > least:
+        return _STOP
     if grammar_ended:
-        return Ending("stop", with_text=True)
-    return Ending("length" if num_outputs >= request.max_tokens else None)
+        return _END
+    return _LENGTH if num_tokens >= sequence.most_tokens else _NONE
 
 
 def token_output(
@@ -47,11 +51,12 @@ def token_output(
         request.request_id,
         [token],
         ending.reason,
-        num_cached_tokens=arrival.num_cached_tokens or 0,
-        ends_with_text=ending.with_text,
-        logprobs=logprobs,
-        prompt_logprobs=sequence.report.logprobs if is_first else [],
-        queue_seconds=arrival.queue_seconds,
+        arrival.num_cached_tokens or 0,
+        None,
+        ending.with_text,
+        logprobs,
+        sequence.report.logprobs if is_first else [],
+        arrival.queue_seconds,
     )
 
 

@@ -165,8 +165,10 @@ class Scheduler:
         preempted: set[Sequence] = set()
         for sequence, num_wanted in wanting:
             start = sequence.num_computed_tokens
-            num_tokens = self.limits.cut(sequence, start, min(num_wanted, budget), planned)
-            if sequence in preempted or num_tokens == 0:
+            num_tokens = min(num_wanted, budget)
+            if num_tokens > 1 or sequence.request.prompt_logprobs is not None:
+                num_tokens = self.limits.cut(sequence, start, num_tokens, planned)
+            if num_tokens == 0 or sequence in preempted:
                 continue
             wanted = start + num_tokens
             while not sequence.cache.grow(wanted):
@@ -270,32 +272,34 @@ class Scheduler:
         return batch
 
     def _make_chunk(self, sequence: Sequence, num_tokens: int, step_id: int) -> Chunk:
-        request, windows = sequence.request, sequence.cache.windows
-        start = sequence.num_computed_tokens
+        request, cache = sequence.request, sequence.cache
+        start, num_pending = sequence.num_computed_tokens, sequence.num_pending_tokens
         end = start + num_tokens
-        total = sequence.num_tokens
+        total = len(sequence.token_ids) + num_pending
         samples = end == total and request.pooling is None
-        in_flight = samples and sequence.num_pending_tokens > 0
+        in_flight = samples and num_pending > 0
         output_index = total - len(request.prompt_token_ids)
         is_early = output_index < request.min_tokens
         thinking = sequence.thinking if samples else None
-        forced = None if thinking is None else thinking.next_forced(sequence.num_pending_tokens)
-        chunk = Chunk(
-            sequence=sequence,
-            admission=sequence.admissions,
-            start=start,
-            num_tokens=num_tokens,
-            token_ids=[] if in_flight else sequence.token_ids[start:end],
-            source_row=sequence.sample_row if in_flight else -1,
-            block_ids=sequence.cache.blocks.block_ids,
-            window_block_ids=None if windows is None else windows.block_ids,
-            samples=samples,
-            sampling=request.sampling if forced is None else _only(forced),
-            seed=sequence.seed,
-            output_index=output_index,
-            banned_token_ids=request.stop_token_ids if is_early and forced is None else [],
-            grammar=sequence.grammar,
-            scored_token_ids=sequence.scored_behind(start, end),
+        forced = None if thinking is None else thinking.next_forced(num_pending)
+        is_scored = request.prompt_logprobs is not None
+        chunk = Chunk(  # by their names these would take six times as long
+            sequence,
+            sequence.admissions,
+            start,
+            num_tokens,
+            [] if in_flight else sequence.token_ids[start:end],
+            sequence.sample_row if in_flight else -1,
+            cache.blocks.block_ids,
+            samples,
+            request.sampling if forced is None else _only(forced),
+            sequence.seed,
+            output_index,
+            request.stop_token_ids if is_early and forced is None else [],
+            sequence.grammar,
+            sequence.scored_behind(start, end) if is_scored else [],
+            None if cache.windows is None else cache.windows.block_ids,
+            request.logprobs,
         )
         sequence.num_computed_tokens = end
         sequence.last_step = step_id
@@ -332,19 +336,24 @@ class Scheduler:
         drawn, scored = iter(logprobs), iter(logprobs[len(logprobs) - batch.num_scored :])
         for chunk in batch.chunks:
             token = next(tokens) if chunk.samples else None
-            reported = [next(drawn)] if chunk.samples and chunk.logprobs is not None else []
-            scores = [next(scored) for _ in chunk.scored_token_ids]
-            total = next(totals) if not chunk.samples and chunk.num_pooled else None
+            reported: list[TokenLogprobs] = []
+            scores: list[TokenLogprobs] = []
+            if logprobs:
+                reported = [next(drawn)] if chunk.samples and chunk.logprobs is not None else []
+                scores = [next(scored) for _ in chunk.scored_token_ids]
+            total = next(totals) if sums and not chunk.samples and chunk.num_pooled else None
             sequence = chunk.sequence
             if sequence.finished:
                 continue
-            if chunk.admission == sequence.admissions and sequence.cache.blocks.block_ids:
-                sequence.cache.register(sequence.token_ids, chunk.context_length)
+            cache = sequence.cache
+            if chunk.admission == sequence.admissions and cache.blocks.block_ids:
+                cache.register(sequence.token_ids, chunk.start + chunk.num_tokens)
                 if has_states:
-                    self._hold(sequence, sequence.cache.take_unneeded())
-            # After a preemption what has been scored comes again.
-            known = len(sequence.report.logprobs) - chunk.start
-            sequence.report.logprobs += scores[max(0, known) :]
+                    self._hold(sequence, cache.take_unneeded())
+            if scores:
+                # After a preemption what has been scored comes again.
+                known = len(sequence.report.logprobs) - chunk.start
+                sequence.report.logprobs += scores[max(0, known) :]
             if total is not None:
                 outputs += self._pool(sequence, chunk, total)
             if token is None:

@@ -13,7 +13,7 @@ from quire.engine.messages import SamplingParams
 from quire.engine.sequence import Sequence
 
 
-class Chunk(msgspec.Struct, eq=False):  # a quarter of a dataclass's time to make
+class Chunk(msgspec.Struct, eq=False, gc=False):  # a quarter of a dataclass's time to make
     """Consecutive tokens of one sequence; a decode is a chunk of one.
 
     Exactly one of ``token_ids`` and ``source_row`` names the input: the ids themselves, or the row
@@ -42,12 +42,8 @@ class Chunk(msgspec.Struct, eq=False):  # a quarter of a dataclass's time to mak
     # Of layers with sliding windows, if these have blocks of their own: likewise, but only what the
     # chunk's rows see of it.
     window_block_ids: array[int] | None = None
-
-    @property
-    def logprobs(self) -> int | None:
-        """How many of the likeliest tokens are reported beside the sampled one; None: it is not
-        either."""
-        return self.sequence.request.logprobs
+    # How many of the likeliest tokens are reported beside the sampled one; None: it is not either.
+    logprobs: int | None = None
 
     @property
     def num_pooled(self) -> int:

@@ -88,7 +88,8 @@ class DecodeRows:
         # Copies between buffers take a third of the time of assignments to rows of the array.
         flat = tables.reshape(-1).data
         for row, n in enumerate(num_blocks.tolist()):
-            flat[row * width : row * width + n] = chunks[row].block_ids[:n]
+            blocks = chunks[row].block_ids
+            flat[row * width : row * width + n] = blocks if len(blocks) == n else blocks[:n]
         return cls(np.arange(count), positions, num_blocks, tables, np.zeros(count, np.int32))
 
     @classmethod
@@ -130,6 +131,8 @@ class DecodeRows:
 
     def runs(self, block_size: int) -> list[SharedRun]:
         """The clusters, whose rows lie side by side."""
+        if not self.clusters.any():
+            return []
         runs = []
         for cluster in np.unique(self.clusters[self.clusters > 0]):
             rows = np.flatnonzero(self.clusters == cluster)

@@ -114,7 +114,7 @@ class Rows:
         self.state_moves = batch.state_moves
         order = decodes.order.tolist() if count else []
         chunks = [*(batch.chunks[i] for i in order), *batch.chunks[count:]]
-        placed = self._place(chunks, count)
+        placed = self._place(chunks, decodes)
         self.full = Contexts(np.zeros(size, np.int32), decodes, [])
         self._fill(self.full, chunks, block_size, None)
         self.windowed: Contexts | None = None
@@ -144,14 +144,17 @@ class Rows:
         sees_all = heads.window is None and not heads.chunked
         return self.full if sees_all or self.windowed is None else self.windowed
 
-    def _place(self, chunks: list[Chunk], count: int) -> list[int]:
+    def _place(self, chunks: list[Chunk], decodes: DecodeRows) -> list[int]:
         """Fill in tokens and positions; the last row of each chunk."""
-        decodes = chunks[:count]
-        self.positions[:count] = [chunk.start for chunk in decodes]
-        self.token_ids[:count] = [chunk.token_ids[0] if chunk.token_ids else 0 for chunk in decodes]
-        for row, chunk in enumerate(decodes):
-            if chunk.source_row >= 0:
-                self.token_places[row] = len(self) + chunk.source_row
+        count = len(decodes)
+        self.positions[:count] = decodes.positions
+        sources = np.array([chunk.source_row for chunk in chunks[:count]], np.int32)
+        known = sources < 0
+        np.copyto(self.token_places[:count], sources + len(self), where=~known)
+        if known.any():
+            self.token_ids[:count] = [
+                chunk.token_ids[0] if chunk.token_ids else 0 for chunk in chunks[:count]
+            ]
         last_rows, row = list(range(count)), self.num_decode_rows
         for chunk in chunks[count:]:
             end = row + chunk.num_tokens

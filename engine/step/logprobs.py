@@ -35,7 +35,6 @@ def plan_logprobs(batch: StepBatch, vocab_size: int) -> LogprobInputs | None:
     """On the host: of the tokens that are drawn, and behind them of those that prompts go on with,
     both in the batch's order. The logits' rows are those of ``batch.sampled``, then of
     ``batch.scored``."""
-    reported = batch.reported
     rows = [row for row, chunk in enumerate(batch.sampled) if chunk.logprobs is not None]
     scored = [token for chunk in batch.scored for token in chunk.scored_token_ids]
     tokens = [-1] * len(rows) + scored
@@ -44,7 +43,7 @@ def plan_logprobs(batch: StepBatch, vocab_size: int) -> LogprobInputs | None:
         return None
     # More of the last one, so that their number recurs; and one of two numbers of top tokens.
     missing = capacity(len(rows), 4) - len(rows)
-    num_top = min(MAX_TOP, vocab_size) if any(reported) else 0
+    num_top = min(MAX_TOP, vocab_size) if any(batch.reported) else 0
     return LogprobInputs(
         np.array(rows + rows[-1:] * missing, np.int32),
         np.array(tokens + tokens[-1:] * missing, np.int32),

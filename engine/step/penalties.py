@@ -40,10 +40,10 @@ class Penalties:
     strengths: Array
 
 
-def plan_penalties(rows: Sequence[Chunk], num_rows: int) -> Penalties | None:
-    """On the host, for ``num_rows`` rows of logits, the first of them those of ``rows``; None where
-    no row has anything to hold against a token."""
-    penalized = [(i, row) for i, row in enumerate(rows) if row.sampling.penalizes]
+def plan_penalties(rows: Sequence[tuple[int, Chunk]], num_rows: int) -> Penalties | None:
+    """On the host, of ``num_rows`` rows of logits those in ``rows``; None where no row has anything
+    to hold against a token."""
+    penalized = [(i, row) for i, row in rows if row.sampling.penalizes]
     if not penalized:
         return None
     seen = [np.insert(row.sequence.seen_tokens().table(), 0, i, axis=1) for i, row in penalized]

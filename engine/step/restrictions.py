@@ -38,12 +38,12 @@ class Restrictions:
     allowed: tuple[Array, Array] | None
 
 
-def plan_restrictions(rows: SequenceABC[Chunk], vocab_size: int) -> Restrictions | None:
+def plan_restrictions(rows: SequenceABC[tuple[int, Chunk]], vocab_size: int) -> Restrictions | None:
     """On the host. Rows with a grammar are left to the mask that it makes."""
     banned: list[tuple[int, int]] = []
     after: list[tuple[int, int, int, int]] = []
     allowed: dict[int, SequenceABC[int]] = {}
-    for i, row in enumerate(rows):
+    for i, row in rows:
         if row.grammar is not None:
             continue
         banned += [(i, token) for token in row.banned_token_ids]

@@ -171,7 +171,7 @@ class ModelRunner:
         if masks is not None:
             padding = logits.shape[0] - len(masks)
             bits = np.pad(masks, ((0, padding), (0, 0))) if padding else masks
-            logits = _masked(logits, mx.array(bits))
+            logits = _masked(logits, self._transfer.upload_one(bits))
         sampling, logprobs = received(host.sampling.form, forward.uploaded)
         tokens = sample(logits, sampling, host.draws, forward.previous)
         if self._recurs and tokens.size < self._num_tokens:

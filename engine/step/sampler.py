@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from quire.engine.messages import SamplingParams
 from quire.engine.step.penalties import Penalties, penalize, plan_penalties
 from quire.engine.step.restrictions import Restrictions, plan_restrictions, restrict
 from quire.engine.step_batch import Chunk
@@ -64,10 +65,11 @@ def plan_sampling(
 
     Also returns the draws, where they are not all greedy.
     """
+    changed = [(i, row) for i, row in enumerate(rows) if _changes(row, row.sampling)]
     changes = (
-        _plan_bias(rows),
-        plan_penalties(rows, num_rows),
-        plan_restrictions(rows, vocab_size),
+        _plan_bias(changed),
+        plan_penalties(changed, num_rows),
+        plan_restrictions(changed, vocab_size),
     )
     params = [row.sampling for row in rows]
     if all(p.temperature < MIN_TEMPERATURE or p.top_k == 1 for p in params):
@@ -83,12 +85,22 @@ def plan_sampling(
     return SamplingInputs(table, num_steps(table, vocab_size), *changes), draws
 
 
-def _plan_bias(rows: Sequence[Chunk]) -> Bias | None:
+def _changes(row: Chunk, params: SamplingParams) -> bool:
+    """Whether a row's logits are changed before a token is drawn."""
+    return bool(
+        params.logit_bias
+        or params.presence_penalty
+        or params.frequency_penalty
+        or params.repetition_penalty != 1
+        or params.allowed_token_ids
+        or params.bad_words
+        or row.banned_token_ids
+    )
+
+
+def _plan_bias(rows: Sequence[tuple[int, Chunk]]) -> Bias | None:
     biased = [
-        (i, token, value)
-        for i, row in enumerate(rows)
-        if row.sampling.logit_bias
-        for token, value in row.sampling.logit_bias.items()
+        (i, token, value) for i, row in rows for token, value in row.sampling.logit_bias.items()
     ]
     if not biased:
         return None

@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from quire.kernels.download import Download
 from quire.kernels.tree import HostArray, Span, join, spans, split, unpack
@@ -54,6 +55,12 @@ class Transfer:
         if mx.default_device() == mx.cpu:
             return [mx.array(array) for array in arrays]
         return self._staging.upload([array.reshape(-1).view(np.int32) for array in arrays])
+
+    def upload_one(self, array: npt.NDArray[np.int32]) -> mx.array:
+        """The array on the device."""
+        if mx.default_device() == mx.cpu:
+            return mx.array(array)
+        return self._staging.upload([array.reshape(-1)]).reshape(array.shape)
 
     def download(self, tokens: mx.array) -> Download:
         return Download(tokens, self._staging)
