@@ -14,24 +14,15 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from quire.cache.block_pool import BlockPool
-from quire.cache.eviction import PolicyName, make_policy, make_state_policy
-from quire.cache.pools import Pools
-from quire.cache.state_pool import StatePool
-from quire.cache.window_pool import WindowPool, blocks_of_window
+from quire.cache.eviction import PolicyName
+from quire.engine.capacity import Capacity
 from quire.engine.device_thread import DeviceThread, Submit, do_later, do_now
 from quire.engine.errors import EngineError, is_out_of_memory
 from quire.engine.grammar import Bitmask, GrammarCompiler
 from quire.engine.grammar_queue import GrammarQueue, Masks
-from quire.engine.memory.budget import SMALLEST_STEP
 from quire.engine.memory.faults import MemoryFaults
 from quire.engine.memory.pressure import Pressure, Relief
-from quire.engine.messages import (
-    BLOCK_SECONDS_BOUNDS,
-    GenerateRequest,
-    TokenOutput,
-    WorkerStats,
-)
+from quire.engine.messages import GenerateRequest, TokenOutput, WorkerStats
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
 from quire.engine.pool_stats import cache_stats, pool_stats
@@ -111,10 +102,8 @@ class Engine:
             model = page_model(model, name or model.model_type)
         self.config = config
         self.model = model
-        self._num_slots = config.num_state_slots or 1 + 2 * config.max_num_seqs
-        self._num_blocks = config.num_blocks
-        self._num_window_blocks = config.num_window_blocks or config.num_blocks
-        self._allocate()
+        self._capacity = Capacity(config, model)
+        self._capacity.allocate()
         self._runner = ModelRunner(model, config.max_num_seqs)
         self._relief: Relief | None = None
         if config.least_blocks is not None:
@@ -139,7 +128,7 @@ class Engine:
         """
         assert not self._in_flight, "a step that is still running"
         config = self.config
-        self._pools = self._make_pools()
+        self._pools = self._capacity.make_pools()
         limits = StepLimits(
             config.max_num_seqs,
             config.max_num_batched_tokens,
@@ -150,20 +139,6 @@ class Engine:
         self._faults = MemoryFaults(config.max_num_batched_tokens)
         self._num_steps = 0
         self._clock = StepClock()
-
-    def _make_pools(self) -> Pools:
-        config, states, windows = self.config, None, None
-        if self.model.states is not None:
-            policy = make_state_policy(config.eviction_policy)
-            states = StatePool(self._num_slots, self.model.state_spacing, policy)
-        if self.model.window is not None:
-            policy = make_policy(config.eviction_policy)
-            windows = WindowPool(
-                self._num_window_blocks, config.block_size, self.model.window, policy
-            )
-        policy = make_policy(config.eviction_policy)
-        blocks = BlockPool(config.num_blocks, config.block_size, policy, BLOCK_SECONDS_BOUNDS)
-        return Pools(blocks, states, windows)
 
     def compiling_at_once(self) -> AbstractContextManager[None]:
         """Meanwhile the graphs of new forms of steps are compiled at their first run."""
@@ -395,19 +370,9 @@ class Engine:
 
     def _resize(self, num_blocks: int) -> None:
         """Begin anew with so many blocks; what runs is computed again."""
-        self._num_blocks = num_blocks
-        self._num_window_blocks = self._window_blocks_beside(num_blocks)
-        self.scheduler.start_over(num_blocks, self._num_window_blocks)
+        self._capacity.resize(num_blocks)
+        self.scheduler.start_over(num_blocks, self._capacity.num_window_blocks)
         self._encode(self._replace_pages).result()
-
-    def _window_blocks_beside(self, num_blocks: int) -> int:
-        """As many as there were in proportion, but enough for a window and a step."""
-        config, window = self.config, self.model.window
-        most = config.num_window_blocks or config.num_blocks
-        if window is None:
-            return most
-        least = 1 + blocks_of_window(window, config.block_size, SMALLEST_STEP)
-        return min(most, max(least, most * num_blocks // config.num_blocks))
 
     def _replace_pages(self) -> None:
         try:
@@ -417,7 +382,7 @@ class Engine:
                 raise
         # Graphs that were compiled hold the old ones.
         self._runner = ModelRunner(self.model, self.config.max_num_seqs)
-        self._allocate()
+        self._capacity.allocate()
         mx.clear_cache()
 
     def _clear_device(self) -> None:
@@ -426,13 +391,8 @@ class Engine:
             mx.synchronize()
         if not self.model.in_place:
             # Some arrays are results of steps that will never be computed.
-            self._allocate()
+            self._capacity.allocate()
         mx.clear_cache()
-
-    def _allocate(self) -> None:
-        self.model.allocate(
-            self._num_blocks, self.config.block_size, self._num_slots, self._num_window_blocks
-        )
 
     def _encode_step(self, host_step: HostStep, previous: Future[Step] | None) -> Step:
         step = self._runner.build(host_step, None if previous is None else previous.result())

@@ -6,6 +6,7 @@ JSON on standard input. Standard input stays open as a life line (:mod:`quire.en
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -73,6 +74,9 @@ class Worker:
         self._engine = startup.engine
         self._vocab_size = startup.ready.vocab_size
         self._send(startup.ready)
+        # All that stays: to walk it takes some 30 ms, in which no stream gets a token.
+        gc.collect()
+        gc.freeze()
         if self._engine.encodes_ahead:
             self._serve_beside_device()
         else:

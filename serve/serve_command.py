@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import gc
 import ipaddress
 import logging
 import os
@@ -121,6 +122,8 @@ def _serve(settings: ServeSettings, log: LogWriter) -> int:
         server = ModelServer(settings, listener, log, keyring, tracing)
         # From here on a client waits for an answer instead of being refused.
         listen(listener)
+        # What has been imported stays: every search for what only refers to itself would walk it.
+        gc.freeze()
         with asyncio.Runner(loop_factory=server.http.config.get_loop_factory()) as runner:
             return runner.run(server.serve())
 
