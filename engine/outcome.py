@@ -29,17 +29,17 @@ def accept(sequence: Sequence, token: int) -> Ending:
     Raises:
         GrammarError: its grammar cannot go on.
     """
-    request, num_tokens = sequence.request, len(sequence.token_ids)
+    request = sequence.request
+    num_outputs = len(sequence.token_ids) - len(request.prompt_token_ids)
     grammar_ended = False
     if sequence.grammar is not None:
         sequence.grammar.accept(token)
         grammar_ended = sequence.grammar.is_finished
-    least = len(request.prompt_token_ids) + request.min_tokens
-    if token in request.stop_token_ids and num_tokens > least:
+    if token in request.stop_token_ids and num_outputs > request.min_tokens:
         return _STOP
     if grammar_ended:
         return _END
-    return _LENGTH if num_tokens >= sequence.most_tokens else _NONE
+    return _LENGTH if num_outputs >= request.max_tokens else _NONE
 
 
 def token_output(

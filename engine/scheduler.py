@@ -299,7 +299,6 @@ class Scheduler:
             sequence.grammar,
             sequence.scored_behind(start, end) if is_scored else [],
             None if cache.windows is None else cache.windows.block_ids,
-            request.logprobs,
         )
         sequence.num_computed_tokens = end
         sequence.last_step = step_id

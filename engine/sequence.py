@@ -49,13 +49,6 @@ class Sequence:
     report: PromptReport = field(default_factory=PromptReport)
     thinking: Thinking | None = None  # likewise; None: there is no limit
     _seen: SeenTokens | None = None
-    most_tokens: int = field(init=False)  # from which on no more are wanted
-
-    def __post_init__(self) -> None:
-        request = self.request
-        self.most_tokens = len(request.prompt_token_ids)
-        # Behind a prompt that is to be a vector comes nothing, and all of it is wanted.
-        self.most_tokens += request.max_tokens if request.pooling is None else 1
 
     @property
     def num_tokens(self) -> int:
@@ -96,7 +89,10 @@ class Sequence:
         """Tokens still to compute before the next one can be sampled, or before the prompt is a
         vector; 0 if neither will be."""
         num_tokens = len(self.token_ids) + self.num_pending_tokens
-        if num_tokens >= self.most_tokens:
+        if self.report.pooled is not None:
+            return num_tokens - self.num_computed_tokens
+        request = self.request
+        if num_tokens >= len(request.prompt_token_ids) + request.max_tokens:
             return 0
         if self.thinking is not None and self.thinking.waits(self.num_pending_tokens):
             return 0

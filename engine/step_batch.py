@@ -42,8 +42,12 @@ class Chunk(msgspec.Struct, eq=False, gc=False):  # a quarter of a dataclass's t
     # Of layers with sliding windows, if these have blocks of their own: likewise, but only what the
     # chunk's rows see of it.
     window_block_ids: array[int] | None = None
-    # How many of the likeliest tokens are reported beside the sampled one; None: it is not either.
-    logprobs: int | None = None
+
+    @property
+    def logprobs(self) -> int | None:
+        """How many of the likeliest tokens are reported beside the sampled one; None: it is not
+        either."""
+        return self.sequence.request.logprobs
 
     @property
     def num_pooled(self) -> int:

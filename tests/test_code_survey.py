@@ -27,7 +27,7 @@ def test_a_step_is_uploaded_at_once() -> None:
     """Masks follow by themselves: a row's is only known when the forward pass has begun. The CPU
     copies each array where it is."""
     assert survey.uploads_of_a_step() == [
-        "engine/step/runner.py:ModelRunner.sample: mx.array",
+        "engine/step/runner.py:ModelRunner.sample: self._transfer.upload_one",
         "engine/step/runner.py:ModelRunner._forward: self._transfer.upload",
         "engine/step/transfer.py:Transfer.upload: mx.array",
     ]

@@ -58,9 +58,8 @@ class Transfer:
 
     def upload_one(self, array: npt.NDArray[np.int32]) -> mx.array:
         """The array on the device."""
-        if mx.default_device() == mx.cpu:
-            return mx.array(array)
-        return self._staging.upload([array.reshape(-1)]).reshape(array.shape)
+        uploaded = self.upload([array])
+        return uploaded.reshape(array.shape) if isinstance(uploaded, mx.array) else uploaded[0]
 
     def download(self, tokens: mx.array) -> Download:
         return Download(tokens, self._staging)
