@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WARM_UP = 8  # steps
 PROMPT_RUNS = 10
+_SWITCH_INTERVAL = 100e-6  # seconds, a worker's
 MAX_TOKEN = 200  # in every model's vocabulary
 
 Times = dict[str, list[float]]  # milliseconds, by what was run
@@ -64,7 +65,20 @@ class EngineSteps:
         self._next_id = 0
 
     def measure(self) -> tuple[Times, Memory]:
-        """Every step of the plan, and the device's peak memory in each."""
+        """Every step of the plan, and the device's peak memory in each.
+
+        Where steps are encoded ahead another thread does that, as in a worker.
+        """
+        from quire.engine.device_thread import DeviceThread
+
+        if not self.engine.encodes_ahead:
+            return self._measure()
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        device: DeviceThread = DeviceThread()
+        self.engine.encode_on(device)
+        return device.run_beside(self._measure)
+
+    def _measure(self) -> tuple[Times, Memory]:
         import mlx.core as mx
 
         times: Times = {}
@@ -111,12 +125,9 @@ class EngineSteps:
         self.engine.step()
 
     def _whole(self, lengths: Sequence[int]) -> None:
-        import mlx.core as mx
-
         self._submit(lengths, 1)
         while self.engine.has_work:
             self.engine.step()
-        mx.synchronize()
 
     def _drain(self, ids: Sequence[int]) -> None:
         for each in ids:
