@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 Text = Mapping[str, Any]
-Kind = Literal["full", "window", "delta", "mamba", "mamba and full", "conv", "none"]
+Kind = Literal[
+    *("full", "window", "delta", "kda", "linear", "half linear"),
+    *("mamba", "mamba2", "mamba and full", "conv", "none"),
+]
 
 _NAMES: Final[Mapping[str, Kind]] = {
     **dict.fromkeys(("full_attention", "attention", "*"), "full"),
@@ -33,13 +36,18 @@ _DELTA: Final = (
     *("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
     *("prism_hadamard_qwen35", "olmo_hybrid"),
 )
+# Of how many layers in a row the last one has attention, and what the others have.
+_GROUPED: Final[Mapping[str, Kind]] = {
+    "bailing_moe_v3": "kda",
+    "bailing_hybrid": "linear",
+    "bailing_moe_linear": "half linear",
+}
 # Whose last layers use the keys and values of others.
 _SHARING: Final = ("gemma3n", "gemma3n_text", "gemma4", "gemma4_text")
 # With recurrent layers of other kinds than those below, or windows in a loop.
 UNKNOWN: Final = (
-    *("baichuan_m1", "bailing_hybrid", "bailing_moe_linear", "bailing_moe_v3", "jamba", "mamba"),
-    *("mamba2", "kimi_k3", "longcat_flash_ngram", "plamo2", "recurrent_gemma", "rwkv7"),
-    "iquestloopcoder",
+    *("baichuan_m1", "jamba", "mamba", "longcat_flash_ngram", "plamo2", "recurrent_gemma"),
+    *("rwkv7", "iquestloopcoder"),
 )
 
 
@@ -102,6 +110,8 @@ def _kinds(text: Text, types: set[str], layers: int) -> list[Kind]:
         kinds = ["full" if kind == "window" else kind for kind in kinds]
     if "falcon_h1" in types:
         kinds = ["mamba and full"] * layers
+    if "mamba2" in types:
+        kinds = ["mamba2"] * layers
     return kinds
 
 
@@ -114,6 +124,11 @@ def _listed_kinds(text: Text, types: set[str], layers: int) -> list[Kind]:
         return _every(int(text.get("full_attention_interval") or 4), layers, "delta")
     if "llama4" in types:
         return _every(4, layers, "window")
+    if grouped := types & set(_GROUPED):
+        size = int(text["layer_group_size"])
+        whole = layers // size * size  # those behind the last whole group have attention too
+        kinds = _every(size, whole, _GROUPED[grouped.pop()])
+        return [*kinds, *("full" for _ in range(whole, layers))]
     if "mimo_v2_flash" in types:
         return ["window" if each == 1 else "full" for each in text["hybrid_layer_pattern"]]
     period = text.get("sliding_window_pattern")
@@ -185,6 +200,33 @@ def _delta(text: Text) -> Kept:
     return Kept(state=past * width, float_state=heads * dim * key_dim)
 
 
+def _kda(text: Text) -> Kept:
+    heads, dim = int(text["num_attention_heads"]), int(text["head_dim"])
+    past = int(text.get("short_conv_kernel_size") or 4) - 1
+    return Kept(state=past * 3 * heads * dim, float_state=heads * dim * dim)
+
+
+def _linear(text: Text) -> Kept:
+    """As ``bailing_hybrid`` keeps it."""
+    heads = int(text["num_attention_heads"])
+    dim = int(text.get("head_dim") or text["hidden_size"] // heads)
+    return Kept(float_state=heads * dim * dim)
+
+
+def _half_linear(text: Text) -> Kept:
+    """As ``bailing_moe_linear`` keeps it, whatever it says of the size of heads."""
+    heads = int(text["num_attention_heads"])
+    return Kept(state=heads * (int(text["hidden_size"]) // heads) ** 2)
+
+
+def _mamba2(text: Text) -> Kept:
+    heads, dim = int(text["num_heads"]), int(text["head_dim"])
+    size = int(text.get("ssm_state_size") or text["state_size"])
+    width = heads * dim + 2 * int(text["n_groups"]) * size
+    past = int(text["conv_kernel"]) - 1
+    return Kept(state=past * width, float_state=heads * dim * size)
+
+
 def _mamba(text: Text) -> Kept:
     def field(*names: str) -> int:
         return next(int(text[name]) for name in names if text.get(name) is not None)
@@ -203,6 +245,10 @@ def _conv(text: Text) -> Kept:
 
 _STATES: Final[Mapping[str, Callable[[Text], Kept]]] = {
     "delta": _delta,
+    "kda": _kda,
+    "linear": _linear,
+    "half linear": _half_linear,
+    "mamba2": _mamba2,
     "mamba": _mamba,
     "mamba and full": _mamba,
     "conv": _conv,

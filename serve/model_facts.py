@@ -81,7 +81,7 @@ def facts_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ModelF
     """The facts of a configuration and the tensors that belong to it, by name."""
     text = {**config, **(config.get("text_config") or {})}
     layers = _number(text, "num_hidden_layers", "n_layers", "num_layers", "n_layer")
-    heads = _number(text, "num_attention_heads", "n_heads", "n_head")
+    heads = _number(text, "num_attention_heads", "n_heads", "n_head", "num_heads")
     hidden = _number(text, "hidden_size", "d_model", "n_embd", "dim")
     head_dim = text.get("head_dim") or hidden // heads
     kept = {

@@ -22,10 +22,28 @@ OTHERS = {
     *("nemotron-nas", "openelm", "talkie", "phixtral", "deepseek_v2", "deepseek_v2_no_q_lora"),
     *("longcat_flash", "minicpm3", "youtu_llm"),
 }
+RECURRENT_LATENT = (
+    "kimi_linear",
+    "kimi_k3",
+    "kimi_k25",
+    "kimi_vl",
+    "bailing_hybrid",
+    "bailing_moe_v3",
+)
 FEW = [
     *("gemma3_text", "gemma4_text", "gemma4_k_eq_v", "gemma3n", "gpt_oss", "cohere2", "exaone4"),
     *("mimo_v2_flash", "step3p5", "qwen3_5", "qwen3_next", "lfm2", "nemotron_h", "kimi_linear"),
-    *("granitemoehybrid", "falcon_h1", "olmo_hybrid", "llama", "qwen2", "qwen3", "qwen3_moe"),
+    *(
+        "granitemoehybrid",
+        "falcon_h1",
+        "mamba2",
+        "bailing_moe_v3",
+        "olmo_hybrid",
+        "llama",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+    ),
     *("mixtral", "llama4", "gemma", "phi3", "olmo2", "deepseek_v3"),
 ]
 KNOWN = sorted(n for n, f in FAMILIES.items() if f.module not in UNKNOWN and n not in OTHERS)
@@ -35,7 +53,7 @@ def config_of(name: str) -> dict[str, Any]:
     """Without a latent where the family has none."""
     family = FAMILIES[name]
     config = {"model_type": family.module, **BASE, **family.config}
-    if not (name in LATENT or family.module in LATENT or "kimi" in name):
+    if not (name in LATENT or family.module in LATENT or name in RECURRENT_LATENT):
         config.pop("kv_lora_rank")
         if text := config.get("text_config"):
             config["text_config"] = {k: v for k, v in text.items() if k != "kv_lora_rank"}
