@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -36,6 +37,7 @@ class Target(msgspec.Struct, frozen=True):
     temperature: float = 0.0
     ignore_eos: bool = False  # an extension: vLLM and Quire take it, others may refuse it
     token_ids: bool = False  # of each chunk, so that those without text count; an extension too
+    own_salts: bool = False  # of each request, so that none finds another's prefix; likewise
     include_usage: bool = True
     timeout: float = 600.0  # seconds for one request
     headers: dict[str, str] = {}
@@ -54,6 +56,8 @@ class Target(msgspec.Struct, frozen=True):
             request["ignore_eos"] = True
         if self.token_ids:
             request["return_token_ids"] = True
+        if self.own_salts:
+            request["cache_salt"] = secrets.token_hex(8)
         if stream and self.include_usage:
             request["stream_options"] = {"include_usage": True}
         return msgspec.json.encode(request)
@@ -87,8 +91,17 @@ class _Usage(msgspec.Struct):
 
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
+    prompt_token_ids: list[int] | None = None
     usage: _Usage | None = None
     error: Any = None
+
+
+class Answer(NamedTuple):
+    """Token ids where they were asked for and told."""
+
+    text: str
+    prompt_token_ids: list[int]
+    token_ids: list[int]
 
 
 class _Model(msgspec.Struct):
@@ -125,6 +138,8 @@ class _Stream:
         self.record = record
         self.began = began
         self.text: list[str] = []
+        self.prompt_token_ids: list[int] = []
+        self.token_ids: list[int] = []
         self.done = False
 
     def feed(self, event: bytes, now: float) -> None:
@@ -134,9 +149,11 @@ class _Stream:
         chunk = _decode_chunk(event)
         if chunk.error is not None:
             raise _StreamError(error_message({"error": chunk.error}))
+        self.prompt_token_ids += chunk.prompt_token_ids or []
         text, has_tokens = "", False
         for choice in chunk.choices:
             has_tokens = has_tokens or bool(choice.token_ids)
+            self.token_ids += choice.token_ids or []
             text += choice.delta.text if choice.delta else ""
             self.record.finish_reason = choice.finish_reason or self.record.finish_reason
         if text or has_tokens:  # a chunk with only a role is not a token
@@ -170,8 +187,8 @@ async def _receive(target: Target, body: bytes, stream: _Stream) -> RequestError
 
 async def stream_chat(
     target: Target, messages: list[Message], record: RequestRecord, epoch: float
-) -> str:
-    """Send one streamed request, fill ``record`` as chunks arrive, and return the answer's text.
+) -> Answer:
+    """Send one streamed request, fill ``record`` as chunks arrive, and return the answer.
 
     ``epoch`` is the ``time.perf_counter()`` that ``record.start_ms`` counts from. Failures are
     written to ``record.error``, never raised.
@@ -197,7 +214,7 @@ async def stream_chat(
     text = "".join(stream.text)
     if record.error is None:
         record.answer_digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-    return text
+    return Answer(text, stream.prompt_token_ids, stream.token_ids)
 
 
 async def find_model(base: BaseURL, headers: dict[str, str]) -> str:

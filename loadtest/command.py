@@ -68,6 +68,12 @@ def _add_load_options(parser: argparse.ArgumentParser) -> None:
         "--system-chars", type=int, help="shared, agent: length of the system prompt (780, 4000)"
     )
     parser.add_argument("--turns", type=int, help="multiturn, agent: turns per chat (4, 12)")
+    parser.add_argument(
+        "--edit-turn",
+        type=int,
+        metavar="N",
+        help="multiturn, agent: change a message in mid-history in front of this turn, from 0",
+    )
     _add_request_options(parser)
 
 
@@ -100,6 +106,7 @@ def _load_options(args: argparse.Namespace, workload: WorkloadName) -> LoadOptio
         prompt_chars=args.prompt_chars,
         system_chars=args.system_chars,
         turns=args.turns,
+        edit_turn=args.edit_turn,
     )
     return LoadOptions(
         workload=spec,
@@ -124,12 +131,26 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     _add_target(parser)
     parser.add_argument("--workload", choices=WORKLOADS, default="uniform")
     _add_load_options(parser)
+    parser.add_argument(
+        "--no-prefix-cache",
+        action="store_true",
+        help="a cache_salt of its own for every request; an extension not every server takes",
+    )
+    parser.add_argument(
+        "--count-cacheable",
+        action="store_true",
+        help="ask for token ids, and count what earlier requests had computed of prompts; likewise",
+    )
     parser.add_argument("--out", type=Path, help="write figures and raw records as JSON")
     parser.set_defaults(bench_run=_serve)
 
 
 def _serve(args: argparse.Namespace) -> int:
-    options = _load_options(args, args.workload)
+    options = msgspec.structs.replace(
+        _load_options(args, args.workload),
+        prefix_cache=not args.no_prefix_cache,
+        count_cacheable=args.count_cacheable,
+    )
     base, headers = BaseURL.parse(args.url), _headers(args)
 
     async def measure() -> LoadResult:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 
+from quire.loadtest.cacheable import SentTokens, count_cacheable
 from quire.loadtest.chat import Message, Target, stream_chat
 from quire.loadtest.records import RequestRecord
 from quire.loadtest.workloads import Conversation
@@ -13,13 +14,15 @@ from quire.loadtest.workloads import Conversation
 
 async def _converse(
     target: Target, conversation: Conversation, index: int, client: int, epoch: float
-) -> list[RequestRecord]:
+) -> list[SentTokens]:
     """Run one conversation to its end, or to its first failed turn."""
     history: list[Message] = []
     if conversation.system is not None:
         history.append({"role": "system", "content": conversation.system})
-    records = []
+    sent, edit = [], conversation.edit
     for turn, text in enumerate(conversation.turns):
+        if edit is not None and edit.turn == turn:
+            _user_messages(history)[edit.message]["content"] = edit.text
         history.append({"role": "user", "content": text})
         record = RequestRecord(
             index=index,
@@ -29,21 +32,25 @@ async def _converse(
             max_tokens=conversation.max_tokens,
             chunk_ms=[],
         )
-        records.append(record)
         answer = await stream_chat(target, history, record, epoch)
+        sent.append(SentTokens(record, answer.prompt_token_ids, answer.token_ids))
         if record.error is not None:
             break
-        history.append({"role": "assistant", "content": answer})
-    return records
+        history.append({"role": "assistant", "content": answer.text})
+    return sent
+
+
+def _user_messages(history: Sequence[Message]) -> list[Message]:
+    return [message for message in history if message["role"] == "user"]
 
 
 async def _client(
     target: Target, queue: Iterator[tuple[int, Conversation]], client: int, epoch: float
-) -> list[RequestRecord]:
-    records = []
+) -> list[SentTokens]:
+    sent = []
     for index, conversation in queue:
-        records += await _converse(target, conversation, index, client, epoch)
-    return records
+        sent += await _converse(target, conversation, index, client, epoch)
+    return sent
 
 
 async def run_load(
@@ -59,5 +66,7 @@ async def run_load(
         *(_client(target, queue, client, epoch) for client in range(clients))
     )
     wall_s = time.perf_counter() - epoch
-    records = [record for records in per_client for record in records]
+    sent = [each for requests in per_client for each in requests]
+    count_cacheable(sent)
+    records = [each.record for each in sent]
     return sorted(records, key=lambda record: record.start_ms), wall_s

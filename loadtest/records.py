@@ -42,6 +42,7 @@ class RequestRecord(msgspec.Struct):
     prompt_tokens: int | None = None  # from the usage block, as are the two below
     completion_tokens: int | None = None
     cached_tokens: int | None = None
+    cacheable_tokens: int | None = None  # see :func:`quire.loadtest.cacheable.count_cacheable`
     finish_reason: str | None = None
     answer_digest: str | None = None  # 16 hex digits; equal answers have equal digests
     error: RequestError | None = None

@@ -71,6 +71,8 @@ def print_load(console: Console, result: LoadResult) -> None:
         known = "not reported" if cached is None else f"{cached:,}"
         repeated = summary.repeated_prompt_tokens
         told = f", sent in the turn before: {repeated:,}" if repeated else ""
+        if summary.cacheable_prompt_tokens is not None:
+            told += f", computed before: {summary.cacheable_prompt_tokens:,}"
         console.print(
             f"{summary.prompt_tokens:,} prompt tokens, of them cached: {known}{told}",
             highlight=False,

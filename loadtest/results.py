@@ -28,6 +28,7 @@ class LoadResult(msgspec.Struct, tag="load", tag_field="kind"):
     environment: Environment
     command: str
     format_version: int = FORMAT_VERSION
+    prefix_cache: bool = True  # False: every request had a cache_salt of its own
 
 
 class StallResult(msgspec.Struct, tag="stall", tag_field="kind"):

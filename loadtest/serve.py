@@ -23,6 +23,8 @@ class LoadOptions(msgspec.Struct, frozen=True):
     temperature: float = 0.0
     ignore_eos: bool = False
     timeout: float = 600.0  # seconds for one request
+    prefix_cache: bool = True  # False: a salt for each request, so that none finds another's prefix
+    count_cacheable: bool = False  # of prompts' tokens; asks for token ids
 
 
 async def find_target(
@@ -40,6 +42,8 @@ async def find_target(
         model=model or await find_model(base, headers or {}),
         temperature=options.temperature,
         ignore_eos=options.ignore_eos,
+        token_ids=options.count_cacheable,
+        own_salts=not options.prefix_cache,
         timeout=options.timeout,
         headers=headers or {},
     )
@@ -70,6 +74,7 @@ async def measure_load(target: Target, server: str | None, options: LoadOptions)
         warmup=options.warmup,
         temperature=options.temperature,
         ignore_eos=options.ignore_eos,
+        prefix_cache=options.prefix_cache,
         summary=summarize(records, wall_s, sum(len(c.turns) for c in traffic)),
         records=records,
         environment=environment.describe(),

@@ -98,6 +98,8 @@ class LoadSummary(msgspec.Struct, frozen=True):
     e2e_ms: Distribution | None
     # Of later turns, what had been the prompt of the turn before: a prefix cache can know it.
     repeated_prompt_tokens: int | None = None
+    # That another request had computed before, in whole blocks; None: not counted.
+    cacheable_prompt_tokens: int | None = None
 
 
 def _repeated(records: Iterable[RequestRecord]) -> int:
@@ -124,6 +126,7 @@ def summarize(
     ]
     prompt_tokens = sum(record.prompt_tokens or 0 for record in done) if from_usage else None
     cached = [record.cached_tokens for record in done if record.cached_tokens is not None]
+    known = [record.cacheable_tokens for record in done if record.cacheable_tokens is not None]
     output_tokens = sum(tokens)
     per_s = 1 / wall_s if wall_s > 0 else 0.0
     tpot = (_time_per_output_token(record, n) for record, n in zip(done, tokens, strict=True))
@@ -146,6 +149,7 @@ def summarize(
         tpot_ms=Distribution.of(value for value in tpot if value is not None),
         e2e_ms=Distribution.of(record.end_ms for record in done),
         repeated_prompt_tokens=_repeated(done) if from_usage else None,
+        cacheable_prompt_tokens=sum(known) if known else None,
     )
 
 

@@ -7,6 +7,7 @@ tokens; with a trained vocabulary a token is four or five characters.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from random import Random
 from typing import Literal
 
@@ -58,6 +59,16 @@ class WorkloadSpec(msgspec.Struct, frozen=True):
     prompt_chars: int | None = None  # per user message; the median for mixed and agent
     system_chars: int | None = None  # shared, agent: length of the common system prompt
     turns: int | None = None  # multiturn, agent: requests per conversation
+    # multiturn, agent: in front of this turn, from 0, a message in the middle is changed
+    edit_turn: int | None = None
+
+
+class Edit(msgspec.Struct, frozen=True):
+    """In front of ``turn`` the user's ``message``, from 0, becomes ``text``."""
+
+    turn: int
+    message: int
+    text: str
 
 
 class Conversation(msgspec.Struct, frozen=True):
@@ -66,6 +77,7 @@ class Conversation(msgspec.Struct, frozen=True):
     system: str | None
     turns: tuple[str, ...]
     max_tokens: int  # per turn
+    edit: Edit | None = None
 
 
 def words(rng: Random, length: int) -> str:
@@ -92,6 +104,17 @@ def _mixed_length(rng: Random, median: int) -> int:
     return min(max(round(length), shortest), round(median * MIXED_SPREAD))
 
 
+def _edit(spec: WorkloadSpec, index: int, texts: Sequence[str]) -> Edit | None:
+    """The second half of a message in the middle becomes another."""
+    if spec.edit_turn is None:
+        return None
+    message = spec.edit_turn // 2
+    text = texts[message]
+    kept = text[: len(text) // 2]
+    rng = Random(f"{spec.seed}/{spec.name}/{index}/edit")
+    return Edit(spec.edit_turn, message, kept + _message(rng, len(text) - len(kept)))
+
+
 def conversations(spec: WorkloadSpec) -> list[Conversation]:
     """All conversations of a run. Each depends on (seed, name, its index) only."""
     chars = DEFAULT_PROMPT_CHARS[spec.name] if spec.prompt_chars is None else spec.prompt_chars
@@ -111,6 +134,8 @@ def conversations(spec: WorkloadSpec) -> list[Conversation]:
         raise ValueError("--turns must be at least 1")
     if spec.name not in DEFAULT_TURNS:
         turns = 1
+    if spec.edit_turn is not None and not 1 <= spec.edit_turn < turns:
+        raise ValueError(f"--edit-turn must be one of the turns 1 to {turns - 1} of a chat")
     system = None
     if system_chars is not None:
         system = words(Random(f"{spec.seed}/{spec.name}/system"), system_chars)
@@ -126,5 +151,5 @@ def conversations(spec: WorkloadSpec) -> list[Conversation]:
         if spec.name == "agent":
             lengths = [_TASK_CHARS, *(_mixed_length(rng, chars) for _ in range(turns - 1))]
         texts = tuple(_message(rng, length) for length in lengths)
-        made.append(Conversation(system, texts, max_tokens))
+        made.append(Conversation(system, texts, max_tokens, _edit(spec, index, texts)))
     return made

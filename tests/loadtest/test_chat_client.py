@@ -46,7 +46,7 @@ async def _chat(answer: Answer, **options: object) -> tuple[str, RequestRecord]:
     record = _record()
     async with serving(answer) as server:
         target = msgspec.structs.replace(Target(server.base, "fake"), **options)
-        text = await stream_chat(target, HELLO, record, time.perf_counter())
+        text = (await stream_chat(target, HELLO, record, time.perf_counter())).text
     return text, record
 
 

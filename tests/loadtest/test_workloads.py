@@ -80,6 +80,20 @@ def test_agents_share_instructions_and_go_on_with_what_tools_bring() -> None:
     assert len({text for c in made for text in c.turns}) == 24
 
 
+def test_an_edit_keeps_half_of_a_message_and_changes_nothing_else() -> None:
+    plain, edited = (
+        conversations(WorkloadSpec(name="agent", requests=24, edit_turn=turn)) for turn in (None, 7)
+    )
+    for one, other in zip(plain, edited, strict=True):
+        assert one.edit is None
+        assert other.edit is not None
+        assert one.turns == other.turns
+        text = one.turns[other.edit.message]
+        assert len(other.edit.text) == len(text)
+        assert other.edit.text != text
+        assert other.edit.text[: len(text) // 2] == text[: len(text) // 2]
+
+
 @pytest.mark.parametrize(
     ("spec", "option"),
     [
@@ -89,6 +103,9 @@ def test_agents_share_instructions_and_go_on_with_what_tools_bring() -> None:
         (WorkloadSpec(prompt_chars=0), "--prompt-chars"),
         (WorkloadSpec(name="shared", system_chars=0), "--system-chars"),
         (WorkloadSpec(turns=0), "--turns"),
+        (WorkloadSpec(edit_turn=1), "--edit-turn"),
+        (WorkloadSpec(name="agent", edit_turn=12), "--edit-turn"),
+        (WorkloadSpec(name="agent", edit_turn=0), "--edit-turn"),
     ],
 )
 def test_impossible_workloads_name_the_option(spec: WorkloadSpec, option: str) -> None:
