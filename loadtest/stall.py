@@ -10,7 +10,7 @@ from random import Random
 import msgspec
 
 from quire.loadtest import environment
-from quire.loadtest.chat import ServerError, Target, stream_chat
+from quire.loadtest.chat import Answer, ServerError, Target, stream_chat
 from quire.loadtest.records import RequestRecord
 from quire.loadtest.results import StallResult
 from quire.loadtest.stats import Distribution
@@ -38,7 +38,7 @@ def gaps_between(arrivals: list[float], start: float, end: float) -> list[float]
     return [b - a for a, b in pairwise(arrivals) if b > start and a < end]
 
 
-def _check_running(tasks: list[asyncio.Task[str]], records: list[RequestRecord]) -> None:
+def _check_running(tasks: list[asyncio.Task[Answer]], records: list[RequestRecord]) -> None:
     for task, record in zip(tasks, records, strict=True):
         if task.done():
             why = record.error.message if record.error else f"finish {record.finish_reason}"
@@ -48,7 +48,7 @@ def _check_running(tasks: list[asyncio.Task[str]], records: list[RequestRecord])
 
 
 async def _until_all_have(
-    count: int, after_ms: float, tasks: list[asyncio.Task[str]], records: list[RequestRecord]
+    count: int, after_ms: float, tasks: list[asyncio.Task[Answer]], records: list[RequestRecord]
 ) -> None:
     """Wait until every running stream has had ``count`` chunks later than ``after_ms``."""
     while any(

@@ -8,8 +8,17 @@ from typing import Any, Final, Literal
 
 Text = Mapping[str, Any]
 Kind = Literal[
-    *("full", "window", "delta", "kda", "linear", "half linear"),
-    *("mamba", "mamba2", "mamba and full", "conv", "none"),
+    "full",
+    "window",
+    "delta",
+    "kda",
+    "linear",
+    "half linear",
+    "mamba",
+    "mamba2",
+    "mamba and full",
+    "conv",
+    "none",
 ]
 
 _NAMES: Final[Mapping[str, Kind]] = {
@@ -127,8 +136,8 @@ def _listed_kinds(text: Text, types: set[str], layers: int) -> list[Kind]:
     if grouped := types & set(_GROUPED):
         size = int(text["layer_group_size"])
         whole = layers // size * size  # those behind the last whole group have attention too
-        kinds = _every(size, whole, _GROUPED[grouped.pop()])
-        return [*kinds, *("full" for _ in range(whole, layers))]
+        rest: list[Kind] = ["full"] * (layers - whole)
+        return _every(size, whole, _GROUPED[grouped.pop()]) + rest
     if "mimo_v2_flash" in types:
         return ["window" if each == 1 else "full" for each in text["hybrid_layer_pattern"]]
     period = text.get("sliding_window_pattern")
