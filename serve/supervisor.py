@@ -25,6 +25,7 @@ from quire.engine.messages import (
     WorkerConfig,
 )
 from quire.serve.channel import Channel
+from quire.serve.load_clock import LoadClock
 from quire.serve.watchdog import AnswerPipe, step_limit, until_hung
 from quire.serve.worker_client import WorkerClient, WorkerState
 
@@ -96,8 +97,7 @@ class Supervisor:
         self._process: Process | None = None
         self._load_error: str | None = None
         self._was_killed = False  # the latest worker: by a signal, or for hanging
-        self._spawned_at = 0.0
-        self._warm_up_began = 0.0
+        self._loading = LoadClock()
         self._ready_at: float | None = None  # of the current worker
         self._load_seconds: float | None = None  # the latest load; None until one succeeded
 
@@ -157,7 +157,7 @@ class Supervisor:
         self._load_error = None
         self._was_killed = False
         self._ready_at = None
-        self._spawned_at = time.monotonic()
+        self._loading = LoadClock()
         failure = "The worker was given up."
         try:
             with (
@@ -250,7 +250,7 @@ class Supervisor:
         def limit() -> float | None:
             if self._ready_at is None:
                 return None
-            return self._step_timeout or step_limit(self._ready_at - self._warm_up_began)
+            return self._step_timeout or step_limit(self._loading.last_stage)
 
         return await until_hung(lambda: stdin.write(b"\n"), answers, work, limit)
 
@@ -294,14 +294,15 @@ class Supervisor:
             case StepOutput():
                 self._client.deliver(frame)
             case LoadProgress():
-                if frame.done == 0:  # of the last stage when the worker is ready
-                    self._warm_up_began = time.monotonic()
+                self._loading.enter(frame.stage)
                 self._on_progress(frame)
             case LoadFailed():
                 self._load_error = frame.message
             case Ready():
                 self._ready_at = time.monotonic()
-                self._load_seconds = self._ready_at - self._spawned_at
+                self._loading.stop()
+                self._load_seconds = self._loading.total
+                logger.info("worker: ready after %s", self._loading)
                 self._client.ready(frame)
                 self._on_ready(frame)
 

@@ -73,6 +73,7 @@ def load_model(path: Path, device: DeviceName, limit: int, progress: Progress) -
 
 
 def _read(parameters: list[mx.array], total: int, progress: Progress) -> None:
+    progress("loading weights", 0, total)
     done = 0
     portion: list[mx.array] = []
     size = 0
