@@ -159,6 +159,29 @@ def _loads(raw: Mapping[str, Any]) -> Iterator[str]:
         rows.append([name, number(summary["output_tokens_per_s"]), *times])
     titles = ["load", "tokens/s", "first token p50, ms", "p99", "gap p50, ms", "p99"]
     yield from table(titles, rows)
+    if all(
+        one["summary"].get("cacheable_prompt_tokens") is not None for one in raw["loads"].values()
+    ):
+        yield from _turns_of_loads(raw["loads"])
+
+
+def _turns_of_loads(loads: Mapping[str, Any]) -> Iterator[str]:
+    """What was cached of what could be, and times to the first token of first turns, second ones
+    and so on."""
+    rows = []
+    for name, one in loads.items():
+        times: dict[int, list[float]] = {}
+        cached = known = 0
+        for record in one["records"]:
+            times.setdefault(record["turn"], []).append(record["chunk_ms"][0])
+            known += record["cacheable_tokens"]
+            # What is computed at the same time for another request is more than could be.
+            cached += min(record["cached_tokens"], record["cacheable_tokens"])
+        medians = [number(statistics.median(times[turn])) for turn in sorted(times)]
+        rows.append([name, f"{cached / known:.2%}", *medians])
+    longest = max(len(row) for row in rows)
+    titles = ["load", "cached", "first token p50, ms: turn 1", *map(str, range(2, longest - 1))]
+    yield from table(titles, [row + [""] * (longest - len(row)) for row in rows])
 
 
 def _soak(raw: Mapping[str, Any], path: Path) -> Iterator[str]:
