@@ -15,16 +15,16 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Sequence as SequenceABC
-from functools import cache
 
 from quire.cache.block_hash import BlockHash, root_hash
 from quire.cache.pools import NO_NEEDS, Holdings, Needs, Pools
 from quire.cache.sequence_cache import NO_PREFIX, Prefix, SequenceCache
 from quire.cache.state_table import StateMoves
+from quire.engine.chunking import take_chunk
 from quire.engine.errors import EngineError, GrammarError, RequestTooLong
 from quire.engine.grammar import GrammarState
 from quire.engine.lookups import Lookups
-from quire.engine.messages import GenerateRequest, SamplingParams, TokenLogprobs, TokenOutput
+from quire.engine.messages import GenerateRequest, TokenLogprobs, TokenOutput
 from quire.engine.outcome import accept, token_output, vector_output
 from quire.engine.pooled import Float32Array, Pooled
 from quire.engine.retiring import Retiring
@@ -32,12 +32,6 @@ from quire.engine.sequence import Arrival, PromptReport, Sequence
 from quire.engine.step_batch import Chunk, StepBatch
 from quire.engine.step_limits import StepLimits
 from quire.engine.thinking import Thinking
-
-
-@cache
-def _only(token: int) -> SamplingParams:
-    """Draws that token."""
-    return SamplingParams(temperature=0, allowed_token_ids=[token])
 
 
 class Scheduler:
@@ -261,7 +255,7 @@ class Scheduler:
         prompts: list[Chunk] = []
         for sequence, num_tokens in planned.items():
             chunks = decodes if num_tokens == 1 else prompts
-            chunks.append(self._make_chunk(sequence, num_tokens, step_id))
+            chunks.append(take_chunk(sequence, num_tokens, step_id))
         chunks = decodes + prompts
         moves = self._move_states(chunks) if self._pools.states is not None else []
         pooled = [chunk for chunk in chunks if not chunk.samples and chunk.num_pooled]
@@ -270,39 +264,6 @@ class Scheduler:
             chunk.sequence.sample_row = row
             chunk.sequence.num_pending_tokens += 1
         return batch
-
-    def _make_chunk(self, sequence: Sequence, num_tokens: int, step_id: int) -> Chunk:
-        request, cache = sequence.request, sequence.cache
-        start, num_pending = sequence.num_computed_tokens, sequence.num_pending_tokens
-        end = start + num_tokens
-        total = len(sequence.token_ids) + num_pending
-        samples = end == total and request.pooling is None
-        in_flight = samples and num_pending > 0
-        output_index = total - len(request.prompt_token_ids)
-        is_early = output_index < request.min_tokens
-        thinking = sequence.thinking if samples else None
-        forced = None if thinking is None else thinking.next_forced(num_pending)
-        is_scored = request.prompt_logprobs is not None
-        chunk = Chunk(  # by their names these would take six times as long
-            sequence,
-            sequence.admissions,
-            start,
-            num_tokens,
-            [] if in_flight else sequence.token_ids[start:end],
-            sequence.sample_row if in_flight else -1,
-            cache.blocks.block_ids,
-            samples,
-            request.sampling if forced is None else _only(forced),
-            sequence.seed,
-            output_index,
-            request.stop_token_ids if is_early and forced is None else [],
-            sequence.grammar,
-            sequence.scored_behind(start, end) if is_scored else [],
-            None if cache.windows is None else cache.windows.block_ids,
-        )
-        sequence.num_computed_tokens = end
-        sequence.last_step = step_id
-        return chunk
 
     def _move_states(self, chunks: list[Chunk]) -> list[StateMoves]:
         # A slot stays for each sequence that could run beside these.
