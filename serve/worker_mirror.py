@@ -175,7 +175,7 @@ class WorkerMirror:
     def blocks(self) -> dict[str, int]:
         stats = self.stats
         if stats is None:
-            return {"used": 0, "cached": 0, "free": self.info.num_blocks if self.info else 0}
+            return _untouched(self.info.num_blocks if self.info else 0)
         return {
             "used": stats.blocks_used,
             "cached": stats.blocks_cached,
@@ -242,8 +242,13 @@ _GAUGES = {
 def _by_state(pool: PoolStats | None, size: int) -> dict[str, int]:
     """Units of a pool of ``size``, of which nothing else may be known yet."""
     if pool is None:
-        return {"used": 0, "cached": 0, "free": size}
+        return _untouched(size)
     return {"used": pool.used, "cached": pool.cached, "free": pool.free}
+
+
+def _untouched(size: int) -> dict[str, int]:
+    """The first of a pool's units is never given out."""
+    return {"used": 0, "cached": 0, "free": max(0, size - 1)}
 
 
 class WorkerCollector(Collector):
