@@ -17,10 +17,10 @@ endif
 comma := ,
 
 QUICK := not models and not long and not clients and not faults
-unit-inner := tests/cache tests/engine tests/models
+unit-inner := tests/cache tests/engine
 unit-kernels := tests/kernels
 unit-outer := tests/loadtest tests/serve $(wildcard tests/test_*.py)
-unit-servers := tests/deploy tests/e2e tests/page
+unit-servers := tests/deploy tests/e2e tests/page tests/models
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint format types unit test-faults test-long test-models test-clients soak gaps \

@@ -259,7 +259,12 @@ def test_scoring_accepts_only_right_replies() -> None:
 
 @pytest.mark.parametrize(
     ("thinking", "form", "least"),
-    [(False, False, 0.95), (False, True, 0.94), (True, False, 0.85), (True, True, 0.94)],
+    [
+        (False, False, 0.95),
+        (False, True, 0.94),
+        (True, False, 0.85),
+        pytest.param(True, True, 0.94, marks=pytest.mark.long),
+    ],
     ids=["plain", "by a schema", "thinking", "thinking, by a schema"],
 )
 def test_held_out_conversations_are_answered_right(

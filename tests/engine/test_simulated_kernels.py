@@ -160,7 +160,7 @@ def test_prompts_over_pages_in_half_precision(
 def test_decodes_that_share_a_prefix_read_it_together(
     monkeypatch: pytest.MonkeyPatch, choose_as: ChooseAs
 ) -> None:
-    prefixes = [[3 + i % 40 for i in range(200)], [45 - i % 30 for i in range(260)]]
+    prefixes = [[3 + i % 40 for i in range(150)], [45 - i % 30 for i in range(130)]]
     prompts = [prefixes[i % 2] + [4 + i, 9 + i, *range(5, 5 + 3 * i)] for i in range(5)]
     prompts.append([7, 8, 9])
     shared: list[int] = []
