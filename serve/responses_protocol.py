@@ -218,9 +218,10 @@ class _ToolReader:
     def add(self, tool: dict[str, Any], place: str, namespace: str | None = None) -> None:
         """``place`` is the tool's, behind "tools". Raises :class:`ApiError` (400)."""
         kind, name = tool.get("type"), tool.get("name")
+        if not isinstance(kind, str):
+            raise invalid(f"tools{place}.type", f"tools{place}.type must be a text.")
         if kind == "namespace":
-            for index, child in enumerate(tool.get("tools") or []):
-                self.add(child, f"{place}.tools[{index}]", name)
+            self._add_children(tool, place)
             return
         if kind not in ("function", "custom"):  # one that OpenAI would run
             self._ignored.append(f"tools{place}")
@@ -247,6 +248,18 @@ class _ToolReader:
         }
         self.functions.append(decode_tool(function, f"tools{place}"))
         self.places.append(place)
+
+    def _add_children(self, namespace: dict[str, Any], place: str) -> None:
+        name, children = namespace.get("name"), namespace.get("tools") or []
+        if not isinstance(name, str):
+            raise invalid(f"tools{place}.name", f"tools{place}.name is required.")
+        if not isinstance(children, list):
+            raise invalid(f"tools{place}.tools", f"tools{place}.tools must be a list.")
+        for index, child in enumerate(children):
+            below = f"{place}.tools[{index}]"
+            if not isinstance(child, dict):
+                raise invalid(f"tools{below}", f"tools{below} must be an object.")
+            self.add(child, below, name)
 
     def _read_format(self, raw: Any, name: str, place: str) -> None:
         param = f"tools{place}"

@@ -272,6 +272,10 @@ def test_a_full_queue_is_a_503_that_codex_comes_back_from() -> None:
             "input[0].content[0].type",
         ),
         ({"nonsense": 1}, "nonsense"),
+        ({"tools": [{"type": [None], "name": "look"}]}, "tools[0].type"),
+        ({"tools": [CLOCK, {"type": "namespace", "tools": []}]}, "tools[1].name"),
+        ({"tools": [{"type": "namespace", "name": "mcp", "tools": {"a": 1}}]}, "tools[0].tools"),
+        ({"tools": [{"type": "namespace", "name": "mcp", "tools": ["x"]}]}, "tools[0].tools[0]"),
     ],
 )
 def test_what_cannot_be_honoured_names_its_place(fields: dict[str, Any], param: str) -> None:
