@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from quire.cache.block_pool import BlockPool
 from quire.cache.eviction import make_policy, make_state_policy
 from quire.cache.pools import Pools
 from quire.cache.state_pool import StatePool
 from quire.cache.window_pool import WindowPool, blocks_of_window
+from quire.engine.config import EngineConfig
 from quire.engine.memory.budget import SMALLEST_STEP
 from quire.engine.messages import BLOCK_SECONDS_BOUNDS
 from quire.engine.model.paged_model import PagedModel
-
-if TYPE_CHECKING:
-    from quire.engine.engine import EngineConfig
 
 
 class Capacity:

@@ -82,7 +82,8 @@ def _load(folder: Path, device: Any) -> PagedModel:
 
 
 def _measure(paged: PagedModel, tokens: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    from quire.engine.engine import Engine, EngineConfig
+    from quire.engine.config import EngineConfig
+    from quire.engine.engine import Engine
 
     config = EngineConfig(
         num_blocks=_CHUNKS * tokens // 16 + 40, max_num_seqs=4, max_num_batched_tokens=tokens

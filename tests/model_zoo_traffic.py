@@ -10,8 +10,9 @@ from typing import Any
 from model_zoo import build, reference_generate
 from model_zoo_base import VOCAB
 
+from quire.engine.config import EngineConfig
 from quire.engine.device_thread import DeviceThread
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.messages import GenerateRequest, SamplingParams, TokenOutput, WorkerStats
 
 TOKEN_BUDGET = 64  # most prompts are longer, so they are cut into chunks beside other decodes

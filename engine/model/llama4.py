@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx_lm.models import llama4
 
 from quire.engine.attention.backend import Query
+from quire.engine.model.by_head import join_heads, split_heads
 from quire.engine.model.seam import PagedLayer
 from quire.kernels.heads import Scoring
 
@@ -31,14 +32,7 @@ def _attend(layer: Any, x: mx.array, mask: Any = None, cache: Any = None) -> mx.
     """Attention of a layer; (rows, 1, hidden) to the same."""
     if type(cache) is not PagedLayer:
         return _attention(layer, x, mask, cache)
-    rows, tokens, _ = x.shape
-
-    def by_head(projected: mx.array) -> mx.array:
-        return projected.reshape(rows, tokens, -1, layer.head_dim).swapaxes(1, 2)
-
-    queries, keys, values = (
-        by_head(project(x)) for project in (layer.q_proj, layer.k_proj, layer.v_proj)
-    )
+    queries, keys, values = split_heads(layer, x)
     if layer.use_rope:
         queries, keys = (layer.rope(part, offset=cache.offset) for part in (queries, keys))
     elif layer.attn_temperature_tuning:
@@ -47,8 +41,7 @@ def _attend(layer: Any, x: mx.array, mask: Any = None, cache: Any = None) -> mx.
         queries, keys = (mx.fast.rms_norm(part, None, 1e-6) for part in (queries, keys))
     handles = cache.update_and_fetch(keys, values)
     output = cache.attend(Query(queries, Scoring(layer.scale)), *handles)
-    projected: mx.array = layer.o_proj(output.swapaxes(1, 2).reshape(rows, tokens, -1))
-    return projected
+    return join_heads(layer, output)
 
 
 def _temperatures(layer: Any, positions: mx.array) -> mx.array:

@@ -10,8 +10,9 @@ from pathlib import Path
 import mlx.core as mx
 import msgspec
 
+from quire.engine.config import EngineConfig
 from quire.engine.device import select_device
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.errors import EngineError, UnsupportedModel, is_out_of_memory
 from quire.engine.grammar import GrammarCompiler
 from quire.engine.grammar_tokens import make_tokenizer

@@ -89,9 +89,7 @@ def _changes(row: Chunk, params: SamplingParams) -> bool:
     """Whether a row's logits are changed before a token is drawn."""
     return bool(
         params.logit_bias
-        or params.presence_penalty
-        or params.frequency_penalty
-        or params.repetition_penalty != 1
+        or params.penalizes
         or params.allowed_token_ids
         or params.bad_words
         or row.banned_token_ids

@@ -11,8 +11,9 @@ import mlx.core as mx
 import pytest
 from model_zoo import build
 
+from quire.engine.config import EngineConfig
 from quire.engine.device_thread import DeviceThread
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.messages import GenerateRequest, SamplingParams, TokenOutput
 from quire.engine.step.runner import ModelRunner
 

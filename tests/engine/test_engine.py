@@ -9,7 +9,8 @@ import mlx.core as mx
 import pytest
 from model_zoo import UNPAGED, build, reference_generate
 
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.config import EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.errors import RequestTooLong, UnsupportedModel
 from quire.engine.messages import STEP_TOKENS_BOUNDS, GenerateRequest, SamplingParams, TokenOutput
 

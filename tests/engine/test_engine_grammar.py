@@ -14,8 +14,9 @@ from grammar_walk import EOS, grammar_tokenizer, small_tokenizer
 from llguidance import LLMatcher
 from mlx_lm.models import llama
 
+from quire.engine.config import EngineConfig
 from quire.engine.device_thread import DeviceThread
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.errors import GrammarError
 from quire.engine.grammar import GrammarCompiler
 from quire.engine.grammar_queue import GrammarQueue, Masks

@@ -15,8 +15,9 @@ from grammar_walk import grammar_tokenizer
 from llguidance import LLMatcher
 from mlx_lm.models import llama
 
+from quire.engine.config import EngineConfig
 from quire.engine.device_thread import DeviceThread
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.grammar import GrammarCompiler
 from quire.engine.messages import GenerateRequest, SamplingParams, TokenLogprobs
 

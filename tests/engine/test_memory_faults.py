@@ -13,8 +13,9 @@ import pytest
 from metal_sim import simulated_kernels
 from model_zoo import build, reference_generate
 
+from quire.engine.config import EngineConfig
 from quire.engine.device_thread import DeviceThread
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.memory.faults import MemoryFaults
 from quire.engine.messages import GenerateRequest, SamplingParams, TokenOutput
 from quire.engine.model.paging import page_model

@@ -13,8 +13,9 @@ import pytest
 from mlx_lm.generate import generate_step
 from model_zoo import build
 
+from quire.engine.config import EngineConfig
 from quire.engine.device_thread import DeviceThread
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.messages import GenerateRequest, SamplingParams
 
 LENGTH = 40

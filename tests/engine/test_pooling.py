@@ -12,8 +12,9 @@ import pytest
 from metal_sim import simulated_kernels
 from model_zoo import build
 
+from quire.engine.config import EngineConfig
 from quire.engine.device_thread import DeviceThread
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.messages import GenerateRequest, Pooling, SamplingParams, TokenOutput
 from quire.engine.step.runner import ModelRunner, Results, Step
 from quire.kernels.choice.selection import Selector, selecting

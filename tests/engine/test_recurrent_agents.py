@@ -8,7 +8,8 @@ from itertools import takewhile
 import pytest
 from model_zoo import build
 
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.config import EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.messages import GenerateRequest, SamplingParams
 
 BLOCK_SIZE = 16

@@ -9,7 +9,8 @@ import mlx.core as mx
 import pytest
 from model_zoo import build, reference_generate
 
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.config import EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.messages import GenerateRequest, SamplingParams, TokenOutput
 
 GREEDY = SamplingParams(temperature=0)

@@ -15,7 +15,8 @@ from model_zoo_traffic import reference_generate
 
 from quire.engine.attention.kernel_pages import KernelPages
 from quire.engine.attention.mlx_pages import MlxPages
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.config import EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model

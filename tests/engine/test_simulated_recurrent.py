@@ -12,7 +12,8 @@ import pytest
 from metal_sim import simulated_kernels
 from model_zoo import FAMILIES, Family, build, reference_generate
 
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.config import EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.model.paging import page_model
 from quire.kernels.choice.selection import Selector, selecting

@@ -11,7 +11,8 @@ from llguidance import LLMatcher
 from mlx_lm.models import llama
 from model_zoo import build
 
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.config import EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.grammar import GrammarCompiler
 from quire.engine.messages import GenerateRequest, SamplingParams, ThinkingBudget
 

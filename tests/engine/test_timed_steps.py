@@ -9,7 +9,8 @@ from unittest import mock
 from metal_sim import simulated_kernels
 from model_zoo import build
 
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.config import EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.model.paging import page_model
 from quire.engine.startup.start import Startup
 from quire.engine.step.runner import ModelRunner

@@ -6,7 +6,8 @@ import pytest
 from model_zoo import FAMILIES, UNPAGED, UNRUNNABLE, build
 from model_zoo_traffic import compare_with_reference
 
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.config import EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.errors import UnsupportedModel
 from quire.engine.model.seam import PagedLayer, WindowMask
 

@@ -15,7 +15,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model as load_by_mlx_lm
 from model_zoo import FAMILIES, Family, build, reference_generate
 
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.config import EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.model.flat_linear import flatten_quantized_linears
 from quire.engine.model.paging import page_model

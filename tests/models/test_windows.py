@@ -19,7 +19,8 @@ from quire.cache.pages import LayerPages
 from quire.cache.window_pool import WindowPool
 from quire.cache.window_table import WindowTable
 from quire.engine.attention.decode_rows import Reach
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.config import EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.errors import UnsupportedModel
 from quire.engine.step_batch import Chunk
 

@@ -12,7 +12,8 @@ from metal_sim import simulated_kernels
 from model_zoo import build
 from model_zoo_traffic import reference_generate
 
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.config import EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model

@@ -13,7 +13,8 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.models import gemma3_text, gpt_oss, llama, qwen3, qwen3_moe
 
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.config import EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.memory.budget import STEP_TOKENS, DeviceName
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.model.flat_linear import flatten_quantized_linears

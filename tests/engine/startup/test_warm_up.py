@@ -9,7 +9,8 @@ from unittest import mock
 import pytest
 from model_zoo import build, reference_generate
 
-from quire.engine.engine import Engine, EngineConfig
+from quire.engine.config import EngineConfig
+from quire.engine.engine import Engine
 from quire.engine.memory.budget import DeviceName
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.model.recurring import Recurring
