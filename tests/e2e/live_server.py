@@ -39,6 +39,9 @@ def eventually(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
+_AT_WORK = "quire_requests_running", "quire_requests_waiting", 'quire_kv_blocks{state="used"}'
+
+
 class Server:
     """One `quire serve` process; ``url`` is known once it listens."""
 
@@ -98,6 +101,17 @@ class Server:
         lines = self.get("/metrics")[2].splitlines()
         pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
         return {_without_model(name): float(value) for name, value in pairs}
+
+    def idle_metrics(self) -> dict[str, float]:
+        """Waits for the worker's last report, which may come a moment after its last answer."""
+        found: dict[str, float] = {}
+
+        def is_idle() -> bool:
+            found.update(self.metrics())
+            return not any(found[name] for name in _AT_WORK)
+
+        eventually(is_idle, f"no request has a place or blocks: {found}")
+        return found
 
     def worker_pid(self) -> int:
         pids = workers(self.process.pid)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_server import PATIENCE, Server, eventually
+from live_server import PATIENCE, Server
 
 TOOL = {
     "name": "look",
@@ -202,21 +202,9 @@ def check_envelope(path: str, text: bytes, what: str) -> None:
 
 
 def check_health(server: Server) -> None:
-    def idle() -> bool:
-        metrics = server.metrics()
-        busy = [
-            value
-            for name, value in metrics.items()
-            if name.startswith(("quire_requests_running", "quire_requests_waiting"))
-            or (name.startswith("quire_kv_blocks") and 'state="used"' in name)
-        ]
-        assert len(busy) == 3
-        return not any(busy)
-
-    eventually(idle, "nothing runs and no block is used")
+    metrics = server.idle_metrics()
     assert server.get("/health")[0] == server.get("/ready")[0] == 200
-    restarts = [v for k, v in server.metrics().items() if k.startswith("quire_worker_restarts")]
-    assert restarts == [0]
+    assert metrics["quire_worker_restarts_total"] == 0
     body = {"model": "small", "prompt": "Once", "max_tokens": 2}
     assert server.post("/v1/completions", body)[0] == 200
 

@@ -88,7 +88,7 @@ def test_the_next_turn_is_cached_and_says_what_it_would_say_anyway(
 
 def test_slots_are_counted(server: Server, client: OpenAI) -> None:
     complete(client, "Which colour?", 4)
-    metrics = server.metrics()
+    metrics = server.idle_metrics()
     slots = {s: metrics[f'quire_state_slots{{state="{s}"}}'] for s in ("used", "cached", "free")}
     assert slots["cached"] > 0
     assert metrics['quire_memory_bytes{kind="states"}'] > 0

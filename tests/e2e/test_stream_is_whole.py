@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_server import Server, eventually
+from live_server import Server
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 SCHEMA = {
@@ -167,22 +167,11 @@ def is_list(prompt: Any) -> bool:
 def test_stream_is_whole(server: Server) -> None:
     for seed in range(40):
         check(server, seed)
-    eventually(lambda: idle(server), "nothing runs")
+    server.idle_metrics()
 
 
 @pytest.mark.long
 def test_stream_is_whole_a_thousand_times(server: Server) -> None:
     for seed in range(100, 1100):
         check(server, seed)
-    eventually(lambda: idle(server), "nothing runs")
-
-
-def idle(server: Server) -> bool:
-    metrics = server.metrics()
-    found = [
-        value
-        for name, value in metrics.items()
-        if name.startswith(("quire_requests_running", "quire_requests_waiting"))
-        or (name.startswith("quire_kv_blocks") and 'state="used"' in name)
-    ]
-    return len(found) == 3 and not any(found)
+    server.idle_metrics()
