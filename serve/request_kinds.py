@@ -26,7 +26,8 @@ from quire.serve.protocol import (
     UserMessage,
 )
 from quire.serve.request_decoder import RequestDecoder
-from quire.serve.responses_protocol import Item, ResponsesRequest, messages_of
+from quire.serve.responses_input import Item, messages_of
+from quire.serve.responses_protocol import ResponsesRequest
 
 T = TypeVar("T", bound=Struct)
 MessagesOf = Callable[[T, Sequence[Item]], tuple[Sequence[Message], Sequence[str]]]

@@ -16,7 +16,8 @@ from quire.serve.parsers.events import (
     Event,
     ReasoningDelta,
 )
-from quire.serve.responses_protocol import Item, ToolName
+from quire.serve.responses_input import Item
+from quire.serve.responses_tools import ToolName
 
 Payload = dict[str, Any]
 
