@@ -8,9 +8,11 @@ from itertools import takewhile
 import pytest
 from model_zoo import build
 
+from quire.cache.sequence_cache import Prefix
 from quire.engine.config import EngineConfig
 from quire.engine.engine import Engine
-from quire.engine.messages import GenerateRequest, SamplingParams
+from quire.engine.messages import GenerateRequest, SamplingParams, TokenOutput
+from quire.engine.sequence import Sequence
 
 BLOCK_SIZE = 16
 
@@ -55,7 +57,7 @@ class Agents:
             self._request_id += 1
         outputs: list[list[int]] = [[] for _ in self.sessions]
         while self.engine.has_work:
-            for output in self.engine.step():
+            for output in self.step():
                 outputs[output.request_id - first] += output.token_ids
                 if output.finish_reason is not None:
                     self.num_cached += output.num_cached_tokens
@@ -64,6 +66,9 @@ class Agents:
             self._computed.append(self.sessions[index] + output[:-1])
             self.sessions[index] = self.sessions[index] + output
             self.sessions[index] += self.text(self._draw.choice([20, 120, 300]))
+
+    def step(self) -> list[TokenOutput]:
+        return self.engine.step()
 
     def _shared(self, prompt: list[int]) -> int:
         """Tokens of the longest prefix that was computed before, in whole blocks."""
@@ -74,6 +79,38 @@ class Agents:
                 longest, sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
             )
         return longest // BLOCK_SIZE * BLOCK_SIZE
+
+
+class PreemptedAgents(Agents):
+    """Whose answers lose their place now and then, although there is room for all of them."""
+
+    def __init__(self, name: str, num_sessions: int) -> None:
+        super().__init__(name, num_sessions)
+        self.num_preempted = self.num_lost = self.num_found = 0
+        self._chance = random.Random(1)
+        self._lost: dict[Sequence, int] = {}
+        self._start = self.engine.scheduler._start_running
+        self.engine.scheduler._start_running = self._note_start  # type: ignore[method-assign]
+
+    def step(self) -> list[TokenOutput]:
+        outputs = super().step()
+        scheduler = self.engine.scheduler
+        answering = [
+            s for s in scheduler.running if len(s.token_ids) > len(s.request.prompt_token_ids)
+        ]
+        if answering and self._chance.random() < 0.1:
+            sequence = self._chance.choice(answering)
+            # All that has retired: everything but the last token, which is sampled only.
+            self._lost[sequence] = (len(sequence.token_ids) - 1) // BLOCK_SIZE * BLOCK_SIZE
+            scheduler._preempt(sequence)
+            self.num_preempted += 1
+        return outputs
+
+    def _note_start(self, sequence: Sequence, prefix: Prefix) -> None:
+        if (lost := self._lost.pop(sequence, None)) is not None:
+            self.num_lost += lost
+            self.num_found += len(prefix.blocks) * BLOCK_SIZE
+        self._start(sequence, prefix)
 
 
 @pytest.mark.parametrize("name", ["lfm2", pytest.param("nemotron_h", marks=pytest.mark.long)])
@@ -87,6 +124,21 @@ def test_what_agents_share_with_earlier_turns_is_cached(name: str) -> None:
     states = agents.engine.stats().states
     assert states is not None
     assert states.used == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["lfm2", "nemotron_h"])
+def test_what_agents_share_is_cached_after_preemptions_too(name: str) -> None:
+    """And an answer that lost its place goes on from what had been computed of it."""
+    agents = PreemptedAgents(name, num_sessions=4)
+    for turn in range(12):
+        if turn == 7:
+            agents.edit()
+        agents.turn()
+    assert agents.num_cached >= 0.97 * agents.num_shared > 0
+    assert agents.num_preempted > 20
+    assert agents.num_found >= 0.97 * agents.num_lost > 0
+    assert agents.engine.stats().preemptions == agents.num_preempted
 
 
 @pytest.mark.long
