@@ -17,10 +17,16 @@ endif
 comma := ,
 
 QUICK := not models and not long and not clients and not faults
-unit-inner := tests/cache tests/engine
+# Parts of the tests, the longest first; the engine's apart from what its folders hold.
+PARTS := kernels engine serve models servers engine-folders loadtest rest
 unit-kernels := tests/kernels
-unit-outer := tests/loadtest tests/serve $(wildcard tests/test_*.py)
-unit-servers := tests/deploy tests/e2e tests/page tests/models
+unit-engine := $(wildcard tests/engine/test_*.py)
+unit-serve := tests/serve
+unit-models := tests/models
+unit-servers := tests/e2e
+unit-engine-folders := $(filter-out %__pycache__/,$(wildcard tests/engine/*/))
+unit-loadtest := tests/loadtest
+unit-rest := tests/deploy tests/page tests/cache $(wildcard tests/test_*.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint format types unit test-faults test-long test-models test-clients soak gaps \
@@ -58,16 +64,15 @@ types: .venv/dev.stamp
 	MYPYPATH=build/site $(BIN)/mypy -p quire.serve -p quire.engine -p quire.cache -p quire.kernels \
 		-p quire.deploy -p quire.loadtest
 
-# Side by side: the engine, kernels, the front end, and whole servers, whose tests wait most of the
-# time. With ARGS, only those.
+# Four parts at a time, as some wait most of theirs. With ARGS, only those.
 unit: .venv/dev.stamp
 ifdef ARGS
 	$(BIN)/pytest -m "$(QUICK)" $(ARGS)
 else
-	@$(MAKE) --no-print-directory -j4 unit-inner unit-kernels unit-outer unit-servers
+	@$(MAKE) --no-print-directory -j4 --keep-going $(PARTS:%=unit-%)
 endif
 
-unit-inner unit-kernels unit-outer unit-servers: .venv/dev.stamp
+$(PARTS:%=unit-%): .venv/dev.stamp
 	$(BIN)/pytest -m "$(QUICK)" $($@)
 
 test-faults: .venv/dev.stamp

@@ -261,8 +261,8 @@ def test_scoring_accepts_only_right_replies() -> None:
     ("thinking", "form", "least"),
     [
         (False, False, 0.95),
-        (False, True, 0.94),
-        (True, False, 0.85),
+        pytest.param(False, True, 0.94, marks=pytest.mark.long),
+        pytest.param(True, False, 0.85, marks=pytest.mark.long),
         pytest.param(True, True, 0.94, marks=pytest.mark.long),
     ],
     ids=["plain", "by a schema", "thinking", "thinking, by a schema"],

@@ -47,6 +47,7 @@ def writes_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "SPECS", (replace(KV_WRITE, checked=(WRITE,)),))
 
 
+@pytest.mark.long
 def test_everything_agrees_on_the_cpu() -> None:
     verdicts = list(check_all("cpu", ["float32"]))
     assert {v.operation for v in verdicts} == {spec.name for spec in SPECS}

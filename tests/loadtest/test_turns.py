@@ -114,7 +114,10 @@ def test_a_small_model_of_a_published_kind_is_made_and_timed(
     assert set(time_mlx_lm(loaded, plan)) == {"decode 2x8", "prompts 2048"}
 
 
-@pytest.mark.parametrize("name", ["Qwen3.6-35B-A3B", "Nemotron-3-Nano-30B-A3B"])
+@pytest.mark.parametrize(
+    "name",
+    ["Qwen3.6-35B-A3B", pytest.param("Nemotron-3-Nano-30B-A3B", marks=pytest.mark.long)],
+)
 def test_a_small_model_of_a_kind_answers_in_text(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "small"
     write_model(folder, shrunk(name, 6))

@@ -122,7 +122,7 @@ def test_a_dying_process_is_replaced() -> None:
 
 def test_one_endless_job_does_not_hold_up_the_others() -> None:
     async def check() -> None:
-        async with pool(processes=2, seconds=1.0) as helpers:
+        async with pool(processes=2, seconds=5.0) as helpers:
             endless = asyncio.create_task(helpers.call({"do": "loop"}))
             pids = await asyncio.gather(*(echo(helpers, i) for i in range(50)))
             assert len(set(pids)) <= 2

@@ -74,7 +74,7 @@ def test_blocks_go_by_halves_and_come_back_when_it_is_calm() -> None:
     assert relief.num_blocks(Pressure.NONE, 91.0, 200, idle=True) == 1000
 
 
-@pytest.fixture(params=["cpu", "gpu"])
+@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.long)])
 def place(request: pytest.FixtureRequest) -> Iterator[str]:
     with ExitStack() as stack:
         if request.param == "gpu":
