@@ -18,7 +18,7 @@ from quire.serve.parsers.events import Event
 from quire.serve.protocol import GenerationRequest, StreamOptions
 from quire.serve.responses import FinishReason, Usage, ignored_header, json_response
 from quire.serve.served_model import ServedModel
-from quire.serve.sse import DONE, EventStream, event
+from quire.serve.sse import DONE, EventStream, LastEvent, event
 from quire.serve.token_log import ShownToken
 
 Choice = TypeVar("Choice", bound=Struct)
@@ -90,14 +90,19 @@ class Answer(ABC, Generic[Choice]):
     async def _events(self, options: StreamOptions) -> AsyncIterator[bytes]:
         choices = self.opening()
         usage: UsageField = None if options.include_usage else UNSET
+        running, last = len(self.group.generations), b""
         async for batch in self.group.deltas():
             for delta in batch:
                 choices += self.pieces(delta)
+                running -= delta.finish_reason is not None
             if options.continuous_usage_stats:
                 usage = self.group.usage
-            yield b"".join([event(self.chunk([choice], usage)) for choice in choices])
+            chunks = b"".join([event(self.chunk([choice], usage)) for choice in choices])
             choices = []
+            if running:
+                yield chunks
+            else:
+                last = chunks
         if options.include_usage:
-            yield event(self.chunk([], self.group.usage)) + DONE
-        else:
-            yield DONE
+            last += event(self.chunk([], self.group.usage))
+        yield LastEvent(last + DONE)

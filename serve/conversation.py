@@ -110,6 +110,14 @@ async def check_output(
         raise names.rename(error) from None
 
 
+async def prepare(
+    served: Served, info: Ready, body: ChatCompletionRequest, large: LargeMessages | None
+) -> tuple[ChatPrompt, str]:
+    """The prompt, and the grammar of the output. Raises :class:`ApiError`."""
+    prompt = await encode_conversation(served, body, info.max_model_len, large=large)
+    return prompt, await check_output(served, body, prompt)
+
+
 def start(
     served: Served, info: Ready, body: ChatCompletionRequest, prompt: ChatPrompt, grammar: str
 ) -> GenerationGroup:

@@ -16,16 +16,15 @@ import msgspec
 from quire.serve.errors import ApiError, invalid, unavailable
 from quire.serve.grammar_check import CheckerConfig, CheckRefusal, CheckRequest, Tool, Tools
 from quire.serve.helper_answers import RETRY_AFTER
-from quire.serve.helpers import (
+from quire.serve.helper_errors import (
     HelperBusy,
     HelperCrashed,
     HelperError,
-    HelperLimits,
     HelperOutOfMemory,
-    HelperPool,
     HelperRefused,
     HelperTimeout,
 )
+from quire.serve.helpers import HelperLimits, HelperPool
 from quire.serve.tool_grammar import CallRules
 
 MAX_BYTES: Final = 64 << 10  # of one schema, pattern or grammar

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from quire.serve.errors import ApiError, invalid, unavailable
-from quire.serve.helpers import (
+from quire.serve.helper_errors import (
     HelperBusy,
     HelperCrashed,
     HelperError,
     HelperOutOfMemory,
-    HelperPool,
     HelperRefused,
     HelperTimeout,
 )
+from quire.serve.helpers import HelperPool
 from quire.serve.prompt_length import error_of
 
 RETRY_AFTER: Final = 1  # seconds, where too many jobs wait

@@ -10,55 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-import msgspec
-
-from quire.serve.helper_process import LENGTH_BYTES, MAX_REPLY_BYTES, Setup, pack_request
-from quire.serve.process_memory import resident_bytes
+from quire.serve.helper_client import Helper
+from quire.serve.helper_errors import HelperBusy, HelperCrashed, HelperError, HelperFailed
+from quire.serve.helper_process import Setup, pack_request
 
 logger = logging.getLogger("quire.helpers")
-
-# Not `-m`, which would run the module as __main__ and leave handlers with a second Refused.
-_PROGRAM: Final = "import sys; from quire.serve.helper_process import main; sys.exit(main())"
-_WATCH_SECONDS: Final = 0.02  # between two looks at a working helper's memory
-_START_SECONDS: Final = 120.0  # a vocabulary of 250,000 tokens takes seconds to read
-
-
-class HelperError(Exception):
-    """A job came to nothing. The message is one line."""
-
-
-class HelperRefused(HelperError):
-    """The job ended with an answer, and the answer is no; ``details`` says why."""
-
-    def __init__(self, details: Any) -> None:
-        super().__init__(str(details))
-        self.details = details
-
-
-class HelperTimeout(HelperError):
-    """The job was stopped when its time was over."""
-
-
-class HelperOutOfMemory(HelperError):
-    """The job wanted more memory than it may take."""
-
-
-class HelperCrashed(HelperError):
-    """The process died over the job, or before."""
-
-
-class HelperFailed(HelperError):
-    """The process could not be started, or its code failed."""
-
-
-class HelperBusy(HelperError):
-    """Too many jobs wait already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,15 +159,15 @@ class HelperPool:
     async def _keep(self, largest: int | None) -> None:
         """One process and its successors: hands each job of at most so many bytes to the one that
         lives."""
-        helper: _Helper | None = None
+        helper: Helper | None = None
         eager = self.limits.eager
         try:
             while True:
                 if helper is None and eager:
                     # Started before there is work. Should that fail, the next job tries again and
                     # is told why.
-                    with contextlib.suppress(HelperError):
-                        helper = await _Helper.start(self._setup)
+                    with contextlib.suppress(Exception):
+                        helper = await Helper.start(self._setup)
                 # No variable here holds the job while the next one is waited for: it may be large.
                 helper = await self._hand_over(await self._jobs.get(largest), helper)
                 eager = True
@@ -214,13 +175,13 @@ class HelperPool:
             if helper is not None:
                 await helper.end()
 
-    async def _hand_over(self, job: _Job, helper: _Helper | None) -> _Helper | None:
+    async def _hand_over(self, job: _Job, helper: Helper | None) -> Helper | None:
         """Answer ``job`` with ``helper``, or a new one; the one for the next job is returned."""
         if job.answer.done():  # the caller has gone
             return helper
         try:
             if helper is None:
-                helper = await _Helper.start(self._setup)
+                helper = await Helper.start(self._setup)
             reply = await helper.work(job.request)
         except HelperError as error:
             if helper is not None and not helper.is_usable:
@@ -229,6 +190,14 @@ class HelperPool:
                 helper = None
             if not job.answer.done():
                 job.answer.set_exception(error)
+        except Exception:
+            # Without its keeper a process would get no job any more, and jobs no answer.
+            logger.exception("A job of a helper process failed")
+            if helper is not None:
+                await helper.end()
+                helper = None
+            if not job.answer.done():
+                job.answer.set_exception(HelperFailed("the job failed; the log says why"))
         except asyncio.CancelledError:
             job.answer.cancel()
             if helper is not None:
@@ -240,113 +209,3 @@ class HelperPool:
         finally:
             del job  # as in call()
         return helper
-
-
-class _Helper:
-    """One process, from its start to its end."""
-
-    def __init__(self, process: asyncio.subprocess.Process, setup: Setup) -> None:
-        self._process = process
-        self._setup = setup
-        self._resident_limit = 0
-        self.is_usable = True
-
-    @classmethod
-    async def start(cls, setup: Setup) -> _Helper:
-        """Raises :class:`HelperError`."""
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",  # never import from the folder the server was started in
-                "-c",
-                _PROGRAM,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                # A terminal's Ctrl-C is for the front end, which still drains.
-                start_new_session=True,
-                # Threads take address space, which is limited, each for a heap of its own.
-                env={**os.environ, "MALLOC_ARENA_MAX": "1", "RAYON_NUM_THREADS": "1"},
-            )
-        except OSError as error:
-            raise HelperFailed(f"a helper process could not be started: {error}") from error
-        helper = cls(process, setup)
-        try:
-            async with asyncio.timeout(_START_SECONDS):
-                await helper._exchange([pack_request(setup)])
-        except TimeoutError:
-            await helper.end()
-            raise HelperTimeout(
-                f"a helper process took over {_START_SECONDS:.0f} s to start"
-            ) from None
-        except HelperCrashed as error:
-            await helper.end()
-            raise HelperFailed(f"it could not be started: {error}") from None
-        except BaseException:
-            await helper.end()
-            raise
-        helper._resident_limit = resident_bytes(process.pid) + setup.memory
-        return helper
-
-    async def work(self, request: Sequence[bytes]) -> Any:
-        """The reply to a packed request, in pieces. Raises :class:`HelperError`."""
-        watch = asyncio.create_task(self._watch_memory())
-        try:
-            async with asyncio.timeout(self._setup.seconds):
-                return await self._exchange(request)
-        except TimeoutError:
-            self.is_usable = False
-            raise HelperTimeout(f"stopped after {self._setup.seconds:g} s") from None
-        except HelperCrashed:
-            if watch.done():  # only ends where memory ran over
-                raise HelperOutOfMemory(self._over_memory) from None
-            raise
-        finally:
-            watch.cancel()
-
-    async def end(self) -> None:
-        self.is_usable = False
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await asyncio.shield(self._process.wait())
-
-    @property
-    def _over_memory(self) -> str:
-        return f"stopped at {self._setup.memory >> 20} MiB of memory"
-
-    async def _watch_memory(self) -> None:
-        while True:
-            await asyncio.sleep(_WATCH_SECONDS)
-            if resident_bytes(self._process.pid) > self._resident_limit:
-                self._process.kill()
-                return
-
-    async def _exchange(self, frame: Sequence[bytes]) -> Any:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        try:
-            for piece in frame:
-                stdin.write(piece)
-                await stdin.drain()
-            size = int.from_bytes(await stdout.readexactly(LENGTH_BYTES), "big")
-            if size > MAX_REPLY_BYTES:
-                self.is_usable = False
-                raise HelperFailed("a helper process sent a broken frame")
-            kind, value = msgspec.json.decode(await stdout.readexactly(size))
-        except (OSError, asyncio.IncompleteReadError):
-            self.is_usable = False
-            code = await self._process.wait()
-            raise HelperCrashed(f"the helper process died with exit code {code}") from None
-        except (msgspec.DecodeError, ValueError):
-            self.is_usable = False
-            raise HelperFailed("a helper process sent a broken frame") from None
-        match kind:
-            case "refused":
-                raise HelperRefused(value)
-            case "memory":
-                # Its heap is in pieces now; a fresh process is cheaper than to find out.
-                self.is_usable = False
-                raise HelperOutOfMemory(self._over_memory)
-            case "failed":
-                raise HelperFailed(str(value))
-        return value

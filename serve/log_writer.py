@@ -14,6 +14,8 @@ from collections import deque
 from typing import Final
 
 MAX_WAITING: Final = 10_000  # lines
+_GATHER: Final = 0.02  # seconds in which further lines join the first: each wake-up of the thread
+# costs the event loop more than a line.
 _MAX_LINE: Final = 16 * 1024  # bytes
 
 
@@ -27,6 +29,7 @@ class LogWriter:
         self._lines: deque[bytes] = deque()
         self._unreported = 0  # of the dropped ones
         self._in_line = False  # whether a write has failed in the middle of one
+        self._flushing = 0  # callers
         self._changed = threading.Condition()
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
@@ -38,29 +41,39 @@ class LogWriter:
                 self._drop()
             else:
                 self._lines.append(data)
-                self._changed.notify_all()
+                if len(self._lines) == 1:
+                    self._changed.notify_all()
 
     def flush(self, seconds: float) -> bool:
         """Wait until everything is written, or for ``seconds``; returns which of the two it was."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._lines, seconds)
+            self._flushing += 1
+            self._changed.notify_all()
+            try:
+                return self._changed.wait_for(lambda: not self._lines, seconds)
+            finally:
+                self._flushing -= 1
 
     def _run(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._lines)
-                line, unreported = self._lines[0], self._unreported
-            reported = unreported and self._is_written(
-                b"%d lines of this log were lost\n" % unreported
-            )
-            written = self._is_written(line)
+                self._changed.wait_for(lambda: self._flushing, _GATHER)
+            while self._lines:
+                self._write_first()
             with self._changed:
-                if reported:
-                    self._unreported -= unreported
-                if not written:
-                    self._drop()
-                self._lines.popleft()  # only now, so that flush() waits for it
                 self._changed.notify_all()
+
+    def _write_first(self) -> None:
+        line, unreported = self._lines[0], self._unreported
+        reported = unreported and self._is_written(b"%d lines of this log were lost\n" % unreported)
+        written = self._is_written(line)
+        with self._changed:
+            if reported:
+                self._unreported -= unreported
+            if not written:
+                self._drop()
+            self._lines.popleft()  # only now, so that flush() waits for it
 
     def _drop(self) -> None:
         self.dropped += 1

@@ -36,6 +36,10 @@ _LINE_ENDS: Final = (
 )
 
 
+class LastEvent(bytes):
+    """What a stream ends with: it goes out in one piece with the end of the response."""
+
+
 def named_event(name: str, payload: object) -> bytes:
     return b"event: " + name.encode() + b"\n" + event(payload)
 
@@ -95,6 +99,9 @@ class EventStream(EventSourceResponse):
         last = b""
         try:
             async for data in self.body_iterator:
+                if isinstance(data, LastEvent):
+                    last = data
+                    continue
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         except BackendError as error:
             last = event(from_backend(error).envelope)

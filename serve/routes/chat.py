@@ -50,14 +50,8 @@ class ChatCompletions:
         body = received.request
         served = await self._registry.open(request, body.model)
         info = served.backend.admit()
-        prompt = await unless_disconnected(
-            request,
-            conversation.encode_conversation(
-                served, body, info.max_model_len, large=received.messages
-            ),
-        )
-        grammar = await unless_disconnected(
-            request, conversation.check_output(served, body, prompt)
+        prompt, grammar = await unless_disconnected(
+            request, conversation.prepare(served, info, body, received.messages)
         )
         group = conversation.start(served, info, body, prompt, grammar)
         return await ChatAnswer(served.model, group, body).respond(request)

@@ -19,7 +19,7 @@ from quire.serve.output_form import wanted_of_text
 from quire.serve.prompt import encode_texts
 from quire.serve.prompt_length import length_limit
 from quire.serve.protocol import CompletionRequest
-from quire.serve.registry import Registry
+from quire.serve.registry import Registry, Served
 from quire.serve.request_kinds import COMPLETION
 from quire.serve.responses import Completion, CompletionChoice, CompletionLogprobs
 from quire.serve.served_model import ServedModel
@@ -36,12 +36,18 @@ class Completions:
         body = received.request
         served = await self._registry.open(request, body.model)
         info = served.backend.admit()
-        prompts = await unless_disconnected(
-            request, self._encode(served.model, received, info.max_model_len)
+        prompts, grammar = await unless_disconnected(
+            request, self._prepare(served, received, info.max_model_len)
         )
-        grammar = await unless_disconnected(request, served.check_output(wanted_of_text(body)))
         group = submission.start(served, info, submission.Work(body, prompts, "prompt", grammar))
         return await CompletionAnswer(served.model, group, body).respond(request)
+
+    async def _prepare(
+        self, served: Served, received: Received[CompletionRequest], max_model_len: int
+    ) -> tuple[list[list[int]], str]:
+        """The prompts, and the grammar of the output."""
+        prompts = await self._encode(served.model, received, max_model_len)
+        return prompts, await served.check_output(wanted_of_text(received.request))
 
     async def _encode(
         self, model: ServedModel, received: Received[CompletionRequest], max_model_len: int

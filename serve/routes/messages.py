@@ -22,7 +22,7 @@ from quire.serve.prompt_length import PromptTooLong
 from quire.serve.registry import Registry
 from quire.serve.request_kinds import COUNT_TOKENS, MESSAGES
 from quire.serve.responses import encode, ignored_header
-from quire.serve.sse import EventStream, named_event
+from quire.serve.sse import EventStream, LastEvent, named_event
 
 _STOP_REASONS: Final = {"length": "max_tokens", "tool_calls": "tool_use", "stop": "end_turn"}
 
@@ -163,7 +163,8 @@ class _Answer:
         reason, sequence = self._stop()
         delta = {"stop_reason": reason, "stop_sequence": sequence}
         last = {"type": "message_delta", "delta": delta, "usage": self._usage()}
-        yield b"".join(map(_event, [*blocks.close(), last, {"type": "message_stop"}]))
+        ending = [*blocks.close(), last, {"type": "message_stop"}]
+        yield LastEvent(b"".join(map(_event, ending)))
 
 
 def _event(payload: dict[str, Any]) -> bytes:

@@ -26,7 +26,7 @@ from quire.serve.response_items import ItemStream
 from quire.serve.response_store import ResponseStore, Stored
 from quire.serve.responses import encode, ignored_header
 from quire.serve.responses_protocol import Conversation, ResponsesRequest, to_chat
-from quire.serve.sse import EventStream, named_event
+from quire.serve.sse import EventStream, LastEvent, named_event
 
 # Fields of the request that stand in the response as they came.
 _ECHOED: Final = (
@@ -239,7 +239,8 @@ class _Answer:
         last = self._closing if self._is_cancelled else self._finish()
         # No event says that a response was cancelled.
         kind = "incomplete" if self._is_cancelled else self.response["status"]
-        yield b"".join(map(self._event, last)) + self._whole(f"response.{kind}")
+        ending = b"".join(map(self._event, last)) + self._whole(f"response.{kind}")
+        yield LastEvent(ending)
 
     def _finish(self, status: Literal["cancelled", "failed"] | None = None) -> list[dict[str, Any]]:
         """Brings ``response`` to its end, its own if there is no other ``status``; gives the events

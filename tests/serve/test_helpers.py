@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
-from quire.serve.helpers import (
+from quire.serve.helper_errors import (
     HelperBusy,
     HelperCrashed,
     HelperError,
     HelperFailed,
-    HelperLimits,
     HelperOutOfMemory,
-    HelperPool,
     HelperRefused,
     HelperTimeout,
 )
+from quire.serve.helpers import HelperLimits, HelperPool
 from quire.serve.process_memory import resident_bytes
+
+Run = Callable[[Callable[[], Awaitable[None]]], None]
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +42,11 @@ async def pool(**limits: Any) -> AsyncIterator[HelperPool]:
         yield helpers
 
 
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(test())  # type: ignore[arg-type]
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """Runs a test on a loop whose transports differ; the server has uvloop's where it is there."""
+    run_loop = uvloop.run if request.param == "uvloop" else asyncio.run
+    return lambda test: run_loop(test())  # type: ignore[arg-type]
 
 
 async def echo(helpers: HelperPool, value: Any = 1) -> int:
@@ -51,7 +56,7 @@ async def echo(helpers: HelperPool, value: Any = 1) -> int:
     return int(pid)
 
 
-def test_values_come_back_from_the_same_process() -> None:
+def test_values_come_back_from_the_same_process(run: Run) -> None:
     async def check() -> None:
         async with pool() as helpers:
             first = await echo(helpers, {"a": [1, None, "ä" * 100_000]})
@@ -61,7 +66,7 @@ def test_values_come_back_from_the_same_process() -> None:
     run(check)
 
 
-def test_a_refusal_and_a_failing_handler_leave_the_process_alive() -> None:
+def test_a_refusal_and_a_failing_handler_leave_the_process_alive(run: Run) -> None:
     async def check() -> None:
         async with pool() as helpers:
             pid = await echo(helpers)
@@ -76,7 +81,7 @@ def test_a_refusal_and_a_failing_handler_leave_the_process_alive() -> None:
     run(check)
 
 
-def test_a_job_without_end_is_stopped_and_the_process_replaced() -> None:
+def test_a_job_without_end_is_stopped_and_the_process_replaced(run: Run) -> None:
     async def check() -> None:
         async with pool(seconds=0.3) as helpers:
             pid = await echo(helpers)
@@ -90,7 +95,7 @@ def test_a_job_without_end_is_stopped_and_the_process_replaced() -> None:
 
 @pytest.mark.parametrize("job", ["allocate", "allocate at once"])
 @pytest.mark.parametrize("limit_address_space", [False, True])
-def test_a_job_gets_only_so_much_memory(job: str, limit_address_space: bool) -> None:
+def test_a_job_gets_only_so_much_memory(run: Run, job: str, limit_address_space: bool) -> None:
     async def check() -> None:
         limits = {"memory": 128 << 20, "limit_address_space": limit_address_space}
         async with pool(**limits) as helpers:
@@ -104,7 +109,7 @@ def test_a_job_gets_only_so_much_memory(job: str, limit_address_space: bool) -> 
     run(check)
 
 
-def test_a_dying_process_is_replaced() -> None:
+def test_a_dying_process_is_replaced(run: Run) -> None:
     async def check() -> None:
         async with pool() as helpers:
             pid = await echo(helpers)
@@ -120,7 +125,7 @@ def test_a_dying_process_is_replaced() -> None:
     run(check)
 
 
-def test_one_endless_job_does_not_hold_up_the_others() -> None:
+def test_one_endless_job_does_not_hold_up_the_others(run: Run) -> None:
     async def check() -> None:
         async with pool(processes=2, seconds=5.0) as helpers:
             endless = asyncio.create_task(helpers.call({"do": "loop"}))
@@ -133,7 +138,7 @@ def test_one_endless_job_does_not_hold_up_the_others() -> None:
     run(check)
 
 
-def test_small_jobs_do_not_wait_for_large_ones() -> None:
+def test_small_jobs_do_not_wait_for_large_ones(run: Run) -> None:
     async def check() -> None:
         async with pool(processes=2, reserved=10_000) as helpers:
             await asyncio.gather(*(echo(helpers, i) for i in range(10)))
@@ -146,7 +151,7 @@ def test_small_jobs_do_not_wait_for_large_ones() -> None:
     run(check)
 
 
-def test_a_single_process_takes_jobs_of_all_sizes() -> None:
+def test_a_single_process_takes_jobs_of_all_sizes(run: Run) -> None:
     async def check() -> None:
         async with pool(processes=1, reserved=10) as helpers:
             assert await echo(helpers, "x" * 1000)
@@ -155,7 +160,7 @@ def test_a_single_process_takes_jobs_of_all_sizes() -> None:
 
 
 @pytest.mark.parametrize("job", ["sleep", "refuse", "fail"])
-def test_a_large_job_is_forgotten_once_it_has_ended(job: str) -> None:
+def test_a_large_job_is_forgotten_once_it_has_ended(run: Run, job: str) -> None:
     """At once, not when the garbage collector finds it beside its error."""
 
     async def send(helpers: HelperPool) -> None:
@@ -179,7 +184,7 @@ def test_a_large_job_is_forgotten_once_it_has_ended(job: str) -> None:
     run(check)
 
 
-def test_many_bad_jobs_at_once_each_get_their_own_error() -> None:
+def test_many_bad_jobs_at_once_each_get_their_own_error(run: Run) -> None:
     async def check() -> None:
         async with pool(processes=2, seconds=2.0, memory=128 << 20) as helpers:
             jobs: list[dict[str, Any]] = [
@@ -196,7 +201,7 @@ def test_many_bad_jobs_at_once_each_get_their_own_error() -> None:
     run(check)
 
 
-def test_too_many_waiting_jobs_are_refused_and_the_others_done() -> None:
+def test_too_many_waiting_jobs_are_refused_and_the_others_done(run: Run) -> None:
     async def check() -> None:
         async with pool(waiting=3) as helpers:
             await echo(helpers)
@@ -211,7 +216,7 @@ def test_too_many_waiting_jobs_are_refused_and_the_others_done() -> None:
     run(check)
 
 
-def test_a_caller_that_leaves_harms_nobody() -> None:
+def test_a_caller_that_leaves_harms_nobody(run: Run) -> None:
     async def check() -> None:
         async with pool() as helpers:
             pid = await echo(helpers)
@@ -225,7 +230,7 @@ def test_a_caller_that_leaves_harms_nobody() -> None:
     run(check)
 
 
-def test_a_pool_that_cannot_start_says_why_for_each_job() -> None:
+def test_a_pool_that_cannot_start_says_why_for_each_job(run: Run) -> None:
     async def check() -> None:
         limits = HelperLimits(processes=1)
         async with HelperPool("helper_jobs:make", {"broken": True}, limits) as helpers:
@@ -236,7 +241,7 @@ def test_a_pool_that_cannot_start_says_why_for_each_job() -> None:
     run(check)
 
 
-def test_closing_ends_working_processes_and_their_callers() -> None:
+def test_closing_ends_working_processes_and_their_callers(run: Run) -> None:
     async def check() -> None:
         helpers = HelperPool("helper_jobs:make", {"name": "x"}, HelperLimits(processes=1))
         helpers.start()
