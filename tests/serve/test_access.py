@@ -156,7 +156,7 @@ def test_a_key_has_its_share_of_the_queue_and_a_cache_of_its_own(model, tmp_path
             with ask(server, "b", prompt=[[1], [2], [3]]) as many:
                 assert many.status == 400
                 assert json.load(many)["error"]["param"] == "prompt"
-    assert "key=a" in server.log.read_text()
+        until(lambda: "key=a" in server.log.read_text())
 
 
 def test_another_address_than_this_machines_needs_keys(model):  # noqa: F811

@@ -25,8 +25,14 @@ from quire.serve.helpers import HelperLimits
 from quire.serve.lark import ReasoningForm, markers_of
 
 FIELD = "response_format.json_schema.schema"
-# A second of work or so for its 60 kB.
-HEAVY = {
+# Seconds of work: none of the names may fit two of the patterns.
+LONG = {
+    "patternProperties": {
+        f"^{chr(ord('a') + i % 26)}{i}[a-z]*$": {"type": "string"} for i in range(300)
+    }
+}
+# Many megabytes for its 60 kB.
+LARGE = {
     "type": "object",
     "properties": {f"p{i}": {"type": "string", "pattern": f"^[a-z]{{{i}}}$"} for i in range(1000)},
     "additionalProperties": False,
@@ -98,14 +104,16 @@ def test_refusals_name_the_field_and_the_place(tmp_path: Path) -> None:
     run(tmp_path, check)
 
 
-@pytest.mark.parametrize("limits", [{"seconds": 0.2}, {"memory": 8 << 20}])
+@pytest.mark.parametrize(
+    ("heavy", "limits"), [(LONG, {"seconds": 0.2}), (LARGE, {"memory": 8 << 20})]
+)
 def test_what_takes_too_long_or_too_much_is_too_complex_and_harms_nobody(
-    tmp_path: Path, limits: dict[str, Any]
+    tmp_path: Path, heavy: dict[str, Any], limits: dict[str, Any]
 ) -> None:
     async def check(checker: GrammarChecker) -> None:
         others = [schema({"const": i}) for i in range(20)]
         async with asyncio.TaskGroup() as group:
-            bad = group.create_task(refusal(checker, schema(HEAVY)))
+            bad = group.create_task(refusal(checker, schema(heavy)))
             good = [group.create_task(checker.check(other, FIELD)) for other in others]
         assert (bad.result().status, bad.result().param) == (400, FIELD)
         assert "too complex" in bad.result().message

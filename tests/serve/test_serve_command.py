@@ -79,10 +79,16 @@ class Server:
         return self.request("POST", "/v1/completions", body)
 
     def worker_pid(self) -> int:
-        children = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True
-        ).stdout.split()
-        (pid,) = map(int, children)
+        found: list[int] = []
+
+        def started() -> bool:
+            command = ["ps", "-o", "pid=", "--ppid", str(self.process.pid)]
+            shown = subprocess.run(command, capture_output=True, text=True).stdout
+            found[:] = map(int, shown.split())
+            return bool(found)
+
+        until(started)
+        (pid,) = found
         return pid
 
 
