@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-Text = Mapping[str, Any]
-Kind = Literal[
-    "full",
-    "window",
-    "delta",
-    "kda",
-    "linear",
-    "half linear",
-    "mamba",
-    "mamba2",
-    "mamba and full",
-    "conv",
-    "none",
-]
+from quire.serve.kept import Kept, Text
+from quire.serve.state_facts import STATES, Recurrence, swa_size
+
+Kind = Literal["full", "window", "none"] | Recurrence
 
 _NAMES: Final[Mapping[str, Kind]] = {
     **dict.fromkeys(("full_attention", "attention", "*"), "full"),
@@ -53,39 +42,9 @@ _GROUPED: Final[Mapping[str, Kind]] = {
 }
 # Whose last layers use the keys and values of others.
 _SHARING: Final = ("gemma3n", "gemma3n_text", "gemma4", "gemma4_text")
-# With recurrent layers of other kinds than those below, or windows in a loop.
-UNKNOWN: Final = (
-    *("baichuan_m1", "jamba", "mamba", "longcat_flash_ngram", "plamo2", "recurrent_gemma"),
-    *("rwkv7", "iquestloopcoder"),
-)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Numbers that all layers together keep.
-
-    Attributes:
-        token: of each token.
-        window_token: of each token that sliding windows, or chunks, still see.
-        window: tokens that these see; 0: there are none.
-        state: of a sequence, in the model's own type.
-        float_state: of a sequence, in float32.
-    """
-
-    token: int = 0
-    window_token: int = 0
-    window: int = 0
-    state: int = 0
-    float_state: int = 0
-
-    def plus(self, other: Kept) -> Kept:
-        return Kept(
-            self.token + other.token,
-            self.window_token + other.window_token,
-            max(self.window, other.window),
-            self.state + other.state,
-            self.float_state + other.float_state,
-        )
+NO_ATTENTION: Final = ("mamba", "falcon_mamba", "mamba2", "rwkv7")
+# Whose files in mlx-lm keep keys and values of every head in place of the latent.
+_UNFOLDED: Final = ("deepseek_v2", "minicpm3", "youtu_llm")
 
 
 def layers_keep(text: Text, types: set[str], layers: int, kv_size: int) -> Kept:
@@ -99,28 +58,29 @@ def layers_keep(text: Text, types: set[str], layers: int, kv_size: int) -> Kept:
     Raises:
         KeyError: the configuration lacks what layers of such a kind have.
     """
+    if "nemotron-nas" in types:
+        return _by_blocks(text)
     kinds = _kinds(text, types, layers)
     shared = int(text.get("num_kv_shared_layers") or 0) if types & set(_SHARING) else 0
     kept = Kept()
     for kind in kinds[: len(kinds) - shared]:
-        if kind in ("full", "mamba and full"):
+        if kind == "full":
             kept = kept.plus(Kept(token=_full_size(text, types, kv_size)))
-        if kind == "window":
+        elif kind == "window":
             size = _window_size(text, types, kv_size)
             kept = kept.plus(Kept(window_token=size, window=_window(text, types)))
-        if kind in _STATES:
-            kept = kept.plus(_STATES[kind](text))
+        elif kind != "none":
+            kept = kept.plus(STATES[kind](text))
     return kept
 
 
 def _kinds(text: Text, types: set[str], layers: int) -> list[Kind]:
+    """Of each layer, one or two."""
+    if special := types & set(_SPECIAL):
+        return _SPECIAL[special.pop()](text, layers)
     kinds = _listed_kinds(text, types, layers)
     if not types & set(_WINDOWED):
         kinds = ["full" if kind == "window" else kind for kind in kinds]
-    if "falcon_h1" in types:
-        kinds = ["mamba and full"] * layers
-    if "mamba2" in types:
-        kinds = ["mamba2"] * layers
     return kinds
 
 
@@ -160,6 +120,74 @@ def _every(period: int, layers: int, other: Kind) -> list[Kind]:
     return ["full" if (i + 1) % period == 0 else other for i in range(layers)]
 
 
+# ---- models that are like no other
+
+
+def _repeat(count: int, *kinds: Kind) -> list[Kind]:
+    return list(kinds) * count
+
+
+def _jamba(text: Text, layers: int) -> list[Kind]:
+    period, offset = int(text["attn_layer_period"]), int(text["attn_layer_offset"])
+    return ["full" if i % period == offset else "jamba" for i in range(layers)]
+
+
+def _plamo2(text: Text, layers: int) -> list[Kind]:
+    step = int(text["mamba_step"])
+    if text.get("mamba_enabled") is False:
+        return _repeat(layers, "full")
+    if layers <= step // 2:
+        return [*_repeat(layers - 1, "plamo2"), "full"]
+    return ["full" if i % step == step // 2 else "plamo2" for i in range(layers)]
+
+
+def _recurrent_gemma(text: Text, layers: int) -> list[Kind]:
+    block = text.get("block_types") or text["_block_types"]
+    kinds: list[Kind] = ["lru" if kind == "recurrent" else "window" for kind in block]
+    return [kinds[i % len(kinds)] for i in range(layers)]
+
+
+def _baichuan_m1(text: Text, layers: int) -> list[Kind]:
+    windows = text["sliding_window_layers"]
+    kinds: list[Kind] = []
+    for i in range(layers):
+        kinds += ["window", "last window keys"] if i in windows else ["full", "last keys"]
+    return kinds
+
+
+_SPECIAL: Final[Mapping[str, Callable[[Text, int], list[Kind]]]] = {
+    "baichuan_m1": _baichuan_m1,
+    "falcon_h1": lambda text, layers: _repeat(layers, "mamba", "full"),
+    "falcon_mamba": lambda text, layers: _repeat(layers, "mamba1"),
+    "iquestloopcoder": lambda text, layers: _repeat(layers, "full", "window"),
+    "jamba": _jamba,
+    "longcat_flash": lambda text, _: _repeat(int(text["num_layers"]), "full", "full"),
+    "longcat_flash_ngram": lambda text, _: [
+        *_repeat(int(text["num_layers"]), "full", "full"),
+        "last tokens",
+    ],
+    "mamba": lambda text, layers: _repeat(layers, "mamba1"),
+    "mamba2": lambda text, layers: _repeat(layers, "mamba2"),
+    "nanbeige": lambda text, layers: _repeat(layers * int(text.get("num_loops") or 1), "full"),
+    "plamo2": _plamo2,
+    "recurrent_gemma": _recurrent_gemma,
+    "rwkv7": lambda text, layers: _repeat(layers, "rwkv7"),
+}
+
+
+def _by_blocks(text: Text) -> Kept:
+    """``nemotron-nas``, whose layers differ in their groups of heads; some have no attention."""
+    heads = int(text["num_attention_heads"])
+    dim = int(text.get("head_dim") or text["hidden_size"] // heads)
+    parts = [block["attention"] for block in text["block_configs"]]
+    groups = [part.get("n_heads_in_group") for part in parts if not _has_none(part)]
+    return Kept(token=sum(2 * (heads // int(group)) * dim for group in groups))
+
+
+def _has_none(part: Text) -> bool:
+    return bool(part.get("no_op") or part.get("replace_with_linear"))
+
+
 # ---- attention
 
 
@@ -173,6 +201,15 @@ def _full_size(text: Text, types: set[str], kv_size: int) -> int:
         return int(text["num_key_value_heads"]) * int(text["head_dim"] + text["v_head_dim"])
     if "step3p5" in types:
         return 2 * int(text["num_attention_groups"]) * int(text["head_dim"])
+    if "plamo2" in types:
+        return 2 * int(text["num_key_value_heads"]) * int(text["hidden_size_per_head"])
+    if types & set(_UNFOLDED):
+        heads = int(text["num_attention_heads"])
+        key_dim = int(text["qk_nope_head_dim"]) + int(text["qk_rope_head_dim"])
+        value_dim = int(text["hidden_size"]) // heads
+        if "minicpm3" not in types:
+            value_dim = int(text["v_head_dim"])
+        return heads * (key_dim + value_dim)
     return kv_size
 
 
@@ -183,7 +220,7 @@ def _window_size(text: Text, types: set[str], kv_size: int) -> int:
     if "step3p5" in types:
         other = text.get("attention_other_setting") or text
         return 2 * int(other["num_attention_groups"]) * int(text["head_dim"])
-    return kv_size
+    return swa_size(text) if "baichuan_m1" in types else kv_size
 
 
 def _window(text: Text, types: set[str]) -> int:
@@ -191,74 +228,8 @@ def _window(text: Text, types: set[str]) -> int:
         return int(text["window_size"]) + 1
     if "llama4" in types:
         return int(text["attention_chunk_size"])
+    if "recurrent_gemma" in types:
+        return int(text["attention_window_size"])
+    if "iquestloopcoder" in types:
+        return int(text.get("loop_window_size") or 64)
     return int(text.get("sliding_window") or text.get("sliding_window_size") or 0)
-
-
-# ---- recurrence: a convolution's last inputs, and a matrix for each head
-
-
-def _delta(text: Text) -> Kept:
-    if linear := text.get("linear_attn_config"):
-        heads, dim = int(linear["num_heads"]), int(linear["head_dim"])
-        past = int(linear["short_conv_kernel_size"]) - 1
-        return Kept(state=past * 3 * heads * dim, float_state=heads * dim * dim)
-    key_heads, heads = int(text["linear_num_key_heads"]), int(text["linear_num_value_heads"])
-    key_dim, dim = int(text["linear_key_head_dim"]), int(text["linear_value_head_dim"])
-    width = 2 * key_heads * key_dim + heads * dim
-    past = int(text["linear_conv_kernel_dim"]) - 1
-    return Kept(state=past * width, float_state=heads * dim * key_dim)
-
-
-def _kda(text: Text) -> Kept:
-    heads, dim = int(text["num_attention_heads"]), int(text["head_dim"])
-    past = int(text.get("short_conv_kernel_size") or 4) - 1
-    return Kept(state=past * 3 * heads * dim, float_state=heads * dim * dim)
-
-
-def _linear(text: Text) -> Kept:
-    """As ``bailing_hybrid`` keeps it."""
-    heads = int(text["num_attention_heads"])
-    dim = int(text.get("head_dim") or text["hidden_size"] // heads)
-    return Kept(float_state=heads * dim * dim)
-
-
-def _half_linear(text: Text) -> Kept:
-    """As ``bailing_moe_linear`` keeps it, whatever it says of the size of heads."""
-    heads = int(text["num_attention_heads"])
-    return Kept(state=heads * (int(text["hidden_size"]) // heads) ** 2)
-
-
-def _mamba2(text: Text) -> Kept:
-    heads, dim = int(text["num_heads"]), int(text["head_dim"])
-    size = int(text.get("ssm_state_size") or text["state_size"])
-    width = heads * dim + 2 * int(text["n_groups"]) * size
-    past = int(text["conv_kernel"]) - 1
-    return Kept(state=past * width, float_state=heads * dim * size)
-
-
-def _mamba(text: Text) -> Kept:
-    def field(*names: str) -> int:
-        return next(int(text[name]) for name in names if text.get(name) is not None)
-
-    heads = field("mamba_num_heads", "mamba_n_heads")
-    dim = field("mamba_head_dim", "mamba_d_head")
-    size, groups = field("ssm_state_size", "mamba_d_state"), field("n_groups", "mamba_n_groups")
-    past = field("conv_kernel", "mamba_d_conv") - 1
-    width = heads * dim + 2 * groups * size
-    return Kept(state=past * width, float_state=heads * dim * size)
-
-
-def _conv(text: Text) -> Kept:
-    return Kept(state=(int(text["conv_L_cache"]) - 1) * int(text["hidden_size"]))
-
-
-_STATES: Final[Mapping[str, Callable[[Text], Kept]]] = {
-    "delta": _delta,
-    "kda": _kda,
-    "linear": _linear,
-    "half linear": _half_linear,
-    "mamba2": _mamba2,
-    "mamba": _mamba,
-    "mamba and full": _mamba,
-    "conv": _conv,
-}

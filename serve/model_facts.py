@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quire.serve.layer_facts import UNKNOWN, Kept, layers_keep
+from quire.serve.kept import Kept
+from quire.serve.layer_facts import NO_ATTENTION, layers_keep
 from quire.serve.served_model import ModelFilesError
 
 Bits = int
@@ -81,7 +82,9 @@ def facts_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ModelF
     """The facts of a configuration and the tensors that belong to it, by name."""
     text = {**config, **(config.get("text_config") or {})}
     layers = _number(text, "num_hidden_layers", "n_layers", "num_layers", "n_layer")
-    heads = _number(text, "num_attention_heads", "n_heads", "n_head", "num_heads")
+    heads = 1
+    if not _types(config, text) & set(NO_ATTENTION):
+        heads = _number(text, "num_attention_heads", "n_heads", "n_head", "num_heads")
     hidden = _number(text, "hidden_size", "d_model", "n_embd", "dim")
     head_dim = text.get("head_dim") or hidden // heads
     kept = {
@@ -111,15 +114,14 @@ def facts_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ModelF
     )
 
 
+def _types(config: Mapping[str, Any], text: Mapping[str, Any]) -> set[str]:
+    """Model types, of the whole and of its text part."""
+    return {str(each["model_type"]) for each in (config, text) if each.get("model_type")}
+
+
 def _kept(config: Mapping[str, Any], text: Mapping[str, Any], layers: int, kv_size: int) -> Kept:
-    types = {str(each["model_type"]) for each in (config, text) if each.get("model_type")}
-    if unknown := types & set(UNKNOWN):
-        raise ModelFilesError(
-            f"How much the layers of {min(unknown)} keep is not known; its memory cannot be "
-            f"estimated."
-        )
     try:
-        return layers_keep(text, types, layers, kv_size)
+        return layers_keep(text, _types(config, text), layers, kv_size)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFilesError(
             f"config.json does not say {error}; its memory cannot be estimated."
