@@ -12,7 +12,7 @@ from itertools import repeat
 from msgspec import Struct, structs
 
 from quire.engine.messages import Ready, ThinkingBudget, TokenLogprobs, TokenOutput
-from quire.serve import submission
+from quire.serve import request_record, submission
 from quire.serve.backend import TokenStream
 from quire.serve.detokenizer import Detokenizer
 from quire.serve.errors import ApiError, invalid
@@ -78,7 +78,8 @@ async def encode_conversation(
     limit = length_limit(encoder, most, counts=counts)
     if large is not None:
         large = structs.replace(large, limit=limit)
-    return await encode_chat(encoder, await render(served, body, large), limit)
+    salt = request_record.cache_salt(body.cache_salt)
+    return await encode_chat(encoder, await render(served, body, large), limit, salt)
 
 
 def _ending(body: ChatCompletionRequest) -> Ending:

@@ -230,11 +230,13 @@ async def render_chat(
     return await template.render(messages, tools, switches, ending)
 
 
-async def encode_chat(encoder: TextEncoder, rendered: Rendered, limit: LengthLimit) -> ChatPrompt:
-    """The prompt of a chat. Raises :class:`ApiError`."""
+async def encode_chat(
+    encoder: TextEncoder, rendered: Rendered, limit: LengthLimit, salt: str = ""
+) -> ChatPrompt:
+    """The prompt of a chat; ``salt`` tells apart who shares cached work. Raises
+    :class:`ApiError`."""
     limit.check(rendered.text, "messages")
-    # The template writes the special tokens itself.
-    [token_ids] = await encoder.encode([rendered.text], add_special_tokens=False)
+    token_ids = await encoder.encode_conversation(rendered.text, salt)
     return ChatPrompt(token_ids, rendered.opening, rendered.ignored)
 
 

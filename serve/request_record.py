@@ -73,6 +73,13 @@ def current() -> RequestRecord | None:
     return _current.get()
 
 
+def cache_salt(asked: str | None) -> str:
+    """With whom the current request shares cached work: what it asks for, and its key's own."""
+    record = _current.get()
+    key = None if record is None else record.api_key
+    return (asked or "") if key is None else f"{key.cache_salt}:{asked or ''}"
+
+
 def note_error(message: str, code: str | None) -> None:
     """Why the current request is refused or fails; the first word counts."""
     if (record := _current.get()) is not None and not record.error:

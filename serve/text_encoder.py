@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from quire.serve.detokenizer import byte_level_alphabet
 from quire.serve.process_memory import return_freed_memory
+from quire.serve.token_cache import TokenCache
 
 # Characters, or token ids, up to which the event loop does the work: about a millisecond.
 LONG_TEXT: Final = 4096
@@ -35,6 +36,7 @@ class TextEncoder:
     def __init__(self, tokenizer: Tokenizer, max_threads: int = _MAX_THREADS) -> None:
         self.tokenizer = tokenizer
         self.bytes_per_token = _most_bytes_per_token(tokenizer)  # None: there is no most
+        self._parts = TokenCache(tokenizer)
         self._threads = ThreadPoolExecutor(max_threads, thread_name_prefix="encode")
         # Texts that take much memory are read one after another.
         self._huge = asyncio.Semaphore(1)
@@ -50,6 +52,16 @@ class TextEncoder:
         return await self.run(
             sum(map(len, texts)), lambda: self.encode_here(texts, add_special_tokens)
         )
+
+    async def encode_conversation(self, text: str, salt: str = "") -> list[int]:
+        """Token ids of what a chat template has written, of which the parts are kept.
+
+        Special tokens are where ``text`` has them. ``salt``: see :meth:`TokenCache.encode`.
+        """
+        if not self._parts.usable:
+            [ids] = await self.encode([text], add_special_tokens=False)
+            return ids
+        return await self.run(len(text), lambda: self._parts.encode(text, salt))
 
     def encode_here(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         """Like :meth:`encode`, on the calling thread."""

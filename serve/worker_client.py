@@ -261,11 +261,10 @@ class WorkerClient:
         self.admit()
         assert self._channel is not None
         self.check_room(1)
-        salt = request.cache_salt
-        if (key := _api_key()) is not None:
-            salt = f"{key.cache_salt}:{salt}"
         request = msgspec.structs.replace(
-            request, request_id=next(self._request_ids), cache_salt=salt
+            request,
+            request_id=next(self._request_ids),
+            cache_salt=request_record.cache_salt(request.cache_salt),
         )
         if not self._channel.send(request):
             # The worker has gone and the supervisor is about to notice.
