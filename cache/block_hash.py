@@ -30,9 +30,14 @@ def extend_chain(
     hashes: list[BlockHash], root: BlockHash, token_ids: Sequence[int], block_size: int
 ) -> None:
     """Append to ``hashes`` the names of all full blocks of ``token_ids`` that it lacks."""
-    for index in range(len(hashes), len(token_ids) // block_size):
-        parent = hashes[-1] if hashes else root
-        tokens = array("I", token_ids[index * block_size : (index + 1) * block_size])
-        hashes.append(
-            BlockHash(hashlib.blake2b(parent + tokens.tobytes(), digest_size=_DIGEST_SIZE).digest())
-        )
+    first, end = len(hashes), len(token_ids) // block_size
+    if first >= end:
+        return
+    # All at once: a prompt may have 10,000 blocks.
+    tokens = array("I", token_ids[first * block_size : end * block_size])
+    data, size = tokens.tobytes(), tokens.itemsize * block_size
+    parent = hashes[-1] if hashes else root
+    for start in range(0, len(data), size):
+        digest = hashlib.blake2b(parent + data[start : start + size], digest_size=_DIGEST_SIZE)
+        parent = BlockHash(digest.digest())
+        hashes.append(parent)

@@ -12,8 +12,10 @@ import os
 import signal
 import sys
 import time
+from array import array
 
 import msgspec
+import numpy as np
 import zmq
 
 from quire.engine import messages
@@ -143,7 +145,7 @@ class Worker:
     def _submit(self, request: GenerateRequest) -> None:
         try:
             # An id beyond the embedding table reads foreign memory instead of failing.
-            if not all(0 <= token < self._vocab_size for token in request.prompt_token_ids):
+            if not _all_below(self._vocab_size, request.prompt_token_ids):
                 raise ValueError(f"token ids must be between 0 and {self._vocab_size - 1}")
             self._engine.submit(request)
         except (EngineError, ValueError) as error:
@@ -154,6 +156,15 @@ class Worker:
 
     def _send(self, message: FromWorker) -> None:
         self._outbox.send(messages.encode(message))
+
+
+def _all_below(size: int, token_ids: list[int]) -> bool:
+    """Whether all ids are from 0 to ``size - 1``; there may be 200,000."""
+    try:
+        ids = array("I", token_ids)
+    except OverflowError:
+        return False
+    return not ids or int(np.frombuffer(ids, np.uint32).max()) < size
 
 
 def main() -> int:
