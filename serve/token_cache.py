@@ -18,8 +18,9 @@ from typing import Final
 
 from tokenizers import Tokenizer
 
-MAX_TOKENS: Final = 4 << 20  # kept, of four bytes each
-_SHORT: Final = 64  # characters that are encoded sooner than they are found
+MAX_TOKENS: Final = 2 << 20  # kept, of four bytes each: ten conversations of 200,000
+# Characters. Fewer take less than half a millisecond, and would be many small things to keep.
+SHORTEST: Final = 1024
 # Begin and end with what a neighbour might change: spaces, line ends, accents, parts of words.
 _TRIED: Final = ("", "a", " a ", "\nword", "é ", "\u0301x", "12", "user\nHi. \n\n", "  \n", "'s")
 
@@ -30,9 +31,12 @@ class TokenCache:
     Those used longest ago are forgotten. Texts are not kept, but digests of them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, max_tokens: int = MAX_TOKENS) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, max_tokens: int = MAX_TOKENS, shortest: int = SHORTEST
+    ) -> None:
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
+        self._shortest = shortest
         self._num_tokens = 0
         self._parts: OrderedDict[bytes, array[int]] = OrderedDict()
         self._lock = threading.Lock()
@@ -46,7 +50,7 @@ class TokenCache:
         """
         ids: list[int] = []
         for part in self._split(text):
-            if len(part) < _SHORT:
+            if len(part) < self._shortest:
                 ids += self._encode(part)
                 continue
             data = part.encode(errors="surrogatepass")

@@ -65,7 +65,8 @@ def test_a_conversation_has_the_tokens_of_its_text(
     name: str, parts: list[tuple[str, str]], data: st.DataObject
 ) -> None:
     tokenizer = TOKENIZERS[name]
-    cache = TokenCache(tokenizer, max_tokens=data.draw(st.sampled_from([30, 10_000])))
+    most = data.draw(st.sampled_from([30, 10_000]))
+    cache = TokenCache(tokenizer, most, shortest=data.draw(st.sampled_from([1, 20])))
     assert cache.usable
     text = ""
     for special, said in parts:
@@ -91,23 +92,23 @@ class Counting:
 def test_a_turn_encodes_what_is_new() -> None:
     tokenizer = Counting(TOKENIZERS["byte level"])
     cache = TokenCache(tokenizer)  # type: ignore[arg-type]
-    first = "<|a|>the user said " + "hello " * 50
+    first = "<|a|>the user said " + "hello " * 200
     tokenizer.encoded.clear()
     cache.encode(first)
-    cache.encode(first + "</s>" + "words " * 50)
-    assert tokenizer.encoded == [first, "</s>" + "words " * 50]
+    cache.encode(first + "</s>" + "words " * 200)
+    assert tokenizer.encoded == [first, "</s>" + "words " * 200]
     cache.encode(first, salt="another's")
     assert tokenizer.encoded[2:] == [first]
 
 
 def test_what_is_kept_is_bounded() -> None:
     tokenizer = Counting(TOKENIZERS["byte level"])
-    cache = TokenCache(tokenizer, max_tokens=400)  # type: ignore[arg-type]
-    parts = ["<|a|>" + f"{number} " * 60 for number in range(20)]
+    cache = TokenCache(tokenizer, max_tokens=4000)  # type: ignore[arg-type]
+    parts = ["<|a|>" + f"{number} " * 600 for number in range(20)]
     for part in parts:
         cache.encode(part)
         cache.encode(parts[0])
-    assert cache._num_tokens == sum(map(len, cache._parts.values())) <= 400
+    assert cache._num_tokens == sum(map(len, cache._parts.values())) <= 4000
     tokenizer.encoded.clear()
     cache.encode(parts[0])  # never out of use
     cache.encode(parts[1])
