@@ -6,7 +6,6 @@ from enum import Enum
 from typing import NamedTuple
 
 import mlx.core as mx
-import numpy as np
 
 from quire.kernels.choice.problem import Float64Array, normal, to_float64
 from quire.kernels.choice.spec import (
@@ -88,17 +87,14 @@ class DeltaProblem(RecurrentProblem):
         q, k, v, g, beta = to_float64(self.rows)
         q, k = (x.repeat(self.share, axis=1)[:, :, None] for x in (q, k))
         g = g[..., None, None] if g.ndim == 2 else g[:, :, None]
-        pool, states = self.expected_states()
-        y, row = np.empty_like(v), 0
-        for length, state, target in zip(self.lengths, states, self.targets, strict=True):
-            for t in range(row, row + length):
-                state = state * g[t]
-                delta = (v[t] - (state * k[t]).sum(-1)) * beta[t][:, None]
-                state = state + delta[..., None] * k[t]
-                y[t] = (state * q[t]).sum(-1)
-            pool[target] = state
-            row += length
-        return [y, pool]
+
+        def step(state: Float64Array, t: int) -> tuple[Float64Array, Float64Array]:
+            state = state * g[t]
+            delta = (v[t] - (state * k[t]).sum(-1)) * beta[t][:, None]
+            state = state + delta[..., None] * k[t]
+            return state, (state * q[t]).sum(-1)
+
+        return self.row_by_row(v, step)
 
 
 def _in_place(problem: DeltaProblem, settings: Settings) -> list[mx.array]:

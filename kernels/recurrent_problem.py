@@ -82,6 +82,22 @@ class RecurrentProblem(Problem):
         (pool,) = to_float64([self.stepped])
         return pool, [pool[s] if s != EMPTY else np.zeros_like(pool[0]) for s in self.sources]
 
+    def row_by_row(
+        self,
+        values: Float64Array,
+        step: Callable[[Float64Array, int], tuple[Float64Array, Float64Array]],
+    ) -> list[Float64Array]:
+        """The result where ``step`` takes a state over a row, and gives the row's y, which has the
+        shape of its ``values``, too."""
+        pool, states = self.expected_states()
+        y, row = np.empty_like(values), 0
+        for length, state, target in zip(self.lengths, states, self.targets, strict=True):
+            for t in range(row, row + length):
+                state, y[t] = step(state, t)
+            pool[target] = state
+            row += length
+        return [y, pool]
+
     def chained(self: Self, result: Sequence[mx.array]) -> Self:
         """A kernel waits for the fence of the one before, steps for their rows."""
         other = copy.copy(self)

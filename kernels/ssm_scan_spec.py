@@ -81,15 +81,12 @@ class SsmProblem(RecurrentProblem):
         b, c = (each.repeat(self.share, axis=1)[:, :, None] for each in (b, c))
         a_log, d = to_float64(self.layer)
         decay = np.exp(-np.exp(a_log) * dt)[..., None, None]
-        pool, states = self.expected_states()
-        y, row = np.empty_like(x), 0
-        for length, state, target in zip(self.lengths, states, self.targets, strict=True):
-            for t in range(row, row + length):
-                state = state * decay[t] + (x[t] * dt[t][:, None])[..., None] * b[t]
-                y[t] = (state * c[t]).sum(-1) + x[t] * d[:, None]
-            pool[target] = state
-            row += length
-        return [y, pool]
+
+        def step(state: Float64Array, t: int) -> tuple[Float64Array, Float64Array]:
+            state = state * decay[t] + (x[t] * dt[t][:, None])[..., None] * b[t]
+            return state, (state * c[t]).sum(-1) + x[t] * d[:, None]
+
+        return self.row_by_row(x, step)
 
 
 def _in_place(problem: SsmProblem, settings: Settings) -> list[mx.array]:
