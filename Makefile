@@ -18,9 +18,10 @@ comma := ,
 
 QUICK := not models and not long and not clients and not faults
 # Parts of the tests, the longest first; the engine's apart from what its folders hold.
-PARTS := kernels engine serve models servers engine-folders loadtest rest
+PARTS := kernels serve engine simulated models servers engine-folders loadtest rest
 unit-kernels := tests/kernels
-unit-engine := $(wildcard tests/engine/test_*.py)
+unit-simulated := $(wildcard tests/engine/test_simulated_*.py)
+unit-engine := $(filter-out $(unit-simulated),$(wildcard tests/engine/test_*.py))
 unit-serve := tests/serve
 unit-models := tests/models
 unit-servers := tests/e2e
