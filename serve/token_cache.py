@@ -48,15 +48,19 @@ class TokenCache:
 
         Who has another ``salt`` cannot tell by the time it takes what has been encoded before.
         """
+        key = blake2b(salt.encode(errors="surrogatepass")).digest()
         ids: list[int] = []
+        short = ""  # parts in a row, which are encoded together
         for part in self._split(text):
             if len(part) < self._shortest:
-                ids += self._encode(part)
+                short += part
                 continue
+            ids += self._encode(short) if short else []
+            short = ""
             data = part.encode(errors="surrogatepass")
-            digest = blake2b(data, key=salt.encode()[:64], digest_size=16).digest()
+            digest = blake2b(data, key=key, digest_size=16).digest()
             ids += self._find(digest) or self._keep(digest, self._encode(part))
-        return ids
+        return ids + self._encode(short) if short else ids
 
     def _find(self, digest: bytes) -> array[int] | None:
         with self._lock:

@@ -46,6 +46,12 @@ class Agents:
             middle = len(tokens) // 2
             tokens[middle : middle + 5] = self.text(5)
 
+    def take_turns(self) -> None:
+        for turn in range(12):
+            if turn == 7:
+                self.edit()
+            self.turn()
+
     def turn(self) -> None:
         """An answer in each session, some of them shorter than a block, and what comes behind."""
         first = self._request_id
@@ -116,10 +122,7 @@ class PreemptedAgents(Agents):
 @pytest.mark.parametrize("name", ["lfm2", pytest.param("nemotron_h", marks=pytest.mark.long)])
 def test_what_agents_share_with_earlier_turns_is_cached(name: str) -> None:
     agents = Agents(name, num_sessions=4)
-    for turn in range(12):
-        if turn == 7:
-            agents.edit()
-        agents.turn()
+    agents.take_turns()
     assert agents.num_cached >= 0.97 * agents.num_shared > 0
     states = agents.engine.stats().states
     assert states is not None
@@ -131,10 +134,7 @@ def test_what_agents_share_with_earlier_turns_is_cached(name: str) -> None:
 def test_what_agents_share_is_cached_after_preemptions_too(name: str) -> None:
     """And an answer that lost its place goes on from what had been computed of it."""
     agents = PreemptedAgents(name, num_sessions=4)
-    for turn in range(12):
-        if turn == 7:
-            agents.edit()
-        agents.turn()
+    agents.take_turns()
     assert agents.num_cached >= 0.97 * agents.num_shared > 0
     assert agents.num_preempted > 20
     assert agents.num_found >= 0.97 * agents.num_lost > 0
@@ -146,9 +146,6 @@ def test_blocks_of_windows_for_few_sequences_are_enough() -> None:
     """As many as a start makes for eight sequences and windows of 24 tokens; two thirds of what
     layers that see all keep of these sessions would not fit."""
     agents = Agents("gemma3_text", num_sessions=4, num_window_blocks=178)
-    for turn in range(12):
-        if turn == 7:
-            agents.edit()
-        agents.turn()
+    agents.take_turns()
     assert agents.num_cached >= 0.97 * agents.num_shared > 0
     assert agents.engine.stats().preemptions == 0

@@ -99,6 +99,20 @@ def test_a_turn_encodes_what_is_new() -> None:
     assert tokenizer.encoded == [first, "</s>" + "words " * 200]
     cache.encode(first, salt="another's")
     assert tokenizer.encoded[2:] == [first]
+    # Salts of any length and any characters tell apart.
+    for salt in ("x" * 64, "x" * 65, "\ud800"):
+        tokenizer.encoded.clear()
+        cache.encode(first, salt=salt)
+        assert tokenizer.encoded == [first]
+
+
+def test_short_messages_are_encoded_at_once() -> None:
+    tokenizer = Counting(TOKENIZERS["byte level"])
+    cache = TokenCache(tokenizer)  # type: ignore[arg-type]
+    tokenizer.encoded.clear()
+    chat = "<|a|>user hello</s><|a|>the assistant"
+    assert cache.encode(chat) == encode(TOKENIZERS["byte level"], chat)
+    assert tokenizer.encoded == [chat]
 
 
 def test_what_is_kept_is_bounded() -> None:
