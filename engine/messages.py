@@ -6,6 +6,7 @@ and outputs flow back; nothing here knows about HTTP, text or arrays.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal
 
 import msgspec
@@ -13,7 +14,7 @@ import msgspec
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
-class SamplingParams(msgspec.Struct, frozen=True):
+class SamplingParams(msgspec.Struct, frozen=True, dict=True):
     """How the next token is drawn from the logits of one row.
 
     In this order: the bias is added, penalties are taken off, what is not allowed is taken out; the
@@ -43,6 +44,11 @@ class SamplingParams(msgspec.Struct, frozen=True):
             or self.frequency_penalty != 0
             or self.repetition_penalty != 1
         )
+
+    @cached_property  # asked of every row of every step
+    def changes_logits(self) -> bool:
+        """Whether logits are changed before a token is drawn."""
+        return bool(self.logit_bias or self.penalizes or self.allowed_token_ids or self.bad_words)
 
 
 # ---- front end -> worker

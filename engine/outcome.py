@@ -1,61 +1,85 @@
-"""What a sampled token means for its request, and what the request's client is told."""
+"""What the results of a step mean for its requests, and what the requests' clients are told."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from collections.abc import Sequence as SequenceABC
 from typing import NamedTuple
 
 from quire.engine.messages import FinishReason, TokenLogprobs, TokenOutput
+from quire.engine.pooled import Float32Array
 from quire.engine.sequence import Sequence
+from quire.engine.step_batch import Chunk, StepBatch
 
 
-class Ending(NamedTuple):
-    """
+class Reported(NamedTuple):
+    """Of a chunk, beside its token.
+
     Attributes:
-        reason: None: the request goes on.
-        with_text: the last token is a part of the text, as the end of a grammar is.
+        drawn: of that token, if it is wanted.
+        scored: of the prompt's tokens that follow on the chunk's.
+        total: of its hidden states.
     """
 
-    reason: FinishReason | None
-    with_text: bool = False
+    drawn: list[TokenLogprobs]
+    scored: list[TokenLogprobs]
+    total: Float32Array | None
 
 
-# To make one costs as much as all else that most tokens mean.
-_NONE, _STOP, _END, _LENGTH = Ending(None), Ending("stop"), Ending("stop", True), Ending("length")
+_NOTHING = Reported([], [], None)
 
 
-def accept(sequence: Sequence, token: int) -> Ending:
-    """Take ``token``, the newest of ``sequence``.
+def reports(
+    batch: StepBatch, logprobs: SequenceABC[TokenLogprobs], sums: SequenceABC[Float32Array]
+) -> Iterator[Reported]:
+    """What there is for each chunk of ``batch``, of what there is for the step."""
+    if not logprobs and not sums:
+        # Of nearly all steps, and to look costs as much as all else that a token means.
+        yield from [_NOTHING] * len(batch.chunks)
+        return
+    drawn, scored = iter(logprobs), iter(logprobs[len(logprobs) - batch.num_scored :])
+    totals = iter(sums)
+    for chunk in batch.chunks:
+        yield Reported(
+            [next(drawn)] if logprobs and chunk.samples and chunk.logprobs is not None else [],
+            [next(scored) for _ in chunk.scored_token_ids],
+            next(totals) if _is_pooled(chunk) else None,
+        )
+
+
+def _is_pooled(chunk: Chunk) -> bool:
+    return not chunk.samples and chunk.num_pooled > 0
+
+
+def take_token(sequence: Sequence, token: int, logprobs: list[TokenLogprobs]) -> TokenOutput:
+    """Take ``token``, the newest of ``sequence``, which ends if that is a reason to.
 
     Raises:
         GrammarError: its grammar cannot go on.
     """
-    request = sequence.request
+    request, arrival = sequence.request, sequence.arrival
     num_outputs = len(sequence.token_ids) - len(request.prompt_token_ids)
     grammar_ended = False
     if sequence.grammar is not None:
         sequence.grammar.accept(token)
         grammar_ended = sequence.grammar.is_finished
+    reason: FinishReason | None = None
+    with_text = False
     if token in request.stop_token_ids and num_outputs > request.min_tokens:
-        return _STOP
-    if grammar_ended:
-        return _END
-    return _LENGTH if num_outputs >= request.max_tokens else _NONE
-
-
-def token_output(
-    sequence: Sequence, token: int, ending: Ending, logprobs: list[TokenLogprobs]
-) -> TokenOutput:
-    request, arrival = sequence.request, sequence.arrival
-    is_first = len(sequence.token_ids) == len(request.prompt_token_ids) + 1
+        reason = "stop"
+    elif grammar_ended:
+        reason, with_text = "stop", True
+    elif num_outputs >= request.max_tokens:
+        reason = "length"
     return TokenOutput(
         request.request_id,
         [token],
-        ending.reason,
+        reason,
         arrival.num_cached_tokens or 0,
         None,
-        ending.with_text,
+        with_text,
         logprobs,
-        sequence.report.logprobs if is_first else [],
+        sequence.report.logprobs if num_outputs == 1 else [],
         arrival.queue_seconds,
     )
 

@@ -25,7 +25,7 @@ from quire.engine.errors import EngineError, GrammarError, RequestTooLong
 from quire.engine.grammar import GrammarState
 from quire.engine.lookups import Lookups
 from quire.engine.messages import GenerateRequest, TokenLogprobs, TokenOutput
-from quire.engine.outcome import accept, token_output, vector_output
+from quire.engine.outcome import reports, take_token, vector_output
 from quire.engine.pooled import Float32Array, Pooled
 from quire.engine.retiring import Retiring
 from quire.engine.sequence import Arrival, PromptReport, Sequence
@@ -290,39 +290,33 @@ class Scheduler:
         of ``batch.reported``, and ``sums`` one of hidden states per chunk of ``batch.pooled``.
         """
         self._retiring.retired = batch.step_id
-        has_states = self._pools.states is not None
+        size, has_states = self._blocks.block_size, self._pools.states is not None
         outputs = []
-        tokens, totals = iter(sampled), iter(sums)
-        drawn, scored = iter(logprobs), iter(logprobs[len(logprobs) - batch.num_scored :])
-        for chunk in batch.chunks:
+        tokens = iter(sampled)
+        for chunk, reported in zip(batch.chunks, reports(batch, logprobs, sums), strict=True):
             token = next(tokens) if chunk.samples else None
-            reported: list[TokenLogprobs] = []
-            scores: list[TokenLogprobs] = []
-            if logprobs:
-                reported = [next(drawn)] if chunk.samples and chunk.logprobs is not None else []
-                scores = [next(scored) for _ in chunk.scored_token_ids]
-            total = next(totals) if sums and not chunk.samples and chunk.num_pooled else None
             sequence = chunk.sequence
             if sequence.finished:
                 continue
-            cache = sequence.cache
-            if chunk.admission == sequence.admissions and cache.blocks.block_ids:
-                cache.register(sequence.token_ids, chunk.start + chunk.num_tokens)
+            cache, end = sequence.cache, chunk.start + chunk.num_tokens
+            fills = has_states or end % size < chunk.num_tokens  # a block
+            if fills and chunk.admission == sequence.admissions and cache.blocks.block_ids:
+                cache.register(sequence.token_ids, end)
                 if has_states:
                     self._hold(sequence, cache.take_unneeded())
-            if scores:
+            if reported.scored:
                 # After a preemption what has been scored comes again.
                 known = len(sequence.report.logprobs) - chunk.start
-                sequence.report.logprobs += scores[max(0, known) :]
-            if total is not None:
-                outputs += self._pool(sequence, chunk, total)
+                sequence.report.logprobs += reported.scored[max(0, known) :]
+            if reported.total is not None:
+                outputs += self._pool(sequence, chunk, reported.total)
             if token is None:
                 continue
             sequence.token_ids.append(token)
             if sequence.thinking is not None:
                 sequence.thinking.accept(token)
             sequence.num_pending_tokens -= 1
-            outputs.append(self._output(sequence, token, reported))
+            outputs.append(self._output(sequence, token, reported.drawn))
         self._retiring.release()
         return outputs
 
@@ -341,12 +335,12 @@ class Scheduler:
 
     def _output(self, sequence: Sequence, token: int, logprobs: list[TokenLogprobs]) -> TokenOutput:
         try:
-            ending = accept(sequence, token)
+            output = take_token(sequence, token, logprobs)
         except GrammarError as error:
             return self.fail(sequence, str(error))
-        if ending.reason is not None:
+        if output.finish_reason is not None:
             self._finish(sequence)
-        return token_output(sequence, token, ending, logprobs)
+        return output
 
     def start_over(
         self, num_blocks: int | None = None, num_window_blocks: int | None = None

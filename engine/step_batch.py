@@ -74,10 +74,13 @@ class StepBatch:
     pooled: list[Chunk] = field(default_factory=list)
     sampled: list[Chunk] = field(init=False)  # in the order of the step's samples
     scored: list[Chunk] = field(init=False)  # with prompt tokens to be scored
+    num_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.sampled = [chunk for chunk in self.chunks if chunk.samples]
         self.scored = [chunk for chunk in self.chunks if chunk.scored_token_ids]
+        prompts = self.chunks[self.num_decodes :]
+        self.num_tokens = self.num_decodes + sum([chunk.num_tokens for chunk in prompts])
 
     @property
     def has_grammars(self) -> bool:
@@ -98,7 +101,3 @@ class StepBatch:
     @property
     def num_scored(self) -> int:
         return sum(len(chunk.scored_token_ids) for chunk in self.scored)
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(chunk.num_tokens for chunk in self.chunks)

@@ -173,14 +173,20 @@ def _alike(
     """Sets of those ``rows`` that agree up to ``column`` and the number of blocks each shares.
 
     A set is cut into smaller ones that share more if that saves more blocks from being read again.
+    Sets too small to save enough are left out.
     """
-    rows = rows[num_blocks[rows] - 1 > column]  # a row's last block is its own
-    values, counts = np.unique(tables[rows, column], return_counts=True)
     found: list[tuple[npt.NDArray[np.intp], int]] = []
-    for value in values[counts > 1]:
-        alike = rows[tables[rows, column] == value]
+    rows = rows[num_blocks[rows] - 1 > column]  # a row's last block is its own
+    if len(rows) < 2:
+        return found
+    rows = rows[np.argsort(tables[rows, column], kind="stable")]
+    starts = np.flatnonzero(np.diff(tables[rows, column], prepend=-1))
+    sizes = np.diff(starts, append=len(rows))
+    longest = np.maximum.reduceat(num_blocks[rows], starts)
+    for i in np.flatnonzero((sizes - 1) * (longest - 1) >= _MIN_SHARED_BLOCKS):
+        alike = rows[starts[i] : starts[i] + sizes[i]]
         num_shared = _num_shared(tables[alike], num_blocks[alike])
-        smaller = _alike(tables, num_blocks, alike, num_shared)
+        smaller = _alike(tables, num_blocks, alike, num_shared) if len(alike) > 2 else []
         saved = sum((len(each) - 1) * shared for each, shared in smaller)
         found += smaller if saved > (len(alike) - 1) * num_shared else [(alike, num_shared)]
     return found

@@ -113,7 +113,9 @@ class Rows:
         self.token_places = np.arange(size, dtype=np.int32)
         self.state_moves = batch.state_moves
         order = decodes.order.tolist() if count else []
-        chunks = [*(batch.chunks[i] for i in order), *batch.chunks[count:]]
+        chunks = batch.chunks
+        if order != list(range(count)):
+            chunks = [chunks[i] for i in order] + chunks[count:]
         placed = self._place(chunks, decodes)
         self.full = Contexts(np.zeros(size, np.int32), decodes, [])
         self._fill(self.full, chunks, block_size, None)

@@ -35,7 +35,11 @@ def plan_logprobs(batch: StepBatch, vocab_size: int) -> LogprobInputs | None:
     """On the host: of the tokens that are drawn, and behind them of those that prompts go on with,
     both in the batch's order. The logits' rows are those of ``batch.sampled``, then of
     ``batch.scored``."""
-    rows = [row for row, chunk in enumerate(batch.sampled) if chunk.logprobs is not None]
+    rows = [
+        row
+        for row, chunk in enumerate(batch.sampled)
+        if chunk.sequence.request.logprobs is not None
+    ]
     scored = [token for chunk in batch.scored for token in chunk.scored_token_ids]
     tokens = [-1] * len(rows) + scored
     rows += range(len(batch.sampled), len(batch.sampled) + len(scored))

@@ -13,7 +13,6 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from quire.engine.messages import SamplingParams
 from quire.engine.step.penalties import Penalties, penalize, plan_penalties
 from quire.engine.step.restrictions import Restrictions, plan_restrictions, restrict
 from quire.engine.step_batch import Chunk
@@ -65,7 +64,11 @@ def plan_sampling(
 
     Also returns the draws, where they are not all greedy.
     """
-    changed = [(i, row) for i, row in enumerate(rows) if _changes(row, row.sampling)]
+    changed = [
+        (i, row)
+        for i, row in enumerate(rows)
+        if row.banned_token_ids or row.sampling.changes_logits
+    ]
     changes = (
         _plan_bias(changed),
         plan_penalties(changed, num_rows),
@@ -83,17 +86,6 @@ def plan_sampling(
     )
     table = kernel_table(draws, num_rows)
     return SamplingInputs(table, num_steps(table, vocab_size), *changes), draws
-
-
-def _changes(row: Chunk, params: SamplingParams) -> bool:
-    """Whether a row's logits are changed before a token is drawn."""
-    return bool(
-        params.logit_bias
-        or params.penalizes
-        or params.allowed_token_ids
-        or params.bad_words
-        or row.banned_token_ids
-    )
 
 
 def _plan_bias(rows: Sequence[tuple[int, Chunk]]) -> Bias | None:
