@@ -61,6 +61,7 @@ class EngineSteps:
     def __init__(self, startup: Startup, plan: Plan) -> None:
         self.engine: Engine = startup.engine
         self.plan = plan
+        _lift_limit(self.engine)
         self._draw = random.Random(0)
         self._next_id = 0
 
@@ -116,9 +117,10 @@ class EngineSteps:
     def _decoding(self, batch: int, context: int) -> list[int]:
         """That many sequences of which each has its first token."""
         ids = self._submit([context] * batch, self.plan.steps + 100)
-        while len(self.engine.step()) < batch:
-            pass
-        return ids
+        for _ in range(self.plan.steps + 100):
+            if len(self.engine.step()) >= batch:
+                return ids
+        raise RuntimeError(f"{batch} sequences never decoded together")
 
     def _step_with(self, length: int) -> None:
         self._submit([length], 1)
@@ -134,6 +136,15 @@ class EngineSteps:
             self.engine.abort(each)
         while self.engine.has_work:
             self.engine.step()
+
+
+def _lift_limit(engine: Engine) -> None:
+    """Let a step that also decodes hold a prompt whole, however long the decodes wait for it."""
+    scheduler: Any = engine.scheduler
+    if hasattr(scheduler, "limits"):
+        scheduler.limits.mixed_prompt_tokens = None
+    else:  # of older versions
+        scheduler._mixed_prompt_tokens = None
 
 
 def time_calls(step: Callable[[], object], count: int) -> list[float]:

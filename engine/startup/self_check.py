@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
+from collections.abc import Sequence
 
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
@@ -19,6 +21,8 @@ from quire.engine.scheduler import Scheduler
 from quire.engine.step.runner import ModelRunner
 from quire.engine.step_limits import StepLimits
 
+logger = logging.getLogger("quire.engine")
+
 # A prompt computed in chunks that end inside blocks, then decodes.
 _PROMPT_LENGTH = 20
 _CHUNK = 9
@@ -29,10 +33,16 @@ _NUM_SLOTS = 5
 # more in every row; rounding in half precision, or an expert chosen differently, does not.
 _TOLERANCE = 0.01
 _HALF_PRECISION_TOLERANCE = 0.2
+# How many times mlx-lm's own difference from itself, in the same pieces, is still no mistake.
+_OWN_TIMES = 2
 
 
 def check_against_plain_forward(paged: PagedModel, num_blocks: int) -> float:
     """Compare logits over pages with those of mlx-lm's own forward pass and cache.
+
+    Some models amplify rounding without end: where hundreds of experts are chosen by weights that
+    are hardly trained, mlx-lm's own answers to a text, whole and in pieces, have nothing in common.
+    No comparison tells anything there, which is logged.
 
     Overwrites pages. Returns the median relative error.
 
@@ -40,7 +50,7 @@ def check_against_plain_forward(paged: PagedModel, num_blocks: int) -> float:
         UnsupportedModel: they differ by more than rounding.
     """
     token_ids = [(7 * i + 1) % paged.vocab_size for i in range(_PROMPT_LENGTH + _NUM_DECODES + 1)]
-    plain = _plain_logits(paged, token_ids)
+    plain = _plain_logits(paged, [token_ids])
     pool = BlockPool(num_blocks, paged.block_size, LRU())
     states = None
     if paged.states is not None:
@@ -54,23 +64,39 @@ def check_against_plain_forward(paged: PagedModel, num_blocks: int) -> float:
     )
     runner = ModelRunner(paged, max_num_seqs=1)
     errors: list[float] = []
+    pieces: list[list[int]] = []
     while (batch := scheduler.schedule()) is not None:
         logits = runner.forward(batch, None)[0].astype(mx.float32)
-        end = batch.chunks[0].context_length
-        expected = plain[end - 1]
-        error = mx.abs(logits - expected).max() / mx.maximum(mx.abs(expected).max(), 1e-6)
-        errors.append(float(error))
+        start, end = batch.chunks[0].start, batch.chunks[0].context_length
+        errors.append(_error(logits, plain[end - 1]))
+        pieces.append(token_ids[start:end])
         # Whatever was sampled, go on with the text that the plain pass saw.
         scheduler.commit(batch, [token_ids[end]] if batch.sampled else [])
     median = statistics.median(errors)
     is_float32 = all(layer.shape and layer.shape.key_dtype == mx.float32 for layer in paged.layers)
-    if not median <= (_TOLERANCE if is_float32 else _HALF_PRECISION_TOLERANCE):
+    if median <= (_TOLERANCE if is_float32 else _HALF_PRECISION_TOLERANCE):
+        return median
+    in_pieces = _plain_logits(paged, pieces)
+    own = statistics.median(map(_error, in_pieces, plain[: len(in_pieces)]))
+    if not median <= _OWN_TIMES * own:
         raise UnsupportedModel(
             paged.name, f"its logits over KV pages are off by {median:.1%} from its own"
         )
+    logger.warning(
+        "%s could not be checked against its own forward pass, which rounding changes by %.0f%%",
+        paged.name,
+        100 * own,
+    )
     return median
 
 
-def _plain_logits(paged: PagedModel, token_ids: list[int]) -> mx.array:
-    logits: mx.array = paged.model(mx.array([token_ids]), cache=make_prompt_cache(paged.model))
-    return logits[0].astype(mx.float32)
+def _error(logits: mx.array, expected: mx.array) -> float:
+    """Of one row, relative to its largest."""
+    return float(mx.abs(logits - expected).max() / mx.maximum(mx.abs(expected).max(), 1e-6))
+
+
+def _plain_logits(paged: PagedModel, pieces: Sequence[list[int]]) -> mx.array:
+    """(T, vocab) float32, of all tokens of the pieces one after the other."""
+    cache = make_prompt_cache(paged.model)
+    rows = [paged.model(mx.array([piece]), cache=cache)[0] for piece in pieces]
+    return mx.concatenate(rows).astype(mx.float32)
