@@ -106,6 +106,7 @@ CONV_WINDOW = Spec(
     ),
     surveyed={
         "Qwen3.5 4B and 9B": _COMMON,
+        "Qwen3.5 9B, 64 rows": _COMMON._replace(rows=64, sequences=64),
         "a prompt of Qwen3.5 9B": _COMMON._replace(rows=512, sequences=1),
         "Nemotron 3 Nano 30B": ConvShape(16, 16, 6144, 4, bias=True),
         "LFM2.5 2.6B": ConvShape(16, 16, 2048, 3, silu=False),

@@ -49,7 +49,7 @@ def delta_rule(
     settings = settings or ScanSettings()
     dtype, num_rows = rows.q.dtype, rows.q.shape[0]
     heads, value_dim, key_dim = pool.shape[1:]
-    lanes = share_lanes(key_dim, dtype, settings.lanes)
+    lanes = share_lanes(key_dim, settings.lanes)
     in_threadgroup = settings.simdgroups * 32 // lanes
     y, new_fence = _kernel(
         [

@@ -142,6 +142,7 @@ DELTA_RULE = Spec(
     ),
     surveyed={
         "Qwen3.5 4B and 9B": _COMMON,
+        "Qwen3.5 9B, 64 rows": _COMMON._replace(rows=64, sequences=64),
         "Qwen3.5 27B": _COMMON._replace(value_heads=48),
         "a prompt of Qwen3.5 9B": _COMMON._replace(rows=512, sequences=1),
         "Kimi Linear 48B": DeltaShape(16, 16, 32, 32, 128, 128, per_channel=True),

@@ -170,6 +170,7 @@ PAGED_DECODE = Spec(
     ),
     surveyed={
         **surveyed_shapes(_COMMON),
+        "Qwen3.5 9B, 64 rows": DecodeShape(64, 1024, 16, 4, 256, 256, 16),
         "latent attention": _COMMON._replace(kv_heads=1, key_dim=512, value_dim=512, extra_dim=64),
         **{f"block_size {n}": _COMMON._replace(block_size=n) for n in (4, 8, 16, 32, 64)},
     },

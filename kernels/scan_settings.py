@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import mlx.core as mx
-
 LANES = (4, 8, 16)
 SIMDGROUPS = (2, 4, 8)
 _VALUES_PER_LANE = 16
@@ -18,15 +16,15 @@ class ScanSettings(NamedTuple):
     simdgroups: int = 4  # of a threadgroup
 
 
-def share_lanes(dim: int, dtype: mx.Dtype, wanted: int = 0) -> int:
-    """How many lanes share a row of ``dim`` values, in packs of 16 bytes of ``dtype``.
+def share_lanes(dim: int, wanted: int = 0) -> int:
+    """How many lanes share a row of ``dim`` values, in fours.
 
     Args:
         dim: a multiple of 32.
         wanted: at most so many; 0: as few as leave no lane more values than its registers hold
             with ease, if so many can.
     """
-    fitting = [n for n in LANES if dim % (n * 16 // dtype.size) == 0]
+    fitting = [n for n in LANES if dim % (4 * n) == 0]
     if wanted:
         return max((n for n in fitting if n <= wanted), default=fitting[0])
     return next((n for n in fitting if dim // n <= _VALUES_PER_LANE), fitting[-1])

@@ -46,7 +46,7 @@ def ssm_scan(
     settings = settings or ScanSettings()
     dtype, num_rows = rows.x.dtype, rows.x.shape[0]
     heads, head_dim, state_dim = pool.shape[1:]
-    lanes = share_lanes(state_dim, dtype, settings.lanes)
+    lanes = share_lanes(state_dim, settings.lanes)
     in_threadgroup = settings.simdgroups * 32 // lanes
     y, new_fence = _kernel(
         [

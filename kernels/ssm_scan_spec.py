@@ -130,6 +130,7 @@ SSM_SCAN = Spec(
     ),
     surveyed={
         "Nemotron 3 Nano 30B": _COMMON,
+        "Nemotron 3 Nano 30B, 64 rows": _COMMON._replace(rows=64, sequences=64),
         "a prompt of Nemotron 3 Nano 30B": _COMMON._replace(rows=512, sequences=1),
         "Granite 4 H tiny": SsmShape(16, 16, 1, 48, 64, 128),
         "Falcon H1 7B": SsmShape(16, 16, 1, 24, 128, 256),

@@ -53,23 +53,31 @@ class Shape(msgspec.Struct):
     step_bytes: dict[str, int]  # that a decode step has to move
     mlx_lm: Times
     engine: Times
-    products: list[float]  # of a prompt chunk
+    products: Times  # of all matrix products of a step, one layer after the other
     memory: dict[str, int]
 
     def bound(self, what: str) -> float:
         """ms that a decode step takes at least."""
         return self.step_bytes[what] / self.copy_gb_per_s / 1e6
 
-    def rows(self) -> Iterator[tuple[str, str, str, str, str]]:
-        """What was run, the engine's ms, mlx-lm's, the least, and the engine's over that."""
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """What was run, the engine's ms, mlx-lm's, its products', the least, and the engine's over
+        that."""
         for what, times in self.engine.items():
             engine = Median.of(times).value
+            products = self._median(self.products, what)
             if what in self.step_bytes:
                 least = self.bound(what)
             else:
-                least = Median.of(self.products).value * int(what.split()[-1]) / _CHUNK
-            theirs = Median.of(self.mlx_lm[what]).value if what in self.mlx_lm else None
-            yield what, number(engine), number(theirs), number(least), f"{engine / least:.2f}"
+                chunk = Median.of(self.products[f"prompts {_CHUNK}"]).value
+                least = products = chunk * int(what.split()[-1]) / _CHUNK
+            theirs = self._median(self.mlx_lm, what)
+            shown = (number(each) for each in (engine, theirs, products, least))
+            yield what, *shown, f"{engine / least:.2f}"
+
+    @staticmethod
+    def _median(times: Times, what: str) -> float | None:
+        return Median.of(times[what]).value if what in times else None
 
 
 class ShapesResult(msgspec.Struct, tag="shapes", tag_field="kind"):
@@ -123,14 +131,16 @@ def kept_bytes(paged: PagedModel, batch: int, context: int) -> int:
     return batch * (tokens + 2 * paged.bytes_per_state)
 
 
-def time_products(loaded: LoadedModel, config: dict[str, Any], runs: int) -> list[float]:
-    """ms of all matrix products of a prompt chunk, one layer after the other."""
+def time_products(
+    loaded: LoadedModel, config: dict[str, Any], num_rows: int, runs: int
+) -> list[float]:
+    """ms of all matrix products of a step but its logits', one layer after the other."""
     import mlx.core as mx
 
     width = {}
     for module, _ in _products(loaded):
         columns = module.weight.shape[-1] * 32 // getattr(module, "bits", 32)
-        width[columns] = mx.random.normal((1, _CHUNK, columns)).astype(floats())
+        width[columns] = mx.random.normal((1, num_rows, columns)).astype(floats())
     mx.eval(width)
 
     def step() -> None:
@@ -139,7 +149,7 @@ def time_products(loaded: LoadedModel, config: dict[str, Any], runs: int) -> lis
             if not experts:
                 mx.async_eval(module(x))
                 continue
-            chosen = mx.random.randint(0, experts, (_CHUNK * _chosen(config),))
+            chosen = mx.random.randint(0, experts, (num_rows * _chosen(config),))
             rows = mx.repeat(x[0], _chosen(config), axis=0)[:, None, :]
             mx.async_eval(module(rows, mx.sort(chosen), sorted_indices=True))
         mx.synchronize()
@@ -168,7 +178,7 @@ def time_mlx_lm(loaded: LoadedModel, plan: Plan) -> Times:
     return times
 
 
-def _run(model: Model, plan: Plan, kv_cache_memory: int) -> None:
+def _run(model: Model, plan: Plan, kv_cache_memory: int, with_mlx_lm: bool) -> None:
     """One model's process: made, asked for mlx-lm's times, started, asked for its own."""
     prepare_mlx()
     import mlx.core as mx
@@ -186,11 +196,15 @@ def _run(model: Model, plan: Plan, kv_cache_memory: int) -> None:
     say(f"{model}: {loaded.weight_bytes / 1e9:.1f} GB made")
     sys.stdin.readline()
     copy = copy_bandwidth(device)
-    products = time_products(loaded, config, plan.prompt_runs)
+    products = {
+        f"decode {batch}x{context}": time_products(loaded, config, batch, plan.steps)
+        for batch, context in plan.decode
+    }
+    products[f"prompts {_CHUNK}"] = time_products(loaded, config, _CHUNK, plan.prompt_runs)
     mx.clear_cache()
-    mlx_lm = time_mlx_lm(loaded, plan)
+    mlx_lm = time_mlx_lm(loaded, plan) if with_mlx_lm else {}
     mx.clear_cache()
-    say(f"{model}: mlx-lm measured")
+    say(f"{model}: measured without the engine")
     sys.stdin.readline()
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder, "tokenizer.json"))
@@ -262,8 +276,9 @@ def measure(
 
 def _print(shape: Shape) -> None:
     print(f"{shape.model}: {shape.weight_bytes / 1e9:.1f} GB, copy {shape.copy_gb_per_s:,.0f} GB/s")
-    for what, engine, theirs, least, ratio in shape.rows():
-        print(f"  {what}: {engine} ms, mlx-lm {theirs}, at least {least}: {ratio}", flush=True)
+    for what, engine, theirs, products, least, ratio in shape.rows():
+        beside = f"mlx-lm {theirs}, products {products}, at least {least}"
+        print(f"  {what}: {engine} ms, {beside}: {ratio}", flush=True)
 
 
 def main() -> int:
@@ -274,6 +289,9 @@ def main() -> int:
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 16, 64])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--kv-cache-memory", type=int, default=4 << 30, metavar="BYTES")
+    parser.add_argument(
+        "--without-mlx-lm", action="store_true", help="do not time mlx-lm's own model, for minutes"
+    )
     parser.add_argument("--note", default="")
     parser.add_argument("--out", type=Path, help="write all times as JSON")
     parser.add_argument("--only", type=Model.parse, help=argparse.SUPPRESS)
@@ -282,10 +300,11 @@ def main() -> int:
     prompts = [[_CHUNK], [args.prompt]] if args.prompt != _CHUNK else [[_CHUNK]]
     plan = Plan(decode, prompts, steps=args.steps, prompt_runs=3)
     if args.only is not None:
-        _run(args.only, plan, args.kv_cache_memory)
+        _run(args.only, plan, args.kv_cache_memory, not args.without_mlx_lm)
         return 0
     names = ("context", "prompt", "steps", "kv_cache_memory")
     options = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
+    options += ["--without-mlx-lm"] * args.without_mlx_lm
 
     def heard(so_far: ShapesResult) -> None:
         so_far.note = args.note

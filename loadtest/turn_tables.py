@@ -86,5 +86,13 @@ def shapes(result: ShapesResult) -> Iterator[str]:
         rows += [
             [shape.model if place == 0 else "", *row] for place, row in enumerate(shape.rows())
         ]
-    titles = ["model", "", "engine, ms", "mlx-lm, ms", "at least, ms", "engine / least"]
+    titles = [
+        "model",
+        "",
+        "engine, ms",
+        "mlx-lm, ms",
+        "products, ms",
+        "at least, ms",
+        "engine / least",
+    ]
     yield from table(titles, rows, text=2)

@@ -24,7 +24,11 @@ if (segment == num_segments - 1) {
     if (lane == 0) y[(size_t(row) * VALUE_HEADS + head) * VALUE_DIM + place] = T(0.0f);
   }
 }
+// All at once: each of them takes as long to come as a state.
 const int source = sources[segment];
+int first = starts[segment];
+int end = starts[segment + 1];
+int target = targets[segment];
 if (source < 0) return; // whoever has the segment before goes on
 
 float state[Keys::SIZE];
@@ -35,13 +39,12 @@ constexpr size_t STATE_ROWS = size_t(VALUE_HEADS) * VALUE_DIM;
 if (source > 0) Keys::load_floats(pool + (source * STATE_ROWS + state_row) * KEY_DIM, lane, state);
 
 // What the next row needs is on its way while one is computed.
-quire::Pack next_q[Keys::PACKS], next_k[Keys::PACKS];
+quire::Packed<T, 4> next_q[Keys::FOURS], next_k[Keys::FOURS];
 float next_g[GATES], q_row[Keys::SIZE], k_row[Keys::SIZE], g_row[GATES];
 float next_v = 0.0f, next_beta = 0.0f;
 bool goes_on = true;
 while (goes_on) {
-  const int first = starts[segment];
-  const int end = starts[segment + 1];
+  goes_on = segment + 1 < num_segments && sources[segment + 1] < 0;
   for (int row = first - 1; row < end; ++row) {
     const float value = next_v;
     const float beta_row = next_beta;
@@ -82,11 +85,14 @@ while (goes_on) {
       if (lane == 0) y[(size_t(row) * VALUE_HEADS + head) * VALUE_DIM + place] = T(read);
     }
   }
-  const int target = targets[segment];
   if (target > 0) {
     DEVICE float* states = (DEVICE float*)pool;
     Keys::store_floats(states + (target * STATE_ROWS + state_row) * KEY_DIM, lane, state);
   }
   ++segment;
-  goes_on = segment < num_segments && sources[segment] < 0;
+  if (goes_on) {
+    first = end;
+    end = starts[segment + 1];
+    target = targets[segment];
+  }
 }

@@ -22,7 +22,11 @@ if (segment == num_segments - 1) {
     if (lane == 0) y[(size_t(row) * HEADS + head) * HEAD_DIM + place] = T(0.0f);
   }
 }
+// All at once: each of them takes as long to come as a state.
 const int source = sources[segment];
+int first = starts[segment];
+int end = starts[segment + 1];
+int target = targets[segment];
 if (source < 0) return; // whoever has the segment before goes on
 
 float state[States::SIZE];
@@ -35,13 +39,12 @@ const float rate = -quire::exp2(float(a_log[head]) * quire::LOG2_E) * quire::LOG
 const float around = float(d[head]);
 
 // What the next row needs is on its way while one is computed.
-quire::Pack next_b[States::PACKS], next_c[States::PACKS];
+quire::Packed<T, 4> next_b[States::FOURS], next_c[States::FOURS];
 float b_row[States::SIZE], c_row[States::SIZE];
 float next_x = 0.0f, next_dt = 0.0f;
 bool goes_on = true;
 while (goes_on) {
-  const int first = starts[segment];
-  const int end = starts[segment + 1];
+  goes_on = segment + 1 < num_segments && sources[segment + 1] < 0;
   for (int row = first - 1; row < end; ++row) {
     const float value = next_x;
     const float step = next_dt;
@@ -70,11 +73,14 @@ while (goes_on) {
       if (lane == 0) y[(size_t(row) * HEADS + head) * HEAD_DIM + place] = T(given);
     }
   }
-  const int target = targets[segment];
   if (target > 0) {
     DEVICE float* states = (DEVICE float*)pool;
     States::store_floats(states + (target * STATE_ROWS + state_row) * STATE_DIM, lane, state);
   }
   ++segment;
-  goes_on = segment < num_segments && sources[segment] < 0;
+  if (goes_on) {
+    first = end;
+    end = starts[segment + 1];
+    target = targets[segment];
+  }
 }

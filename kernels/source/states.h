@@ -2,40 +2,38 @@
 
 namespace quire {
 
-// Values of a row of N that the LANES lanes which share it have each: packs of type T, taken in
-// turns, so that neighbours read neighbouring packs.
+// Values of a row of N that the LANES lanes which share it have each: fours, taken in turns, so that
+// neighbours read neighbouring packs of a state, which is nearly all that is read.
 template <typename T, int N, int LANES>
 struct Share {
-  enum { VEC = 16 / sizeof(T), PACKS = N / (LANES * VEC), SIZE = N / LANES };
+  enum { FOURS = N / (LANES * 4), SIZE = N / LANES };
 
-  static FUNC void load(const DEVICE T* row, int lane, THREAD Pack* packs) {
+  static FUNC void load(const DEVICE T* row, int lane, THREAD Packed<T, 4>* fours) {
     UNROLL
-    for (int p = 0; p < PACKS; ++p) packs[p] = ((const DEVICE Pack*)row)[p * LANES + lane];
+    for (int i = 0; i < FOURS; ++i) fours[i] = ((const DEVICE Packed<T, 4>*)row)[place(i, lane)];
   }
 
-  static FUNC void unpacked(THREAD const Pack* packs, THREAD float* values) {
+  static FUNC void unpacked(THREAD const Packed<T, 4>* fours, THREAD float* values) {
     UNROLL
-    for (int p = 0; p < PACKS; ++p) unpack<T>(packs[p], values + p * VEC);
+    for (int i = 0; i < SIZE; ++i) values[i] = float(fours[i / 4].values[i % 4]);
   }
 
   // The same places of a row of float32.
   static FUNC void load_floats(const DEVICE float* row, int lane, THREAD float* values) {
     UNROLL
-    for (int i = 0; i < SIZE / 4; ++i) {
+    for (int i = 0; i < FOURS; ++i) {
       unpack<float>(((const DEVICE Pack*)row)[place(i, lane)], values + 4 * i);
     }
   }
 
   static FUNC void store_floats(DEVICE float* row, int lane, THREAD const float* values) {
     UNROLL
-    for (int i = 0; i < SIZE / 4; ++i) {
+    for (int i = 0; i < FOURS; ++i) {
       ((DEVICE Pack*)row)[place(i, lane)] = pack<float>(values + 4 * i);
     }
   }
 
-  static FUNC int place(int i, int lane) {
-    return (i / (VEC / 4) * LANES + lane) * (VEC / 4) + i % (VEC / 4);
-  }
+  static FUNC int place(int i, int lane) { return i * LANES + lane; }
 };
 
 template <int LANES>

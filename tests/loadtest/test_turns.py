@@ -110,7 +110,7 @@ def test_a_small_model_of_a_published_kind_is_made_and_timed(
         expected = loaded.weight_bytes - embedding_bytes - unused
         assert touched_weights(loaded, small, rows) == pytest.approx(expected, abs=24)
     plan = Plan([(2, 8)], [[16]], steps=2, prompt_runs=1)
-    assert len(time_products(loaded, small, 1)) == 1
+    assert len(time_products(loaded, small, 16, runs=1)) == 1
     assert set(time_mlx_lm(loaded, plan)) == {"decode 2x8", "prompts 2048"}
 
 
