@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -16,9 +15,10 @@ import mlx.core as mx
 
 from quire.engine.capacity import Capacity
 from quire.engine.config import EngineConfig
-from quire.engine.device_thread import DeviceThread, Submit, do_later, do_now
+from quire.engine.device_thread import DeviceThread, Submit, do_now
+from quire.engine.encoder import Encoder
 from quire.engine.errors import EngineError, is_out_of_memory
-from quire.engine.grammar import Bitmask, GrammarCompiler
+from quire.engine.grammar import GrammarCompiler
 from quire.engine.grammar_queue import GrammarQueue, Masks
 from quire.engine.memory.faults import MemoryFaults
 from quire.engine.memory.pressure import Pressure, Relief
@@ -27,7 +27,7 @@ from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
 from quire.engine.pool_stats import cache_stats, pool_stats
 from quire.engine.scheduler import Scheduler
-from quire.engine.step.runner import Forward, HostStep, ModelRunner, Step
+from quire.engine.step.runner import Forward, Step
 from quire.engine.step_batch import StepBatch
 from quire.engine.step_clock import StepClock
 from quire.engine.step_limits import StepLimits
@@ -81,18 +81,15 @@ class Engine:
         self.model = model
         self._capacity = Capacity(config, model)
         self._capacity.allocate()
-        self._runner = ModelRunner(model, config.max_num_seqs)
+        self._encoder = Encoder(model, config.max_num_seqs, config.encode_ahead)
         self._relief: Relief | None = None
         if config.least_blocks is not None:
             self._relief = Relief(config.num_blocks, config.least_blocks)
-        ahead = config.encode_ahead
-        self._encode_ahead = model.in_place if ahead is None else ahead
         self._next: Future[Step] | None = None
         self._unsampled: Unsampled | None = None  # if so, it is the next one
         self._in_flight: deque[InFlight] = deque()
         self._outputs: list[TokenOutput] = []
         self._unconfirmed: list[TokenOutput] = []  # of a step whose success is not known yet
-        self._encode: Submit = do_now
         self._fill: Submit = do_now
         self._grammars = GrammarQueue(grammars)
         self.forget(config.mixed_prompt_tokens)
@@ -119,12 +116,12 @@ class Engine:
 
     def compiling_at_once(self) -> AbstractContextManager[None]:
         """Meanwhile the graphs of new forms of steps are compiled at their first run."""
-        return self._runner.compiling_at_once()
+        return self._encoder.compiling_at_once()
 
     @property
     def encodes_ahead(self) -> bool:
         """Whether a step's graph is built while the step before it runs."""
-        return self._encode_ahead
+        return self._encoder.ahead
 
     def encode_on(self, device: DeviceThread) -> None:
         """From now on :meth:`step` is called beside ``device``, whose thread made the engine.
@@ -133,8 +130,8 @@ class Engine:
         the one before are handed out and the next is scheduled. Masks of grammars are filled on a
         third one meanwhile.
         """
-        assert self._encode_ahead, "a step whose launch waits for another cannot be encoded early"
-        self._encode = device.submit
+        assert self.encodes_ahead, "a step whose launch waits for another cannot be encoded early"
+        self._encoder.submit = device.submit
         self._fill = ThreadPoolExecutor(1, "masks").submit
 
     def submit(self, request: GenerateRequest) -> None:
@@ -187,11 +184,12 @@ class Engine:
         """A step with grammars is handed to the device in two halves: its forward pass at once, and
         its samples when the tokens of the step before have shown what may be drawn. While masks say
         so, the next step is scheduled."""
+        encoder = self._encoder
         self._clock.begin()
-        if not self._encode_ahead:
+        if not encoder.ahead:
             self._encode_unsampled()
             if self._next is not None:
-                self._runner.launch(self._next.result())
+                encoder.launch(self._next.result())
         if receive is not None:
             receive()
         idle = not self._in_flight and not self.scheduler.has_work
@@ -202,27 +200,23 @@ class Engine:
         if batch is not None:
             flight = InFlight(batch)
             self._in_flight.append(flight)
-            host_step = self._runner.prepare(batch)
+            host_step = encoder.prepare(batch)
         self._encode_unsampled()
         running, self._next = self._next, None
         forward: Future[Forward] | None = None
-        encode = self._encode
         if flight is not None and host_step is not None:
-            if host_step.layers_at_once is not None and not self._encode_ahead:
-                # Its first layers run while it is built: not beside the step before.
-                encode = do_later
             if flight.batch.has_grammars:
-                flight.encoded = forward = encode(partial(self._encode_forward, host_step, running))
+                flight.encoded = forward = encoder.encode_forward(host_step, running)
             else:
-                self._next = encode(partial(self._encode_step, host_step, running))
-                flight.encoded = self._next
+                flight.encoded = self._next = encoder.encode(host_step, running)
         self._clock.end_build()
         num_tokens: int | None = None
         if running is not None:
             step = running.result()
             num_tokens = step.batch.num_tokens
             self._confirm(send)
-            self._retire(step, None if encode is do_later else forward or self._next)
+            is_late = host_step is not None and encoder.is_late(host_step)
+            self._retire(step, None if is_late else forward or self._next)
         if flight is not None and forward is not None:
             masks = self._fill(partial(self._grammars.fill_masks, flight.batch))
             self._unsampled = Unsampled(flight, forward, masks)
@@ -241,8 +235,7 @@ class Engine:
             for sequence, error in failed
             if not sequence.finished
         )
-        self._next = self._encode(partial(self._encode_samples, forward, masks))
-        flight.encoded = self._next
+        flight.encoded = self._next = self._encoder.encode_samples(forward, masks)
 
     def _retire(self, step: Step, following: Future[Any] | None) -> None:
         """Wait for a step and take its tokens.
@@ -250,7 +243,7 @@ class Engine:
         MLX reports an error of the device once, to whoever asks first: that may be who encodes the
         ``following`` step, so that tokens leave only when that has gone well too.
         """
-        tokens, logprobs, sums = self._runner.collect(step)
+        tokens, logprobs, sums = self._encoder.collect(step)
         self._clock.end_wait()
         is_encoded = following is None or following.done()
         if following is not None and is_encoded:
@@ -296,7 +289,7 @@ class Engine:
         for request_id in sorted(failed):
             self.scheduler.abort(request_id)
             self._outputs.append(TokenOutput(request_id, [], "error", error=message))
-        self._encode(self._clear_device).result()
+        self._encoder.clear_device(self._capacity)
 
     def _drop_flight(self) -> list[StepBatch]:
         """Wait for steps in flight, of which nothing counts."""
@@ -325,7 +318,7 @@ class Engine:
         if pressure is None:
             return
         if pressure is not Pressure.NONE:
-            self._encode(mx.clear_cache).result()
+            self._encoder.clear_cache()
         current = self._pools.blocks.num_blocks
         wanted = self._relief.num_blocks(pressure, now, current, idle=not self.has_work)
         if wanted == current:
@@ -349,46 +342,7 @@ class Engine:
         """Begin anew with so many blocks; what runs is computed again."""
         self._capacity.resize(num_blocks)
         self.scheduler.start_over(num_blocks, self._capacity.num_window_blocks)
-        self._encode(self._replace_pages).result()
-
-    def _replace_pages(self) -> None:
-        try:
-            mx.synchronize()
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        # Graphs that were compiled hold the old ones.
-        self._runner = ModelRunner(self.model, self.config.max_num_seqs)
-        self._capacity.allocate()
-        mx.clear_cache()
-
-    def _clear_device(self) -> None:
-        # What is still running may report the same error once more.
-        with contextlib.suppress(RuntimeError):
-            mx.synchronize()
-        if not self.model.in_place:
-            # Some arrays are results of steps that will never be computed.
-            self._capacity.allocate()
-        mx.clear_cache()
-
-    def _encode_step(self, host_step: HostStep, previous: Future[Step] | None) -> Step:
-        step = self._runner.build(host_step, None if previous is None else previous.result())
-        if self._encode_ahead:
-            self._runner.launch(step)
-        return step
-
-    def _encode_forward(self, host_step: HostStep, previous: Future[Step] | None) -> Forward:
-        before = None if previous is None else previous.result()
-        forward = self._runner.build_forward(host_step, before)
-        if self._encode_ahead:
-            self._runner.launch_forward(forward)
-        return forward
-
-    def _encode_samples(self, forward: Future[Forward], masks: Bitmask) -> Step:
-        step = self._runner.sample(forward.result(), masks)
-        if self._encode_ahead:
-            self._runner.launch(step)
-        return step
+        self._encoder.replace_pages(self._capacity)
 
     def _submit_compiled(self, wait: bool) -> list[TokenOutput]:
         """Queue requests whose grammars are ready; the outputs of those that cannot be."""

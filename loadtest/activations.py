@@ -137,7 +137,7 @@ def _run(engine: Engine, tokens: int, request_id: int) -> tuple[int, float]:
         device = DeviceThread()
         engine.encode_on(device)
         device.run_beside(drain)
-        engine._encode = do_now
+        engine._encoder.submit = do_now
     else:
         drain()
     mx.synchronize()

@@ -162,7 +162,7 @@ def test_a_request_beyond_the_pool_is_refused_and_harms_nobody() -> None:
 def test_pages_are_written_in_place() -> None:
     """A second copy of the pool, even for a moment, would show in the peak."""
     engine = make_engine(num_blocks=4000)
-    pool_bytes = sum(layer.pages.nbytes for layer in engine._runner._model.layers)
+    pool_bytes = sum(layer.pages.nbytes for layer in engine.model.layers)
     assert pool_bytes > 40 << 20
     for i in range(8):
         engine.submit(GenerateRequest(i, prompt(30, seed=i), 30, GREEDY))

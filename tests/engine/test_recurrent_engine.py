@@ -43,7 +43,7 @@ def ask(engine: Engine, ids: list[int], max_tokens: int, salt: str = "") -> tupl
 def test_states_are_written_in_place() -> None:
     """A second copy of the states, even for a moment, would show in the peak."""
     engine = make_engine(num_state_slots=8000)
-    model = engine._runner._model
+    model = engine.model
     pool_bytes = 8000 * model.bytes_per_state
     assert pool_bytes > 40 << 20
     for i in range(8):
