@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_scheduler import Simulation, arrivals, reference, request
+from simulated_device import Simulation, arrivals, reference, request
 
 from quire.engine.messages import GenerateRequest
 
