@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -49,7 +50,19 @@ def trends(samples: Sequence[Sample], roles: Sequence[str]) -> list[Trend]:
             values = [sum(map(of, own)) for sample in samples if (own := sample.of(role))]
             found += _trend(f"{role}: {kind}", values)
     found += _trend("step, ms", [s.step_ms for s in samples if s.step_ms is not None])
+    if "worker" in roles:
+        found += _trend("step, ms of a CPU", [*_cpu_of_steps(samples)])
     return found
+
+
+def _cpu_of_steps(samples: Sequence[Sample]) -> Iterator[float]:
+    """ms a step that the worker computed, between samples: what else the machine does counts
+    little."""
+    for before, after in pairwise(samples):
+        steps = after.series["quire_steps_total"] - before.series["quire_steps_total"]
+        workers = before.of("worker"), after.of("worker")
+        if steps > 0 and all(workers) and workers[0][0].pid == workers[1][0].pid:
+            yield 1e3 * (workers[1][0].cpu_seconds - workers[0][0].cpu_seconds) / steps
 
 
 def _trend(name: str, values: Sequence[float]) -> Iterator[Trend]:

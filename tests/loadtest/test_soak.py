@@ -50,6 +50,18 @@ def test_what_grows_is_told() -> None:
     assert failures(samples(threads=12)) == {"front end: threads"}
 
 
+def test_the_cpu_of_a_step_is_that_of_one_worker() -> None:
+    found = []
+    for number, (pid, cpu, steps) in enumerate(
+        [(8, 1.0, 10), (8, 1.5, 60), (9, 0.2, 90), (9, 0.5, 100)]
+    ):
+        worker = ProcessSample("worker", pid, 1, 1, 1, 1, 1, cpu)
+        found.append(Sample(20.0 * number, [worker], {"quire_steps_total": float(steps)}, None))
+    trend = trends(found, ["worker"])[-1]
+    assert trend.name == "step, ms of a CPU"
+    assert (trend.first, trend.last) == pytest.approx((10.0, 30.0))
+
+
 COUNTED = {
     'quire_http_requests_total{code="200",method="POST",route="/v1/completions"}': 5.0,
     'quire_http_requests_total{code="200",method="GET",route="/metrics"}': 3.0,
