@@ -31,8 +31,8 @@ PAGED_LIMITS: Mapping[str, Limit] = {
     "value_dim": Limit(max=256, multiple_of=8),
     "block_size": Limit(values=(8, 16, 32)),
 }
-# Of those that take one query at a time, or only copy: a global layer of Gemma 4 has 512.
-DECODE_LIMITS: Mapping[str, Limit] = {
+# Of those that wide heads leave registers: a global layer of Gemma 4 has 512.
+WIDE_LIMITS: Mapping[str, Limit] = {
     **PAGED_LIMITS,
     "key_dim": Limit(max=512, multiple_of=8),
     "value_dim": Limit(max=512, multiple_of=8),

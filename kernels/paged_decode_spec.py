@@ -11,7 +11,7 @@ import numpy as np
 
 from quire.kernels.attention_problem import (
     BY_SDPA,
-    DECODE_LIMITS,
+    WIDE_LIMITS,
     PagedProblem,
     Pages,
     fits_memory,
@@ -143,7 +143,7 @@ PAGED_DECODE = Spec(
     variants={
         DecodeVariant.PAGED_KERNEL: Variant(
             _in_pages,
-            limits={**DECODE_LIMITS, "extra_dim": Limit(max=64, multiple_of=8)},
+            limits={**WIDE_LIMITS, "extra_dim": Limit(max=64, multiple_of=8)},
             fits=fits_decode,
             settings={
                 "simdgroups": (2, 4, 8),

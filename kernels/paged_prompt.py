@@ -28,6 +28,7 @@ Int32Array = npt.NDArray[np.int32]
 _SIMDGROUPS = 4
 _ROWS = 16 * _SIMDGROUPS  # tokens times query heads of a key head, in one threadgroup
 _MAX_GROUP = 16
+_MAX_WHOLE = 256  # dimensions of values
 _KEYS = 32  # in threadgroup memory at a time; half as many where they are too large
 _ITEM = 8  # integers
 # Contexts are cut if there are fewer threadgroups than this, into parts of no fewer tokens.
@@ -157,18 +158,20 @@ def attend_tiles(
     value_dim = pages.values.shape[3]
     num_results, is_whole = items.num_results, items.is_whole
     group = _group(heads // kv_heads)
-    stages = _num_stages()
+    slices, width = _slices(value_dim)
+    stages = _num_stages(key_dim, width)
     template: dict[str, TemplateValue] = {
         "T": queries.dtype,
         "OUT": queries.dtype if is_whole else mx.float32,
         "DK": key_dim,
         "DV": value_dim,
+        "SLICE": width,
         "KV_HEADS": kv_heads,
         "HEADS_PER_KV": heads // kv_heads,
         "GROUP": group,
         "BLOCK_SIZE": block_size,
         "SIMDGROUPS": _SIMDGROUPS,
-        "KEYS": _KEYS if _fits(_KEYS, stages, key_dim, value_dim) else _KEYS // 2,
+        "KEYS": _KEYS if _fits(_KEYS, stages, key_dim, width) else _KEYS // 2,
         "STAGES": stages,
         "WINDOW": scoring.window or 0,
         "DIRECT": is_whole,
@@ -186,7 +189,7 @@ def attend_tiles(
             pages.needed_fence(),
         ],
         template=template,
-        groups=(items.array.shape[0], kv_heads, -(-(heads // kv_heads) // group)),
+        groups=(items.array.shape[0], kv_heads, -(-(heads // kv_heads) // group) * slices),
         threads=32 * _SIMDGROUPS,
         output_shapes=[
             (num_results, heads, 1, value_dim),
@@ -197,9 +200,18 @@ def attend_tiles(
     return output, stats
 
 
-def _num_stages() -> int:
+def _slices(value_dim: int) -> tuple[int, int]:
+    """Among how many threadgroups values are shared out, and how many dimensions each sums: all,
+    if a lane has registers for that."""
+    if value_dim <= _MAX_WHOLE:
+        return 1, value_dim
+    slices = -(-value_dim // (_MAX_WHOLE // 2 if mx.metal.is_available() else _MAX_WHOLE))
+    return slices, -(-value_dim // slices // 8) * 8
+
+
+def _num_stages(key_dim: int, width: int) -> int:
     """Threadgroup memory is for keys in use, and if there is enough of it, for those to come."""
-    return 1 if mx.metal.is_available() else 2
+    return 1 if mx.metal.is_available() or not _fits(_KEYS // 2, 2, key_dim, width) else 2
 
 
 def _fits(num_keys: int, stages: int, key_dim: int, value_dim: int) -> bool:

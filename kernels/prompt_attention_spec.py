@@ -11,7 +11,7 @@ import mlx.core as mx
 from quire.kernels.attention_problem import (
     BY_SDPA,
     NO_SOFTCAP,
-    PAGED_LIMITS,
+    WIDE_LIMITS,
     PagedProblem,
     Pages,
     head_numbers,
@@ -147,7 +147,7 @@ PROMPT_ATTENTION = Spec(
         PromptVariant.PAGED_KERNEL: Variant(
             partial(_planned, PromptVariant.PAGED_KERNEL),
             dtypes=HALF,
-            limits={**PAGED_LIMITS, **NO_SOFTCAP},
+            limits={**WIDE_LIMITS, **NO_SOFTCAP},
             needs=Group.PAGES,
         ),
         # MLX prepares a plan of some 60 ms for every new pair of lengths on CUDA, which no timing
@@ -182,6 +182,7 @@ PROMPT_ATTENTION = Spec(
         PromptShape(20, 40, 4, 2, 192, 128, 16, from_start=False, sinks=True),
         PromptShape(5, 1100, 8, 2, 64, 64, 16, from_start=False),
         PromptShape(20, 40, 4, 2, 64, 64, 16, from_start=False, softcap=True),
+        PromptShape(12, 40, 4, 2, 512, 512, 16, from_start=False),
     ),
     surveyed=surveyed_shapes(_COMMON),
     tuned=_tuned,

@@ -3,14 +3,17 @@
 // A threadgroup takes one work item: a few tokens of a sequence, a stretch of the keys before and at
 // them, and one key head with up to GROUP of the query heads that share it. Each token and
 // head is a row of matrix products; a simdgroup takes 16 of them. KEYS keys and values at a time lie
-// in threadgroup memory; with two STAGES the next ones are on their way there meanwhile.
+// in threadgroup memory; with two STAGES the next ones are on their way there meanwhile. Sums of wide
+// values are for several threadgroups, SLICE dimensions each; then a lane has no room to keep its
+// queries either.
 
 typedef quire::AttentionFragments<T> Fragments;
 constexpr int VEC = 8; // values of a pack
 constexpr int KEY_PACKS = DK / VEC;
-constexpr int VALUE_PACKS = DV / VEC;
+constexpr int VALUE_PACKS = SLICE / VEC;
+constexpr int SLICES = quire::ceil_div(DV, SLICE);
 constexpr int QUERY_STEPS = quire::ceil_div(DK, 32);
-constexpr int VALUE_STEPS = quire::ceil_div(DV, 16);
+constexpr int VALUE_STEPS = quire::ceil_div(SLICE, 16);
 // Strides, in packs, that keep the lanes of a load off each other's banks.
 constexpr int KEY_STRIDE = (QUERY_STEPS | 1) * 4;
 constexpr int VALUE_STRIDE = VALUE_STEPS * 2 | 1;
@@ -27,7 +30,8 @@ const size_t table = size_t(item[3]) * size_t(block_tables_shape[1]);
 const int begin = item[4];
 const int end = item[5];
 const int kv_head = int(threadgroup_position_in_grid.y);
-const int first_head = kv_head * HEADS_PER_KV + int(threadgroup_position_in_grid.z) * GROUP;
+const int slice = int(threadgroup_position_in_grid.z) % SLICES;
+const int first_head = kv_head * HEADS_PER_KV + int(threadgroup_position_in_grid.z) / SLICES * GROUP;
 const int num_heads = quire::min(GROUP, (kv_head + 1) * HEADS_PER_KV - first_head);
 const int thread_index = int(thread_index_in_threadgroup);
 const int lane = int(thread_index_in_simdgroup);
@@ -45,12 +49,14 @@ for (int h = 0; h < 2; ++h) {
   head[h] = first_head + (is_row[h] ? row % GROUP : 0);
 }
 
-typename Fragments::Queries q[QUERY_STEPS];
-UNROLL
-for (int s = 0; s < QUERY_STEPS; ++s) {
-  q[s] = Fragments::queries(
-      queries + (size_t(first_query + token[0]) * HEADS + head[0]) * DK,
-      queries + (size_t(first_query + token[1]) * HEADS + head[1]) * DK, s * 32, DK, lane);
+const DEVICE T* upper = queries + (size_t(first_query + token[0]) * HEADS + head[0]) * DK;
+const DEVICE T* lower = queries + (size_t(first_query + token[1]) * HEADS + head[1]) * DK;
+typename Fragments::Queries q[SLICES == 1 ? QUERY_STEPS : 1];
+if (SLICES == 1) {
+  UNROLL
+  for (int s = 0; s < QUERY_STEPS; ++s) {
+    q[SLICES == 1 ? s : 0] = Fragments::queries(upper, lower, s * 32, DK, lane);
+  }
 }
 
 SHARED quire::Pack shared_keys[STAGES * KEYS * KEY_STRIDE];
@@ -87,7 +93,7 @@ for (int base = first_base - (STAGES - 1) * KEYS; base < end; base += KEYS) {
       const size_t block = block_tables[table + index];
       const size_t slot = (block * KV_HEADS + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE;
       const DEVICE quire::Pack* keys = (const DEVICE quire::Pack*)key_pages + slot * KEY_PACKS;
-      const DEVICE quire::Pack* values = (const DEVICE quire::Pack*)value_pages + slot * VALUE_PACKS;
+      const DEVICE quire::Pack* values = (const DEVICE quire::Pack*)value_pages + slot * (DV / VEC);
       UNROLL
       for (int i = 0; i < RUN * KEY_PACKS; i += THREADS) {
         const int at = i + thread_index;
@@ -100,10 +106,12 @@ for (int base = first_base - (STAGES - 1) * KEYS; base < end; base += KEYS) {
       for (int i = 0; i < RUN * VALUE_PACKS; i += THREADS) {
         const int at = i + thread_index;
         const int key = run + at / VALUE_PACKS;
-        const bool is_inside = ahead + key >= begin && ahead + key < end;
+        const int pack = slice * VALUE_PACKS + at % VALUE_PACKS;
+        const bool is_inside = ahead + key >= begin && ahead + key < end && pack < DV / VEC;
         if (at < RUN * VALUE_PACKS) {
           quire::copy_pack(
-              shared_values + (stage + key) * VALUE_STRIDE + at % VALUE_PACKS, values + at, is_inside);
+              shared_values + (stage + key) * VALUE_STRIDE + at % VALUE_PACKS,
+              values + at / VALUE_PACKS * (DV / VEC) + pack, is_inside);
         }
       }
     }
@@ -120,10 +128,11 @@ for (int base = first_base - (STAGES - 1) * KEYS; base < end; base += KEYS) {
   for (int i = 0; i < KEYS / 2; ++i) scores[i] = 0.0f;
   UNROLL
   for (int s = 0; s < QUERY_STEPS; ++s) {
+    if (SLICES > 1) q[0] = Fragments::queries(upper, lower, s * 32, DK, lane);
     UNROLL
     for (int j = 0; j < KEYS / 8; ++j) {
       Fragments::score(
-          scores + j * 4, q[s], shared_keys + (current + j * 8) * KEY_STRIDE + s * 4, KEY_STRIDE, lane);
+          scores + j * 4, q[SLICES == 1 ? s : 0], shared_keys + (current + j * 8) * KEY_STRIDE + s * 4, KEY_STRIDE, lane);
     }
   }
   // Most stretches are seen whole by every row.
@@ -205,13 +214,14 @@ for (int h = 0; h < 2; ++h) {
     const size_t result = size_t(item[6] + token[h] * item[7]) * HEADS + head[h];
     UNROLL
     for (int i = 0; i < VALUE_STEPS * 2; ++i) {
-      const int dim = i * 8 + place * 2;
-      if (dim < DV) {
+      const int own = i * 8 + place * 2;
+      const int dim = slice * SLICE + own;
+      if (own < SLICE && dim < DV) {
         output[result * DV + dim] = OUT(acc[i * 4 + h * 2] * factor);
         output[result * DV + dim + 1] = OUT(acc[i * 4 + h * 2 + 1] * factor);
       }
     }
-    if (!DIRECT && place == 0) {
+    if (!DIRECT && place == 0 && slice == 0) {
       stats[result * 2] = peak[h];
       stats[result * 2 + 1] = total[h];
     }

@@ -24,7 +24,11 @@ CASES = [
     PromptCase(BF16, (64, 64), 7, 8, window=11, chunks=((100, 9),)),
     # More query heads than one threadgroup takes, the last of which takes fewer.
     PromptCase(BF16, (112, 96), 19, 32, chunks=((3, 7), (0, 2)), kv_heads=1),
+    # Values that are shared out among threadgroups, the last of which takes fewer.
+    PromptCase(BF16, (512, 512), 2, 16, chunks=((30, 9), (0, 5)), num_after=3),
+    PromptCase(F16, (320, 296), 19, 8, part=16, chunks=((40, 5),), kv_heads=1, sinks=True),
 ]
+WIDE = CASES[-2]
 
 # A change of the text, and a case it must break.
 MUTANTS = {
@@ -72,10 +76,17 @@ MUTANTS = {
         CASES[2],
     ),
     "values behind the end are multiplied by zero": (
-        "% VALUE_PACKS, values + at, is_inside",
-        "% VALUE_PACKS, values + at, true",
+        "ahead + key < end && pack < DV / VEC;",
+        "pack < DV / VEC;",
         CASES[0],
     ),
+    "all sum the first values": (
+        "slice * VALUE_PACKS + at % VALUE_PACKS",
+        "at % VALUE_PACKS",
+        WIDE,
+    ),
+    "all write the first values": ("slice * SLICE + own", "own", WIDE),
+    "queries are loaded once": ("if (SLICES > 1) q[0]", "if (SLICES > 1 && s == 0) q[0]", WIDE),
 }
 
 
