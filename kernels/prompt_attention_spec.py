@@ -53,6 +53,7 @@ class PromptShape(NamedTuple):
     window: bool = False
     sinks: bool = False
     softcap: bool = False
+    extra_dim: int = 0  # of keys beside those whose pages hold the values too
 
     @property
     def group(self) -> int:
@@ -101,7 +102,8 @@ class PromptProblem(PagedProblem):
 def _planned(variant: PromptVariant, problem: PromptProblem, settings: Settings) -> list[mx.array]:
     pages = problem.pages
     plan = problem.plan(variant)
-    return [prompt_attention(pages.queries, problem.in_place, plan, pages.scoring)]
+    extra = pages.extra
+    return [prompt_attention(pages.queries, problem.in_place, plan, pages.scoring, extra=extra)]
 
 
 def _gathered(
@@ -113,14 +115,20 @@ def _gathered(
     keys, values = (
         array[blocks].swapaxes(0, 1).flatten(1, 2)[None] for array in (pages.keys, pages.values)
     )
-    parts = attention(pages.queries, keys, values, chunk, first * block_size, pages.scoring)
+    queries, scoring = pages.queries, pages.scoring
+    if pages.extra is not None:
+        extra = pages.extra.key_pages[blocks].swapaxes(0, 1).flatten(1, 2)[None]
+        queries = mx.concatenate([queries * scoring.scale, pages.extra.queries], axis=-1)
+        keys, scoring = mx.concatenate([keys, extra], axis=-1), scoring._replace(scale=1.0)
+    parts = attention(queries, keys, values, chunk, first * block_size, scoring)
     return [mx.concatenate(parts)]
 
 
 def _from_pages(variant: PromptVariant, device: DeviceName) -> Variant[PromptShape, PromptProblem]:
     """By MLX's fused attention, of pages that kernels write."""
     run = partial(_planned, variant)
-    return Variant(run, Kind.STEPS, (device,), limits=NO_SOFTCAP, needs=Group.PAGES)
+    limits = {**NO_SOFTCAP, "extra_dim": Limit(max=0)}
+    return Variant(run, Kind.STEPS, (device,), limits=limits, needs=Group.PAGES)
 
 
 # Rows of a prompt chunk, and the context they end.
@@ -147,7 +155,7 @@ PROMPT_ATTENTION = Spec(
         PromptVariant.PAGED_KERNEL: Variant(
             partial(_planned, PromptVariant.PAGED_KERNEL),
             dtypes=HALF,
-            limits={**WIDE_LIMITS, **NO_SOFTCAP},
+            limits={**WIDE_LIMITS, **NO_SOFTCAP, "extra_dim": Limit(max=64, multiple_of=8)},
             needs=Group.PAGES,
         ),
         # MLX prepares a plan of some 60 ms for every new pair of lengths on CUDA, which no timing
@@ -183,8 +191,12 @@ PROMPT_ATTENTION = Spec(
         PromptShape(5, 1100, 8, 2, 64, 64, 16, from_start=False),
         PromptShape(20, 40, 4, 2, 64, 64, 16, from_start=False, softcap=True),
         PromptShape(12, 40, 4, 2, 512, 512, 16, from_start=False),
+        PromptShape(9, 40, 5, 1, 512, 512, 16, from_start=False, extra_dim=64),
     ),
-    surveyed=surveyed_shapes(_COMMON),
+    surveyed={
+        **surveyed_shapes(_COMMON),
+        "latent attention": _COMMON._replace(kv_heads=1, key_dim=512, value_dim=512, extra_dim=64),
+    },
     tuned=_tuned,
     baselines=BY_SDPA,
     untimed=("sinks", "softcap"),

@@ -181,8 +181,6 @@ class KernelPages:
         )
 
     def _prompt_variant(self, num_rows: int, context: int, heads: Heads) -> PromptVariant:
-        if heads.extra_dim:
-            return PromptVariant.SDPA_TILED
         shape = self._prompt_shape(num_rows, context, heads)
         return select(PROMPT_ATTENTION, shape, heads.dtype).variant
 
@@ -195,6 +193,7 @@ class KernelPages:
             window=heads.window is not None,
             sinks=heads.sinks,
             softcap=heads.softcap,
+            extra_dim=heads.extra_dim,
         )
 
     # ---- decodes

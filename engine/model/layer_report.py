@@ -106,8 +106,6 @@ def _decodes(heads: Heads, block_size: int) -> str:
 
 
 def _prompts(heads: Heads, block_size: int) -> str:
-    if heads.extra_dim:
-        return "sdpa_tiled"
     names = []
     for context in (_ROWS, _CONTEXT):
         shape = PromptShape(
@@ -119,6 +117,7 @@ def _prompts(heads: Heads, block_size: int) -> str:
             window=heads.window is not None,
             sinks=heads.sinks,
             softcap=heads.softcap,
+            extra_dim=heads.extra_dim,
         )
         names.append(selector_for().select(PROMPT_ATTENTION, shape, heads.dtype).variant.value)
     return " and ".join(dict.fromkeys(names))

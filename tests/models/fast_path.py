@@ -7,14 +7,17 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
+import mlx.core as mx
 from model_zoo import build
 
-from quire.engine.model.paged_model import PagedModel
+from quire.engine.model.paged_model import PagedModel, layer_heads
 from quire.engine.model.paging import page_model
 from quire.engine.model.seam import PagedLayer
 from quire.engine.recurrent.layer import StateLayer
 from quire.kernels.choice.selection import Selector, selecting
 from quire.kernels.choice.spec import Kind
+from quire.kernels.heads import Heads
+from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION, PromptShape
 from quire.kernels.recurrent import Use
 
 BLOCK_SIZE = 16
@@ -41,7 +44,7 @@ def _obstacles(paged: PagedModel, selector: Selector) -> Iterator[str]:
             if isinstance(part, PagedLayer) and part.shape is not None:
                 if reason := paged.why_no_kernels(part, BLOCK_SIZE):
                     yield f"attention: {reason}"
-                elif any(use.extra_dim for use in part.uses):
+                elif not all(_takes_prompts(heads, selector) for heads in layer_heads(part)):
                     yield "prompts of latent attention: MLX's operations"
             elif isinstance(part, StateLayer):
                 yield from (
@@ -49,6 +52,14 @@ def _obstacles(paged: PagedModel, selector: Selector) -> Iterator[str]:
                     for item in part.items
                     if item.use is None or not _takes(item.use, selector)
                 )
+
+
+def _takes_prompts(heads: Heads, selector: Selector) -> bool:
+    """Whether a kernel attends to prompts, or MLX's fused attention. The zoo has float32."""
+    flags = heads.window is not None, heads.sinks, heads.softcap, heads.extra_dim
+    shape = PromptShape(512, 4096, *heads[:4], BLOCK_SIZE, False, *flags)
+    variant = selector.select(PROMPT_ATTENTION, shape, mx.bfloat16).variant
+    return not heads.extra_dim or PROMPT_ATTENTION.variants[variant].kind is Kind.KERNEL
 
 
 def _takes(use: Use, selector: Selector) -> bool:
