@@ -121,6 +121,7 @@ VARIANTS: dict[str, tuple[str, Config]] = {
             "residual_multiplier": 0.5,
         },
     ),
+    "deepseek_v3_dense": ("deepseek_v3", {**DEEPSEEK, "first_k_dense_replace": 8}),
     "llama4_dense": (
         "llama4",
         text(

@@ -90,9 +90,11 @@ def test_tokens_equal_those_of_mlx_lm(family: str, pad: bool, choose_as: ChooseA
         assert tokens[index] == reference_generate(reference, prompt, 5)[0]
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama4_dense"])
+@pytest.mark.parametrize(
+    ("family", "rounding"), [("qwen3", 0.03), ("llama4_dense", 0.03), ("deepseek_v3_dense", 0.05)]
+)
 def test_prompts_over_pages_in_half_precision(
-    family: str, monkeypatch: pytest.MonkeyPatch, choose_as: ChooseAs
+    family: str, rounding: float, monkeypatch: pytest.MonkeyPatch, choose_as: ChooseAs
 ) -> None:
     """The kernel for prompts, which takes no float32, after everything a start runs.
 
@@ -155,7 +157,7 @@ def test_prompts_over_pages_in_half_precision(
     assert len(found["metal"]) == 5 * len(prompts)
     for place, expected in found["metal"].items():
         error = mx.abs(found["cuda"][place] - expected).max() / mx.abs(expected).max()
-        assert error.item() < 0.03
+        assert error.item() < rounding
 
 
 def test_decodes_that_share_a_prefix_read_it_together(
