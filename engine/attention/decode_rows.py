@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -131,14 +132,20 @@ class DecodeRows:
 
     def runs(self, block_size: int) -> list[SharedRun]:
         """The clusters, whose rows lie side by side."""
+        return [SharedRun(first, n, block_size * blocks) for first, n, blocks in self._shared]
+
+    @cached_property
+    def _shared(self) -> list[tuple[int, int, int]]:
+        """Of each cluster the first row, the number of rows and the blocks that they share."""
         if not self.clusters.any():
             return []
-        runs = []
-        for cluster in np.unique(self.clusters[self.clusters > 0]):
-            rows = np.flatnonzero(self.clusters == cluster)
-            num_blocks = _num_shared(self.tables[rows], self.num_blocks[rows])
-            runs.append(SharedRun(int(rows[0]), len(rows), block_size * num_blocks))
-        return runs
+        starts = np.flatnonzero(np.diff(self.clusters, prepend=-1))
+        found = []
+        for first, end in pairwise([*starts.tolist(), len(self)]):
+            if self.clusters[first]:
+                blocks = _num_shared(self.tables[first:end], self.num_blocks[first:end])
+                found.append((first, end - first, blocks))
+        return found
 
     def groups(self, most_blocks: int | None = None) -> list[DecodeGroup]:
         """Rows side by side that attention in MLX operations can treat alike.
@@ -186,17 +193,21 @@ def _alike(
     for i in np.flatnonzero((sizes - 1) * (longest - 1) >= _MIN_SHARED_BLOCKS):
         alike = rows[starts[i] : starts[i] + sizes[i]]
         num_shared = _num_shared(tables[alike], num_blocks[alike])
-        smaller = _alike(tables, num_blocks, alike, num_shared) if len(alike) > 2 else []
+        whole = (len(alike) - 1) * num_shared
+        smaller: list[tuple[npt.NDArray[np.intp], int]] = []
+        if (len(alike) - 2) * (longest[i] - 1) > whole:  # which smaller ones save at most
+            smaller = _alike(tables, num_blocks, alike, num_shared)
         saved = sum((len(each) - 1) * shared for each, shared in smaller)
-        found += smaller if saved > (len(alike) - 1) * num_shared else [(alike, num_shared)]
+        found += smaller if saved > whole else [(alike, num_shared)]
     return found
 
 
 def _num_shared(tables: Int32Array, num_blocks: Int32Array) -> int:
     """Leading blocks that all rows have in common; each row's last block is its own."""
     most = int(num_blocks.min()) - 1
-    differs = (tables[:, :most] != tables[0, :most]).any(axis=0)
-    return int(differs.argmax()) if differs.any() else most
+    differs = (tables[1:, :most] != tables[0, :most]).any(axis=0)
+    first = int(differs.argmax()) if most else 0
+    return first if most and differs[first] else most
 
 
 def _cuts(num_blocks: Int32Array, clusters: Int32Array) -> list[int]:
