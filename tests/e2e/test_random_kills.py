@@ -109,9 +109,10 @@ def kill_at(moment: str, server: Server, draw: random.Random, how: signal.Signal
         os.kill(server.worker_pid(), signal.SIGKILL)
         eventually(lambda: workers(server.process.pid), "the next worker is there")
         time.sleep(draw.random())
-        pids = workers(server.process.pid)
-        for pid in pids:
-            os.kill(pid, how)
+        count = restarts(server)
+        os.kill(server.worker_pid(), how)
+        # It may have been ready already; then the server is for as long as it has not noticed.
+        eventually(lambda: restarts(server) > count, "the next worker's death is noticed")
         return []
     prompts = {"prefill": "x" * 600, "decode": "abc", "idle": ""}
     clients = [
