@@ -9,7 +9,7 @@ from typing import NamedTuple
 from quire.engine.messages import FinishReason, TokenLogprobs, TokenOutput
 from quire.engine.pooled import Float32Array
 from quire.engine.sequence import Sequence
-from quire.engine.step_batch import Chunk, StepBatch
+from quire.engine.step_batch import StepBatch
 
 
 class Reported(NamedTuple):
@@ -43,12 +43,8 @@ def reports(
         yield Reported(
             [next(drawn)] if logprobs and chunk.samples and chunk.logprobs is not None else [],
             [next(scored) for _ in chunk.scored_token_ids],
-            next(totals) if _is_pooled(chunk) else None,
+            next(totals) if chunk.is_pooled else None,
         )
-
-
-def _is_pooled(chunk: Chunk) -> bool:
-    return not chunk.samples and chunk.num_pooled > 0
 
 
 def take_token(sequence: Sequence, token: int, logprobs: list[TokenLogprobs]) -> TokenOutput:

@@ -11,7 +11,6 @@ blocks it touches are given back only when it has retired.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections import deque
 from collections.abc import Sequence as SequenceABC
@@ -26,12 +25,11 @@ from quire.engine.grammar import GrammarState
 from quire.engine.lookups import Lookups
 from quire.engine.messages import GenerateRequest, TokenLogprobs, TokenOutput
 from quire.engine.outcome import reports, take_token, vector_output
-from quire.engine.pooled import Float32Array, Pooled
+from quire.engine.pooled import Float32Array
 from quire.engine.retiring import Retiring
-from quire.engine.sequence import Arrival, PromptReport, Sequence
+from quire.engine.sequence import Sequence
 from quire.engine.step_batch import Chunk, StepBatch
 from quire.engine.step_limits import StepLimits
-from quire.engine.thinking import Thinking
 
 
 class Scheduler:
@@ -104,17 +102,8 @@ class Scheduler:
                 f"{num_prompt} prompt tokens and {request.max_tokens} output tokens need more "
                 f"than the {capacity} tokens the KV cache holds"
             )
-        seed = request.sampling.seed
-        sequence = Sequence(
-            request,
-            SequenceCache(self._pools, self._root(request)),
-            list(request.prompt_token_ids),
-            seed=secrets.randbits(64) if seed is None else seed,
-            grammar=grammar,
-            thinking=None if request.thinking is None else Thinking(request.thinking),
-            arrival=Arrival(time.monotonic()),
-            report=PromptReport(pooled=None if pooling is None else Pooled(pooling, num_prompt)),
-        )
+        root = root_hash(self._model_name, salt=request.cache_salt)
+        sequence = Sequence.of(request, SequenceCache(self._pools, root), grammar)
         self._sequences[request.request_id] = sequence
         self._enqueue(sequence)
 
@@ -134,9 +123,6 @@ class Scheduler:
         ):
             place -= 1
         self.waiting.insert(place, sequence)
-
-    def _root(self, request: GenerateRequest) -> BlockHash:
-        return root_hash(self._model_name, salt=request.cache_salt)
 
     # ---- scheduling
 
@@ -258,7 +244,8 @@ class Scheduler:
             chunks.append(take_chunk(sequence, num_tokens, step_id))
         chunks = decodes + prompts
         moves = self._move_states(chunks) if self._pools.states is not None else []
-        pooled = [chunk for chunk in chunks if not chunk.samples and chunk.num_pooled]
+        unsampled = [chunk for chunk in chunks if not chunk.samples]  # of most steps none
+        pooled = [chunk for chunk in unsampled if chunk.is_pooled]
         batch = StepBatch(step_id, chunks, len(decodes), moves, pooled)
         for row, chunk in enumerate(batch.sampled):
             chunk.sequence.sample_row = row

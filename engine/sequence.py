@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 from dataclasses import dataclass, field
 
 from quire.cache.sequence_cache import SequenceCache
@@ -49,6 +51,24 @@ class Sequence:
     report: PromptReport = field(default_factory=PromptReport)
     thinking: Thinking | None = None  # likewise; None: there is no limit
     _seen: SeenTokens | None = None
+
+    @classmethod
+    def of(
+        cls, request: GenerateRequest, cache: SequenceCache, grammar: GrammarState | None
+    ) -> Sequence:
+        """That of a request that has just come; ``cache`` is empty, ``grammar`` at its start."""
+        seed, thinking, pooling = request.sampling.seed, request.thinking, request.pooling
+        num_prompt = len(request.prompt_token_ids)
+        return cls(
+            request,
+            cache,
+            list(request.prompt_token_ids),
+            seed=secrets.randbits(64) if seed is None else seed,
+            arrival=Arrival(time.monotonic()),
+            grammar=grammar,
+            report=PromptReport(pooled=None if pooling is None else Pooled(pooling, num_prompt)),
+            thinking=None if thinking is None else Thinking(thinking),
+        )
 
     @property
     def num_tokens(self) -> int:

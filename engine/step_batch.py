@@ -56,6 +56,11 @@ class Chunk(msgspec.Struct, eq=False, gc=False):  # a quarter of a dataclass's t
         return 0 if pooled is None else pooled.num_wanted(self.start, self.context_length)
 
     @property
+    def is_pooled(self) -> bool:
+        """Whether its hidden states go into a vector, in place of a sample."""
+        return not self.samples and self.num_pooled > 0
+
+    @property
     def context_length(self) -> int:
         """Tokens the chunk's last row attends to, itself included."""
         return self.start + self.num_tokens

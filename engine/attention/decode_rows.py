@@ -195,7 +195,8 @@ def _alike(
         num_shared = _num_shared(tables[alike], num_blocks[alike])
         whole = (len(alike) - 1) * num_shared
         smaller: list[tuple[npt.NDArray[np.intp], int]] = []
-        if (len(alike) - 2) * (longest[i] - 1) > whole:  # which smaller ones save at most
+        most = (len(alike) - 2) * (longest[i] - 1)  # that smaller ones can save
+        if most > whole:
             smaller = _alike(tables, num_blocks, alike, num_shared)
         saved = sum((len(each) - 1) * shared for each, shared in smaller)
         found += smaller if saved > whole else [(alike, num_shared)]

@@ -10,6 +10,7 @@ from latent_case import LatentPromptCase
 from metal_sim import KernelFault, build_all, changed, collected_texts, simulated_kernels
 from prompt_case import PromptCase
 
+from quire.kernels import paged_prompt
 from quire.kernels.prompt_attention_spec import PromptShape
 
 CASES = [
@@ -116,6 +117,24 @@ def _compiled() -> None:
 def test_chunks(case: PromptCase | LatentPromptCase) -> None:
     with simulated_kernels():
         case.check()
+
+
+@pytest.mark.parametrize("is_metal", [True, False], ids=["metal", "cuda"])
+def test_threadgroup_memory_holds_heads_of_all_sizes(
+    is_metal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx.core.metal.is_available", lambda: is_metal)
+    size = 32 << 10 if is_metal else 48 << 10
+    for value_dim in range(8, 513, 8):
+        slices, width = paged_prompt._slices(value_dim)
+        assert (slices - 1) * width < value_dim <= slices * width
+        for key_dim in (8, value_dim, 512, 576):
+            chosen = paged_prompt._threadgroup(key_dim, width)
+            # As the kernel's text declares it.
+            key_stride = (-(-key_dim // 32) | 1) * 4
+            value_stride = -(-width // 16) * 2 | 1
+            held = int(chosen["STAGES"]) * int(chosen["KEYS"]) * (key_stride + value_stride)
+            assert 16 * held <= size  # bytes of a pack
 
 
 @pytest.mark.parametrize("name", MUTANTS)
