@@ -184,8 +184,9 @@ def to_markdown(report: dict[str, Any]) -> str:
         "## What people run",
         "",
         "A GPU's kernels write and read pages and states in place at the sizes that published "
-        "models have; where MLX's operations compute something of a layer, the reason stands. That is "
-        "what would be chosen on an NVIDIA GPU, by the specifications; few families have run on one.",
+        "models have; where MLX's operations compute something of a layer, the reason stands. "
+        "That is what would be chosen on an NVIDIA GPU, by the specifications; few families have "
+        "run on one.",
         "",
         "| models | family | served | by kernels on a GPU |",
         "|---|---|---|---|",
