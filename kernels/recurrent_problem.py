@@ -101,9 +101,9 @@ class RecurrentProblem(Problem):
     def chained(self: Self, result: Sequence[mx.array]) -> Self:
         """A kernel waits for the fence of the one before, steps for their rows."""
         other = copy.copy(self)
-        *_, last = result
+        *_, pool, last = result
         if last.size == 1:
-            other.fence = last
+            other.pool, other.fence = pool, last
         else:
             other.rows = (waiting(self.rows[0], result[:1]), *self.rows[1:])
         return other

@@ -120,7 +120,10 @@ class EngineSteps:
         for _ in range(self.plan.steps + 100):
             if len(self.engine.step()) >= batch:
                 return ids
-        raise RuntimeError(f"{batch} sequences never decoded together")
+        raise RuntimeError(
+            f"{batch} sequences of {context} tokens never decoded together: does the KV cache, "
+            "states included, hold them?"
+        )
 
     def _step_with(self, length: int) -> None:
         self._submit([length], 1)

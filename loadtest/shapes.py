@@ -288,7 +288,7 @@ def main() -> int:
     parser.add_argument("--prompt", type=int, default=8192, help="tokens (8192)")
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 16, 64])
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--kv-cache-memory", type=int, default=4 << 30, metavar="BYTES")
+    parser.add_argument("--kv-cache-memory", type=int, default=12 << 30, metavar="BYTES")
     parser.add_argument(
         "--without-mlx-lm", action="store_true", help="do not time mlx-lm's own model, for minutes"
     )

@@ -14,11 +14,16 @@ const int index = int(threadgroup_position_in_grid.y);
 if (index == 0 && place == 0) new_fence[0] = 1;
 if (place >= PACKS) return;
 
-float weights[K * VEC], biases[VEC];
+// In packs: value by value, a warp would read the same lines K * VEC times.
+float loaded[K * VEC], weights[K * VEC], biases[VEC];
+UNROLL
+for (int i = 0; i < K; ++i) {
+  quire::unpack<T>(((const DEVICE quire::Pack*)weight)[place * K + i], loaded + i * VEC);
+}
 UNROLL
 for (int e = 0; e < VEC; ++e) {
   UNROLL
-  for (int i = 0; i < K; ++i) weights[i * VEC + e] = float(weight[(place * VEC + e) * K + i]);
+  for (int i = 0; i < K; ++i) weights[i * VEC + e] = loaded[e * K + i];
   biases[e] = HAS_BIAS ? float(bias[place * VEC + e]) : 0.0f;
 }
 const DEVICE quire::Pack* rows = (const DEVICE quire::Pack*)x + place;
@@ -28,25 +33,27 @@ float window[K * VEC];
 
 if (index < num_segments) {
   int segment = index;
+  // All at once: each of them takes as long to come as a row.
   const int source = sources[segment];
+  const int begin = starts[segment];
+  int end = starts[segment + 1];
+  int target = targets[segment];
   if (source < 0) return; // it is taken with the one before
   UNROLL
   for (int i = 0; i < K * VEC; ++i) window[i] = 0.0f;
   if (source > 0) {
+    UNROLL
     for (int i = 0; i < KEPT; ++i) {
       Window::push(window, tails[(size_t(source) * KEPT + i) * PACKS]);
     }
   }
-  const int begin = starts[segment];
   int row = begin;
   bool goes_on = true;
   while (goes_on) {
-    const int end = starts[segment + 1];
     for (; row < end && row < begin + KEPT; ++row) {
       Window::push(window, rows[size_t(row) * PACKS]);
       results[size_t(row) * PACKS] = Window::apply(window, weights, biases, HAS_BIAS, SILU);
     }
-    const int target = targets[segment];
     if (target > 0) {
       UNROLL
       for (int i = 0; i < KEPT; ++i) {
@@ -57,6 +64,10 @@ if (index < num_segments) {
     }
     ++segment;
     goes_on = segment < num_segments && sources[segment] < 0;
+    if (goes_on) {
+      end = starts[segment + 1];
+      target = targets[segment];
+    }
   }
 } else {
   const int first = (index - num_segments) * TILE;

@@ -38,51 +38,50 @@ const size_t state_row = size_t(head) * VALUE_DIM + place;
 constexpr size_t STATE_ROWS = size_t(VALUE_HEADS) * VALUE_DIM;
 if (source > 0) Keys::load_floats(pool + (source * STATE_ROWS + state_row) * KEY_DIM, lane, state);
 
-// What the next row needs is on its way while one is computed.
-quire::Packed<T, 4> next_q[Keys::FOURS], next_k[Keys::FOURS];
-float next_g[GATES], q_row[Keys::SIZE], k_row[Keys::SIZE], g_row[GATES];
-float next_v = 0.0f, next_beta = 0.0f;
+// What the AHEAD next rows need is on its way while one is computed, which takes less time.
+quire::Packed<T, 4> next_q[AHEAD][Keys::FOURS], next_k[AHEAD][Keys::FOURS];
+float next_g[AHEAD][GATES], next_v[AHEAD], next_beta[AHEAD];
+float q_row[Keys::SIZE], k_row[Keys::SIZE], g_row[GATES];
 bool goes_on = true;
 while (goes_on) {
   goes_on = segment + 1 < num_segments && sources[segment + 1] < 0;
-  for (int row = first - 1; row < end; ++row) {
-    const float value = next_v;
-    const float beta_row = next_beta;
-    if (row >= first) {
-      Keys::unpacked(next_q, q_row);
-      Keys::unpacked(next_k, k_row);
-      UNROLL
-      for (int i = 0; i < GATES; ++i) g_row[i] = next_g[i];
-    }
-    if (row + 1 < end) {
-      const size_t at = row + 1;
-      const size_t key = (at * KEY_HEADS + head / SHARE) * KEY_DIM;
-      const size_t at_head = at * VALUE_HEADS + head;
-      Keys::load(q + key, lane, next_q);
-      Keys::load(k + key, lane, next_k);
-      next_v = float(v[at_head * VALUE_DIM + place]);
-      next_beta = float(beta[at_head]);
-      UNROLL
-      for (int i = 0; i < GATES; ++i) {
-        next_g[i] = g[at_head * STEP + (VECTOR ? Keys::place(i / 4, lane) * 4 + i % 4 : 0)];
+  for (int base = first - AHEAD; base < end; base += AHEAD) {
+    UNROLL
+    for (int n = 0; n < AHEAD; ++n) {
+      const int row = base + n;
+      const bool is_computed = row >= first && row < end;
+      float value = 0.0f, beta_row = 0.0f;
+      if (is_computed) {
+        Keys::unpacked(next_q[n], q_row);
+        Keys::unpacked(next_k[n], k_row);
+        UNROLL
+        for (int i = 0; i < GATES; ++i) g_row[i] = next_g[n][i];
+        value = next_v[n];
+        beta_row = next_beta[n];
       }
-    }
-    if (row >= first) {
-      float held = 0.0f;
-      UNROLL
-      for (int i = 0; i < int(Keys::SIZE); ++i) {
-        state[i] *= g_row[VECTOR ? i : 0];
-        held += state[i] * k_row[i];
+      if (row + AHEAD < end) {
+        const size_t at = row + AHEAD;
+        const size_t key = (at * KEY_HEADS + head / SHARE) * KEY_DIM;
+        const size_t at_head = at * VALUE_HEADS + head;
+        Keys::load(q + key, lane, next_q[n]);
+        Keys::load(k + key, lane, next_k[n]);
+        next_v[n] = float(v[at_head * VALUE_DIM + place]);
+        next_beta[n] = float(beta[at_head]);
+        UNROLL
+        for (int i = 0; i < GATES; ++i) {
+          next_g[n][i] = g[at_head * STEP + (VECTOR ? Keys::place(i / 4, lane) * 4 + i % 4 : 0)];
+        }
       }
-      const float delta = (value - quire::sum_over<LANES>(held)) * beta_row;
-      float read = 0.0f;
-      UNROLL
-      for (int i = 0; i < int(Keys::SIZE); ++i) {
-        state[i] += k_row[i] * delta;
-        read += state[i] * q_row[i];
+      if (is_computed) {
+        UNROLL
+        for (int i = 0; i < int(Keys::SIZE); ++i) state[i] *= g_row[VECTOR ? i : 0];
+        const float held = quire::sum_over<LANES>(Keys::product(state, k_row));
+        const float delta = (value - held) * beta_row;
+        UNROLL
+        for (int i = 0; i < int(Keys::SIZE); ++i) state[i] += k_row[i] * delta;
+        const float read = quire::sum_over<LANES>(Keys::product(state, q_row));
+        if (lane == 0) y[(size_t(row) * VALUE_HEADS + head) * VALUE_DIM + place] = T(read);
       }
-      read = quire::sum_over<LANES>(read);
-      if (lane == 0) y[(size_t(row) * VALUE_HEADS + head) * VALUE_DIM + place] = T(read);
     }
   }
   if (target > 0) {

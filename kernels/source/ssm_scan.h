@@ -38,39 +38,41 @@ if (source > 0) States::load_floats(pool + (source * STATE_ROWS + state_row) * S
 const float rate = -quire::exp2(float(a_log[head]) * quire::LOG2_E) * quire::LOG2_E;
 const float around = float(d[head]);
 
-// What the next row needs is on its way while one is computed.
-quire::Packed<T, 4> next_b[States::FOURS], next_c[States::FOURS];
-float b_row[States::SIZE], c_row[States::SIZE];
-float next_x = 0.0f, next_dt = 0.0f;
+// What the AHEAD next rows need is on its way while one is computed, which takes less time.
+quire::Packed<T, 4> next_b[AHEAD][States::FOURS], next_c[AHEAD][States::FOURS];
+float next_x[AHEAD], next_dt[AHEAD], b_row[States::SIZE], c_row[States::SIZE];
 bool goes_on = true;
 while (goes_on) {
   goes_on = segment + 1 < num_segments && sources[segment + 1] < 0;
-  for (int row = first - 1; row < end; ++row) {
-    const float value = next_x;
-    const float step = next_dt;
-    if (row >= first) {
-      States::unpacked(next_b, b_row);
-      States::unpacked(next_c, c_row);
-    }
-    if (row + 1 < end) {
-      const size_t at = row + 1;
-      const size_t group = (at * GROUPS + head / SHARE) * STATE_DIM;
-      States::load(b + group, lane, next_b);
-      States::load(c + group, lane, next_c);
-      next_x = float(x[(at * HEADS + head) * HEAD_DIM + place]);
-      next_dt = dt[at * HEADS + head];
-    }
-    if (row >= first) {
-      const float decay = quire::exp2(rate * step);
-      const float taken = value * step;
-      float given = 0.0f;
-      UNROLL
-      for (int i = 0; i < int(States::SIZE); ++i) {
-        state[i] = state[i] * decay + taken * b_row[i];
-        given += state[i] * c_row[i];
+  for (int base = first - AHEAD; base < end; base += AHEAD) {
+    UNROLL
+    for (int n = 0; n < AHEAD; ++n) {
+      const int row = base + n;
+      const bool is_computed = row >= first && row < end;
+      float value = 0.0f, step = 0.0f;
+      if (is_computed) {
+        States::unpacked(next_b[n], b_row);
+        States::unpacked(next_c[n], c_row);
+        value = next_x[n];
+        step = next_dt[n];
       }
-      given = quire::sum_over<LANES>(given) + around * value;
-      if (lane == 0) y[(size_t(row) * HEADS + head) * HEAD_DIM + place] = T(given);
+      if (row + AHEAD < end) {
+        const size_t at = row + AHEAD;
+        const size_t group = (at * GROUPS + head / SHARE) * STATE_DIM;
+        States::load(b + group, lane, next_b[n]);
+        States::load(c + group, lane, next_c[n]);
+        next_x[n] = float(x[(at * HEADS + head) * HEAD_DIM + place]);
+        next_dt[n] = dt[at * HEADS + head];
+      }
+      if (is_computed) {
+        const float decay = quire::exp2(rate * step);
+        const float taken = value * step;
+        UNROLL
+        for (int i = 0; i < int(States::SIZE); ++i) state[i] = state[i] * decay + taken * b_row[i];
+        const float given =
+            quire::sum_over<LANES>(States::product(state, c_row)) + around * value;
+        if (lane == 0) y[(size_t(row) * HEADS + head) * HEAD_DIM + place] = T(given);
+      }
     }
   }
   if (target > 0) {

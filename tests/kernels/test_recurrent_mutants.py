@@ -11,6 +11,8 @@ from metal_sim import KernelFault, Mutation, build_all, changed, collected_texts
 from recurrent_case import COPIES, CUT, IN_PLACE, MIXED
 from ssm_case import SsmCase
 
+from quire.kernels.scan_settings import ScanSettings
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -22,6 +24,7 @@ class Mutant:
 
 DELTA = DeltaCase(MIXED)
 DELTA_CUT = DeltaCase(CUT)
+DELTA_AHEAD = DeltaCase(CUT, settings=ScanSettings(ahead=4))
 VECTOR = DeltaCase(MIXED, vector=True)
 CONV = ConvCase(MIXED)
 SSM = SsmCase(MIXED)
@@ -41,9 +44,9 @@ def conv(name: str, old: str, new: str, case: ConvCase = CONV) -> Mutant:
 
 
 MUTANTS = [
-    delta("the gate is dropped", "state[i] *= g_row[VECTOR ? i : 0];", ""),
+    delta("the gate is dropped", "state[i] *= g_row[VECTOR ? i : 0]", "state[i] *= 1.0f"),
     delta("one gate for all channels", "g_row[VECTOR ? i : 0]", "g_row[0]", VECTOR),
-    delta("no correction by what is held", "value - quire", "value - 0.0f * quire"),
+    delta("no correction by what is held", "value - held", "value"),
     delta("states are not carried", "first = end;",
           "first = end; for (int i = 0; i < int(Keys::SIZE); ++i) state[i] = 0.0f;", DELTA_CUT),
     delta("a segment that goes on begins with the first", "first = end;", "", DELTA_CUT),
@@ -53,10 +56,12 @@ MUTANTS = [
     delta("states go back to where they came from", "int target = targets[segment]",
           "int target = source"),
     delta("states are not kept", "if (target > 0)", "if (target > 1000)"),
-    delta("the query sees the state before", "read += state[i] * q_row[i];\n",
-          "read += (state[i] - k_row[i] * delta) * q_row[i];\n"),
+    delta("the query sees the state before", "Keys::product(state, q_row)",
+          "Keys::product(state, q_row) - delta * Keys::product(k_row, q_row)"),
     delta("key heads in turns", "head / SHARE", "head % KEY_HEADS"),
-    delta("the last row is left out", "row + 1 < end", "row + 2 < end"),
+    delta("the last row is left out", "row + AHEAD < end", "row + AHEAD + 1 < end"),
+    delta("rows behind the end are computed", "row >= first && row < end", "row >= first",
+          DELTA_AHEAD),
     delta("padding is not filled", "row < int(q_shape[0])", "row < 0"),
     delta("an empty segment keeps nothing", "if (target > 0)", "if (target > 0 && end > first)",
           DeltaCase(COPIES)),
@@ -69,7 +74,9 @@ MUTANTS = [
     ssm("a segment that goes on begins with the first", "first = end;", "", SsmCase(CUT)),
     ssm("states go back to where they came from", "int target = targets[segment]",
         "int target = source"),
-    ssm("the last row is left out", "row + 1 < end", "row + 2 < end"),
+    ssm("the last row is left out", "row + AHEAD < end", "row + AHEAD + 1 < end"),
+    ssm("rows behind the end are computed", "row >= first && row < end", "row >= first",
+        SsmCase(CUT, settings=ScanSettings(ahead=4))),
     ssm("padding is not filled", "row < int(x_shape[0])", "row < 0"),
     conv("the window is one row off", "size_t(row - KEPT + i)", "size_t(row - K + i)"),
     conv("first rows see another slot's tail", "size_t(source) * KEPT + i",

@@ -32,6 +32,7 @@ from quire.kernels.choice.tuning import (
     tune,
     tuned_operations,
 )
+from quire.kernels.delta_rule_spec import DeltaProblem, DeltaShape
 from quire.kernels.kv_write_spec import KV_WRITE, WriteShape
 from quire.kernels.paged_decode_spec import PAGED_DECODE, DecodeShape, DecodeVariant
 from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION, PromptShape, PromptVariant
@@ -195,6 +196,16 @@ def test_a_real_problem_is_measured_in_chains() -> None:
     timing = find_fastest("cpu", PROMPT, [TILES, SDPA])
     assert timing.variant in ("sdpa_tiled", "gather_sdpa")
     assert 0 < timing.time <= timing.default_time
+
+
+def test_a_pool_written_in_place_is_measured_in_chains() -> None:
+    def in_place(problem: DeltaProblem) -> list[mx.array]:
+        y = problem.rows[0] + problem.fence
+        return problem.written(y, y.flatten()[:1].astype(mx.int32))
+
+    problem = DeltaProblem(DeltaShape(4, 2, 1, 1, 32, 8), mx.float32, 0)
+    times = timing.measure({"in place": in_place}, [problem], 2, timing.chained)
+    assert times["in place"].calls > 1
 
 
 def test_the_default_comes_first_and_nothing_twice() -> None:
