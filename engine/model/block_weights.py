@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx_lm.models.rope_utils import Llama3RoPE
 
 from quire.engine.model.flat_linear import flat_product
+from quire.engine.model.join import join_alike
 from quire.kernels.fused_ops import fits_packs
 from quire.kernels.linear import matmul
 from quire.kernels.rotate import Rotary
@@ -127,9 +128,9 @@ def _read(block: nn.Module) -> Block:
     if "q_norm" in attention:
         head_norms = attention.q_norm.weight, attention.k_norm.weight
     products = {
-        "qkv": _join_alike([attention.q_proj, attention.k_proj, attention.v_proj]),
+        "qkv": join_alike([attention.q_proj, attention.k_proj, attention.v_proj]),
         "output": [attention.o_proj],
-        "gate_up": _join_alike([mlp.gate_proj, mlp.up_proj]),
+        "gate_up": join_alike([mlp.gate_proj, mlp.up_proj]),
         "down": [mlp.down_proj],
     }
     weights = BlockWeights(
@@ -187,41 +188,5 @@ def _rotary(rope: nn.Module) -> Rotary:
     return Rotary(inverse, rope.dims, rope.traditional)
 
 
-def _join_alike(linears: list[Any]) -> list[Any]:
-    """One linear if they can be joined, else the same ones."""
-    return [_join(linears)] if _can_join(linears) else linears
-
-
-def _can_join(linears: list[Any]) -> bool:
-    first = linears[0]
-    if any(type(linear) is not type(first) or set(linear) != set(first) for linear in linears):
-        return False
-    if isinstance(first, nn.QuantizedLinear):
-        return all(
-            (x.bits, x.group_size, x.mode) == (first.bits, first.group_size, first.mode)
-            for x in linears
-        )
-    return True
-
-
 def _num_outputs(linear: Any) -> int:
     return int(linear.weight.shape[0])
-
-
-def _join(linears: list[Any]) -> Any:
-    """One linear with the outputs of all; their arrays become views of its arrays."""
-    joined: Any = nn.Module.__new__(type(linears[0]))
-    nn.Module.__init__(joined)
-    for name in ("bits", "group_size", "mode"):
-        if hasattr(linears[0], name):
-            setattr(joined, name, getattr(linears[0], name))
-    for name in linears[0]:
-        whole = mx.concatenate([linear[name] for linear in linears])
-        mx.eval(whole)
-        joined[name] = whole
-        ends = [0]
-        for linear in linears:
-            ends.append(ends[-1] + linear[name].shape[0])
-            linear[name] = whole[ends[-2] : ends[-1]]
-            mx.eval(linear[name])
-    return joined

@@ -13,6 +13,7 @@ from msgspec import structs
 
 from quire.engine.memory.budget import DeviceName
 from quire.engine.model.block_weights import standard_part
+from quire.engine.model.joined import SwigluMlp
 from quire.engine.model.paged_model import PagedModel
 from quire.kernels.choice import check
 from quire.kernels.choice.record import Record
@@ -113,10 +114,11 @@ def _sizes(shape: Shape) -> Fields:
 
 
 def _block_fields(paged: PagedModel, block_size: int) -> dict[AnySpec, list[Fields]]:
-    """Of standard blocks, which alone are fused."""
+    """Of standard blocks, whose steps alone are all fused, and of MLPs elsewhere."""
     part = standard_part(paged.model)
     if part is None:
-        return {}
+        mlps = [m for _, m in paged.model.named_modules() if isinstance(m, SwigluMlp)]
+        return {SWIGLU: [{"dim": dim} for dim in sorted({m.dim for m in mlps})]} if mlps else {}
     first = part.model.layers[0]
     rope = first.self_attn.rope
     rotated = [

@@ -21,7 +21,9 @@ from quire.engine.memory.fit import Demand, size_pools
 from quire.engine.memory.limits import limit_loading, limit_serving
 from quire.engine.memory.machine import usable_memory
 from quire.engine.messages import Abilities, Ready, StateSlots, WorkerConfig
+from quire.engine.model.block_weights import standard_part
 from quire.engine.model.flat_linear import flatten_quantized_linears
+from quire.engine.model.joined import join_linears
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
 from quire.engine.startup.kernel_check import avoid_dropped, check_kernels
@@ -180,6 +182,8 @@ def page_loaded(
     if device != "cpu":
         progress("checking kernels", 0, 1)
         check_kernels(device, loaded.model, cache)
+        if standard_part(loaded.model) is None:
+            join_linears(loaded.model)
     progress("warming up", 0, 1)
     paged = page_model(loaded.model, loaded.name)
     notes += avoid_dropped(device, paged, block_size)

@@ -1,0 +1,92 @@
+"""Linears of the same input are one product, whatever model calls them, and change nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
+from model_zoo import build
+
+from quire.engine.model import joined
+from quire.engine.model.flat_linear import flatten_quantized_linears
+from quire.engine.model.joined import JoinedLinears, SwigluMlp, join_linears
+
+IDS = mx.array([[5, 3, 7, 2, 9, 40, 11]])
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> list[JoinedLinears]:
+    made: list[JoinedLinears] = []
+
+    class Recorded(JoinedLinears):
+        def __init__(self, linears: Any) -> None:
+            super().__init__(linears)
+            made.append(self)
+
+    monkeypatch.setattr(joined, "JoinedLinears", Recorded)
+    return made
+
+
+def logits(model: Any) -> mx.array:
+    return model(IDS, cache=make_prompt_cache(model)).astype(mx.float32)
+
+
+def agree(a: mx.array, b: mx.array) -> bool:
+    return float(mx.abs(a - b).max()) < 1e-4 * float(mx.abs(a).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "num_groups", "num_alone", "num_mlps"),
+    [
+        ("qwen3_5", 4, 0, 4),
+        ("qwen3_5_moe", 8, 0, 4),
+        ("deepseek_v3", 3, 0, 3),
+        ("gemma4_k_eq_v", 6, 0, 0),
+        ("gemma3n", 6, 2, 0),  # layers that take keys and values from others have those linears too
+        ("rwkv7", 3, 3, 0),  # whose linears read mixtures of their own
+    ],
+)
+def test_products_are_joined(
+    groups: list[JoinedLinears], name: str, num_groups: int, num_alone: int, num_mlps: int
+) -> None:
+    model = build(name)
+    expected = logits(model)
+    names = {n for n, _ in tree_flatten(model.parameters())}
+    join_linears(model)
+    assert agree(logits(model), expected)
+    assert agree(logits(model), expected)
+    assert len(groups) == num_groups
+    assert sum(not group.is_used for group in groups) == num_alone
+    assert sum(isinstance(m, SwigluMlp) for _, m in model.named_modules()) == num_mlps
+    assert {n for n, _ in tree_flatten(model.parameters())} == names
+
+
+def test_quantised_linears_are_joined(groups: list[JoinedLinears]) -> None:
+    model = build("qwen3_5")
+    nn.quantize(model, group_size=32, bits=4)
+    flatten_quantized_linears(model)
+    expected = logits(model)
+    join_linears(model)
+    assert agree(logits(model), expected)
+    assert groups
+    assert all(group.is_used for group in groups)
+
+
+def test_what_is_quantised_differently_is_not_joined(groups: list[JoinedLinears]) -> None:
+    model = build("qwen3_moe")
+    nn.quantize(
+        model,
+        class_predicate=lambda path, module: (
+            isinstance(module, nn.Linear)
+            and {"group_size": 32, "bits": 8 if "k_proj" in path else 4}
+        ),
+    )
+    flatten_quantized_linears(model)
+    expected = logits(model)
+    join_linears(model)
+    assert not groups
+    assert agree(logits(model), expected)
