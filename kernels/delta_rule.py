@@ -73,7 +73,6 @@ def delta_rule(
             "VECTOR": rows.g.ndim == 3,
             "LANES": lanes,
             "SIMDGROUPS": settings.simdgroups,
-            "AHEAD": settings.rows_ahead(dtype),
         },
         groups=(-(-value_dim // in_threadgroup), heads, segments.sources.shape[0]),
         threads=32 * settings.simdgroups,

@@ -23,7 +23,7 @@ from quire.kernels.choice.spec import (
 from quire.kernels.delta_rule import delta_rule, delta_rule_steps
 from quire.kernels.delta_steps import DeltaRows, row_by_row
 from quire.kernels.recurrent_problem import RecurrentProblem, tuned_shapes
-from quire.kernels.scan_settings import AHEAD, LANES, SIMDGROUPS, ScanSettings
+from quire.kernels.scan_settings import LANES, SIMDGROUPS, ScanSettings
 
 
 class DeltaVariant(Enum):
@@ -128,7 +128,7 @@ DELTA_RULE = Spec(
                 "key_dim": Limit(min=32, max=512, multiple_of=32),
                 "value_dim": Limit(multiple_of=8),
             },
-            settings={"lanes": LANES, "simdgroups": SIMDGROUPS, "ahead": AHEAD},
+            settings={"lanes": LANES, "simdgroups": SIMDGROUPS},
         ),
         DeltaVariant.STEPS: Variant(_steps, Kind.STEPS, ANYWHERE),
     },

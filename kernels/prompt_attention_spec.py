@@ -168,6 +168,7 @@ PROMPT_ATTENTION = Spec(
         PromptVariant.SDPA_TILED: Variant(partial(_gathered, prompt_tiles), Kind.STEPS, ANYWHERE),
     },
     reference=PromptVariant.SDPA_TILED,
+    # MLX has a fused attention on CUDA for heads of at most 128.
     # On an H200, 32 and 8 heads of 128, bfloat16, us by CUPTI, paged_kernel and sdpa_padded:
     # 1 x 2,048 191 and 83, 8 chunks of 37 to 475 rows 57 and 87, 24 x 85 40 and 62, 8 x 256 49 and
     # 23; after 4,096 tokens, where MLX's attention takes a mask and is not fused, 4 x 512 587 and
@@ -176,7 +177,11 @@ PROMPT_ATTENTION = Spec(
         Default(
             PromptVariant.SDPA_PADDED,
             ("cuda",),
-            {"from_start": Limit(values=(True,)), "rows": Limit(min=1024)},
+            {
+                "from_start": Limit(values=(True,)),
+                "rows": Limit(min=1024),
+                "key_dim": Limit(max=128),
+            },
         ),
         Default(PromptVariant.PAGED_KERNEL, ("cuda",)),
         Default(PromptVariant.SDPA_PADDED, ("cuda",)),

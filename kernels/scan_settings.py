@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import mlx.core as mx
-
 LANES = (4, 8, 16)
 SIMDGROUPS = (2, 4, 8)
-AHEAD = (1, 2, 4)
 _VALUES_PER_LANE = 16
 
 
@@ -17,13 +14,6 @@ class ScanSettings(NamedTuple):
 
     lanes: int = 0  # that share a row of the state, of LANES
     simdgroups: int = 4  # of a threadgroup
-    ahead: int = 0  # rows that are loaded while one is computed, of AHEAD; 0: by the device
-
-    def rows_ahead(self, dtype: mx.Dtype) -> int:
-        """Nothing is known of Metal yet, where more rows would take a lane's registers."""
-        if self.ahead:
-            return self.ahead
-        return 4 if mx.cuda.is_available() and dtype.size == 2 else 1
 
 
 def share_lanes(dim: int, wanted: int = 0) -> int:

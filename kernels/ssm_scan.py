@@ -70,7 +70,6 @@ def ssm_scan(
             "HEADS": heads,
             "LANES": lanes,
             "SIMDGROUPS": settings.simdgroups,
-            "AHEAD": settings.rows_ahead(dtype),
         },
         groups=(-(-head_dim // in_threadgroup), heads, segments.sources.shape[0]),
         threads=32 * settings.simdgroups,

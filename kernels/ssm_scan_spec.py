@@ -22,7 +22,7 @@ from quire.kernels.choice.spec import (
     round_up,
 )
 from quire.kernels.recurrent_problem import RecurrentProblem, tuned_shapes
-from quire.kernels.scan_settings import AHEAD, LANES, SIMDGROUPS, ScanSettings
+from quire.kernels.scan_settings import LANES, SIMDGROUPS, ScanSettings
 from quire.kernels.ssm_scan import ssm_scan, ssm_scan_steps
 from quire.kernels.ssm_steps import SsmLayer, SsmRows
 
@@ -116,7 +116,7 @@ SSM_SCAN = Spec(
                 "state_dim": Limit(min=32, max=512, multiple_of=32),
                 "head_dim": Limit(multiple_of=8),
             },
-            settings={"lanes": LANES, "simdgroups": SIMDGROUPS, "ahead": AHEAD},
+            settings={"lanes": LANES, "simdgroups": SIMDGROUPS},
         ),
         SsmVariant.STEPS: Variant(_steps, Kind.STEPS, ANYWHERE),
     },

@@ -4,24 +4,41 @@
 // input, so MLX believes it is only read: whoever uses it next takes `new_fence` as an input.
 
 constexpr int ROWS = 32 / LANES;
+constexpr int PLACES = ROWS * SIMDGROUPS; // value rows of a threadgroup
+constexpr int THREADS = 32 * SIMDGROUPS;
 constexpr int SHARE = VALUE_HEADS / KEY_HEADS;
-constexpr int STEP = VECTOR ? KEY_DIM : 1;
+constexpr int TILE = quire::tile_rows(KEY_DIM * (2 * int(sizeof(T)) + (VECTOR ? 4 : 0)));
+constexpr int FOURS = KEY_DIM / 4;
 typedef quire::Share<T, KEY_DIM, LANES> Keys;
-constexpr int GATES = VECTOR ? int(Keys::SIZE) : 1;
+typedef quire::Share<float, KEY_DIM, LANES> Gates;
+typedef quire::Staged<quire::Fours<T>, FOURS, TILE, THREADS> KeyTile;
+typedef quire::Staged<quire::Fours<float>, FOURS, TILE, THREADS> GateTile;
+typedef quire::Staged<T, PLACES, TILE, THREADS> ValueTile;
+typedef quire::Staged<T, 1, TILE, THREADS> OneTile;
+typedef quire::Staged<float, 1, TILE, THREADS> DecayTile;
+// Rows of the step, for all of the threadgroup's rows of state.
+SHARED quire::Fours<T> q_tile[TILE * FOURS], k_tile[TILE * FOURS];
+SHARED quire::Fours<float> gate_tile[VECTOR ? TILE * FOURS : 1];
+SHARED T v_tile[TILE * PLACES], beta_tile[TILE];
+SHARED float g_tile[TILE];
 
+const int own = int(thread_index_in_threadgroup);
 const int lane = int(thread_index_in_simdgroup) % LANES;
-const int part = int(threadgroup_position_in_grid.x) * SIMDGROUPS +
-    int(simdgroup_index_in_threadgroup);
 const int head = int(threadgroup_position_in_grid.y);
 const int num_segments = int(sources_shape[0]);
 int segment = int(threadgroup_position_in_grid.z);
-if (segment == 0 && head == 0 && part == 0 && thread_index_in_simdgroup == 0) new_fence[0] = 1;
-if (part >= VALUE_DIM / ROWS) return;
-const int place = part * ROWS + int(thread_index_in_simdgroup) / LANES;
+if (segment == 0 && head == 0 && threadgroup_position_in_grid.x == 0 && own == 0) {
+  new_fence[0] = 1;
+}
+const int first_place = int(threadgroup_position_in_grid.x) * PLACES;
+const int own_place = own / LANES;
+const bool is_there = first_place + own_place < VALUE_DIM;
+const int place = is_there ? first_place + own_place : 0;
+const int width = quire::min(PLACES, VALUE_DIM - first_place);
 
 if (segment == num_segments - 1) {
   for (int row = starts[num_segments]; row < int(q_shape[0]); ++row) {
-    if (lane == 0) y[(size_t(row) * VALUE_HEADS + head) * VALUE_DIM + place] = T(0.0f);
+    if (lane == 0 && is_there) y[(size_t(row) * VALUE_HEADS + head) * VALUE_DIM + place] = T(0.0f);
   }
 }
 // All at once: each of them takes as long to come as a state.
@@ -38,53 +55,60 @@ const size_t state_row = size_t(head) * VALUE_DIM + place;
 constexpr size_t STATE_ROWS = size_t(VALUE_HEADS) * VALUE_DIM;
 if (source > 0) Keys::load_floats(pool + (source * STATE_ROWS + state_row) * KEY_DIM, lane, state);
 
-// What the AHEAD next rows need is on its way while one is computed, which takes less time.
-quire::Packed<T, 4> next_q[AHEAD][Keys::FOURS], next_k[AHEAD][Keys::FOURS];
-float next_g[AHEAD][GATES], next_v[AHEAD], next_beta[AHEAD];
-float q_row[Keys::SIZE], k_row[Keys::SIZE], g_row[GATES];
+float q_row[Keys::SIZE], k_row[Keys::SIZE], g_row[Keys::SIZE];
 bool goes_on = true;
 while (goes_on) {
   goes_on = segment + 1 < num_segments && sources[segment + 1] < 0;
-  for (int base = first - AHEAD; base < end; base += AHEAD) {
-    UNROLL
-    for (int n = 0; n < AHEAD; ++n) {
-      const int row = base + n;
-      const bool is_computed = row >= first && row < end;
-      float value = 0.0f, beta_row = 0.0f;
-      if (is_computed) {
-        Keys::unpacked(next_q[n], q_row);
-        Keys::unpacked(next_k[n], k_row);
-        UNROLL
-        for (int i = 0; i < GATES; ++i) g_row[i] = next_g[n][i];
-        value = next_v[n];
-        beta_row = next_beta[n];
-      }
-      if (row + AHEAD < end) {
-        const size_t at = row + AHEAD;
-        const size_t key = (at * KEY_HEADS + head / SHARE) * KEY_DIM;
-        const size_t at_head = at * VALUE_HEADS + head;
-        Keys::load(q + key, lane, next_q[n]);
-        Keys::load(k + key, lane, next_k[n]);
-        next_v[n] = float(v[at_head * VALUE_DIM + place]);
-        next_beta[n] = float(beta[at_head]);
-        UNROLL
-        for (int i = 0; i < GATES; ++i) {
-          next_g[n][i] = g[at_head * STEP + (VECTOR ? Keys::place(i / 4, lane) * 4 + i % 4 : 0)];
-        }
-      }
-      if (is_computed) {
-        UNROLL
-        for (int i = 0; i < int(Keys::SIZE); ++i) state[i] *= g_row[VECTOR ? i : 0];
-        const float held = quire::sum_over<LANES>(Keys::product(state, k_row));
-        const float delta = (value - held) * beta_row;
-        UNROLL
-        for (int i = 0; i < int(Keys::SIZE); ++i) state[i] += k_row[i] * delta;
-        const float read = quire::sum_over<LANES>(Keys::product(state, q_row));
-        if (lane == 0) y[(size_t(row) * VALUE_HEADS + head) * VALUE_DIM + place] = T(read);
+  for (int row = first; row < end; row += TILE) {
+    const int count = quire::min(TILE, end - row);
+    const size_t key = (size_t(row) * KEY_HEADS + head / SHARE) * FOURS;
+    const size_t at_head = size_t(row) * VALUE_HEADS + head;
+    const DEVICE quire::Fours<T>* all_q = (const DEVICE quire::Fours<T>*)q;
+    const DEVICE quire::Fours<T>* all_k = (const DEVICE quire::Fours<T>*)k;
+    quire::Fours<T> new_q[KeyTile::EACH], new_k[KeyTile::EACH];
+    quire::Fours<float> new_gates[GateTile::EACH];
+    T new_v[ValueTile::EACH], new_beta[OneTile::EACH];
+    float new_g[DecayTile::EACH];
+    KeyTile::load(new_q, all_q + key, KEY_HEADS * FOURS, count, FOURS, own);
+    KeyTile::load(new_k, all_k + key, KEY_HEADS * FOURS, count, FOURS, own);
+    if (VECTOR) {
+      const DEVICE quire::Fours<float>* all_g = (const DEVICE quire::Fours<float>*)g;
+      GateTile::load(new_gates, all_g + at_head * FOURS, VALUE_HEADS * FOURS, count, FOURS, own);
+    } else {
+      DecayTile::load(new_g, g + at_head, VALUE_HEADS, count, 1, own);
+    }
+    const size_t value = at_head * VALUE_DIM + first_place;
+    ValueTile::load(new_v, v + value, VALUE_HEADS * VALUE_DIM, count, width, own);
+    OneTile::load(new_beta, beta + at_head, VALUE_HEADS, count, 1, own);
+    BARRIER(); // until all have read the rows before
+    KeyTile::store(q_tile, new_q, count, FOURS, own);
+    KeyTile::store(k_tile, new_k, count, FOURS, own);
+    if (VECTOR) {
+      GateTile::store(gate_tile, new_gates, count, FOURS, own);
+    } else {
+      DecayTile::store(g_tile, new_g, count, 1, own);
+    }
+    ValueTile::store(v_tile, new_v, count, width, own);
+    OneTile::store(beta_tile, new_beta, count, 1, own);
+    BARRIER();
+    for (int n = 0; n < count; ++n) {
+      Keys::read(q_tile + n * FOURS, lane, q_row);
+      Keys::read(k_tile + n * FOURS, lane, k_row);
+      g_row[0] = g_tile[n];
+      if (VECTOR) Gates::read(gate_tile + n * FOURS, lane, g_row);
+      UNROLL
+      for (int i = 0; i < int(Keys::SIZE); ++i) state[i] *= g_row[VECTOR ? i : 0];
+      const float held = quire::sum_over<LANES>(Keys::product(state, k_row));
+      const float delta = (float(v_tile[n * PLACES + own_place]) - held) * float(beta_tile[n]);
+      UNROLL
+      for (int i = 0; i < int(Keys::SIZE); ++i) state[i] += k_row[i] * delta;
+      const float read = quire::sum_over<LANES>(Keys::product(state, q_row));
+      if (lane == 0 && is_there) {
+        y[(at_head + size_t(n) * VALUE_HEADS) * VALUE_DIM + place] = T(read);
       }
     }
   }
-  if (target > 0) {
+  if (target > 0 && is_there) {
     DEVICE float* states = (DEVICE float*)pool;
     Keys::store_floats(states + (target * STATE_ROWS + state_row) * KEY_DIM, lane, state);
   }

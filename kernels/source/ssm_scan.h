@@ -4,22 +4,37 @@
 // an input, so MLX believes it is only read: whoever uses it next takes `new_fence` as an input.
 
 constexpr int ROWS = 32 / LANES;
+constexpr int PLACES = ROWS * SIMDGROUPS; // rows of state of a threadgroup
+constexpr int THREADS = 32 * SIMDGROUPS;
 constexpr int SHARE = HEADS / GROUPS;
+constexpr int TILE = quire::tile_rows(STATE_DIM * 2 * int(sizeof(T)));
+constexpr int FOURS = STATE_DIM / 4;
 typedef quire::Share<T, STATE_DIM, LANES> States;
+typedef quire::Staged<quire::Fours<T>, FOURS, TILE, THREADS> StateTile;
+typedef quire::Staged<T, PLACES, TILE, THREADS> ValueTile;
+typedef quire::Staged<float, 1, TILE, THREADS> StepTile;
+// Rows of the step, for all of the threadgroup's rows of state.
+SHARED quire::Fours<T> b_tile[TILE * FOURS], c_tile[TILE * FOURS];
+SHARED T x_tile[TILE * PLACES];
+SHARED float dt_tile[TILE];
 
+const int own = int(thread_index_in_threadgroup);
 const int lane = int(thread_index_in_simdgroup) % LANES;
-const int part = int(threadgroup_position_in_grid.x) * SIMDGROUPS +
-    int(simdgroup_index_in_threadgroup);
 const int head = int(threadgroup_position_in_grid.y);
 const int num_segments = int(sources_shape[0]);
 int segment = int(threadgroup_position_in_grid.z);
-if (segment == 0 && head == 0 && part == 0 && thread_index_in_simdgroup == 0) new_fence[0] = 1;
-if (part >= HEAD_DIM / ROWS) return;
-const int place = part * ROWS + int(thread_index_in_simdgroup) / LANES;
+if (segment == 0 && head == 0 && threadgroup_position_in_grid.x == 0 && own == 0) {
+  new_fence[0] = 1;
+}
+const int first_place = int(threadgroup_position_in_grid.x) * PLACES;
+const int own_place = own / LANES;
+const bool is_there = first_place + own_place < HEAD_DIM;
+const int place = is_there ? first_place + own_place : 0;
+const int width = quire::min(PLACES, HEAD_DIM - first_place);
 
 if (segment == num_segments - 1) {
   for (int row = starts[num_segments]; row < int(x_shape[0]); ++row) {
-    if (lane == 0) y[(size_t(row) * HEADS + head) * HEAD_DIM + place] = T(0.0f);
+    if (lane == 0 && is_there) y[(size_t(row) * HEADS + head) * HEAD_DIM + place] = T(0.0f);
   }
 }
 // All at once: each of them takes as long to come as a state.
@@ -38,44 +53,46 @@ if (source > 0) States::load_floats(pool + (source * STATE_ROWS + state_row) * S
 const float rate = -quire::exp2(float(a_log[head]) * quire::LOG2_E) * quire::LOG2_E;
 const float around = float(d[head]);
 
-// What the AHEAD next rows need is on its way while one is computed, which takes less time.
-quire::Packed<T, 4> next_b[AHEAD][States::FOURS], next_c[AHEAD][States::FOURS];
-float next_x[AHEAD], next_dt[AHEAD], b_row[States::SIZE], c_row[States::SIZE];
+float b_row[States::SIZE], c_row[States::SIZE];
 bool goes_on = true;
 while (goes_on) {
   goes_on = segment + 1 < num_segments && sources[segment + 1] < 0;
-  for (int base = first - AHEAD; base < end; base += AHEAD) {
-    UNROLL
-    for (int n = 0; n < AHEAD; ++n) {
-      const int row = base + n;
-      const bool is_computed = row >= first && row < end;
-      float value = 0.0f, step = 0.0f;
-      if (is_computed) {
-        States::unpacked(next_b[n], b_row);
-        States::unpacked(next_c[n], c_row);
-        value = next_x[n];
-        step = next_dt[n];
-      }
-      if (row + AHEAD < end) {
-        const size_t at = row + AHEAD;
-        const size_t group = (at * GROUPS + head / SHARE) * STATE_DIM;
-        States::load(b + group, lane, next_b[n]);
-        States::load(c + group, lane, next_c[n]);
-        next_x[n] = float(x[(at * HEADS + head) * HEAD_DIM + place]);
-        next_dt[n] = dt[at * HEADS + head];
-      }
-      if (is_computed) {
-        const float decay = quire::exp2(rate * step);
-        const float taken = value * step;
-        UNROLL
-        for (int i = 0; i < int(States::SIZE); ++i) state[i] = state[i] * decay + taken * b_row[i];
-        const float given =
-            quire::sum_over<LANES>(States::product(state, c_row)) + around * value;
-        if (lane == 0) y[(size_t(row) * HEADS + head) * HEAD_DIM + place] = T(given);
+  for (int row = first; row < end; row += TILE) {
+    const int count = quire::min(TILE, end - row);
+    const size_t group = (size_t(row) * GROUPS + head / SHARE) * FOURS;
+    const size_t at_head = size_t(row) * HEADS + head;
+    const DEVICE quire::Fours<T>* all_b = (const DEVICE quire::Fours<T>*)b;
+    const DEVICE quire::Fours<T>* all_c = (const DEVICE quire::Fours<T>*)c;
+    quire::Fours<T> new_b[StateTile::EACH], new_c[StateTile::EACH];
+    T new_x[ValueTile::EACH];
+    float new_dt[StepTile::EACH];
+    StateTile::load(new_b, all_b + group, GROUPS * FOURS, count, FOURS, own);
+    StateTile::load(new_c, all_c + group, GROUPS * FOURS, count, FOURS, own);
+    const size_t value = at_head * HEAD_DIM + first_place;
+    ValueTile::load(new_x, x + value, HEADS * HEAD_DIM, count, width, own);
+    StepTile::load(new_dt, dt + at_head, HEADS, count, 1, own);
+    BARRIER(); // until all have read the rows before
+    StateTile::store(b_tile, new_b, count, FOURS, own);
+    StateTile::store(c_tile, new_c, count, FOURS, own);
+    ValueTile::store(x_tile, new_x, count, width, own);
+    StepTile::store(dt_tile, new_dt, count, 1, own);
+    BARRIER();
+    for (int n = 0; n < count; ++n) {
+      States::read(b_tile + n * FOURS, lane, b_row);
+      States::read(c_tile + n * FOURS, lane, c_row);
+      const float step = dt_tile[n];
+      const float whole = float(x_tile[n * PLACES + own_place]);
+      const float decay = quire::exp2(rate * step);
+      const float taken = whole * step;
+      UNROLL
+      for (int i = 0; i < int(States::SIZE); ++i) state[i] = state[i] * decay + taken * b_row[i];
+      const float given = quire::sum_over<LANES>(States::product(state, c_row)) + around * whole;
+      if (lane == 0 && is_there) {
+        y[(at_head + size_t(n) * HEADS) * HEAD_DIM + place] = T(given);
       }
     }
   }
-  if (target > 0) {
+  if (target > 0 && is_there) {
     DEVICE float* states = (DEVICE float*)pool;
     States::store_floats(states + (target * STATE_ROWS + state_row) * STATE_DIM, lane, state);
   }

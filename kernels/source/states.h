@@ -2,20 +2,24 @@
 
 namespace quire {
 
+template <typename T>
+struct alignas(4 * sizeof(T)) Fours {
+  T values[4];
+};
+
 // Values of a row of N that the LANES lanes which share it have each: fours, taken in turns, so that
 // neighbours read neighbouring packs of a state, which is nearly all that is read.
 template <typename T, int N, int LANES>
 struct Share {
   enum { FOURS = N / (LANES * 4), SIZE = N / LANES };
 
-  static FUNC void load(const DEVICE T* row, int lane, THREAD Packed<T, 4>* fours) {
+  static FUNC void read(SHARED_POINTER(const Fours<T>) row, int lane, THREAD float* values) {
     UNROLL
-    for (int i = 0; i < FOURS; ++i) fours[i] = ((const DEVICE Packed<T, 4>*)row)[place(i, lane)];
-  }
-
-  static FUNC void unpacked(THREAD const Packed<T, 4>* fours, THREAD float* values) {
-    UNROLL
-    for (int i = 0; i < SIZE; ++i) values[i] = float(fours[i / 4].values[i % 4]);
+    for (int i = 0; i < FOURS; ++i) {
+      const Fours<T> four = row[place(i, lane)];
+      UNROLL
+      for (int e = 0; e < 4; ++e) values[4 * i + e] = float(four.values[e]);
+    }
   }
 
   // The same places of a row of float32.
@@ -42,6 +46,38 @@ struct Share {
   }
 
   static FUNC int place(int i, int lane) { return i * LANES + lane; }
+};
+
+// As many rows of a step as a threadgroup copies at a time.
+constexpr int tile_rows(int row_bytes) {
+  return row_bytes > 16384 ? 1 : row_bytes < 1024 ? 16 : 16384 / row_bytes;
+}
+
+// Rows of N values on their way into threadgroup memory, by all of its threads. All loads of a tile
+// begin before the first is waited for.
+template <typename T, int N, int TILE, int THREADS>
+struct Staged {
+  enum { EACH = (TILE * N + THREADS - 1) / THREADS };
+
+  // The first `width` values of `count` rows, which are `stride` values apart.
+  static FUNC void load(
+      THREAD T* held, const DEVICE T* rows, int stride, int count, int width, int own) {
+    UNROLL
+    for (int n = 0; n < EACH; ++n) {
+      const int row = (n * THREADS + own) / N;
+      const int column = (n * THREADS + own) % N;
+      if (row < count && column < width) held[n] = rows[size_t(row) * stride + column];
+    }
+  }
+
+  static FUNC void store(
+      SHARED_POINTER(T) tile, THREAD const T* held, int count, int width, int own) {
+    UNROLL
+    for (int n = 0; n < EACH; ++n) {
+      const int i = n * THREADS + own;
+      if (i / N < count && i % N < width) tile[i] = held[n];
+    }
+  }
 };
 
 template <int LANES>

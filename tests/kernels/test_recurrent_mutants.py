@@ -11,8 +11,6 @@ from metal_sim import KernelFault, Mutation, build_all, changed, collected_texts
 from recurrent_case import COPIES, CUT, IN_PLACE, MIXED
 from ssm_case import SsmCase
 
-from quire.kernels.scan_settings import ScanSettings
-
 
 @dataclass(frozen=True)
 class Mutant:
@@ -24,7 +22,7 @@ class Mutant:
 
 DELTA = DeltaCase(MIXED)
 DELTA_CUT = DeltaCase(CUT)
-DELTA_AHEAD = DeltaCase(CUT, settings=ScanSettings(ahead=4))
+DELTA_NARROW = DeltaCase(MIXED, (2, 4, 64, 24))
 VECTOR = DeltaCase(MIXED, vector=True)
 CONV = ConvCase(MIXED)
 SSM = SsmCase(MIXED)
@@ -46,37 +44,43 @@ def conv(name: str, old: str, new: str, case: ConvCase = CONV) -> Mutant:
 MUTANTS = [
     delta("the gate is dropped", "state[i] *= g_row[VECTOR ? i : 0]", "state[i] *= 1.0f"),
     delta("one gate for all channels", "g_row[VECTOR ? i : 0]", "g_row[0]", VECTOR),
-    delta("no correction by what is held", "value - held", "value"),
+    delta("no correction by what is held", "own_place]) - held)", "own_place]))"),
     delta("states are not carried", "first = end;",
           "first = end; for (int i = 0; i < int(Keys::SIZE); ++i) state[i] = 0.0f;", DELTA_CUT),
     delta("a segment that goes on begins with the first", "first = end;", "", DELTA_CUT),
     delta("segments that go on start too", "if (source < 0) return;", "", DELTA_CUT),
     delta("a sequence that begins takes slot 0", "if (source > 0)", "if (source >= 0)"),
-    delta("what is dropped goes to slot 0", "if (target > 0)", "if (target >= 0)"),
+    delta("what is dropped goes to slot 0", "if (target > 0", "if (target >= 0"),
     delta("states go back to where they came from", "int target = targets[segment]",
           "int target = source"),
-    delta("states are not kept", "if (target > 0)", "if (target > 1000)"),
+    delta("states are not kept", "if (target > 0", "if (target > 1000"),
     delta("the query sees the state before", "Keys::product(state, q_row)",
           "Keys::product(state, q_row) - delta * Keys::product(k_row, q_row)"),
     delta("key heads in turns", "head / SHARE", "head % KEY_HEADS"),
-    delta("the last row is left out", "row + AHEAD < end", "row + AHEAD + 1 < end"),
-    delta("rows behind the end are computed", "row >= first && row < end", "row >= first",
-          DELTA_AHEAD),
+    delta("the last row is left out", "row < end; row += TILE", "row < end - 1; row += TILE"),
+    delta("every tile is the first", "const size_t key = (size_t(row)",
+          "const size_t key = (size_t(first)"),
+    delta("the last row of a tile keeps old keys", "KeyTile::store(k_tile, new_k, count,",
+          "KeyTile::store(k_tile, new_k, count - 1,"),
+    delta("rows of state behind the last are kept", "first_place + own_place < VALUE_DIM",
+          "first_place >= 0", DELTA_NARROW),
     delta("padding is not filled", "row < int(q_shape[0])", "row < 0"),
-    delta("an empty segment keeps nothing", "if (target > 0)", "if (target > 0 && end > first)",
+    delta("an empty segment keeps nothing", "if (target > 0", "if (target > 0 && end > first",
           DeltaCase(COPIES)),
     ssm("states do not fade", "state[i] * decay", "state[i]"),
-    ssm("the step is left out", "value * step", "value"),
-    ssm("nothing goes around the state", "+ around * value", ""),
+    ssm("the step is left out", "whole * step", "whole"),
+    ssm("nothing goes around the state", "+ around * whole", ""),
     ssm("groups in turns", "head / SHARE", "head % GROUPS"),
     ssm("a sequence that begins takes slot 0", "if (source > 0)", "if (source >= 0)"),
     ssm("segments that go on start too", "if (source < 0) return;", "", SsmCase(CUT)),
     ssm("a segment that goes on begins with the first", "first = end;", "", SsmCase(CUT)),
     ssm("states go back to where they came from", "int target = targets[segment]",
         "int target = source"),
-    ssm("the last row is left out", "row + AHEAD < end", "row + AHEAD + 1 < end"),
-    ssm("rows behind the end are computed", "row >= first && row < end", "row >= first",
-        SsmCase(CUT, settings=ScanSettings(ahead=4))),
+    ssm("the last row is left out", "row < end; row += TILE", "row < end - 1; row += TILE"),
+    ssm("every tile is the first", "const size_t group = (size_t(row)",
+        "const size_t group = (size_t(first)"),
+    ssm("the last row of a tile keeps an old one", "StateTile::store(b_tile, new_b, count,",
+        "StateTile::store(b_tile, new_b, count - 1,"),
     ssm("padding is not filled", "row < int(x_shape[0])", "row < 0"),
     conv("the window is one row off", "size_t(row - KEPT + i)", "size_t(row - K + i)"),
     conv("first rows see another slot's tail", "size_t(source) * KEPT + i",
