@@ -4,27 +4,37 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import mlx.core as mx
+
 LANES = (4, 8, 16)
 SIMDGROUPS = (2, 4, 8)
-_VALUES_PER_LANE = 16
 
 
 class ScanSettings(NamedTuple):
-    """What may be tuned; results differ by rounding only. 0 is for: by the shape."""
+    """What may be tuned; results differ by rounding only. 0 is for: by the shape and the device."""
 
     lanes: int = 0  # that share a row of the state, of LANES
-    simdgroups: int = 4  # of a threadgroup
+    simdgroups: int = 0  # of a threadgroup, of SIMDGROUPS
 
 
-def share_lanes(dim: int, wanted: int = 0) -> int:
-    """How many lanes share a row of ``dim`` values, in fours.
+class Sharing(NamedTuple):
+    """What is taken where nothing was tuned."""
 
-    Args:
-        dim: a multiple of 32.
-        wanted: at most so many; 0: as few as leave no lane more values than its registers hold
-            with ease, if so many can.
-    """
+    values: int  # of a row of the state in each lane, at most, if so many lanes can share one
+    simdgroups: int
+
+
+# Nothing is known of Metal yet: registers and threadgroup memory are left to others.
+_ELSEWHERE = Sharing(values=16, simdgroups=4)
+
+
+def scan_settings(dim: int, settings: ScanSettings | None, on_cuda: Sharing) -> ScanSettings:
+    """Both of them, for rows of ``dim`` values, a multiple of 32, which lanes share in fours."""
+    lanes, simdgroups = settings or ScanSettings()
+    sharing = on_cuda if mx.cuda.is_available() else _ELSEWHERE
     fitting = [n for n in LANES if dim % (4 * n) == 0]
-    if wanted:
-        return max((n for n in fitting if n <= wanted), default=fitting[0])
-    return next((n for n in fitting if dim // n <= _VALUES_PER_LANE), fitting[-1])
+    if lanes:
+        lanes = max((n for n in fitting if n <= lanes), default=fitting[0])
+    else:
+        lanes = next((n for n in fitting if dim // n <= sharing.values), fitting[-1])
+    return ScanSettings(lanes, simdgroups or sharing.simdgroups)

@@ -21,6 +21,7 @@
 namespace quire {
 
 CONSTANT unsigned ALL_LANES = 0xffffffffu;
+CONSTANT int LOADS_UNDER_WAY = 4; // of a lane that copies to threadgroup memory
 
 FUNC float as_float(int bits) { return __int_as_float(bits); }
 FUNC float exp2(float x) {

@@ -7,20 +7,17 @@ constexpr int ROWS = 32 / LANES;
 constexpr int PLACES = ROWS * SIMDGROUPS; // value rows of a threadgroup
 constexpr int THREADS = 32 * SIMDGROUPS;
 constexpr int SHARE = VALUE_HEADS / KEY_HEADS;
-constexpr int TILE = quire::tile_rows(KEY_DIM * (2 * int(sizeof(T)) + (VECTOR ? 4 : 0)));
+constexpr int STEP = VECTOR ? KEY_DIM : 1;
 constexpr int FOURS = KEY_DIM / 4;
+constexpr int TILE = quire::tile_rows(FOURS, THREADS);
+constexpr int GATES = (TILE * STEP + THREADS - 1) / THREADS; // that each lane copies
 typedef quire::Share<T, KEY_DIM, LANES> Keys;
-typedef quire::Share<float, KEY_DIM, LANES> Gates;
 typedef quire::Staged<quire::Fours<T>, FOURS, TILE, THREADS> KeyTile;
-typedef quire::Staged<quire::Fours<float>, FOURS, TILE, THREADS> GateTile;
 typedef quire::Staged<T, PLACES, TILE, THREADS> ValueTile;
-typedef quire::Staged<T, 1, TILE, THREADS> OneTile;
-typedef quire::Staged<float, 1, TILE, THREADS> DecayTile;
 // Rows of the step, for all of the threadgroup's rows of state.
 SHARED quire::Fours<T> q_tile[TILE * FOURS], k_tile[TILE * FOURS];
-SHARED quire::Fours<float> gate_tile[VECTOR ? TILE * FOURS : 1];
-SHARED T v_tile[TILE * PLACES], beta_tile[TILE];
-SHARED float g_tile[TILE];
+SHARED T v_tile[TILE * PLACES];
+SHARED float g_tile[TILE * STEP], beta_tile[TILE];
 
 const int own = int(thread_index_in_threadgroup);
 const int lane = int(thread_index_in_simdgroup) % LANES;
@@ -55,7 +52,7 @@ const size_t state_row = size_t(head) * VALUE_DIM + place;
 constexpr size_t STATE_ROWS = size_t(VALUE_HEADS) * VALUE_DIM;
 if (source > 0) Keys::load_floats(pool + (source * STATE_ROWS + state_row) * KEY_DIM, lane, state);
 
-float q_row[Keys::SIZE], k_row[Keys::SIZE], g_row[Keys::SIZE];
+float values[Keys::SIZE]; // of a row of keys, or of queries
 bool goes_on = true;
 while (goes_on) {
   goes_on = segment + 1 < num_segments && sources[segment + 1] < 0;
@@ -66,43 +63,42 @@ while (goes_on) {
     const DEVICE quire::Fours<T>* all_q = (const DEVICE quire::Fours<T>*)q;
     const DEVICE quire::Fours<T>* all_k = (const DEVICE quire::Fours<T>*)k;
     quire::Fours<T> new_q[KeyTile::EACH], new_k[KeyTile::EACH];
-    quire::Fours<float> new_gates[GateTile::EACH];
-    T new_v[ValueTile::EACH], new_beta[OneTile::EACH];
-    float new_g[DecayTile::EACH];
+    T new_v[ValueTile::EACH];
+    float new_g[GATES], new_beta = 0.0f;
     KeyTile::load(new_q, all_q + key, KEY_HEADS * FOURS, count, FOURS, own);
     KeyTile::load(new_k, all_k + key, KEY_HEADS * FOURS, count, FOURS, own);
-    if (VECTOR) {
-      const DEVICE quire::Fours<float>* all_g = (const DEVICE quire::Fours<float>*)g;
-      GateTile::load(new_gates, all_g + at_head * FOURS, VALUE_HEADS * FOURS, count, FOURS, own);
-    } else {
-      DecayTile::load(new_g, g + at_head, VALUE_HEADS, count, 1, own);
-    }
     const size_t value = at_head * VALUE_DIM + first_place;
     ValueTile::load(new_v, v + value, VALUE_HEADS * VALUE_DIM, count, width, own);
-    OneTile::load(new_beta, beta + at_head, VALUE_HEADS, count, 1, own);
+    // On Metal arrays of few elements are constants, to which no function here has a pointer.
+    UNROLL
+    for (int n = 0; n < GATES; ++n) {
+      const int i = n * THREADS + own;
+      if (i < count * STEP) new_g[n] = g[(at_head + size_t(i / STEP) * VALUE_HEADS) * STEP + i % STEP];
+    }
+    if (own < count) new_beta = float(beta[at_head + size_t(own) * VALUE_HEADS]);
     BARRIER(); // until all have read the rows before
     KeyTile::store(q_tile, new_q, count, FOURS, own);
     KeyTile::store(k_tile, new_k, count, FOURS, own);
-    if (VECTOR) {
-      GateTile::store(gate_tile, new_gates, count, FOURS, own);
-    } else {
-      DecayTile::store(g_tile, new_g, count, 1, own);
-    }
     ValueTile::store(v_tile, new_v, count, width, own);
-    OneTile::store(beta_tile, new_beta, count, 1, own);
+    UNROLL
+    for (int n = 0; n < GATES; ++n) {
+      const int i = n * THREADS + own;
+      if (i < count * STEP) g_tile[i] = new_g[n];
+    }
+    if (own < count) beta_tile[own] = new_beta;
     BARRIER();
     for (int n = 0; n < count; ++n) {
-      Keys::read(q_tile + n * FOURS, lane, q_row);
-      Keys::read(k_tile + n * FOURS, lane, k_row);
-      g_row[0] = g_tile[n];
-      if (VECTOR) Gates::read(gate_tile + n * FOURS, lane, g_row);
+      Keys::read(k_tile + n * FOURS, lane, values);
       UNROLL
-      for (int i = 0; i < int(Keys::SIZE); ++i) state[i] *= g_row[VECTOR ? i : 0];
-      const float held = quire::sum_over<LANES>(Keys::product(state, k_row));
-      const float delta = (float(v_tile[n * PLACES + own_place]) - held) * float(beta_tile[n]);
+      for (int i = 0; i < int(Keys::SIZE); ++i) {
+        state[i] *= g_tile[n * STEP + (VECTOR ? 4 * Keys::place(i / 4, lane) + i % 4 : 0)];
+      }
+      const float held = quire::sum_over<LANES>(Keys::product(state, values));
+      const float delta = (float(v_tile[n * PLACES + own_place]) - held) * beta_tile[n];
       UNROLL
-      for (int i = 0; i < int(Keys::SIZE); ++i) state[i] += k_row[i] * delta;
-      const float read = quire::sum_over<LANES>(Keys::product(state, q_row));
+      for (int i = 0; i < int(Keys::SIZE); ++i) state[i] += values[i] * delta;
+      Keys::read(q_tile + n * FOURS, lane, values);
+      const float read = quire::sum_over<LANES>(Keys::product(state, values));
       if (lane == 0 && is_there) {
         y[(at_head + size_t(n) * VALUE_HEADS) * VALUE_DIM + place] = T(read);
       }

@@ -7,12 +7,11 @@ constexpr int ROWS = 32 / LANES;
 constexpr int PLACES = ROWS * SIMDGROUPS; // rows of state of a threadgroup
 constexpr int THREADS = 32 * SIMDGROUPS;
 constexpr int SHARE = HEADS / GROUPS;
-constexpr int TILE = quire::tile_rows(STATE_DIM * 2 * int(sizeof(T)));
 constexpr int FOURS = STATE_DIM / 4;
+constexpr int TILE = quire::tile_rows(FOURS, THREADS);
 typedef quire::Share<T, STATE_DIM, LANES> States;
 typedef quire::Staged<quire::Fours<T>, FOURS, TILE, THREADS> StateTile;
 typedef quire::Staged<T, PLACES, TILE, THREADS> ValueTile;
-typedef quire::Staged<float, 1, TILE, THREADS> StepTile;
 // Rows of the step, for all of the threadgroup's rows of state.
 SHARED quire::Fours<T> b_tile[TILE * FOURS], c_tile[TILE * FOURS];
 SHARED T x_tile[TILE * PLACES];
@@ -53,7 +52,7 @@ if (source > 0) States::load_floats(pool + (source * STATE_ROWS + state_row) * S
 const float rate = -quire::exp2(float(a_log[head]) * quire::LOG2_E) * quire::LOG2_E;
 const float around = float(d[head]);
 
-float b_row[States::SIZE], c_row[States::SIZE];
+float values[States::SIZE]; // of a row of b, or of c
 bool goes_on = true;
 while (goes_on) {
   goes_on = segment + 1 < num_segments && sources[segment + 1] < 0;
@@ -65,28 +64,29 @@ while (goes_on) {
     const DEVICE quire::Fours<T>* all_c = (const DEVICE quire::Fours<T>*)c;
     quire::Fours<T> new_b[StateTile::EACH], new_c[StateTile::EACH];
     T new_x[ValueTile::EACH];
-    float new_dt[StepTile::EACH];
+    float new_dt = 0.0f;
     StateTile::load(new_b, all_b + group, GROUPS * FOURS, count, FOURS, own);
     StateTile::load(new_c, all_c + group, GROUPS * FOURS, count, FOURS, own);
     const size_t value = at_head * HEAD_DIM + first_place;
     ValueTile::load(new_x, x + value, HEADS * HEAD_DIM, count, width, own);
-    StepTile::load(new_dt, dt + at_head, HEADS, count, 1, own);
+    // On Metal arrays of few elements are constants, to which no function here has a pointer.
+    if (own < count) new_dt = dt[at_head + size_t(own) * HEADS];
     BARRIER(); // until all have read the rows before
     StateTile::store(b_tile, new_b, count, FOURS, own);
     StateTile::store(c_tile, new_c, count, FOURS, own);
     ValueTile::store(x_tile, new_x, count, width, own);
-    StepTile::store(dt_tile, new_dt, count, 1, own);
+    if (own < count) dt_tile[own] = new_dt;
     BARRIER();
     for (int n = 0; n < count; ++n) {
-      States::read(b_tile + n * FOURS, lane, b_row);
-      States::read(c_tile + n * FOURS, lane, c_row);
+      States::read(b_tile + n * FOURS, lane, values);
       const float step = dt_tile[n];
       const float whole = float(x_tile[n * PLACES + own_place]);
       const float decay = quire::exp2(rate * step);
       const float taken = whole * step;
       UNROLL
-      for (int i = 0; i < int(States::SIZE); ++i) state[i] = state[i] * decay + taken * b_row[i];
-      const float given = quire::sum_over<LANES>(States::product(state, c_row)) + around * whole;
+      for (int i = 0; i < int(States::SIZE); ++i) state[i] = state[i] * decay + taken * values[i];
+      States::read(c_tile + n * FOURS, lane, values);
+      const float given = quire::sum_over<LANES>(States::product(state, values)) + around * whole;
       if (lane == 0 && is_there) {
         y[(at_head + size_t(n) * HEADS) * HEAD_DIM + place] = T(given);
       }

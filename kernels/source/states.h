@@ -48,9 +48,11 @@ struct Share {
   static FUNC int place(int i, int lane) { return i * LANES + lane; }
 };
 
-// As many rows of a step as a threadgroup copies at a time.
-constexpr int tile_rows(int row_bytes) {
-  return row_bytes > 16384 ? 1 : row_bytes < 1024 ? 16 : 16384 / row_bytes;
+// As many rows of a step as a threadgroup copies at a time, each in so many fours.
+constexpr int tile_rows(int fours, int threads) {
+  return LOADS_UNDER_WAY * threads < fours       ? 1
+      : LOADS_UNDER_WAY * threads / fours > 16 ? 16
+                                               : LOADS_UNDER_WAY * threads / fours;
 }
 
 // Rows of N values on their way into threadgroup memory, by all of its threads. All loads of a tile

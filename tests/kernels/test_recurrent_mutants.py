@@ -42,8 +42,9 @@ def conv(name: str, old: str, new: str, case: ConvCase = CONV) -> Mutant:
 
 
 MUTANTS = [
-    delta("the gate is dropped", "state[i] *= g_row[VECTOR ? i : 0]", "state[i] *= 1.0f"),
-    delta("one gate for all channels", "g_row[VECTOR ? i : 0]", "g_row[0]", VECTOR),
+    delta("the gate is dropped", "state[i] *= g_tile[n", "state[i] *= 1.0f + 0.0f * g_tile[n"),
+    delta("one gate for all channels", "4 * Keys::place(i / 4, lane) + i % 4 : 0", "0 : 0",
+          VECTOR),
     delta("no correction by what is held", "own_place]) - held)", "own_place]))"),
     delta("states are not carried", "first = end;",
           "first = end; for (int i = 0; i < int(Keys::SIZE); ++i) state[i] = 0.0f;", DELTA_CUT),
@@ -54,8 +55,10 @@ MUTANTS = [
     delta("states go back to where they came from", "int target = targets[segment]",
           "int target = source"),
     delta("states are not kept", "if (target > 0", "if (target > 1000"),
-    delta("the query sees the state before", "Keys::product(state, q_row)",
-          "Keys::product(state, q_row) - delta * Keys::product(k_row, q_row)"),
+    delta("the query sees the state before", "const float read = quire",
+          "float keys[Keys::SIZE]; Keys::read(k_tile + n * FOURS, lane, keys);"
+          "const float read = -delta * quire::sum_over<LANES>(Keys::product(keys, values))"
+          " + quire"),
     delta("key heads in turns", "head / SHARE", "head % KEY_HEADS"),
     delta("the last row is left out", "row < end; row += TILE", "row < end - 1; row += TILE"),
     delta("every tile is the first", "const size_t key = (size_t(row)",
