@@ -88,12 +88,15 @@ def _show_used(console: Console, device: DeviceName, dtypes: Sequence[str]) -> i
 
     from quire.kernels.choice.check import in_use, list_gaps
     from quire.kernels.choice.spec import describe_settings
+    from quire.kernels.cuda_cache import open_cache
 
     table = Table(title=f"In use on {device}", title_justify="left")
     for column in ("operation", "shape", "dtype", "variant", "settings", "why", "error", ""):
         table.add_column(column, overflow="fold")
     wrong = 0
-    for use in _with_progress("what is in use", in_use(device, dtypes)):
+    cache = open_cache()
+    used = in_use(device, dtypes, cache.collecting() if cache else None)
+    for use in _with_progress("what is in use", used):
         wrong += not use.agrees
         table.add_row(
             use.operation,

@@ -33,6 +33,7 @@ def _parts() -> Iterator[dict[str, Any]]:
     from quire.engine.memory.machine import usable_memory
     from quire.kernels.choice.check import in_use, list_gaps
     from quire.kernels.choice.chips import current_chip
+    from quire.kernels.cuda_cache import open_cache
     from quire.loadtest.kernels.device import copy_bandwidth
 
     chip = current_chip()
@@ -49,7 +50,8 @@ def _parts() -> Iterator[dict[str, Any]]:
     yield {"copy_gb_per_s": copy_bandwidth(device) / 1e9}
     dtypes = _GPU_DTYPES[:1] if device == "cpu" else _GPU_DTYPES
     yield {"gaps": list_gaps(device, dtypes)}
-    for use in in_use(device, dtypes):
+    cache = open_cache()  # on CUDA a text takes seconds to compile, and there are hundreds
+    for use in in_use(device, dtypes, cache.collecting() if cache else None):
         yield {
             "kernel": {
                 "operation": use.operation,

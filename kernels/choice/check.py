@@ -10,7 +10,7 @@ import logging
 import math
 import re
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from itertools import product
@@ -22,7 +22,7 @@ import msgspec
 from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.problem import Problem, to_float64
 from quire.kernels.choice.record import Record, Verdict, load_record, save_record
-from quire.kernels.choice.selection import UnsupportedShape, Why, selector_for, use_record
+from quire.kernels.choice.selection import Choice, UnsupportedShape, Why, selector_for, use_record
 from quire.kernels.choice.spec import DTYPES, AnySpec, Kind, Settings, Variant, describe
 from quire.kernels.specs import SPECS
 
@@ -172,34 +172,54 @@ class Use:
         return not self.problem and self.error is not None and self.error <= self.limit
 
 
-def in_use(device: DeviceName, dtypes: Sequence[str]) -> Iterator[Use]:
+def in_use(
+    device: DeviceName,
+    dtypes: Sequence[str],
+    collecting: AbstractContextManager[None] | None = None,
+) -> Iterator[Use]:
     """The choice for every shape that is checked, by the selector that the engine asks, run and
-    compared; ``device`` is the default device."""
+    compared; ``device`` is the default device.
+
+    Args:
+        collecting: as for :func:`checked_variants`.
+    """
+    if collecting is not None:
+        with collecting:
+            for spec, shape, dtype, choice in _choices(device, dtypes):
+                with suppress(Exception):  # seen again, and told, when it runs in earnest
+                    problem = spec.problem(shape, getattr(mx, dtype), 0, True)
+                    spec.variants[choice.variant].run(problem, choice.settings)
+    for spec, shape, dtype, choice in _choices(device, dtypes):
+        variant = spec.variants[choice.variant]
+        error, failed = None, ""
+        try:
+            problem = spec.problem(shape, getattr(mx, dtype), 0, True)
+            error = error_of(problem, variant, choice.settings)
+        except Exception as failure:  # shown to the user, and counted as disagreement
+            failed = f"{type(failure).__name__}: {failure}"
+        yield Use(
+            spec.name,
+            describe(shape),
+            dtype,
+            choice.variant.value,
+            choice.settings,
+            choice.why,
+            error,
+            tolerance(variant, dtype, device),
+            failed,
+        )
+
+
+def _choices(
+    device: DeviceName, dtypes: Sequence[str]
+) -> Iterator[tuple[AnySpec, Any, str, Choice]]:
     selector = selector_for(device)
     for spec in SPECS:
         for shape, dtype in product(spec.checked, dtypes):
             try:
-                choice = selector.select(spec, shape, getattr(mx, dtype))
+                yield spec, shape, dtype, selector.select(spec, shape, getattr(mx, dtype))
             except UnsupportedShape:
                 continue  # the gaps list it
-            variant = spec.variants[choice.variant]
-            error, failed = None, ""
-            try:
-                problem = spec.problem(shape, getattr(mx, dtype), 0, True)
-                error = error_of(problem, variant, choice.settings)
-            except Exception as failure:  # shown to the user, and counted as disagreement
-                failed = f"{type(failure).__name__}: {failure}"
-            yield Use(
-                spec.name,
-                describe(shape),
-                dtype,
-                choice.variant.value,
-                choice.settings,
-                choice.why,
-                error,
-                tolerance(variant, dtype, device),
-                failed,
-            )
 
 
 def list_gaps(device: DeviceName, dtypes: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import mlx.core as mx
 
@@ -26,6 +26,17 @@ _COPIES = 4
 _CPU_CACHE_BYTES = 1 << 30
 # Below this, a cache may hold a case's data, and memory bandwidth is no limit.
 _UNCACHED_BYTES = 1 << 28
+
+
+def compile_cases(cases: Iterable[Case], collecting: AbstractContextManager[None]) -> None:
+    """Have the kernels of all cases compiled side by side, where this can be done; see
+    :class:`quire.kernels.cuda_cache.KernelCache`."""
+    with collecting:
+        for case in cases:
+            inputs = case.inputs(0)
+            for function in case.variants.values():
+                with suppress(Exception):  # seen again, and told, when it is measured
+                    function(inputs)
 
 
 def run_cases(

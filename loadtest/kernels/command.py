@@ -62,7 +62,8 @@ def _kernels(args: argparse.Namespace) -> int:
     """Returns 1 if a variant failed."""
     # Whoever has imported MLX already keeps the BLAS it came with.
     blas = None if "mlx.core" in sys.modules else prepare_mlx(args.device)
-    from quire.loadtest.kernels.bench import run_cases
+    from quire.kernels.cuda_cache import open_cache
+    from quire.loadtest.kernels.bench import compile_cases, run_cases
     from quire.loadtest.kernels.cases import Profile, cases_of
     from quire.loadtest.kernels.device import use_device
     from quire.loadtest.kernels.plot import require_matplotlib, save_plot
@@ -73,8 +74,11 @@ def _kernels(args: argparse.Namespace) -> int:
         require_matplotlib()  # now, and not after minutes of measuring
     profile = Profile(use_device(args.device), args.quick)
     console = _console()
+    operations = args.op or OPERATIONS
+    if cache := open_cache():
+        compile_cases(cases_of(operations, profile), cache.collecting())
     result = run_cases(
-        cases_of(args.op or OPERATIONS, profile),
+        cases_of(operations, profile),
         profile,
         blas=blas,
         on_case=lambda case: print_case(console, case),

@@ -86,7 +86,7 @@ BROKEN = {
     "add_rms_norm": ("fused", "values[n * VEC + e] += other[e]", "values[n * VEC + e] -= other[e]"),
     "swiglu": ("fused", "exp2(-gate[e]", "exp2(gate[e]"),
     "conv_window": ("in_place", "row < begin + KEPT", "row < begin + KEPT - 1"),
-    "delta_rule": ("in_place", "* beta_row", ""),
+    "delta_rule": ("in_place", "* beta_tile[n]", ""),
     "ssm_scan": ("in_place", "state[i] * decay", "state[i]"),
 }
 

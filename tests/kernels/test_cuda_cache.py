@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,12 @@ from unittest import mock
 import mlx.core as mx
 import pytest
 
+from quire.kernels.choice.check import in_use
 from quire.kernels.cuda_cache import FOLDER_VARIABLE, KernelCache, Program, open_cache
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue
 from quire.kernels.nvrtc import CompileError
+from quire.loadtest.kernels.bench import compile_cases
+from quire.loadtest.kernels.cases import Profile, cases_of
 
 if mx.cuda.is_available():  # MLX asks when it compiles for the first time
     os.environ.setdefault(FOLDER_VARIABLE, str(Path(gettempdir(), "quire-test-kernels")))
@@ -102,6 +106,32 @@ def test_nothing_compiled_meanwhile_is_kept(tmp_path: Path) -> None:
         assert doubled(mx.ones(1)).item() == 0
     with mock.patch.object(GpuKernel, "launch", return_value=[mx.array([21.0])]):
         assert doubled(mx.ones(1)).item() == 42
+
+
+def test_all_that_is_in_use_is_compiled_before_any_of_it_runs(tmp_path: Path) -> None:
+    compiled: list[str] = []
+
+    def compile_program(text: str) -> bytes:
+        compiled.append(text)
+        return b"cubin"
+
+    cache = KernelCache(tmp_path, compile_program, threads=2)
+    next(in_use("cuda", ["bfloat16"], cache.collecting()))
+    names = set(
+        re.findall(
+            r'extern "C" __global__ void custom_kernel_([a-z_]+?)_(?=bf|[0-9])', "".join(compiled)
+        )
+    )
+    assert names >= {"paged_decode", "paged_prompt", "delta_rule", "ssm_scan", "swiglu", "kv_write"}
+    assert len(compiled) > 30
+
+
+def test_the_kernels_of_all_cases_are_compiled_before_they_are_timed(tmp_path: Path) -> None:
+    compiled: list[str] = []
+    cache = KernelCache(tmp_path, lambda text: compiled.append(text) or b"cubin", threads=2)
+    cases = cases_of(["conv_window", "add_rms_norm"], Profile("cuda", quick=True))
+    compile_cases(cases, cache.collecting())
+    assert len(compiled) == 2
 
 
 def test_a_kernel_that_is_refused_is_left_to_mlx(
