@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx_lm.models.gated_delta as gated_delta
 import mlx_lm.models.ssm as ssm
 
-from quire.engine.recurrent.convolution import join_window
+from quire.engine.recurrent.convolution import DELTA_NETS, by_head, join_window
 from quire.engine.recurrent.families import adapt_families
 from quire.engine.recurrent.layer import STORED, StateHandle, Stored
 from quire.engine.recurrent.scan import scan
@@ -38,6 +38,9 @@ def install() -> None:
     for name in ("bailing_moe_linear", "bailing_hybrid"):
         module = importlib.import_module(f"mlx_lm.models.{name}")
         module.recurrent_gla = _linear_attention(module.recurrent_gla)  # type: ignore[attr-defined]
+    for name in DELTA_NETS:
+        module = importlib.import_module(f"mlx_lm.models.{name}")
+        module.gated_delta_update = _by_head(module.gated_delta_update)  # type: ignore[attr-defined]
     adapt_families()
 
 
@@ -64,6 +67,16 @@ def _delta_rule(original: Function) -> Function:
         rows = DeltaRows(*(x[:, 0] for x in (q, k, v, g, beta)))
         y = state.computed(apply_delta_rule(rows, state.pool, state.segments, state.fence))
         return y[:, None], STORED
+
+    return update
+
+
+def _by_head(original: Function) -> Function:
+    def update(q: mx.array, k: mx.array, v: mx.array, *args: Any, **options: Any) -> Any:
+        """args: a, b, A_log, dt_bias, state and whatever else"""
+        if type(args[4]) is StateHandle:
+            q, k, v = by_head(q, k, v)
+        return original(q, k, v, *args, **options)
 
     return update
 

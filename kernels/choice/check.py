@@ -212,7 +212,7 @@ def in_use(
 
 def _choices(
     device: DeviceName, dtypes: Sequence[str]
-) -> Iterator[tuple[AnySpec, Any, str, Choice]]:
+) -> Iterator[tuple[AnySpec, Any, str, Choice[Any]]]:
     selector = selector_for(device)
     for spec in SPECS:
         for shape, dtype in product(spec.checked, dtypes):

@@ -3,11 +3,15 @@
 // new tails; or of TILE rows, as far as they see only rows of this step. So nobody reads a tail
 // that another thread writes. The pool is an input, so MLX believes it is only read: whoever uses
 // it next takes `new_fence` as an input.
+// If KEY_PACKS is not 0, the result are three arrays, one behind the other: so many packs of a row
+// are queries, as many keys, and the rest values. Queries and keys are normed, head by head, by the
+// HEAD_LANES neighbours that have one.
 
 constexpr int VEC = 16 / sizeof(T);
 constexpr int KEPT = K - 1;
 constexpr int PACKS = CHANNELS / VEC;
 typedef quire::Window<T, K> Window;
+typedef quire::NormedHeads<T, HEAD_LANES> Heads;
 const int place = int(threadgroup_position_in_grid.x) * THREADS + int(thread_index_in_threadgroup);
 const int num_segments = int(sources_shape[0]);
 const int index = int(threadgroup_position_in_grid.y);
@@ -26,8 +30,13 @@ for (int e = 0; e < VEC; ++e) {
   for (int i = 0; i < K; ++i) weights[i * VEC + e] = loaded[e * K + i];
   biases[e] = HAS_BIAS ? float(bias[place * VEC + e]) : 0.0f;
 }
+const bool is_normed = place < 2 * KEY_PACKS;
+const int part = KEY_PACKS == 0 || place < KEY_PACKS ? 0 : is_normed ? KEY_PACKS : 2 * KEY_PACKS;
+const int width = KEY_PACKS == 0 ? PACKS : is_normed ? KEY_PACKS : PACKS - 2 * KEY_PACKS;
+const float scale = quire::as_float(part == 0 ? QUERY_SCALE : KEY_SCALE);
 const DEVICE quire::Pack* rows = (const DEVICE quire::Pack*)x + place;
-DEVICE quire::Pack* results = (DEVICE quire::Pack*)y + place;
+DEVICE quire::Pack* results =
+    (DEVICE quire::Pack*)y + size_t(part) * int(x_shape[0]) + (place - part);
 DEVICE quire::Pack* tails = (DEVICE quire::Pack*)pool + place;
 float window[K * VEC];
 
@@ -52,7 +61,9 @@ if (index < num_segments) {
   while (goes_on) {
     for (; row < end && row < begin + KEPT; ++row) {
       Window::push(window, rows[size_t(row) * PACKS]);
-      results[size_t(row) * PACKS] = Window::apply(window, weights, biases, HAS_BIAS, SILU);
+      quire::Pack found = Window::apply(window, weights, biases, HAS_BIAS, SILU);
+      if (KEY_PACKS > 0) found = Heads::normed(found, is_normed, quire::as_float(EPS), scale);
+      results[size_t(row) * width] = found;
     }
     if (target > 0) {
       UNROLL
@@ -93,12 +104,14 @@ if (index < num_segments) {
     }
     if (row >= starts[num_segments]) {
       const quire::Pack zeros = {{0, 0, 0, 0}};
-      results[size_t(row) * PACKS] = zeros;
+      results[size_t(row) * width] = zeros;
     } else if (row >= begin + KEPT) {
       for (int i = is_filled ? KEPT : 0; i < K; ++i) {
         Window::push(window, rows[size_t(row - KEPT + i) * PACKS]);
       }
-      results[size_t(row) * PACKS] = Window::apply(window, weights, biases, HAS_BIAS, SILU);
+      quire::Pack found = Window::apply(window, weights, biases, HAS_BIAS, SILU);
+      if (KEY_PACKS > 0) found = Heads::normed(found, is_normed, quire::as_float(EPS), scale);
+      results[size_t(row) * width] = found;
       is_filled = true;
     } else {
       is_filled = false;

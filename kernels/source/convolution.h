@@ -34,4 +34,24 @@ struct Window {
   }
 };
 
+// Heads of which each of LANES neighbours has a pack.
+template <typename T, int LANES>
+struct NormedHeads {
+  enum { VEC = 16 / sizeof(T) };
+
+  // By its length, rounded where MLX's operations round; all neighbours call it, `is_normed` or not.
+  static FUNC Pack normed(Pack row, bool is_normed, float eps, float scale) {
+    float values[VEC];
+    unpack<T>(row, values);
+    float sum = 0.0f;
+    UNROLL
+    for (int e = 0; e < VEC; ++e) sum += values[e] * values[e];
+    const float factor = rsqrt(sum_over<LANES>(sum) / (LANES * VEC) + eps);
+    if (!is_normed) return row;
+    UNROLL
+    for (int e = 0; e < VEC; ++e) values[e] = float(T(values[e] * factor)) * float(T(scale));
+    return pack<T>(values);
+  }
+};
+
 } // namespace quire

@@ -17,10 +17,11 @@ from quire.engine.engine import Engine
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.model.paging import page_model
 from quire.kernels.choice.selection import Selector, selecting
+from quire.kernels.conv_window_spec import ConvShape
 
 # Sizes that the kernels take.
 WIDE: dict[str, dict[str, Any]] = {
-    "qwen3_next": {"linear_key_head_dim": 32},
+    "qwen3_next": {"linear_key_head_dim": 32, "linear_value_head_dim": 32},
     "kimi_linear": {
         "linear_attn_config": {
             **FAMILIES["kimi_linear"].config["linear_attn_config"],
@@ -61,7 +62,10 @@ def run(engine: Engine, requests: dict[int, tuple[list[int], int]]) -> dict[int,
 
 @pytest.mark.parametrize(
     "name",
-    [name if name == "lfm2" else pytest.param(name, marks=pytest.mark.long) for name in WIDE],
+    [
+        name if name in ("lfm2", "qwen3_next") else pytest.param(name, marks=pytest.mark.long)
+        for name in WIDE
+    ],
 )
 def test_tokens_equal_those_of_mlx_lm(name: str) -> None:
     model = page_model(build(name), name)
@@ -76,6 +80,8 @@ def test_tokens_equal_those_of_mlx_lm(name: str) -> None:
     assert model.states is not None
     assert model.states.in_place
     assert model.in_place
+    convolutions = [u.shape for u in model.states.uses if isinstance(u.shape, ConvShape)]
+    assert any(shape.heads for shape in convolutions) == (name == "qwen3_next")
     draw = random.Random(0)
     prompts = [[draw.randrange(100) for _ in range(n)] for n in (37, 3, 1, 44)]
     requests = {index: (prompt, 22) for index, prompt in enumerate(prompts)}

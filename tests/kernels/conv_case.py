@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx_lm.models.gated_delta import normalize_qk
 from recurrent_case import Layout, check_states
 
-from quire.kernels.conv_window import Convolution, conv_window
-
-CHANNELS = 24
+from quire.kernels.conv_window import Convolution, QueryKeyHeads, conv_window
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,8 @@ class ConvCase:
     dtype: mx.Dtype = mx.float32
     bias: bool = True
     silu: bool = True
+    channels: int = 24
+    heads: tuple[int, int] | None = None  # how many, and their dimensions
 
     def problem(self) -> tuple[mx.array, Convolution, mx.array]:
         """Rows, the layer's part, and a pool full of tails."""
@@ -29,10 +30,12 @@ class ConvCase:
         def normal(*shape: int) -> mx.array:
             return mx.array(rng.normal(size=shape)).astype(self.dtype)
 
-        bias = normal(CHANNELS) if self.bias else None
-        conv = Convolution(normal(CHANNELS, self.width, 1), bias, self.silu)
-        x = normal(self.layout.num_rows, CHANNELS)
-        pool = normal(self.layout.num_slots, self.width - 1, CHANNELS)
+        channels = self.channels
+        bias = normal(channels) if self.bias else None
+        heads = QueryKeyHeads(*self.heads) if self.heads else None
+        conv = Convolution(normal(channels, self.width, 1), bias, self.silu, heads)
+        x = normal(self.layout.num_rows, channels)
+        pool = normal(self.layout.num_slots, self.width - 1, channels)
         mx.eval(x, pool, conv.weight, bias)
         return x, conv, pool
 
@@ -40,7 +43,8 @@ class ConvCase:
         self, x: mx.array, conv: Convolution, pool: mx.array
     ) -> tuple[mx.array, dict[int, mx.array]]:
         """By MLX's own layer, sequence by sequence, and the tails by target."""
-        layer = nn.Conv1d(CHANNELS, CHANNELS, self.width, groups=CHANNELS, bias=self.bias)
+        channels = self.channels
+        layer = nn.Conv1d(channels, channels, self.width, groups=channels, bias=self.bias)
         layer.weight = conv.weight
         if conv.bias is not None:
             layer.bias = conv.bias
@@ -53,7 +57,12 @@ class ConvCase:
                 ys.append(nn.silu(y) if self.silu else y)
             tails[targets[index]] = tail = window[-(self.width - 1) :]
             start += length
-        y = mx.concatenate([*ys, mx.zeros((layout.padding, CHANNELS), x.dtype)])
+        y = mx.concatenate([*ys, mx.zeros((layout.padding, channels), x.dtype)])
+        if (heads := conv.heads) is not None:
+            q, k, v = mx.split(y, [heads.channels, 2 * heads.channels], axis=1)
+            q, k = (each.reshape(-1, heads.heads, heads.dim) for each in (q, k))
+            normed = normalize_qk(q, k, inv_scale=heads.dim**-0.5, eps=1e-6)
+            y = mx.concatenate([each.flatten() for each in (*normed, v)])
         mx.eval(y, tails)  # before a kernel writes over what these are made of
         return y, tails
 

@@ -37,6 +37,23 @@ def test_kernel_equals_conv1d(layout: Layout, width: int, dtype: mx.Dtype) -> No
         ConvCase(layout, width, dtype, bias=width != 3, silu=width != 2).check()
 
 
+BY_HEAD = {mx.float32: (128, (2, 16)), mx.float16: (512, (2, 64)), mx.bfloat16: (512, (1, 128))}
+
+
+@every_dtype
+@every_layout
+def test_queries_and_keys_are_normed_as_mlx_lm_does(layout: Layout, dtype: mx.Dtype) -> None:
+    channels, heads = BY_HEAD[dtype]
+    case = ConvCase(layout, 4, dtype, bias=False, channels=channels, heads=heads)
+    with simulated_kernels():
+        case.check()
+    x, conv, pool = case.problem()
+    y, tails = case.expected(x, conv, pool)
+    before = mx.array(pool)
+    check_rows(conv_window_steps(x, conv, pool, layout.segments()), y)
+    check_states(pool, before, tails, atol=0.0, keeps_empty=False)
+
+
 def test_whoever_computes_it() -> None:
     """The kernel is chosen for a GPU, MLX's operations for a CPU."""
     case = ConvCase(Layout((1, 1, 6)))

@@ -27,6 +27,7 @@ VECTOR = DeltaCase(MIXED, vector=True)
 CONV = ConvCase(MIXED)
 SSM = SsmCase(MIXED)
 CONV_CUT = ConvCase(CUT)
+HEADS = ConvCase(MIXED, bias=False, channels=128, heads=(2, 16))
 
 
 def delta(name: str, old: str, new: str, case: DeltaCase = DELTA) -> Mutant:
@@ -97,8 +98,15 @@ MUTANTS = [
     conv("segments that go on start too", "if (source < 0) return;", "", CONV_CUT),
     conv("no way back to where a sequence starts", "while (sources[origin] < 0) --origin;", "",
          CONV_CUT),
-    conv("padding is not filled", "results[size_t(row) * PACKS] = zeros;", ""),
+    conv("padding is not filled", "results[size_t(row) * width] = zeros;", ""),
     conv("the bias is left out", "HAS_BIAS ? float", "false ? float"),
+    conv("values are normed too", "is_normed = place < 2 * KEY_PACKS", "is_normed = true", HEADS),
+    conv("queries are scaled as keys", "part == 0 ? QUERY_SCALE", "part < 0 ? QUERY_SCALE", HEADS),
+    conv("keys stand where queries do", "is_normed ? KEY_PACKS : 2 * KEY_PACKS",
+         "is_normed ? 0 : 2 * KEY_PACKS", HEADS),
+    conv("rows of parts are as wide as all", "is_normed ? KEY_PACKS : PACKS - 2 * KEY_PACKS",
+         "PACKS", HEADS),
+    conv("a lane's share for a head's length", "sum_over<LANES>(sum)", "sum * LANES", HEADS),
     conv("tails are read while they are written", "row < begin + KEPT; ++row",
          "row < begin + 1; ++row", ConvCase(IN_PLACE)),
 ]  # fmt: skip
