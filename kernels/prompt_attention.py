@@ -15,8 +15,8 @@ from quire.kernels.paged_prompt import paged_prompt
 from quire.kernels.prompt_plan import PaddedChunks, PromptPlan
 from quire.kernels.ragged import PromptChunk
 
-# MLX's attention has no fused form for keys as wide as those of latent attention, and keeps all
-# scores of a call.
+# MLX's attention has no fused form for wider keys, and keeps all scores of a call.
+_MAX_FUSED_DIM = 128
 _MAX_SCORES = 1 << 27
 
 _sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention
@@ -84,11 +84,17 @@ def _attend_alone(
         queries = mx.concatenate([queries * scoring.scale, extra.queries[rows]], axis=-1)
         keys, values = mx.concatenate([keys, values], axis=-1), keys
         scoring = scoring._replace(scale=1.0)
-    is_large = (
-        extra is not None and chunk.num_rows * keys.shape[2] > _MAX_SCORES // queries.shape[1]
-    )
-    attend = prompt_tiles if is_large or scoring.softcap is not None else prompt_sdpa
-    return attend(queries, keys, values, chunk, first, scoring)
+    if scoring.softcap is not None:
+        return prompt_tiles(queries, keys, values, chunk, first, scoring)
+    outputs = []
+    at_once = chunk.num_rows
+    if keys.shape[3] > _MAX_FUSED_DIM:
+        at_once = max(1, _MAX_SCORES // (queries.shape[1] * keys.shape[2]))
+    for row in range(0, chunk.num_rows, at_once):
+        piece = chunk.part(row, min(at_once, chunk.num_rows - row))
+        own = queries[row : row + piece.num_rows]
+        outputs += prompt_sdpa(own, keys, values, piece, first, scoring)
+    return outputs
 
 
 def _attend_padded(

@@ -146,6 +146,7 @@ def _tuned(sizes: ModelSizes, device: DeviceName, block_size: int) -> Iterator[P
             yield PromptShape(rows, context, *numbers, from_start=is_whole, window=window)
 
 
+_WHOLE = Limit(values=(True,))
 _COMMON = PromptShape(256, 256, 32, 8, 128, 128, 16)
 
 PROMPT_ATTENTION = Spec(
@@ -168,22 +169,25 @@ PROMPT_ATTENTION = Spec(
         PromptVariant.SDPA_TILED: Variant(partial(_gathered, prompt_tiles), Kind.STEPS, ANYWHERE),
     },
     reference=PromptVariant.SDPA_TILED,
-    # MLX has a fused attention on CUDA for heads of at most 128.
-    # On an H200, 32 and 8 heads of 128, bfloat16, us by CUPTI, paged_kernel and sdpa_padded:
-    # 1 x 2,048 191 and 83, 8 chunks of 37 to 475 rows 57 and 87, 24 x 85 40 and 62, 8 x 256 49 and
-    # 23; after 4,096 tokens, where MLX's attention takes a mask and is not fused, 4 x 512 587 and
-    # 2,961, 8 x 64 162 and 1,071.
+    # On an H200, bfloat16, us by CUPTI, paged_kernel and sdpa_padded, which MLX fuses for heads of
+    # at most 128 and without a mask. 32 and 8 heads of 128: 1 x 2,048 191 and 83, 8 chunks of 37
+    # to 475 rows 57 and 87, 24 x 85 40 and 62, 8 x 256 49 and 23; after 4,096 tokens 4 x 512 587
+    # and 2,961, 8 x 64 162 and 1,071. 16 and 4 heads of 256: 1 x 2,048 535 and 742, 1 x 512 170
+    # and 134, 2,048 after 6,144 1,931 and 2,307. 16 and 2 of 512: 1 x 2,048 1,498 and 891. 20 of
+    # latent attention, whose products are large (sdpa without what rotates): 1 x 2,048 2,152 and
+    # 985, 512 after 3,584 1,893 and 587.
     defaults=(
         Default(
             PromptVariant.SDPA_PADDED,
             ("cuda",),
-            {
-                "from_start": Limit(values=(True,)),
-                "rows": Limit(min=1024),
-                "key_dim": Limit(max=128),
-            },
+            {"from_start": _WHOLE, "rows": Limit(min=1024), "key_dim": Limit(max=128)},
         ),
-        Default(PromptVariant.PAGED_KERNEL, ("cuda",)),
+        Default(
+            PromptVariant.SDPA_PADDED,
+            ("cuda",),
+            {"from_start": _WHOLE, "rows": Limit(min=1024), "key_dim": Limit(min=512)},
+        ),
+        Default(PromptVariant.PAGED_KERNEL, ("cuda",), {"extra_dim": Limit(max=0)}),
         Default(PromptVariant.SDPA_PADDED, ("cuda",)),
         Default(PromptVariant.SDPA_PER_CHUNK, ("metal",)),
     ),

@@ -99,6 +99,11 @@ class PromptChunk:
         """Position of the first row."""
         return self.context_length - self.num_rows
 
+    def part(self, row: int, num_rows: int) -> PromptChunk:
+        """``num_rows`` of its rows, from the ``row``-th on."""
+        end = self.start + row + num_rows
+        return PromptChunk(self.first_row + row, num_rows, end, self.block_ids)
+
     def first_block(self, position: int, window: int | None, block_size: int) -> int:
         """The first block that the row at ``position`` can see."""
         return 0 if window is None else max(0, position - window + 1) // block_size

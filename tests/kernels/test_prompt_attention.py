@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
+from unittest import mock
 
 import mlx.core as mx
 import numpy as np
@@ -16,6 +19,7 @@ from quire.kernels.heads import Heads, Scoring
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import paged_attention
 from quire.kernels.paged_prompt import TiledChunks
+from quire.kernels.prompt_attention_spec import PromptProblem, PromptShape
 from quire.kernels.prompt_plan import PromptVariant, plan_prompts
 from quire.kernels.ragged import PromptChunk, RaggedBatch
 from quire.kernels.tree import to_device
@@ -73,6 +77,16 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompts, "join_rows", lambda a, b, rows: mx.concatenate([a, b])[rows])
 
 
+@contextmanager
+def pieces(scores: int) -> Iterator[None]:
+    """Attention of chunks that go alone keeps no more scores than those."""
+    with (
+        mock.patch.object(prompts, "_MAX_FUSED_DIM", 0),
+        mock.patch.object(prompts, "_MAX_SCORES", scores),
+    ):
+        yield
+
+
 def rows_of(pages: mx.array, chunks: list[PromptChunk], num_rows: int) -> mx.array:
     """(T, kv_heads, 1, dim): what this step has just written to the pages."""
     rows = np.zeros((num_rows, KV_HEADS, 1, DIM), np.float32)
@@ -103,6 +117,7 @@ lengths = st.lists(st.tuples(starts, st.integers(1, 300)), min_size=1, max_size=
     st.sampled_from([0, 7]),
     st.booleans(),
     st.sampled_from([mx.float32, mx.bfloat16]),
+    st.booleans(),
 )
 def test_every_row_sees_its_own_context(
     sizes: list[tuple[int, int]],
@@ -112,6 +127,7 @@ def test_every_row_sees_its_own_context(
     num_after: int,
     rows_at_hand: bool,
     planned_dtype: mx.Dtype,
+    in_pieces: bool,
 ) -> None:
     rng = np.random.default_rng(0)
     chunks, row, next_block = [], num_before, 1
@@ -143,12 +159,37 @@ def test_every_row_sees_its_own_context(
     at_hand = new if rows_at_hand else (None, None)
     pages = PageArrays(keys, values, mx.zeros((1,)), *at_hand)
     scoring = Scoring(0.3, window)
-    got = prompts.prompt_attention(queries, pages, plan, scoring, before=before)
+    with pieces(HEADS * 1000) if in_pieces else nullcontext():
+        got = prompts.prompt_attention(queries, pages, plan, scoring, before=before)
     expected = paged_attention(queries, pages, RaggedBatch([], chunks), scoring)
     if before is not None:
         expected = mx.concatenate([before, expected])
     assert got.shape == (row + num_after, HEADS, 1, DIM)
     assert mx.abs(got[:row] - expected).max().item() < 1e-5
+
+
+def test_latent_attention_goes_in_pieces() -> None:
+    shape = PromptShape(21, 52, 5, 1, 32, 32, 8, from_start=False, extra_dim=16)
+    heads = Heads(5, 1, 32, 32, window=None, sinks=False, dtype=mx.float32, extra_dim=16)
+    problem = PromptProblem(shape, mx.float32, 0, ragged=False)
+    whole = problem.pages
+    plan = plan_prompts([problem.chunk], heads, 8, lambda _: PromptVariant.SDPA_TILED)
+    with (
+        mock.patch.object(prompts, "gather_context", gather_latent),
+        pieces(5 * shape.context * 4),
+        mock.patch.object(prompts, "prompt_sdpa", wraps=prompts.prompt_sdpa) as calls,
+    ):
+        found = prompts.prompt_attention(
+            whole.queries, problem.in_place, to_device(plan), whole.scoring, extra=whole.extra
+        )
+    assert calls.call_count == 7
+    (expected,) = problem.expected()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def gather_latent(pages: PageArrays, blocks: mx.array) -> tuple[mx.array, mx.array]:
+    keys, values = (array[blocks[0]].swapaxes(0, 1).flatten(1, 2)[None] for array in pages[:2])
+    return keys, values
 
 
 def test_short_chunks_of_many_lengths_are_one_batch() -> None:

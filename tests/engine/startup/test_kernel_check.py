@@ -219,7 +219,7 @@ def test_states_are_checked_at_the_models_own_shapes(wrong: bool) -> None:
     assert model.states.in_place
     with mock.patch.object(check, "check_variant", check_states):
         notes = avoid_dropped("metal", model, 8)
-    assert {shape[2:] for shape in asked["conv_window"]} == {(64, 3, False, False)}
+    assert {shape[2:] for shape in asked["conv_window"]} == {(64, 3, False, False, 0, 0)}
     assert "delta_rule" not in asked
     assert len(notes) == wrong
     # MLX writes them then.
