@@ -45,7 +45,7 @@ def _obstacles(paged: PagedModel, selector: Selector) -> Iterator[str]:
                 if reason := paged.why_no_kernels(part, BLOCK_SIZE):
                     yield f"attention: {reason}"
                 elif not all(_takes_prompts(heads, selector) for heads in layer_heads(part)):
-                    yield "prompts of latent attention: MLX's operations"
+                    yield "prompts of latent attention: MLX's products, which are faster"
             elif isinstance(part, StateLayer):
                 yield from (
                     "recurrence: no kernel knows it"
