@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from quire.engine.messages import GenerateRequest, SamplingParams, WorkerConfig
 from quire.engine.startup.boot import prepare_mlx
+from quire.loadtest.cuda_kernels import KernelRecords, KernelTime, by_kernel
 
 if TYPE_CHECKING:
     from quire.engine.engine import Engine
     from quire.engine.startup.start import Startup
 
 WARM_UP = 8  # steps
+_RECORDED_STEPS = 10
 PROMPT_RUNS = 10
 _SWITCH_INTERVAL = 100e-6  # seconds, a worker's
 MAX_TOKEN = 200  # in every model's vocabulary
@@ -58,8 +60,15 @@ class Plan:
 
 
 class EngineSteps:
-    def __init__(self, startup: Startup, plan: Plan) -> None:
+    """
+    Attributes:
+        kernels: how long each ran in a step, by what was run, if there are ``records`` of them.
+    """
+
+    def __init__(self, startup: Startup, plan: Plan, records: KernelRecords | None = None) -> None:
         self.engine: Engine = startup.engine
+        self.kernels: dict[str, list[KernelTime]] = {}
+        self._records = records
         self.plan = plan
         _lift_limit(self.engine)
         self._draw = random.Random(0)
@@ -89,6 +98,8 @@ class EngineSteps:
             mx.reset_peak_memory()
             times[name] = time_calls(step, count)
             peaks[f"peak, {name}"] = mx.get_peak_memory()
+            if self._records is not None:
+                self.kernels[name] = self._recorded(self._records, step)
 
         for batch, context in self.plan.decode:
             ids = self._decoding(batch, context)
@@ -103,6 +114,17 @@ class EngineSteps:
             name = f"prompts {name_of(lengths)}"
             run(name, partial(self._whole, lengths), self.plan.prompt_runs)
         return times, peaks
+
+    def _recorded(self, records: KernelRecords, step: Callable[[], object]) -> list[KernelTime]:
+        import mlx.core as mx
+
+        with records.recording() as take:
+            step()
+            take()
+            for _ in range(_RECORDED_STEPS):
+                step()
+            mx.synchronize()
+            return by_kernel(take(), _RECORDED_STEPS)
 
     def _submit(self, lengths: Sequence[int], max_tokens: int) -> list[int]:
         ids = []

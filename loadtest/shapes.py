@@ -10,7 +10,8 @@ measured in the same process: weights (of experts those that so many rows are ex
 all are as likely), states read and written, and keys and values read. A prompt can be no faster
 than its matrix products, timed alone, layer by layer, as mlx-lm's own modules compute them.
 Beside both stands mlx-lm's own model, over caches of its own; of its prompts one chunk is timed,
-since its recurrences by single tokens take a tenth of a second for each thousand and layer.
+since its recurrences by single tokens take a tenth of a second for each thousand and layer. On an
+NVIDIA GPU `--kernels` says where the time of the engine's steps goes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import msgspec
 
 from quire.engine.startup.boot import prepare_mlx
 from quire.loadtest import environment
+from quire.loadtest.cuda_kernels import KernelRecords, KernelTime
 from quire.loadtest.engine_steps import MAX_TOKEN, EngineSteps, Plan, Times, time_calls
 from quire.loadtest.environment import Environment
 from quire.loadtest.model_folder import write_tokenizer
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from quire.engine.model.paged_model import PagedModel
     from quire.engine.startup.loader import LoadedModel
 
+_SHOWN_KERNELS, _NAME_WIDTH = 16, 100
 _CHUNK = 2048  # tokens of a prompt in one step, mlx-lm's own default
 
 
@@ -55,6 +58,7 @@ class Shape(msgspec.Struct):
     engine: Times
     products: Times  # of all matrix products of a step, one layer after the other
     memory: dict[str, int]
+    kernels: dict[str, list[KernelTime]] = {}  # of the engine's steps, if they were asked for
 
     def bound(self, what: str) -> float:
         """ms that a decode step takes at least."""
@@ -178,7 +182,9 @@ def time_mlx_lm(loaded: LoadedModel, plan: Plan) -> Times:
     return times
 
 
-def _run(model: Model, plan: Plan, kv_cache_memory: int, with_mlx_lm: bool) -> None:
+def _run(
+    model: Model, plan: Plan, kv_cache_memory: int, with_mlx_lm: bool, with_kernels: bool
+) -> None:
     """One model's process: made, asked for mlx-lm's times, started, asked for its own."""
     prepare_mlx()
     import mlx.core as mx
@@ -221,7 +227,8 @@ def _run(model: Model, plan: Plan, kv_cache_memory: int, with_mlx_lm: bool) -> N
         + kept_bytes(paged, batch, context + plan.steps // 2)
         for batch, context in plan.decode
     }
-    times, memory = EngineSteps(startup, plan).measure()
+    steps = EngineSteps(startup, plan, KernelRecords() if with_kernels else None)
+    times, memory = steps.measure()
     pages = startup.ready.kv_cache_bytes + startup.ready.states.nbytes
     say(
         Shape(
@@ -234,6 +241,7 @@ def _run(model: Model, plan: Plan, kv_cache_memory: int, with_mlx_lm: bool) -> N
             times,
             products,
             memory,
+            steps.kernels,
         )
     )
 
@@ -279,6 +287,9 @@ def _print(shape: Shape) -> None:
     for what, engine, theirs, products, least, ratio in shape.rows():
         beside = f"mlx-lm {theirs}, products {products}, at least {least}"
         print(f"  {what}: {engine} ms, {beside}: {ratio}", flush=True)
+        for kernel in shape.kernels.get(what, [])[:_SHOWN_KERNELS]:
+            name = kernel.name[:_NAME_WIDTH]
+            print(f"    {kernel.us:9.1f} us, {kernel.calls:6.1f} x {name}", flush=True)
 
 
 def main() -> int:
@@ -292,6 +303,9 @@ def main() -> int:
     parser.add_argument(
         "--without-mlx-lm", action="store_true", help="do not time mlx-lm's own model, for minutes"
     )
+    parser.add_argument(
+        "--kernels", action="store_true", help="record each kernel's time too (needs CUPTI)"
+    )
     parser.add_argument("--note", default="")
     parser.add_argument("--out", type=Path, help="write all times as JSON")
     parser.add_argument("--only", type=Model.parse, help=argparse.SUPPRESS)
@@ -300,11 +314,11 @@ def main() -> int:
     prompts = [[_CHUNK], [args.prompt]] if args.prompt != _CHUNK else [[_CHUNK]]
     plan = Plan(decode, prompts, steps=args.steps, prompt_runs=3)
     if args.only is not None:
-        _run(args.only, plan, args.kv_cache_memory, not args.without_mlx_lm)
+        _run(args.only, plan, args.kv_cache_memory, not args.without_mlx_lm, args.kernels)
         return 0
     names = ("context", "prompt", "steps", "kv_cache_memory")
     options = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
-    options += ["--without-mlx-lm"] * args.without_mlx_lm
+    options += ["--without-mlx-lm"] * args.without_mlx_lm + ["--kernels"] * args.kernels
 
     def heard(so_far: ShapesResult) -> None:
         so_far.note = args.note

@@ -26,6 +26,8 @@ _BESIDE = (
     ("in_proj_z", "in_proj_b", "in_proj_a"),
     ("in_proj_qkvz", "in_proj_ba"),
     ("gate", "shared_expert_gate"),
+    ("gate_proj", "up_proj"),
+    ("w1", "w3"),
 )
 _PRODUCT = "self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))"
 _SWIGLU = (f"return {_PRODUCT}", f"down_proj = {_PRODUCT} return down_proj")
@@ -34,16 +36,17 @@ _SWIGLU = (f"return {_PRODUCT}", f"down_proj = {_PRODUCT} return down_proj")
 def join_linears(model: nn.Module) -> None:
     """Join what can be joined; parameters keep their names, as views of the joined ones."""
     for module in model.modules():
-        for names in _BESIDE:
+        for name, child in list(module.items()):
+            if isinstance(child, nn.Module) and _is_swiglu(child):
+                module[name] = SwigluMlp(child)
+    for module in model.modules():
+        for names in _BESIDE if type(module) is not SwigluMlp else ():
             linears = [linear for name in names if _is_linear(linear := module.get(name))]
             if len(linears) > 1 and can_join(linears):
                 joined = JoinedLinears(linears)
                 for index, linear in enumerate(linears):
                     linear.__class__ = _PARTS[type(linear)]
                     linear.be_part(joined, index)
-        for name, child in list(module.items()):
-            if isinstance(child, nn.Module) and _is_swiglu(child):
-                module[name] = SwigluMlp(child)
 
 
 class JoinedLinears:

@@ -45,8 +45,13 @@ def agree(a: mx.array, b: mx.array) -> bool:
         ("qwen3_5", 4, 0, 4),
         ("qwen3_5_moe", 8, 0, 4),
         ("deepseek_v3", 3, 0, 3),
-        ("gemma4_k_eq_v", 6, 0, 0),
-        ("gemma3n", 6, 2, 0),  # layers that take keys and values from others have those linears too
+        ("gemma4_k_eq_v", 12, 0, 0),
+        (
+            "gemma3n",
+            12,
+            2,
+            0,
+        ),  # layers without keys of their own have those linears too
         ("rwkv7", 3, 3, 0),  # whose linears read mixtures of their own
     ],
 )
