@@ -23,6 +23,7 @@ from quire.kernels.choice.problem import Float64Array
 from quire.kernels.choice.sizes import ModelSizes
 from quire.kernels.choice.spec import (
     ANYWHERE,
+    GPUS,
     HALF,
     Default,
     Group,
@@ -78,7 +79,11 @@ class PromptProblem(PagedProblem):
         self.flops = 4 * seen * shape.heads * shape.key_dim
         self.chunk = PromptChunk(0, shape.rows, shape.context, self.pages.tables[0])
         # Of whole prompts a step has keys and values at hand as it has just computed them.
-        new = [mx.contiguous(x.transpose(2, 1, 0, 3)) for x in self.pages.contiguous]
+        keys, values = self.pages.contiguous
+        if (extra := self.pages.extra) is not None:  # whose keys they are then
+            found = extra.key_pages[mx.array(self.pages.tables[0])].swapaxes(0, 1).flatten(1, 2)
+            values = found[None, :, : shape.context]
+        new = [mx.contiguous(x.transpose(2, 1, 0, 3)) for x in (keys, values)]
         mx.eval(new)
         at_hand = new if shape.from_start else (None, None)
         pages = self.pages
@@ -163,6 +168,13 @@ PROMPT_ATTENTION = Spec(
         # of single calls would show: so chunks go padded there, and one by one elsewhere.
         PromptVariant.SDPA_PADDED: _from_pages(PromptVariant.SDPA_PADDED, "cuda"),
         PromptVariant.SDPA_PER_CHUNK: _from_pages(PromptVariant.SDPA_PER_CHUNK, "metal"),
+        PromptVariant.SDPA_PIECES: Variant(
+            partial(_planned, PromptVariant.SDPA_PIECES),
+            Kind.STEPS,
+            GPUS,
+            limits={**NO_SOFTCAP, "extra_dim": Limit(min=1)},
+            needs=Group.PAGES,
+        ),
         PromptVariant.GATHER_SDPA: Variant(
             partial(_gathered, prompt_sdpa), Kind.STEPS, ("cpu",), limits=NO_SOFTCAP
         ),
@@ -190,6 +202,7 @@ PROMPT_ATTENTION = Spec(
         Default(PromptVariant.PAGED_KERNEL, ("cuda",), {"extra_dim": Limit(max=0)}),
         Default(PromptVariant.SDPA_PADDED, ("cuda",)),
         Default(PromptVariant.SDPA_PER_CHUNK, ("metal",)),
+        Default(PromptVariant.SDPA_PIECES, GPUS),
     ),
     problem=PromptProblem,
     checked=(

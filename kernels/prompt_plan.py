@@ -132,6 +132,7 @@ class PromptVariant(Enum):
     PAGED_KERNEL = "paged_kernel"
     SDPA_PADDED = "sdpa_padded"  # MLX's fused attention, chunks of similar lengths together
     SDPA_PER_CHUNK = "sdpa_per_chunk"  # the same once for each chunk, unpadded
+    SDPA_PIECES = "sdpa_pieces"  # MLX's attention of latent chunks, some rows at a time
     GATHER_SDPA = "gather_sdpa"  # the same over pages that MLX writes
     SDPA_TILED = "sdpa_tiled"  # by tiles of rows, in MLX's operations
 

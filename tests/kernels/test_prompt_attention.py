@@ -19,7 +19,7 @@ from quire.kernels.heads import Heads, Scoring
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_attention import paged_attention
 from quire.kernels.paged_prompt import TiledChunks
-from quire.kernels.prompt_attention_spec import PromptProblem, PromptShape
+from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION, PromptProblem, PromptShape
 from quire.kernels.prompt_plan import PromptVariant, plan_prompts
 from quire.kernels.ragged import PromptChunk, RaggedBatch
 from quire.kernels.tree import to_device
@@ -168,21 +168,18 @@ def test_every_row_sees_its_own_context(
     assert mx.abs(got[:row] - expected).max().item() < 1e-5
 
 
-def test_latent_attention_goes_in_pieces() -> None:
-    shape = PromptShape(21, 52, 5, 1, 32, 32, 8, from_start=False, extra_dim=16)
-    heads = Heads(5, 1, 32, 32, window=None, sinks=False, dtype=mx.float32, extra_dim=16)
+@pytest.mark.parametrize("start", [0, 31])
+def test_latent_attention_goes_in_pieces(start: int) -> None:
+    shape = PromptShape(21, 21 + start, 5, 1, 32, 32, 8, from_start=start == 0, extra_dim=16)
     problem = PromptProblem(shape, mx.float32, 0, ragged=False)
-    whole = problem.pages
-    plan = plan_prompts([problem.chunk], heads, 8, lambda _: PromptVariant.SDPA_TILED)
+    variant = PROMPT_ATTENTION.variants[PromptVariant.SDPA_PIECES]
     with (
         mock.patch.object(prompts, "gather_context", gather_latent),
-        pieces(5 * shape.context * 4),
+        pieces(5 * 56 * 4),
         mock.patch.object(prompts, "prompt_sdpa", wraps=prompts.prompt_sdpa) as calls,
     ):
-        found = prompts.prompt_attention(
-            whole.queries, problem.in_place, to_device(plan), whole.scoring, extra=whole.extra
-        )
-    assert calls.call_count == 7
+        (found,) = variant.run(problem, {})
+    assert calls.call_count > 1
     (expected,) = problem.expected()
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
