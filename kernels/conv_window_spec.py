@@ -96,14 +96,13 @@ class ConvProblem(RecurrentProblem):
 def _in_place(problem: ConvProblem, settings: Settings) -> list[mx.array]:
     (x,) = problem.rows
     y, fence = conv_window(x, problem.conv, problem.pool, problem.segments, problem.fence)
-    *parts, last = problem.parts(y)
-    return [*parts, *problem.written(last, fence)]
+    return problem.written(problem.parts(y), fence)
 
 
 def _steps(problem: ConvProblem, settings: Settings) -> list[mx.array]:
     (x,) = problem.rows
     y = conv_window_steps(x, problem.conv, problem.stepped, problem.segments)
-    return [*problem.parts(y), problem.stepped]
+    return problem.stepped_over(problem.parts(y))
 
 
 def _fits(shape: ConvShape, dtype: str) -> bool:

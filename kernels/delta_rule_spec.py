@@ -99,19 +99,20 @@ class DeltaProblem(RecurrentProblem):
 
 def _in_place(problem: DeltaProblem, settings: Settings) -> list[mx.array]:
     rows, chosen = DeltaRows(*problem.rows), ScanSettings(**settings)
-    return problem.written(*delta_rule(rows, problem.pool, problem.segments, problem.fence, chosen))
+    y, fence = delta_rule(rows, problem.pool, problem.segments, problem.fence, chosen)
+    return problem.written([y], fence)
 
 
 def _steps(problem: DeltaProblem, settings: Settings) -> list[mx.array]:
     y = delta_rule_steps(DeltaRows(*problem.rows), problem.stepped, problem.segments)
-    return [y, problem.stepped]
+    return problem.stepped_over([y])
 
 
 def _row_by_row(problem: DeltaProblem, settings: Settings) -> list[mx.array]:
     y = delta_rule_steps(
         DeltaRows(*problem.rows), problem.stepped, problem.segments, many=row_by_row
     )
-    return [y, problem.stepped]
+    return problem.stepped_over([y])
 
 
 # Qwen3.5 4B and 9B.

@@ -101,13 +101,20 @@ class RecurrentProblem(Problem):
     def chained(self: Self, result: Sequence[mx.array]) -> Self:
         """A kernel waits for the fence of the one before, steps for their rows."""
         other = copy.copy(self)
-        *_, pool, last = result
+        *_, last = result
         if last.size == 1:
-            other.pool, other.fence = pool, last
+            other.fence = last
         else:
             other.rows = (waiting(self.rows[0], result[:1]), *self.rows[1:])
         return other
 
-    def written(self, y: mx.array, fence: mx.array) -> list[mx.array]:
-        """The result of a kernel."""
-        return [y, *mx.depends([self.pool], [fence]), fence]
+    def written(self, results: Sequence[mx.array], fence: mx.array) -> list[mx.array]:
+        """What a kernel returns: what it computed, the pool, and its fence, none of which can be
+        computed without the others."""
+        found: list[mx.array] = mx.depends([*results, self.pool, fence], [fence])
+        return found
+
+    def stepped_over(self, results: Sequence[mx.array]) -> list[mx.array]:
+        """What MLX's operations return, who waits for which waits for the new states. These stay
+        the very array that was written to: had they another, MLX would copy the pool."""
+        return [*mx.depends(list(results), [self.stepped]), self.stepped]

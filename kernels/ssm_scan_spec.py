@@ -91,15 +91,14 @@ class SsmProblem(RecurrentProblem):
 
 def _in_place(problem: SsmProblem, settings: Settings) -> list[mx.array]:
     rows, chosen = SsmRows(*problem.rows), ScanSettings(**settings)
-    return problem.written(
-        *ssm_scan(rows, problem.layer, problem.pool, problem.segments, problem.fence, chosen)
-    )
+    y, fence = ssm_scan(rows, problem.layer, problem.pool, problem.segments, problem.fence, chosen)
+    return problem.written([y], fence)
 
 
 def _steps(problem: SsmProblem, settings: Settings) -> list[mx.array]:
     rows = SsmRows(*problem.rows)
     y = ssm_scan_steps(rows, problem.layer, problem.stepped, problem.segments)
-    return [y, problem.stepped]
+    return problem.stepped_over([y])
 
 
 # Nemotron 3 Nano 30B-A3B.

@@ -205,14 +205,9 @@ AnySpec = Spec[Any, Any, Any]
 
 
 def describe(shape: Shape) -> str:
-    """One line for people: sizes first, then the flags that are set."""
-    parts = []
-    for name, value in shape._asdict().items():
-        if isinstance(value, bool):
-            parts += [name] if value else []
-        else:
-            parts.append(f"{name} {value}")
-    return ", ".join(parts)
+    """One line for people, without what a shape has not: flags not set, and sizes of 0."""
+    found = {name: value for name, value in shape._asdict().items() if value}
+    return ", ".join(name if value is True else f"{name} {value}" for name, value in found.items())
 
 
 def describe_settings(settings: Settings) -> str:

@@ -32,7 +32,7 @@ from quire.kernels.choice.tuning import (
     tune,
     tuned_operations,
 )
-from quire.kernels.delta_rule_spec import DeltaProblem, DeltaShape
+from quire.kernels.delta_rule_spec import DELTA_RULE, DeltaProblem, DeltaShape, DeltaVariant
 from quire.kernels.kv_write_spec import KV_WRITE, WriteShape
 from quire.kernels.paged_decode_spec import PAGED_DECODE, DecodeShape, DecodeVariant
 from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION, PromptShape, PromptVariant
@@ -198,14 +198,16 @@ def test_a_real_problem_is_measured_in_chains() -> None:
     assert 0 < timing.time <= timing.default_time
 
 
-def test_a_pool_written_in_place_is_measured_in_chains() -> None:
+def test_pools_are_measured_in_chains_over_many_sets_of_inputs() -> None:
     def in_place(problem: DeltaProblem) -> list[mx.array]:
         y = problem.rows[0] + problem.fence
-        return problem.written(y, y.flatten()[:1].astype(mx.int32))
+        return problem.written([y.swapaxes(0, 1)], y.flatten()[:1].astype(mx.int32))
 
-    problem = DeltaProblem(DeltaShape(4, 2, 1, 1, 32, 8), mx.float32, 0)
-    times = timing.measure({"in place": in_place}, [problem], 2, timing.chained)
-    assert times["in place"].calls > 1
+    steps = DELTA_RULE.variants[DeltaVariant.STEPS].with_settings({})
+    problems = [DeltaProblem(DeltaShape(4, 2, 1, 1, 32, 8), mx.float32, seed) for seed in range(3)]
+    functions = {"in place": in_place, "steps": steps}
+    times = timing.measure(functions, problems, 2, timing.chained)
+    assert all(each.calls > len(problems) for each in times.values())
 
 
 def test_the_default_comes_first_and_nothing_twice() -> None:

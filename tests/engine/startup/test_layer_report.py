@@ -51,7 +51,7 @@ def test_chunks_are_told_apart_and_served_by_kernels() -> None:
 def test_decodes_of_latent_attention_are_by_a_kernel(family: str) -> None:
     for report in on_a_mac(page_model(build(family, 0), family)):
         assert report.decodes == "paged_kernel"
-        assert report.prompts == "sdpa_tiled"
+        assert report.prompts == "sdpa_pieces"
         assert not report.reason
 
 
