@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from metal_sim import simulated_kernels
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
-from model_zoo import build
+from model_zoo import build, reference_generate
 
+from quire.engine.config import EngineConfig
+from quire.engine.engine import Engine
+from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.model import joined
 from quire.engine.model.flat_linear import flatten_quantized_linears
 from quire.engine.model.joined import JoinedLinears, SwigluMlp, join_linears
+from quire.engine.startup import start
+from quire.engine.startup.loader import LoadedModel
+from quire.engine.startup.start import page_loaded
+from quire.kernels.choice.selection import Selector, selecting
 
 IDS = mx.array([[5, 3, 7, 2, 9, 40, 11]])
 
@@ -95,3 +104,32 @@ def test_what_is_quantised_differently_is_not_joined(groups: list[JoinedLinears]
     join_linears(model)
     assert not groups
     assert agree(logits(model), expected)
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "deepseek_v3"])
+def test_a_start_on_a_gpu_joins_and_tokens_stay(name: str) -> None:
+    loaded = LoadedModel(build(name), name, 512, "float32", 1, widened=False)
+    requests = {0: (list(range(5, 42)), 8), 1: ([3, 4, 5], 8), 2: (list(range(7, 30)), 8)}
+    tokens: dict[int, list[int]] = {index: [] for index in requests}
+    with (
+        mock.patch.object(start, "check_kernels"),
+        mock.patch.object(start, "avoid_dropped", return_value=[]),
+        mock.patch("quire.engine.model.paged_model.on_gpu", return_value=True),
+        simulated_kernels(orders=1),
+        selecting(Selector("metal", None)),
+    ):
+        paged = page_loaded(loaded, 8, "metal", None, [], lambda *_: None)
+        config = EngineConfig(
+            num_blocks=40, block_size=8, max_num_seqs=4, max_num_batched_tokens=24
+        )
+        engine = Engine(paged, config)
+        for index, (prompt, length) in requests.items():
+            sampling = SamplingParams(temperature=0)
+            engine.submit(GenerateRequest(index, prompt, length, sampling))
+        while engine.has_work:
+            for output in engine.step():
+                tokens[output.request_id] += output.token_ids
+    assert any(isinstance(m, SwigluMlp) for _, m in paged.model.named_modules())
+    reference = build(name)
+    for index, request in requests.items():
+        assert tokens[index] == reference_generate(reference, *request)[0], index
