@@ -62,19 +62,19 @@ def apply_convolution(
     x: mx.array, conv: Convolution, pool: mx.array, segments: Segments, fence: mx.array
 ) -> Applied:
     """A short convolution, as :func:`quire.kernels.conv_window.conv_window` says."""
-    use = conv_use(x, conv, segments)
+    use = _conv_use(x, conv, segments)
     if select(*use).variant is ConvVariant.IN_PLACE:
         return Applied(*conv_window(x, conv, pool, segments, fence), use)
     return Applied(conv_window_steps(x, conv, pool, segments), fence, use)
 
 
-def conv_use(x: mx.array, conv: Convolution, segments: Segments) -> Use:
+def _conv_use(x: mx.array, conv: Convolution, segments: Segments) -> Use:
     return Use(CONV_WINDOW, ConvShape.of(x, conv, segments.sources.shape[0]), x.dtype)
 
 
 def is_one_kernel(x: mx.array, conv: Convolution, segments: Segments) -> bool:
     """Whether a kernel computes all that ``conv`` says."""
-    return select(*conv_use(x, conv, segments)).variant is ConvVariant.IN_PLACE
+    return select(*_conv_use(x, conv, segments)).variant is ConvVariant.IN_PLACE
 
 
 def apply_ssm(

@@ -106,7 +106,8 @@ class KernelRecords:
         arguments = ctypes.c_void_p(buffer), ctypes.c_size_t(used), ctypes.byref(record)
         while used and self._cupti.cuptiActivityGetNextRecord(*arguments) == 0:
             assert record.value is not None
-            self._runs.append(read_record(record.value))
+            run = read_record(record.value)
+            self._runs += [run] if run.ns > 0 else []  # else it has not ended yet
         self._buffers.pop(buffer)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.models.activations import swiglu
 
 from quire.engine.model.block_ops import gated
 from quire.engine.model.flat_linear import FlatQuantizedLinear
@@ -53,7 +54,8 @@ class JoinedLinears:
     """The product of one input with several linears, computed when the first of them is called and
     kept until the last of them has taken its part.
 
-    Where another input comes before, they do not read the same: from then on each computes alone.
+    Where another input comes before that ever happened, they do not read the same: from then on
+    each computes alone.
     """
 
     def __init__(self, linears: Sequence[Any]) -> None:
@@ -63,13 +65,14 @@ class JoinedLinears:
             ends.append(ends[-1] + linear.weight.shape[0])
         self._ends = ends[1:-1]
         self.is_used = True
+        self._are_alike = False  # as far as is known
         self._input: mx.array | None = None
         self._parts: dict[int, mx.array] = {}
 
     def product(self, index: int, x: mx.array) -> mx.array | None:
         """(..., inputs) -> (..., outputs of one linear), a view; None: it is to compute alone"""
         if x is not self._input or index not in self._parts:
-            if self._parts:
+            if self._parts and not self._are_alike:
                 self.is_used, self._input, self._parts = False, None, {}
             if not self.is_used:
                 return None
@@ -77,7 +80,7 @@ class JoinedLinears:
             self._parts = dict(enumerate(mx.split(self._whole(x), self._ends, axis=-1)))
         part = self._parts.pop(index)
         if not self._parts:
-            self._input = None
+            self._are_alike, self._input = True, None
         return part
 
 
@@ -139,5 +142,6 @@ def _is_swiglu(mlp: nn.Module) -> bool:
     weight: Any = linears[0]
     if not fits_packs(weight.weight.shape[0], weight.get("scales", weight.weight).dtype):
         return False
-    _, _, body = inspect.getsource(type(mlp).__call__).partition("\n")
-    return " ".join(body.split()) in _SWIGLU
+    forward = type(mlp).__call__
+    _, _, body = inspect.getsource(forward).partition("\n")
+    return " ".join(body.split()) in _SWIGLU and forward.__globals__.get("swiglu") is swiglu

@@ -50,9 +50,8 @@ struct Share {
 
 // As many rows of a step as a threadgroup copies at a time, each in so many fours.
 constexpr int tile_rows(int fours, int threads) {
-  return LOADS_UNDER_WAY * threads < fours       ? 1
-      : LOADS_UNDER_WAY * threads / fours > 16 ? 16
-                                               : LOADS_UNDER_WAY * threads / fours;
+  const int rows = LOADS_UNDER_WAY * threads / fours;
+  return rows < 1 ? 1 : rows > 16 ? 16 : rows;
 }
 
 // Rows of N values on their way into threadgroup memory, by all of its threads. All loads of a tile

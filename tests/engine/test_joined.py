@@ -79,6 +79,26 @@ def test_products_are_joined(
     assert {n for n, _ in tree_flatten(model.parameters())} == names
 
 
+def test_a_pass_that_was_cut_short_changes_nothing(groups: list[JoinedLinears]) -> None:
+    model = build("qwen3_5")
+    join_linears(model)
+    expected = logits(model)
+    mx.eval(expected)
+    [attention] = [m for _, m in model.named_modules() if "q_proj" in m][:1]
+    attention.q_proj(mx.zeros((1, 1, attention.k_proj.weight.shape[1])))
+    assert agree(logits(model), expected)
+    assert all(group.is_used for group in groups)
+
+
+def test_an_mlp_with_another_function_of_that_name_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("qwen3_5")
+    mlp = next(m for _, m in model.named_modules() if "gate_proj" in m)
+    monkeypatch.setitem(type(mlp).__call__.__globals__, "swiglu", lambda gate, x: gate * x)
+    expected = logits(model)
+    join_linears(model)
+    assert agree(logits(model), expected)
+
+
 def test_quantised_linears_are_joined(groups: list[JoinedLinears]) -> None:
     model = build("qwen3_5")
     nn.quantize(model, group_size=32, bits=4)

@@ -33,7 +33,8 @@ class FakeCupti:
 
     def __init__(self) -> None:
         self.enabled = False
-        self.names = [ctypes.create_string_buffer(b"first"), ctypes.create_string_buffer(b"second")]
+        names = b"first", b"second", b"not ended"
+        self.names = [ctypes.create_string_buffer(name) for name in names]
 
     def cuptiActivityRegisterCallbacks(self, requested, completed):
         self.requested, self.completed = requested, completed
@@ -51,12 +52,13 @@ class FakeCupti:
         buffer, size, most = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t(9)
         self.requested(ctypes.byref(buffer), ctypes.byref(size), ctypes.byref(most))
         assert buffer.value % 64 == 0
-        assert size.value >= 400
+        assert size.value >= 600
         assert most.value == 0
         self.left = []
         for index, name in enumerate(self.names if self.enabled else []):
             record = bytearray(200)
-            struct.pack_into("QQ", record, 16, 0, 1_000 * (index + 1))
+            end = 1_000 * (index + 2) if index < 2 else 0
+            struct.pack_into("QQ", record, 16, 1_000, end)
             struct.pack_into("Q", record, 104, ctypes.addressof(name))
             ctypes.memmove(buffer.value + 200 * index, bytes(record), 200)
             self.left.append(buffer.value + 200 * index)
