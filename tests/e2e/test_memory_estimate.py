@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from live_server import Server
+from live_server import Server, eventually
 
 from quire.loadtest.model_folder import ModelShape, make_model
 from quire.serve.memory_plan import memory
@@ -51,6 +51,8 @@ def measure(folder: Path) -> dict[str, float]:
         prompt = [7 * i % 256 for i in range(STEP + 100)]
         body = {"model": "model", "prompt": prompt, "max_tokens": 1}
         assert server.post("/v1/completions", body)[0] == 200
+        # The worker's last report may come a moment after its answer.
+        eventually(lambda: server.metrics()["quire_steps_total"] == 2, "both steps are reported")
         metrics = server.metrics()
     finally:
         server.stop()
