@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from mlx.utils import tree_flatten
 from mlx_lm.models import qwen3_moe
 from model_zoo import build
 
@@ -12,6 +13,7 @@ from quire.engine.errors import UnsupportedModel
 from quire.engine.model.flat_linear import FlatQuantizedLinear, flatten_quantized_linears
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
+from quire.engine.startup import self_check
 from quire.engine.startup.self_check import check_against_plain_forward
 
 NUM_BLOCKS = 16
@@ -84,6 +86,45 @@ def untrained(num_experts: int) -> PagedModel:
 def test_experts_chosen_by_rounding_are_no_mistake(caplog: pytest.LogCaptureFixture) -> None:
     assert check_against_plain_forward(untrained(num_experts=128), NUM_BLOCKS) > 0.01
     assert "which rounding changes by" in caplog.text
+
+
+class RoundedOverPages(nn.Module):
+    """An embedding that a step over pages rounds once more, as kernels do that keep intermediate
+    results in registers or do not."""
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        self.embedding = embedding
+
+    def __call__(self, token_ids: mx.array) -> mx.array:
+        rows: mx.array = self.embedding(token_ids)
+        return rows * (257 / 256) if token_ids.shape[0] > 1 else rows
+
+
+def untrained_bfloat16() -> PagedModel:
+    model = untrained(num_experts=0).model
+    model.model.embed_tokens = RoundedOverPages(model.model.embed_tokens.embedding)
+    model.set_dtype(mx.bfloat16)
+    found = page_model(model, "qwen3_moe")
+    found.allocate(NUM_BLOCKS, 8)
+    return found
+
+
+def test_rounding_to_half_precision_is_no_mistake(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not even where mlx-lm rounds alike in every piece, so that it agrees with itself."""
+    monkeypatch.setattr(self_check, "_HALF_PRECISION_TOLERANCE", 0.001)
+    model = untrained_bfloat16()
+    assert check_against_plain_forward(model, NUM_BLOCKS) > 0.001
+    assert "which rounding changes by" in caplog.text
+    dtypes = {array.dtype for _, array in tree_flatten(model.model.parameters())}
+    assert dtypes == {mx.bfloat16}
+
+    for layer in model.layers:
+        layer.window = 3
+    with pytest.raises(UnsupportedModel, match=r"off by .*, which rounding changes by"):
+        check_against_plain_forward(model, NUM_BLOCKS)
 
 
 def test_rounding_excuses_no_mistake_where_it_changes_little() -> None:
