@@ -64,11 +64,15 @@ def run(args: argparse.Namespace) -> int:
         except PartFailed as error:
             report["failed"][name] = str(error)
         print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-    report = without_names(report, names_of_this_machine())
-    (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    (args.out / "report.md").write_text(page(report))
+        _write(args.out, report)  # what is interrupted later leaves this
     print(f"{args.out / 'report.md'} to read, {args.out / 'report.json'} to share.")
     return 1 if report["failed"] or report.get("load", {}).get("failures") else 0
+
+
+def _write(folder: Path, report: dict[str, Any]) -> None:
+    shared = without_names(report, names_of_this_machine())
+    (folder / "report.json").write_text(json.dumps(shared, indent=1) + "\n")
+    (folder / "report.md").write_text(page(shared))
 
 
 def _device(report: dict[str, Any]) -> str:

@@ -92,6 +92,19 @@ def test_a_part_that_fails_is_told_and_the_rest_goes_on(tmp_path, monkeypatch):
     assert text.count("```") == 10  # the output cannot end its own block
 
 
+def test_an_interrupted_report_keeps_what_came_before(tmp_path, monkeypatch):
+    def interrupted(model):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(machine_parts, "probe", lambda: {"kernels": []})
+    monkeypatch.setattr(machine_parts, "speeds", lambda: SPEEDS)
+    monkeypatch.setattr(machine_parts, "steps", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        report(tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["speeds"] == SPEEDS
+    assert "| swiglu | rows 8 | vector | 12 | 50% |" in (tmp_path / "report.md").read_text()
+
+
 def test_kernels_before_a_crash_are_kept(tmp_path, monkeypatch):
     kernel = {
         **{"operation": "a|b", "shape": "s", "dtype": "float16", "variant": "v"},
