@@ -103,7 +103,9 @@ def _in_place(problem: WriteProblem, settings: Settings) -> list[mx.array]:
     written = write_in_place(pages, keys, values, mapping, keep_rows=problem.shape.keep_rows)
     kept = [rows for rows in (written.new_keys, written.new_values) if rows is not None]
     fence = written.needed_fence()
-    return [*mx.depends(problem.in_place, [fence]), *kept, fence]
+    # One operation of all results: the next call of a chain waits for the fence alone.
+    found: list[mx.array] = mx.depends([*problem.in_place, *kept, fence], [fence])
+    return found
 
 
 def _scatter(problem: WriteProblem, settings: Settings) -> list[mx.array]:

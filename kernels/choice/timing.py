@@ -26,6 +26,7 @@ _SAMPLE_US = 2000.0
 # encodes the next.
 _PIECE = 8
 _MAX_CHAINED = 8 * _PIECE
+_CHECKED_CALLS = 4  # the fewest of which some are handed over by a later one alone
 # Calls timed at a time for the host's share: few, so that no queue is full and none waits. On the
 # CPU, MLX makes the host wait as soon as ten operations are under way: results of more show it.
 _HOST_CALLS = 4
@@ -122,7 +123,7 @@ def check_evaluated(function: Function, inputs: Sequence[Any], chain: Chain) -> 
             first = [array + 0 for array in arrays]
             mx.eval(first)
     assert first is not None
-    _chained(chain, function, inputs, 2)
+    _chained(chain, function, inputs, _CHECKED_CALLS)
     return first
 
 

@@ -6,15 +6,19 @@ import argparse
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from metal_sim import lazy_kernels
 
 from quire.kernels.attention_problem import Pages
-from quire.kernels.choice.problem import to_float64
+from quire.kernels.choice.problem import Problem, to_float64
 from quire.kernels.choice.spec import AnySpec
+from quire.kernels.choice.timing import chained, check_evaluated
 from quire.kernels.fused_ops_spec import ADD_RMS_NORM
 from quire.kernels.kv_write_spec import KV_WRITE, WriteShape, WriteVariant
 from quire.kernels.specs import SPECS
@@ -143,6 +147,22 @@ def test_calls_of_a_chain_have_the_values_of_single_ones(spec: AnySpec) -> None:
         assert len(found) == len(results)
         return
     assert second.difference(found, to_float64(variant.run(same, {}))) == 0
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_every_variant_can_be_timed_in_a_chain(spec: AnySpec) -> None:
+    """Kernels too, which only depend on their inputs here: each call waits for the one before."""
+    assert use_device("cpu") == "cpu"
+    inputs = [spec.problem(spec.checked[0], mx.float32, seed, False) for seed in (0, 1)]
+    functions = [variant.with_settings({}) for variant in spec.variants.values()]
+    functions += [partial(_with_settings, run) for run in spec.baselines.values()]
+    with lazy_kernels():
+        for function in functions:
+            check_evaluated(function, inputs, chained)
+
+
+def _with_settings(run: Callable[..., Sequence[mx.array]], problem: Problem) -> Sequence[mx.array]:
+    return run(problem, {})
 
 
 def test_a_write_in_a_chain_waits_for_the_one_before() -> None:
