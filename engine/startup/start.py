@@ -13,7 +13,7 @@ import msgspec
 from quire.engine.config import EngineConfig
 from quire.engine.device import select_device
 from quire.engine.engine import Engine
-from quire.engine.errors import EngineError, UnsupportedModel, is_out_of_memory
+from quire.engine.errors import EngineError, is_out_of_memory
 from quire.engine.grammar import GrammarCompiler
 from quire.engine.grammar_tokens import make_tokenizer
 from quire.engine.memory.budget import MAX_ATTENDED, STEP_TOKENS, Budget, DeviceName
@@ -36,9 +36,6 @@ from quire.engine.startup.warm_up import (
     run_everything,
 )
 from quire.kernels.cuda_cache import KernelCache, open_cache
-
-# Seen to give other tokens from run to run; refused until the cause is found.
-UNRELIABLE = {("cuda", "gpt_oss"): "its output on NVIDIA GPUs is not reproducible yet"}
 
 _DEFAULT_CONTEXT = 4096  # tokens, for models whose config does not say
 _MIN_POOL_TOKENS = 64  # of the pool for the warm-up
@@ -174,8 +171,6 @@ def page_loaded(
     progress: Progress,
 ) -> PagedModel:
     """The model over pages, with what this machine's kernels can do; ``notes`` says what not."""
-    if reason := UNRELIABLE.get((device, loaded.name)):
-        raise UnsupportedModel(loaded.name, reason)
     if loaded.widened:
         notes.append("half-precision weights are computed as float32 on the CPU")
     flatten_quantized_linears(loaded.model)

@@ -229,10 +229,7 @@ def popular_rows(rows: dict[str, Row]) -> Iterator[str]:
 
 
 def by_kernels(row: Row) -> str:
-    from quire.engine.startup.start import UNRELIABLE
-
-    on_cuda = " (refused on CUDA)" if ("cuda", row["model_file"]) in UNRELIABLE else ""
-    return ("; ".join(row["not_by_kernels"]) or "yes") + on_cuda
+    return "; ".join(row["not_by_kernels"]) or "yes"
 
 
 if __name__ == "__main__":
