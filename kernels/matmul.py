@@ -12,9 +12,8 @@ import mlx.core as mx
 
 from quire.kernels.gpu_kernel import GpuKernel
 
-_kernel = GpuKernel(
-    "skinny_matmul", ("x", "w"), ("output",), headers=("fragments", "dense_fragments")
-)
+_HEADERS = ("fragments", "dense_fragments", "dense_product", "tile_sums")
+_kernel = GpuKernel("skinny_matmul", ("x", "w"), ("output",), headers=_HEADERS)
 
 _MAX_INPUT_TILES = 8  # of 8 rows
 _MAX_SUMS = 16  # tiles of 16 x 8 sums, in one simdgroup: more would not find registers

@@ -20,7 +20,7 @@ _matrix_kernel = GpuKernel(
     "quantized_matmul_matrix",
     _INPUTS,
     ("output",),
-    headers=("fragments", "quantized_fragments"),
+    headers=("fragments", "quantized_fragments", "quantized_product", "tile_sums"),
 )
 
 _CPU_PIECE = 1 << 19  # weights

@@ -70,14 +70,15 @@ class QuantizedProblem(Problem):
 
     def expected(self) -> list[Float64Array]:
         shape, (packed, scales, biases) = self.shape, self.matrix
-        codes = _unpack(np.array(packed), shape.bits).reshape(shape.outputs, -1, shape.group_size)
+        codes = unpack(np.array(packed), shape.bits).reshape(shape.outputs, -1, shape.group_size)
         scale, bias, rows = to_float64([scales, biases, self.x])
         values = codes * scale[:, :, None] + bias[:, :, None]
         return [rows @ values.reshape(shape.outputs, -1).T]
 
 
-def _unpack(packed: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.int64]:
-    """MLX packs codes without gaps from the lowest bit of each row's first word on."""
+def unpack(packed: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.int64]:
+    """(N, words) to (N, words * 32 / bits) codes, which MLX packs without gaps from the lowest bit
+    of each row's first word on."""
     stream = np.unpackbits(packed.view(np.uint8), axis=1, bitorder="little")
     codes = stream.reshape(len(packed), -1, bits).astype(np.int64)
     values: npt.NDArray[np.int64] = (codes << np.arange(bits)).sum(axis=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from quire.kernels.choice.spec import AnySpec
 from quire.kernels.conv_window_spec import CONV_WINDOW
 from quire.kernels.delta_rule_spec import DELTA_RULE
+from quire.kernels.experts_spec import EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL
 from quire.kernels.fused_ops_spec import ADD_RMS_NORM, SWIGLU
 from quire.kernels.kv_write_spec import GATHER_PAGES, KV_WRITE
 from quire.kernels.matmul_spec import MATMUL
@@ -33,6 +34,8 @@ SPECS: tuple[AnySpec, ...] = (
     SWIGLU,
     MATMUL,
     QUANTIZED_MATMUL,
+    EXPERT_MATMUL,
+    QUANTIZED_EXPERT_MATMUL,
     CONV_WINDOW,
     DELTA_RULE,
     SSM_SCAN,

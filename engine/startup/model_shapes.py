@@ -13,11 +13,14 @@ from msgspec import structs
 
 from quire.engine.memory.budget import DeviceName
 from quire.engine.model.block_weights import standard_part
+from quire.engine.model.experts import weights_of
 from quire.engine.model.joined import SwigluMlp
 from quire.engine.model.paged_model import PagedModel
 from quire.kernels.choice import check
 from quire.kernels.choice.record import Record
 from quire.kernels.choice.spec import AnySpec, Kind, Shape
+from quire.kernels.experts import Quantized
+from quire.kernels.experts_spec import EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL
 from quire.kernels.fused_ops_spec import ADD_RMS_NORM, SWIGLU
 from quire.kernels.kv_write_spec import GATHER_PAGES, KV_WRITE
 from quire.kernels.matmul_spec import MATMUL
@@ -147,6 +150,8 @@ def _product_fields(model: nn.Module) -> dict[AnySpec, list[Fields]]:
     take any number in the same way."""
     dense: dict[int, Fields] = {}
     quantised: dict[tuple[int, ...], Fields] = {}
+    experts: dict[int, Fields] = {}
+    quantised_experts: dict[tuple[int, ...], Fields] = {}
     for _, module in model.named_modules():
         if isinstance(module, nn.QuantizedLinear) and module.mode == "affine":
             outputs, inputs = module.weight.shape[0], module.weight.shape[1] * 32 // module.bits
@@ -156,7 +161,20 @@ def _product_fields(model: nn.Module) -> dict[AnySpec, list[Fields]]:
         elif type(module) is nn.Linear:
             outputs, inputs = module.weight.shape
             _keep_least(dense, inputs, {"outputs": outputs, "dim": inputs})
-    return {MATMUL: list(dense.values()), QUANTIZED_MATMUL: list(quantised.values())}
+        elif (matrices := weights_of(module)) is not None:
+            fields = {"outputs": module.weight.shape[1], "dim": module.input_dims}
+            if isinstance(matrices, Quantized):
+                fields |= {"bits": matrices.bits, "group_size": matrices.group_size}
+                key = fields["dim"], matrices.bits, matrices.group_size
+                _keep_least(quantised_experts, key, fields)
+            else:
+                _keep_least(experts, fields["dim"], fields)
+    return {
+        MATMUL: list(dense.values()),
+        QUANTIZED_MATMUL: list(quantised.values()),
+        EXPERT_MATMUL: list(experts.values()),
+        QUANTIZED_EXPERT_MATMUL: list(quantised_experts.values()),
+    }
 
 
 def _keep_least(found: dict[Any, Fields], key: Any, fields: Fields) -> None:

@@ -6,6 +6,7 @@ import logging
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -55,6 +56,42 @@ def check_against_plain_forward(paged: PagedModel, num_blocks: int) -> float:
     """
     token_ids = [(7 * i + 1) % paged.vocab_size for i in range(_PROMPT_LENGTH + _NUM_DECODES + 1)]
     plain = _plain_logits(paged, [token_ids])
+    found = _paged_logits(paged, num_blocks, token_ids)
+    ends = list(accumulate(len(piece) for piece, _ in found))
+    rows = [logits for _, logits in found]
+
+    def at_ends(logits: mx.array) -> list[mx.array]:
+        return [logits[end - 1] for end in ends]
+
+    expected = at_ends(plain)
+    median = _median_error(rows, expected)
+    is_float32 = all(layer.shape and layer.shape.key_dtype == mx.float32 for layer in paged.layers)
+    if median <= (_TOLERANCE if is_float32 else _HALF_PRECISION_TOLERANCE):
+        return median
+    own = _median_error(at_ends(_plain_logits(paged, [piece for piece, _ in found])), expected)
+    if not median <= _OWN_TIMES * own:
+        with _unrounded(paged.model):
+            unrounded = at_ends(_plain_logits(paged, [token_ids]))
+        own = _median_error(expected, unrounded)
+        if not _median_error(rows, unrounded) <= _OWN_TIMES * own:
+            raise UnsupportedModel(
+                paged.name,
+                f"its logits over KV pages are off by {median:.1%} from its own, which rounding "
+                f"changes by {own:.1%}",
+            )
+    logger.warning(
+        "%s could not be checked against its own forward pass, which rounding changes by %.0f%%",
+        paged.name,
+        100 * own,
+    )
+    return median
+
+
+def _paged_logits(
+    paged: PagedModel, num_blocks: int, token_ids: list[int]
+) -> list[tuple[list[int], mx.array]]:
+    """The pieces in which all tokens but the last go through pages, and (vocab,) float32 behind the
+    last of each."""
     pool = BlockPool(num_blocks, paged.block_size, LRU())
     states = None
     if paged.states is not None:
@@ -67,41 +104,15 @@ def check_against_plain_forward(paged: PagedModel, num_blocks: int) -> float:
         GenerateRequest(0, token_ids[:_PROMPT_LENGTH], _NUM_DECODES + 1, SamplingParams())
     )
     runner = ModelRunner(paged, max_num_seqs=1)
-    found: list[mx.array] = []
-    pieces: list[list[int]] = []
-    places: list[int] = []
+    found = []
     while (batch := scheduler.schedule()) is not None:
-        found.append(runner.forward(batch, None)[0].astype(mx.float32))
+        logits = runner.forward(batch, None)[0].astype(mx.float32)
+        mx.eval(logits)  # before pages are written again
         start, end = batch.chunks[0].start, batch.chunks[0].context_length
-        mx.eval(found[-1])  # before pages are written again
-        pieces.append(token_ids[start:end])
-        places.append(end - 1)
+        found.append((token_ids[start:end], logits))
         # Whatever was sampled, go on with the text that the plain pass saw.
         scheduler.commit(batch, [token_ids[end]] if batch.sampled else [])
-    expected = [plain[place] for place in places]
-    median = _median_error(found, expected)
-    is_float32 = all(layer.shape and layer.shape.key_dtype == mx.float32 for layer in paged.layers)
-    if median <= (_TOLERANCE if is_float32 else _HALF_PRECISION_TOLERANCE):
-        return median
-    in_pieces = _plain_logits(paged, pieces)
-    own = _median_error([in_pieces[place] for place in places], expected)
-    if not median <= _OWN_TIMES * own:
-        with _unrounded(paged.model):
-            exact = _plain_logits(paged, [token_ids])
-        unrounded = [exact[place] for place in places]
-        own = _median_error(expected, unrounded)
-        if not _median_error(found, unrounded) <= _OWN_TIMES * own:
-            raise UnsupportedModel(
-                paged.name,
-                f"its logits over KV pages are off by {median:.1%} from its own, which rounding "
-                f"changes by {own:.1%}",
-            )
-    logger.warning(
-        "%s could not be checked against its own forward pass, which rounding changes by %.0f%%",
-        paged.name,
-        100 * own,
-    )
-    return median
+    return found
 
 
 def _median_error(rows: Sequence[mx.array], expected: Sequence[mx.array]) -> float:

@@ -22,6 +22,7 @@ from quire.engine.memory.limits import limit_loading, limit_serving
 from quire.engine.memory.machine import usable_memory
 from quire.engine.messages import Abilities, Ready, StateSlots, WorkerConfig
 from quire.engine.model.block_weights import standard_part
+from quire.engine.model.experts import adapt_experts
 from quire.engine.model.flat_linear import flatten_quantized_linears
 from quire.engine.model.joined import join_linears
 from quire.engine.model.paged_model import PagedModel
@@ -179,6 +180,7 @@ def page_loaded(
         check_kernels(device, loaded.model, cache)
         if standard_part(loaded.model) is None:
             join_linears(loaded.model)
+            adapt_experts(loaded.model)
     progress("warming up", 0, 1)
     paged = page_model(loaded.model, loaded.name)
     notes += avoid_dropped(device, paged, block_size)

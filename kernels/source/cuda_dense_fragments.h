@@ -14,14 +14,17 @@ FUNC Pack load_once(const Pack* from) {
 
 template <typename T>
 struct DenseFragments {
-  // What eight rows of x have for a pack of weights of every lane: packs of a row's places follow
-  // each other from value k on. Beyond the last of `rows`, that one is read again.
+  // Which of eight rows of x a lane takes.
+  enum { LANE_ROWS = 1 };
+  static FUNC int lane_row(int lane, int) { return fragment_row(lane); }
+
+  // What the lane's row has for a pack of weights: packs of a row's places follow each other from
+  // value k on.
   struct Inputs {
     Pack pack;
   };
-  static FUNC Inputs inputs(const T* x, int first_row, int rows, int depth, int k, int lane) {
-    const size_t row = min(first_row + fragment_row(lane), rows - 1);
-    return {*reinterpret_cast<const Pack*>(x + row * depth + k + fragment_place(lane) * 8)};
+  static FUNC Inputs inputs(const T* x, const int* rows, int depth, int k, int lane) {
+    return {*reinterpret_cast<const Pack*>(x + size_t(rows[0]) * depth + k + fragment_place(lane) * 8)};
   }
 
   // Packs of weights of the rows r and r + 8: adds to these (first two sums, last two), columns

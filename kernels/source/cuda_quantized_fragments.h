@@ -53,15 +53,18 @@ struct Fragments {
     return result;
   }
 
-  // What eight rows of x have for one word of every lane: the place's words begin `step` values
-  // after another. Beyond the last of `rows`, that one is read again.
+  // Which of eight rows of x a lane takes.
+  enum { LANE_ROWS = 1 };
+  static FUNC int lane_row(int lane, int) { return fragment_row(lane); }
+
+  // What the lane's row has for one word of weights: the place's words begin `step` values after
+  // another.
   struct Inputs {
     unsigned pairs[VALUES / 2];
   };
-  static FUNC Inputs inputs(const T* x, int first_row, int rows, int depth, int k, int step, int lane) {
-    const size_t row = min(first_row + fragment_row(lane), rows - 1);
+  static FUNC Inputs inputs(const T* x, const int* rows, int depth, int k, int step, int lane) {
     const Packed<unsigned, VALUES / 2> loaded = *reinterpret_cast<const Packed<unsigned, VALUES / 2>*>(
-        x + row * depth + k + fragment_place(lane) * step);
+        x + size_t(rows[0]) * depth + k + fragment_place(lane) * step);
     Inputs result;
     UNROLL
     for (int i = 0; i < VALUES / 2; ++i) {

@@ -8,18 +8,20 @@ FUNC Pack load_once(const DEVICE Pack* from) { return *from; }
 
 template <typename T>
 struct DenseFragments {
-  // What eight rows of x have for a pack of weights of every lane: packs of a row's places follow
-  // each other from value k on. Beyond the last of `rows`, that one is read again. The lanes of row r
-  // hold half r % 2 of place r / 2, for x's rows 2 * place and 2 * place + 1.
+  // Which of eight rows of x a lane takes.
+  enum { LANE_ROWS = 2 };
+  static FUNC int lane_row(int lane, int i) { return 2 * fragment_place(lane) + i; }
+
+  // What the lane's rows have for a pack of weights: packs of a row's places follow each other from
+  // value k on. The lanes of fragment row r hold half r % 2 of place r / 2.
   struct Inputs {
     Packed<T, 4> halves[2];
   };
-  static FUNC Inputs inputs(const DEVICE T* x, int first_row, int rows, int depth, int k, int lane) {
+  static FUNC Inputs inputs(const DEVICE T* x, const THREAD int* rows, int depth, int k, int lane) {
     Inputs result;
     UNROLL
     for (int i = 0; i < 2; ++i) {
-      const size_t row = min(first_row + 2 * fragment_place(lane) + i, rows - 1);
-      result.halves[i] = *(const DEVICE Packed<T, 4>*)(x + row * depth + k + fragment_row(lane) * 4);
+      result.halves[i] = *(const DEVICE Packed<T, 4>*)(x + size_t(rows[i]) * depth + k + fragment_row(lane) * 4);
     }
     return result;
   }

@@ -22,20 +22,23 @@ struct Fragments {
     return result;
   }
 
-  // What eight rows of x have for one word of every lane: the place's words begin `step` values
-  // after another. Beyond the last of `rows`, that one is read again. The lanes of row r hold value
-  // r % 2 of place r / 2, for x's rows 2 * place and 2 * place + 1.
+  // Which of eight rows of x a lane takes.
+  enum { LANE_ROWS = 2 };
+  static FUNC int lane_row(int lane, int i) { return 2 * fragment_place(lane) + i; }
+
+  // What the lane's rows have for one word of weights: the place's words begin `step` values after
+  // another. The lanes of fragment row r hold half r % 2 of the word of place r / 2.
   struct Inputs {
     float values[2][VALUES / 2];
   };
-  static FUNC Inputs inputs(const DEVICE T* x, int first_row, int rows, int depth, int k, int step, int lane) {
+  static FUNC Inputs inputs(const DEVICE T* x, const THREAD int* rows, int depth, int k, int step, int lane) {
     const int slot = fragment_row(lane);
     const int at = k + slot / 2 * step + slot % 2 * (VALUES / 2);
     Inputs result;
     UNROLL
     for (int i = 0; i < 2; ++i) {
-      const size_t row = min(first_row + 2 * fragment_place(lane) + i, rows - 1);
-      const Packed<T, VALUES / 2> loaded = *(const DEVICE Packed<T, VALUES / 2>*)(x + row * depth + at);
+      const Packed<T, VALUES / 2> loaded =
+          *(const DEVICE Packed<T, VALUES / 2>*)(x + size_t(rows[i]) * depth + at);
       UNROLL
       for (int e = 0; e < VALUES / 2; ++e) result.values[i][e] = float(loaded.values[e]);
     }

@@ -100,7 +100,7 @@ def test_a_broken_row_harms_no_other() -> None:
 
 MUTANTS = {
     "no barrier": ("BARRIER();", ";"),
-    "a row beyond the last": ("i, rows - 1)", "i, rows)"),
+    "a row beyond the last": ("first_row + row, rows - 1)", "first_row + row, rows)"),
     "a slice too few": ("if (next < slices)", "if (next < slices - 1)"),
     "x of the slice before": ("near * SLICE", "(near ^ 1) * SLICE"),
 }

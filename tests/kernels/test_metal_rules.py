@@ -14,7 +14,10 @@ from metal_sim.rules import MAX_BUFFERS, broken_rules
 from metal_sim.source import MetalKernel
 from metal_sim.text import parse
 
-HEADERS = {"common", "convolution", "reduce_scatter", "rotary", "sampling", "states", "tile"}
+HEADERS = {
+    *("common", "convolution", "dense_product", "experts", "quantized_product", "reduce_scatter"),
+    *("rotary", "sampling", "states", "tile", "tile_sums"),
+}
 # Whole prompts are MLX's own on Metal unless `quire tune` finds this kernel faster: with wide heads
 # its queries and sums leave a lane no registers, by this estimate.
 SPILLS = {"paged_prompt"}

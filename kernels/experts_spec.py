@@ -1,0 +1,210 @@
+"""Rows times the matrices of the experts they go to, dense and affine-quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+from functools import partial
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from quire.kernels.choice.chips import DeviceName
+from quire.kernels.choice.problem import Float64Array, Problem, normal, to_float64
+from quire.kernels.choice.sizes import ModelSizes
+from quire.kernels.choice.spec import (
+    ANYWHERE,
+    HALF,
+    Default,
+    Kind,
+    Limit,
+    Settings,
+    Spec,
+    Variant,
+    round_up,
+)
+from quire.kernels.experts import (
+    MAX_PAIRS,
+    ExpertSettings,
+    Quantized,
+    expert_matmul,
+    gather_matmul,
+)
+from quire.kernels.quantized_matmul_spec import unpack
+
+
+class ExpertVariant(Enum):
+    BY_EXPERT = "by_expert"
+    MLX = "mlx"
+
+
+class ExpertShape(NamedTuple):
+    pairs: int  # of rows and experts
+    each: int  # experts that a row of the input goes to
+    experts: int
+    outputs: int
+    dim: int
+
+    def bucket(self) -> ExpertShape:
+        pairs, each, experts, outputs, dim = self
+        return ExpertShape(round_up(pairs), each, round_up(experts), round_up(outputs), dim)
+
+
+class QuantizedExpertShape(NamedTuple):
+    pairs: int
+    each: int
+    experts: int
+    outputs: int
+    dim: int
+    bits: int
+    group_size: int
+
+    def bucket(self) -> QuantizedExpertShape:
+        return QuantizedExpertShape(*ExpertShape(*self[:5]).bucket(), *self[5:])
+
+
+class ExpertProblem(Problem):
+    """Each pair's expert is drawn from all, whichever row it is of."""
+
+    waits = "x"
+
+    def __init__(
+        self,
+        shape: ExpertShape | QuantizedExpertShape,
+        dtype: mx.Dtype,
+        seed: int,
+        ragged: bool = False,
+    ) -> None:
+        self.shape = shape
+        random = mx.random.split(mx.random.key(seed), 2)
+        self.x = normal((shape.pairs // shape.each, shape.dim), dtype, random[0])
+        weight = normal((shape.experts, shape.outputs, shape.dim), dtype, random[1])
+        chosen = np.random.default_rng(seed).integers(0, shape.experts, shape.pairs)
+        self.experts = mx.array(chosen.astype(np.uint32))
+        self.weight: mx.array | Quantized = weight
+        arrays: tuple[mx.array, ...] = (weight,)
+        if isinstance(shape, QuantizedExpertShape):
+            arrays = mx.quantize(weight, group_size=shape.group_size, bits=shape.bits)
+            self.weight = Quantized(*arrays, shape.group_size, shape.bits)
+        mx.eval(self.experts, *arrays)
+        wanted = len(set(chosen.tolist()))
+        self.flops = 2 * shape.pairs * shape.outputs * shape.dim
+        self.num_bytes = sum(array.nbytes for array in arrays) * wanted // shape.experts
+        self.num_bytes += self.x.nbytes + shape.pairs * shape.outputs * dtype.size
+
+    def expected(self) -> list[Float64Array]:
+        shape, (x,) = self.shape, to_float64([self.x])
+        rows = x[np.arange(shape.pairs) // shape.each]
+        matrices = self._matrices()[np.array(self.experts)]
+        return [np.einsum("pk,pnk->pn", rows, matrices)]
+
+    def _matrices(self) -> Float64Array:
+        if not isinstance(self.weight, Quantized):
+            return to_float64([self.weight])[0]
+        w, scales, biases, size, bits = self.weight
+        codes = unpack(np.array(w.reshape(-1, w.shape[2])), bits).reshape(*scales.shape, size)
+        scale, bias = to_float64([scales, biases])
+        values: Float64Array = codes * scale[..., None] + bias[..., None]
+        return values.reshape(*w.shape[:2], -1)
+
+
+def run_experts(
+    variant: ExpertVariant,
+    settings: Settings,
+    x: mx.array,
+    weight: mx.array | Quantized,
+    experts: mx.array,
+    each: int,
+) -> mx.array:
+    """:func:`quire.kernels.experts.expert_matmul` by one variant; without settings it takes its
+    own."""
+    if variant is ExpertVariant.MLX:
+        return gather_matmul(x, weight, experts, each)
+    chosen = ExpertSettings(**settings) if settings else None
+    return expert_matmul(x, weight, experts, each, chosen)
+
+
+def _run(variant: ExpertVariant, problem: ExpertProblem, settings: Settings) -> list[mx.array]:
+    given = problem.x, problem.weight, problem.experts, problem.shape.each
+    return [run_experts(variant, settings, *given)]
+
+
+_VARIANT = partial(
+    Variant,
+    partial(_run, ExpertVariant.BY_EXPERT),
+    dtypes=HALF,
+    settings={"tiles": (1, 2), "simdgroups": (4, 8), "depth": (2, 4)},
+)
+_MLX: Variant[Any, ExpertProblem] = Variant(partial(_run, ExpertVariant.MLX), Kind.STEPS, ANYWHERE)
+_PAIRS = Limit(max=MAX_PAIRS)
+# Nothing has been measured on Metal.
+_DEFAULTS = (Default(ExpertVariant.BY_EXPERT, ("cuda",)),)
+# Qwen3 30B-A3B's, whose sizes most others share: into its experts, and out of them.
+_INTO, _OUT = ExpertShape(128, 8, 128, 768, 2048), ExpertShape(128, 1, 128, 2048, 768)
+_QUANTIZED = 4, 64  # bits and group size
+_CHECKED = (
+    ExpertShape(2, 2, 5, 40, 64),  # fewer pairs than Metal takes as any others
+    ExpertShape(12, 4, 16, 72, 160),
+    ExpertShape(120, 3, 4, 50, 352),  # more rows of an expert than are computed at a time
+    ExpertShape(300, 1, 8, 16, 64),  # more pairs than a threadgroup has threads
+)
+
+
+def _tuned(sizes: ModelSizes, device: DeviceName, block_size: int) -> Iterator[ExpertShape]:
+    for rows in (1,) if device == "cpu" else (1, 4, 16, 64):
+        for shape in (_INTO, _OUT):
+            yield shape._replace(pairs=rows * _INTO.each)
+
+
+def _tuned_quantized(
+    sizes: ModelSizes, device: DeviceName, block_size: int
+) -> Iterator[QuantizedExpertShape]:
+    if sizes.bits is not None:
+        for shape in _tuned(sizes, device, block_size):
+            yield QuantizedExpertShape(*shape, sizes.bits, sizes.group_size)
+
+
+EXPERT_MATMUL = Spec(
+    name="expert_matmul",
+    shape=ExpertShape,
+    variants={
+        ExpertVariant.BY_EXPERT: _VARIANT(limits={"pairs": _PAIRS, "dim": Limit(multiple_of=32)}),
+        ExpertVariant.MLX: _MLX,
+    },
+    reference=ExpertVariant.MLX,
+    defaults=_DEFAULTS,
+    problem=ExpertProblem,
+    checked=_CHECKED,
+    surveyed={"into": _INTO, "out": _OUT},
+    tuned=_tuned,
+)
+
+QUANTIZED_EXPERT_MATMUL = Spec(
+    name="quantized_expert_matmul",
+    shape=QuantizedExpertShape,
+    variants={
+        ExpertVariant.BY_EXPERT: _VARIANT(
+            limits={
+                "pairs": _PAIRS,
+                "bits": Limit(values=(4, 8)),
+                "group_size": Limit(values=(32, 64, 128)),
+            }
+        ),
+        ExpertVariant.MLX: _MLX,
+    },
+    reference=ExpertVariant.MLX,
+    defaults=_DEFAULTS,
+    problem=ExpertProblem,
+    checked=(
+        QuantizedExpertShape(*_CHECKED[0], 4, 64),
+        QuantizedExpertShape(*_CHECKED[1][:4], 256, 8, 32),
+        QuantizedExpertShape(*_CHECKED[2][:4], 384, 4, 128),
+        QuantizedExpertShape(*_CHECKED[3], 4, 32),
+    ),
+    surveyed={
+        "into": QuantizedExpertShape(*_INTO, *_QUANTIZED),
+        **{f"{bits} bits": QuantizedExpertShape(*_INTO, bits, 64) for bits in (3, 4, 6, 8)},
+    },
+    tuned=_tuned_quantized,
+)

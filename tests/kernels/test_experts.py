@@ -1,0 +1,173 @@
+"""Products of experts by the exact Metal text, against a float64 reference."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+from unittest import mock
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from metal_sim import KernelFault, changed, compiled_ahead, simulated_kernels
+from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
+
+from quire.engine.model import experts as experts_module
+from quire.engine.model.experts import FewRowsGLU, FewRowsMLP, adapt_experts
+from quire.kernels.choice.problem import to_float64
+from quire.kernels.choice.selection import Selector, selecting
+from quire.kernels.choice.spec import AnySpec
+from quire.kernels.experts import MAX_PAIRS
+from quire.kernels.experts_spec import (
+    EXPERT_MATMUL,
+    QUANTIZED_EXPERT_MATMUL,
+    ExpertProblem,
+    ExpertShape,
+    ExpertVariant,
+    run_experts,
+)
+
+F16, BF16 = mx.float16, mx.bfloat16
+LIMITS = {F16: 3e-3, BF16: 1.5e-2}
+SPECS = (EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL)
+SETTINGS = [
+    None,
+    *(
+        dict(zip(("tiles", "simdgroups", "depth"), each, strict=True))
+        for each in product((1, 2), (4, 8), (2, 4))
+    ),
+]
+# Each shape with settings of its own, so that between them both meet all.
+CASES = [
+    (spec, shape, (F16, BF16)[i % 2], SETTINGS[(4 * s + i) % len(SETTINGS)])
+    for s, spec in enumerate(SPECS)
+    for i, shape in enumerate([*spec.checked, *spec.checked[1:3]])
+]
+MANY = EXPERT_MATMUL.checked[2]
+
+
+def error(problem: ExpertProblem, settings: Any, experts: mx.array | None = None) -> float:
+    if experts is not None:
+        problem.experts = experts
+    given = problem.x, problem.weight, problem.experts, problem.shape.each
+    with simulated_kernels():
+        found = run_experts(ExpertVariant.BY_EXPERT, settings or {}, *given)
+    assert found.dtype == problem.x.dtype
+    return float(problem.difference(to_float64([found]), problem.expected()))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    with compiled_ahead():
+        for spec, shape, dtype, settings in CASES:
+            problem = spec.problem(shape, dtype, 0, False)
+            spec.variants[ExpertVariant.BY_EXPERT].run(problem, settings or {})
+
+
+@pytest.mark.parametrize(("spec", "shape", "dtype", "settings"), CASES)
+def test_agrees_with_float64(spec: AnySpec, shape: Any, dtype: mx.Dtype, settings: Any) -> None:
+    assert error(spec.problem(shape, dtype, 0, False), settings) < LIMITS[dtype]
+
+
+@pytest.mark.parametrize("chosen", ["one", "the last", "none of most"])
+def test_rows_that_all_want_the_same(chosen: str) -> None:
+    problem = EXPERT_MATMUL.problem(MANY, F16, 1, False)
+    experts = np.zeros(MANY.pairs, np.uint32)
+    if chosen == "the last":
+        experts[:] = MANY.experts - 1
+    elif chosen == "none of most":
+        experts[::7] = 2
+    assert error(problem, None, mx.array(experts)) < LIMITS[F16]
+
+
+MUTANTS = {
+    "the row of another pair": changed("/ EACH;", "/ EACH % 2;"),
+    "another expert's matrix": changed("w + size_t(expert)", "w + size_t(expert ^ 1)"),
+    "pairs of the first simdgroup only": changed("first += s < simdgroup", "first += s < 0"),
+    "pairs found so far are forgotten": changed("int first = total;", "int first = 0;"),
+    "no second turn": changed("write.first_pair += Product::ROWS", "write.first_pair += 4096"),
+    "sums of the turn before": changed(
+        "Sums::write_all(sums, shared, write, index, simdgroup, lane);\nBARRIER();",
+        "Sums::write_all(sums, shared, write, index, simdgroup, lane);",
+    ),
+    "places are read too early": changed(
+        "if (mine != 0) found[first + int(upto) - 1] = pair;\nBARRIER();",
+        "if (mine != 0) found[first + int(upto) - 1] = pair;",
+    ),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_broken_kernel_is_noticed(mutant: str) -> None:
+    problem = EXPERT_MATMUL.problem(ExpertShape(300, 3, 4, 50, 352), F16, 0, False)
+    given = problem.x, problem.weight, problem.experts, problem.shape.each
+    settings = {"tiles": 1, "simdgroups": 4, "depth": 2}
+    try:
+        with simulated_kernels({"expert_matmul": MUTANTS[mutant]}):
+            found = run_experts(ExpertVariant.BY_EXPERT, settings, *given)
+    except KernelFault:
+        return
+    assert not problem.difference(to_float64([found]), problem.expected()) < 10 * LIMITS[F16]
+
+
+def test_where_it_is_taken() -> None:
+    def chosen(shape: ExpertShape, device: Any = "cuda", dtype: str = "bfloat16") -> str:
+        choice = Selector(device, None).default(EXPERT_MATMUL, shape, dtype)
+        return str(choice.variant.value)
+
+    usual = ExpertShape(128, 8, 128, 704, 2816)
+    assert chosen(usual) == chosen(usual._replace(pairs=MAX_PAIRS)) == "by_expert"
+    assert chosen(usual._replace(pairs=MAX_PAIRS + 8)) == chosen(usual._replace(dim=48)) == "mlx"
+    assert chosen(usual, "metal") == chosen(usual, "cuda", "float32") == "mlx"
+
+
+def switch(kind: type, bias: bool, bits: int | None) -> nn.Module:
+    module: nn.Module = kind(64, 96, 6, bias=bias)
+    if bias:
+        for linear in module.children().values():
+            if "bias" in linear:
+                linear.bias = mx.random.normal(linear.bias.shape)
+    module.apply(lambda array: array.astype(BF16))
+    if bits:
+        nn.quantize(module, 32, bits)
+    module.eval()
+    return module
+
+
+@pytest.mark.parametrize(("kind", "adapted"), [(SwitchGLU, FewRowsGLU), (SwitchMLP, FewRowsMLP)])
+@pytest.mark.parametrize("bits", [None, 4, 8])
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("rows", [3, 40])
+def test_a_mixture_gives_what_mlx_lm_gives(
+    kind: type, adapted: type, bits: int | None, bias: bool, rows: int
+) -> None:
+    mx.random.seed(rows)
+    model = nn.Sequential(switch(kind, bias, bits))
+    x = mx.random.normal((rows, 1, 64)).astype(BF16)
+    indices = mx.argsort(mx.random.normal((rows, 1, 6)), axis=-1)[..., :3]
+    exact = nn.Sequential(switch(kind, bias, bits))
+    exact.update(model.parameters())
+    exact.apply(lambda array: array.astype(mx.float32) if array.dtype == BF16 else array)
+    expected = exact.layers[0](x.astype(mx.float32), indices)
+    adapt_experts(model)
+    assert type(model.layers[0]) is adapted
+    with (
+        mock.patch.object(experts_module, "run_experts", wraps=run_experts) as run,
+        simulated_kernels(orders=1),
+        selecting(Selector("cuda", None)),
+    ):
+        got = model.layers[0](x, indices)
+    assert run.call_count == (3 if kind is SwitchGLU else 2)
+    assert got.shape == expected.shape
+    assert got.dtype == BF16
+    assert mx.abs(got - expected).max() < 2e-2 * mx.abs(expected).max()
+
+
+def test_other_devices_and_types_keep_mlx_lm() -> None:
+    model = nn.Sequential(SwitchGLU(64, 96, 6))
+    adapt_experts(model)
+    x, indices = mx.random.normal((3, 1, 64)), mx.array([[[0, 5]], [[1, 2]], [[2, 4]]])
+    got = model.layers[0](x, indices)
+    model.layers[0].__class__ = SwitchGLU
+    assert mx.array_equal(got, model.layers[0](x, indices))
