@@ -1,15 +1,34 @@
-"""Models in published sizes with random weights, made in the device's memory."""
+"""Models in published sizes with random weights, made in the device's memory.
+
+`python -m quire.loadtest.random_models DIR NAME[:LAYERS[:BITS]]` writes one to a folder, with the
+byte-level tokenizer of `quire bench make-model`.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from quire.engine.startup.boot import prepare_mlx
+from quire.loadtest.model_folder import (
+    CHAT_TEMPLATE,
+    EOS_TOKEN_ID,
+    row_scales,
+    write_tokenizer,
+)
 from quire.loadtest.published import published
 
 if TYPE_CHECKING:
     import mlx.nn as nn
 
     from quire.engine.startup.loader import LoadedModel
+
+_GROUP_SIZE = 64
 
 
 class Model(NamedTuple):
@@ -40,41 +59,66 @@ def model_of(config: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     return model_class(args_class.from_dict(config)), config
 
 
-def make_model(model: Model) -> LoadedModel:
-    """Random weights in the device's memory, as mlx-lm's classes draw them; float32 on a CPU."""
+def made_model(model: Model) -> tuple[nn.Module, dict[str, Any]]:
+    """Random weights in the device's memory, as mlx-lm's classes draw them, and the configuration
+    of a folder that holds them; float32 on a CPU. What is likely to be said is printable."""
     import mlx.core as mx
-    import mlx.nn as nn
     from mlx.utils import tree_flatten, tree_map_with_path
+    from mlx_lm.utils import quantize_model
 
-    from quire.engine.startup.loader import LoadedModel
-
-    config = published(model.name, model.layers)
-    context = config.get("max_position_embeddings", 131_072)
-    made, config = model_of(config)
+    made, config = model_of(published(model.name, model.layers))
     keep = getattr(made, "cast_predicate", lambda _: True)
+    heads = heads_of(name for name, _ in tree_flatten(made.parameters()))
 
     def cast(path: str, array: mx.array) -> mx.array:
+        if path in heads:
+            array = array * mx.array(row_scales(array.shape[0]))[:, None]
         if mx.issubdtype(array.dtype, mx.floating) and keep(path):
             return array.astype(floats())
         return array
 
     made.update(tree_map_with_path(cast, made.parameters()))
     if model.bits:
-        own = getattr(made, "quant_predicate", None) or (lambda path, module: True)
-
-        def wanted(path: str, module: Any) -> Any:
-            matrix = hasattr(module, "to_quantized") and module.weight.shape[-1] % 64 == 0
-            return matrix and own(path, module)
-
-        nn.quantize(made, 64, model.bits, class_predicate=wanted)
+        with redirect_stdout(sys.stderr):  # it says how many bits a weight has
+            made, config = quantize_model(made, config, _GROUP_SIZE, model.bits)
     made.eval()
-    arrays = [array for _, array in tree_flatten(made.parameters())]
-    for array in arrays:
+    for _, array in tree_flatten(made.parameters()):
         mx.eval(array)
     mx.clear_cache()
-    total = sum(array.nbytes for array in arrays)
+    return made, config
+
+
+def heads_of(names: Iterable[str]) -> set[str]:
+    """The weights that logits are products with, among those of these names."""
+    found = [*names]
+    own = {name for name in found if "lm_head.weight" in name}
+    return own or {name for name in found if "embed_tokens.weight" in name}
+
+
+def make_model(model: Model) -> LoadedModel:
+    """The same, as if it had been loaded."""
+    from mlx.utils import tree_flatten
+
+    from quire.engine.startup.loader import LoadedModel
+
+    made, config = made_model(model)
+    context = published(model.name, model.layers).get("max_position_embeddings", 131_072)
+    total = sum(array.nbytes for _, array in tree_flatten(made.parameters()))
     dtype = f"{model.bits}-bit" if model.bits else str(floats()).removeprefix("mlx.core.")
     return LoadedModel(made, config["model_type"], context, dtype, total, widened=False)
+
+
+def write_files(folder: Path, config: dict[str, Any]) -> None:
+    """All of a model's folder but its weights."""
+    ends = {"eos_token_id": EOS_TOKEN_ID, "bos_token_id": 0}
+    (folder / "config.json").write_text(json.dumps(config | ends, indent=2))
+    tokenizer = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=2))
+    write_tokenizer(folder / "tokenizer.json")
 
 
 def floats() -> Any:
@@ -82,3 +126,25 @@ def floats() -> Any:
     import mlx.core as mx
 
     return mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m quire.loadtest.random_models")
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("model", type=Model.parse, metavar="NAME[:LAYERS[:BITS]]")
+    args = parser.parse_args()
+    prepare_mlx()
+    from mlx_lm.utils import save_model
+
+    try:
+        args.folder.mkdir(parents=True)
+    except FileExistsError as error:
+        parser.error(str(error))
+    model, config = made_model(args.model)
+    save_model(args.folder, model)
+    write_files(args.folder, config)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,19 +8,14 @@ serve of an architecture that only a GPU runs at its size.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from quire.engine.startup.boot import prepare_mlx
-from quire.loadtest.model_folder import (
-    CHAT_TEMPLATE,
-    EOS_TOKEN_ID,
-    row_scales,
-    write_tokenizer,
-)
+from quire.loadtest.model_folder import row_scales
 from quire.loadtest.published import PUBLISHED, published
+from quire.loadtest.random_models import heads_of, model_of, write_files
 
 _SMALL: dict[str, Any] = {
     "hidden_size": 256,
@@ -66,31 +61,14 @@ def write_model(folder: Path, config: dict[str, Any], seed: int = 0) -> None:
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    from quire.loadtest.random_models import model_of
-
     folder.mkdir(parents=True)
     mx.random.seed(seed)
     model, config = model_of(config)
     weights = {name: array.astype(mx.float32) for name, array in tree_flatten(model.parameters())}
-    heads = [name for name in weights if "lm_head" in name] or [
-        name for name in weights if "embed_tokens" in name
-    ]
-    for name in heads:
-        weights[name] = weights[name] * mx.array(row_scales(config_vocab(config)))[:, None]
+    for name in heads_of(weights):
+        weights[name] = weights[name] * mx.array(row_scales(weights[name].shape[0]))[:, None]
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
-    ends = {"eos_token_id": EOS_TOKEN_ID, "bos_token_id": 0}
-    (folder / "config.json").write_text(json.dumps(config | ends, indent=2))
-    tokenizer = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<|im_end|>",
-        "chat_template": CHAT_TEMPLATE,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=2))
-    write_tokenizer(folder / "tokenizer.json")
-
-
-def config_vocab(config: dict[str, Any]) -> int:
-    return int((config.get("text_config") or config)["vocab_size"])
+    write_files(folder, config)
 
 
 def main() -> int:

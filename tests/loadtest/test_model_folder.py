@@ -2,15 +2,21 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from pathlib import Path
+from typing import Any
 
+import mlx.core as mx
 import msgspec
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from tokenizers import Tokenizer
 
-from quire.loadtest import random_weights
+from quire.engine.startup.loader import load_model
+from quire.loadtest import random_models, random_weights
 from quire.loadtest.model_folder import SHAPES, SPECIAL_TOKENS, ModelShape, make_model
+from quire.loadtest.published import PUBLISHED
 from quire.loadtest.random_weights import (
     Constant,
     Normal,
@@ -204,3 +210,36 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="not empty"):
         make_model(tmp_path, TINY)
     assert (tmp_path / "config.json").read_text() == "mine"
+
+
+def test_a_published_model_is_written_as_mlx_lm_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = {
+        **{"hidden_size": 64, "vocab_size": 320, "num_attention_heads": 2, "head_dim": 32},
+        **{"num_key_value_heads": 1, "num_experts": 4, "num_experts_per_tok": 2},
+        **{"moe_intermediate_size": 64, "shared_expert_intermediate_size": 64},
+        **{"linear_num_value_heads": 2, "linear_num_key_heads": 1, "linear_key_head_dim": 32},
+        **{"linear_value_head_dim": 32},
+    }
+    own = PUBLISHED["Qwen3.6-35B-A3B"]
+    monkeypatch.setitem(PUBLISHED, "narrow", own | narrow)
+    made: list[Any] = []
+    make = random_models.made_model
+
+    def noted(model: random_models.Model) -> Any:
+        made[:] = make(model)
+        return made
+
+    monkeypatch.setattr(random_models, "made_model", noted)
+    monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "m"), "narrow:4:4"])
+    monkeypatch.setattr(random_models, "prepare_mlx", lambda: None)  # MLX has been imported
+    assert random_models.main() == 0
+    loaded = load_model(tmp_path / "m", "cpu", 1 << 30, lambda *_: None)
+    assert (loaded.name, loaded.dtype) == ("qwen3_5_moe", "4-bit")
+    expected = dict(tree_flatten(made[0].parameters()))
+    found = dict(tree_flatten(loaded.model.parameters()))
+    assert found.keys() == expected.keys()
+    assert all(mx.array_equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(SystemExit):
+        random_models.main()  # the folder is there
