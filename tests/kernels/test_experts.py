@@ -119,6 +119,7 @@ def test_where_it_is_taken() -> None:
     usual = ExpertShape(128, 8, 128, 704, 2816)
     assert chosen(usual) == chosen(usual._replace(pairs=MAX_PAIRS)) == "by_expert"
     assert chosen(usual._replace(pairs=MAX_PAIRS + 8)) == chosen(usual._replace(dim=48)) == "mlx"
+    assert chosen(usual._replace(pairs=8)) == "mlx"  # a row is multiplied well enough
     assert chosen(usual, "metal") == chosen(usual, "cuda", "float32") == "mlx"
 
 
@@ -138,7 +139,7 @@ def switch(kind: type, bias: bool, bits: int | None) -> nn.Module:
 @pytest.mark.parametrize(("kind", "adapted"), [(SwitchGLU, FewRowsGLU), (SwitchMLP, FewRowsMLP)])
 @pytest.mark.parametrize("bits", [None, 4, 8])
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
-@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize("rows", [5, 40])
 def test_a_mixture_gives_what_mlx_lm_gives(
     kind: type, adapted: type, bits: int | None, bias: bool, rows: int
 ) -> None:
