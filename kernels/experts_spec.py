@@ -139,8 +139,8 @@ _VARIANT = partial(
 _MLX: Variant[Any, ExpertProblem] = Variant(partial(_run, ExpertVariant.MLX), Kind.STEPS, ANYWHERE)
 _PAIRS = Limit(max=MAX_PAIRS)
 # On an H200 MLX's own products take 51, 1,740 and 2,560 us for the experts of a layer of Gemma 4
-# 26B-A4B at 1, 16 and 64 rows, in bfloat16: these kernels, not measured yet, have to read what those
-# read at 1.9, 0.6 and 0.6 TB/s of 3.7. Nothing has been measured on Metal.
+# 26B-A4B at 1, 16 and 64 rows, in bfloat16: they read what is wanted at 1.9, 0.6 and 0.6 TB/s of
+# 3.7. These kernels have not been measured yet, and nothing has on Metal.
 _DEFAULTS = (Default(ExpertVariant.BY_EXPERT, ("cuda",), {"pairs": Limit(min=16)}),)
 # Qwen3 30B-A3B's, whose sizes most others share: into its experts, and out of them.
 _INTO, _OUT = ExpertShape(128, 8, 128, 768, 2048), ExpertShape(128, 1, 128, 2048, 768)
