@@ -18,7 +18,7 @@ import numpy.typing as npt
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue, float_bits
 from quire.kernels.heads import Heads, Scoring
 from quire.kernels.padding import capacity
-from quire.kernels.page_arrays import ExtraScores, PageArrays
+from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_decode import Partials, merge_items
 from quire.kernels.ragged import PromptChunk
 from quire.kernels.tree import Array, to_device
@@ -41,7 +41,7 @@ _LEAST_ITEMS, _LEAST_CHUNKS, _LEAST_WIDTH = 32, 8, 16
 _prompt = GpuKernel(
     "paged_prompt",
     inputs=(
-        *("queries", "key_pages", "extra_pages", "value_pages"),
+        *("queries", "key_pages", "value_pages"),
         *("block_tables", "items", "sinks", "fence"),
     ),
     outputs=("output", "stats"),
@@ -115,25 +115,18 @@ def paged_prompt(
     pages: PageArrays,
     chunks: TiledChunks,
     scoring: Scoring,
-    extra: ExtraScores | None = None,
 ) -> mx.array:
     """Causal attention of the chunks' rows over their sequences' pages.
 
     Args:
         queries: (T, heads, 1, key_dim), all rows of the step, in the dtype of the pages.
         scoring: with the window that ``chunks`` were cut for.
-        extra: further scores, which are not scaled again.
 
     Returns:
         (chunks.num_rows, heads, 1, value_dim) in the dtype of ``queries``.
     """
-    further = None
-    if extra is not None:
-        # The scores of both parts are one dot product over concatenated vectors.
-        queries = mx.concatenate([queries * scoring.scale, extra.queries], axis=-1)
-        scoring, further = scoring._replace(scale=1.0), extra.key_pages
     items = TileItems(chunks.items, chunks.num_results, is_whole=chunks.first_items is None)
-    output, stats = attend_tiles(queries, pages, chunks.block_tables, items, scoring, further)
+    output, stats = attend_tiles(queries, pages, chunks.block_tables, items, scoring)
     if chunks.first_items is None:
         return output
     return merge_items(Partials(output, stats), chunks.first_items, scoring.sinks, queries.dtype)
@@ -159,12 +152,8 @@ def attend_tiles(
     block_tables: mx.array,
     items: TileItems,
     scoring: Scoring,
-    further: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
     """Attention of work items; what is not said here is as in :func:`paged_prompt`.
-
-    Args:
-        further: (num_blocks, kv_heads, block_size, dim), pages of the last dimensions of keys.
 
     Returns:
         (num_results, heads, 1, value_dim) in the dtype of ``queries`` and nothing if the items are
@@ -180,7 +169,6 @@ def attend_tiles(
         "T": queries.dtype,
         "OUT": queries.dtype if is_whole else mx.float32,
         "DK": key_dim,
-        "EXTRA": 0 if further is None else further.shape[3],
         "DV": value_dim,
         "KV_HEADS": kv_heads,
         "HEADS_PER_KV": heads // kv_heads,
@@ -196,7 +184,6 @@ def attend_tiles(
         [
             queries,
             pages.keys,
-            further,
             pages.values,
             block_tables,
             items.array,

@@ -38,14 +38,14 @@ def prompt_attention(
         pages: that kernels have written.
         scoring: with the window that ``plan`` was made for.
         before: (num_before, heads, 1, value_dim), results of the rows in front, if there are any.
-        extra: further scores, of chunks that the kernel takes or that go alone.
+        extra: further scores, of chunks that go alone.
 
     Returns:
         (rows, heads, 1, value_dim), those in front and the prompt rows in the order of the step.
     """
     outputs = []
     if plan.tiled is not None:
-        outputs.append(paged_prompt(queries, pages, plan.tiled, scoring, extra))
+        outputs.append(paged_prompt(queries, pages, plan.tiled, scoring))
     outputs += [_attend_padded(queries, pages, chunks, scoring) for chunks in plan.padded]
     for chunk in plan.alone:
         outputs += _attend_alone(queries, pages, chunk, scoring, extra)

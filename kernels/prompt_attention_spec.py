@@ -129,10 +129,13 @@ def _gathered(
     return [mx.concatenate(parts)]
 
 
+_NO_EXTRA = {"extra_dim": Limit(max=0)}
+
+
 def _from_pages(variant: PromptVariant, device: DeviceName) -> Variant[PromptShape, PromptProblem]:
     """By MLX's fused attention, of pages that kernels write."""
     run = partial(_planned, variant)
-    limits = {**NO_SOFTCAP, "extra_dim": Limit(max=0)}
+    limits = {**NO_SOFTCAP, **_NO_EXTRA}
     return Variant(run, Kind.STEPS, (device,), limits=limits, needs=Group.PAGES)
 
 
@@ -161,7 +164,7 @@ PROMPT_ATTENTION = Spec(
         PromptVariant.PAGED_KERNEL: Variant(
             partial(_planned, PromptVariant.PAGED_KERNEL),
             dtypes=HALF,
-            limits={**WIDE_LIMITS, **NO_SOFTCAP, "extra_dim": Limit(max=64, multiple_of=8)},
+            limits={**WIDE_LIMITS, **NO_SOFTCAP, **_NO_EXTRA},
             needs=Group.PAGES,
         ),
         # MLX prepares a plan of some 60 ms for every new pair of lengths on CUDA, which no timing
@@ -185,9 +188,9 @@ PROMPT_ATTENTION = Spec(
     # at most 128 and without a mask. 32 and 8 heads of 128: 1 x 2,048 191 and 83, 8 chunks of 37
     # to 475 rows 57 and 87, 24 x 85 40 and 62, 8 x 256 49 and 23; after 4,096 tokens 4 x 512 587
     # and 2,961, 8 x 64 162 and 1,071. 16 and 4 heads of 256: 1 x 2,048 535 and 742, 1 x 512 170
-    # and 134, 2,048 after 6,144 1,931 and 2,307. 16 and 2 of 512: 1 x 2,048 1,498 and 891. 20 of
-    # latent attention, whose products are large (sdpa without what rotates): 1 x 2,048 2,152 and
-    # 985, 512 after 3,584 1,893 and 587.
+    # and 134, 2,048 after 6,144 1,931 and 2,307. 16 and 2 of 512: 1 x 2,048 1,498 and 891. Of 20
+    # of latent attention, whose products are large, MLX's take less than half of what the kernel
+    # took when it could (1 x 2,048 2,152 and 985, 512 after 3,584 1,893 and 587).
     defaults=(
         Default(
             PromptVariant.SDPA_PADDED,
@@ -199,7 +202,7 @@ PROMPT_ATTENTION = Spec(
             ("cuda",),
             {"from_start": _WHOLE, "rows": Limit(min=1024), "key_dim": Limit(min=512)},
         ),
-        Default(PromptVariant.PAGED_KERNEL, ("cuda",), {"extra_dim": Limit(max=0)}),
+        Default(PromptVariant.PAGED_KERNEL, ("cuda",)),
         Default(PromptVariant.SDPA_PADDED, ("cuda",)),
         Default(PromptVariant.SDPA_PER_CHUNK, ("metal",)),
         Default(PromptVariant.SDPA_PIECES, GPUS),

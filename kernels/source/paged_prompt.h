@@ -9,9 +9,7 @@
 
 typedef quire::AttentionFragments<T> Fragments;
 constexpr int VEC = 8; // values of a pack
-constexpr int EXTRA_PACKS = EXTRA / VEC; // of a key, which lie in pages of their own
-constexpr int OWN_PACKS = DK / VEC - EXTRA_PACKS;
-constexpr int KEY_PACKS = OWN_PACKS + EXTRA_PACKS;
+constexpr int KEY_PACKS = DK / VEC;
 constexpr int VALUE_PACKS = SLICE / VEC;
 constexpr int SLICES = quire::ceil_div(DV, SLICE);
 constexpr int QUERY_STEPS = quire::ceil_div(DK, 32);
@@ -94,24 +92,14 @@ for (int base = first_base - (STAGES - 1) * KEYS; base < end; base += KEYS) {
       const int index = quire::min(quire::max(position, begin), end - 1) / BLOCK_SIZE;
       const size_t block = block_tables[table + index];
       const size_t slot = (block * KV_HEADS + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE;
-      const DEVICE quire::Pack* keys = (const DEVICE quire::Pack*)key_pages + slot * OWN_PACKS;
-      const DEVICE quire::Pack* extra = (const DEVICE quire::Pack*)extra_pages + slot * EXTRA_PACKS;
+      const DEVICE quire::Pack* keys = (const DEVICE quire::Pack*)key_pages + slot * KEY_PACKS;
       const DEVICE quire::Pack* values = (const DEVICE quire::Pack*)value_pages + slot * (DV / VEC);
       UNROLL
-      for (int i = 0; i < RUN * OWN_PACKS; i += THREADS) {
+      for (int i = 0; i < RUN * KEY_PACKS; i += THREADS) {
         const int at = i + thread_index;
-        const int key = stage + run + at / OWN_PACKS;
-        if (at < RUN * OWN_PACKS) {
-          quire::copy_pack(shared_keys + key * KEY_STRIDE + at % OWN_PACKS, keys + at, true);
-        }
-      }
-      if (EXTRA > 0) {
-        constexpr int PACKS = EXTRA > 0 ? EXTRA_PACKS : 1;
-        UNROLL
-        for (int i = 0; i < RUN * PACKS; i += THREADS) {
-          const int at = i + thread_index;
-          const int place = (stage + run + at / PACKS) * KEY_STRIDE + OWN_PACKS + at % PACKS;
-          if (at < RUN * PACKS) quire::copy_pack(shared_keys + place, extra + at, true);
+        const int key = stage + run + at / KEY_PACKS;
+        if (at < RUN * KEY_PACKS) {
+          quire::copy_pack(shared_keys + key * KEY_STRIDE + at % KEY_PACKS, keys + at, true);
         }
       }
       UNROLL

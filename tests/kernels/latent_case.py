@@ -1,4 +1,4 @@
-"""Latent attention (MLA) of decodes and of a prompt's chunk, small enough to simulate."""
+"""Latent attention (MLA) of decodes, small enough to simulate."""
 
 from __future__ import annotations
 
@@ -14,15 +14,8 @@ from quire.kernels.paged_decode_spec import (
     DecodeShape,
     DecodeVariant,
 )
-from quire.kernels.prompt_attention_spec import (
-    PROMPT_ATTENTION,
-    PromptProblem,
-    PromptShape,
-    PromptVariant,
-)
 
 SHAPE = DecodeShape(3, 90, 5, 1, 512, 512, 16, extra_dim=64)
-PROMPT = PromptShape(9, 40, 5, 1, 512, 512, 16, from_start=False, extra_dim=64)
 
 
 @dataclass(frozen=True)
@@ -43,29 +36,6 @@ class LatentCase:
         (result,) = PAGED_DECODE.variants[DecodeVariant.PAGED_KERNEL].run(
             self._problem(), self.settings
         )
-        return result
-
-    def check(self) -> None:
-        (expected,) = self._problem().expected()
-        error = np.abs(to_float64(self.run()) - expected).max()
-        assert error <= LIMITS[self.dtype] * np.abs(expected).max()
-
-
-@dataclass(frozen=True)
-class LatentPromptCase:
-    """Rows of a prompt behind others, whose heads share one key likewise."""
-
-    dtype: mx.Dtype = BF16
-    shape: PromptShape = PROMPT
-
-    def __str__(self) -> str:
-        return f"{str(self.dtype)[9:]}-{self.shape.heads}"
-
-    def _problem(self) -> PromptProblem:
-        return PromptProblem(self.shape, self.dtype, 0, ragged=False)
-
-    def run(self) -> mx.array:
-        (result,) = PROMPT_ATTENTION.variants[PromptVariant.PAGED_KERNEL].run(self._problem(), {})
         return result
 
     def check(self) -> None:

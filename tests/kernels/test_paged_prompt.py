@@ -6,12 +6,10 @@ from dataclasses import replace
 
 import pytest
 from decode_case import BF16, F16
-from latent_case import LatentPromptCase
 from metal_sim import KernelFault, build_all, changed, collected_texts, simulated_kernels
 from prompt_case import PromptCase
 
 from quire.kernels import paged_prompt
-from quire.kernels.prompt_attention_spec import PromptShape
 
 CASES = [
     PromptCase(num_after=6),
@@ -33,13 +31,9 @@ CASES = [
     PromptCase(F16, (320, 296), 19, 8, part=16, chunks=((40, 5),), kv_heads=1, sinks=True),
 ]
 WIDE = CASES[-2]
-LATENT = [
-    LatentPromptCase(),
-    LatentPromptCase(F16, PromptShape(5, 21, 20, 1, 32, 32, 8, from_start=False, extra_dim=16)),
-]
 
 # A change of the text, and a case it must break.
-MUTANTS: dict[str, tuple[str, str, PromptCase | LatentPromptCase]] = {
+MUTANTS: dict[str, tuple[str, str, PromptCase]] = {
     "keys after the row are seen": ("&& key <= position &&", "&&", CASES[0]),
     "the row's own key is not seen": ("key <= position &&", "key < position &&", CASES[0]),
     "the window shows one key less": (
@@ -94,7 +88,6 @@ MUTANTS: dict[str, tuple[str, str, PromptCase | LatentPromptCase]] = {
         WIDE,
     ),
     "all write the first values": ("slice * SLICE + own", "own", WIDE),
-    "keys' second parts are the first ones'": ("extra + at, true", "extra, true", LATENT[0]),
     "queries are loaded once": ("if (SLICES > 1) q[0]", "if (SLICES > 1 && s == 0) q[0]", WIDE),
 }
 
@@ -103,7 +96,7 @@ MUTANTS: dict[str, tuple[str, str, PromptCase | LatentPromptCase]] = {
 def _compiled() -> None:
     texts = []
     with collected_texts() as found:
-        for case in [*CASES, *LATENT]:
+        for case in CASES:
             case.run()
     texts += found
     for old, new, case in MUTANTS.values():
@@ -113,8 +106,8 @@ def _compiled() -> None:
     build_all(texts)
 
 
-@pytest.mark.parametrize("case", [*CASES, *LATENT], ids=str)
-def test_chunks(case: PromptCase | LatentPromptCase) -> None:
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_chunks(case: PromptCase) -> None:
     with simulated_kernels():
         case.check()
 

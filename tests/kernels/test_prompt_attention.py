@@ -39,7 +39,7 @@ def gather(pages: PageArrays, blocks: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def follow_items(
-    queries: mx.array, pages: PageArrays, chunks: TiledChunks, scoring: Scoring, extra: None
+    queries: mx.array, pages: PageArrays, chunks: TiledChunks, scoring: Scoring
 ) -> mx.array:
     """What the kernels do, item by item, in NumPy."""
     keys, values = (np.array(array).transpose(0, 2, 1, 3) for array in pages[:2])
