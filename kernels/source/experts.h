@@ -35,6 +35,30 @@ FUNC int find_pairs(
   return total;
 }
 
+// What a threadgroup computes: some columns for all pairs of one expert, or nothing.
+struct ExpertPart {
+  int expert, num_pairs, first_column;
+};
+
+// There is a threadgroup for each tile of columns of every expert or, if those are more than pairs, of
+// every pair: the first of an expert's pairs computes for all of them. Of what pads the pairs, no
+// expert is one. `found` and `counts` are as in find_pairs.
+template <int SIMDGROUPS>
+FUNC ExpertPart find_part(
+    const DEVICE unsigned int* experts, int pairs, int num_experts, int columns, int tile, int threadgroup_index,
+    SHARED_POINTER(int) found, SHARED_POINTER(unsigned int) counts, int simdgroup, int lane) {
+  const int tiles = ceil_div(columns, tile);
+  const int slot = threadgroup_index / tiles;
+  const bool by_pair = pairs <= num_experts;
+  ExpertPart part;
+  part.expert = by_pair ? int(experts[slot]) : slot;
+  part.first_column = threadgroup_index % tiles * tile;
+  part.num_pairs = find_pairs<SIMDGROUPS>(experts, pairs, part.expert, found, counts, simdgroup, lane);
+  const bool is_wanted = part.expert < num_experts && part.num_pairs > 0 && (!by_pair || found[0] == slot);
+  if (!is_wanted) part.num_pairs = 0;
+  return part;
+}
+
 // Into the rows of a result that stand in `pairs`, from `first_pair` and `first_column` on.
 template <typename T>
 struct WritePairs {

@@ -83,7 +83,7 @@ def test_rows_that_all_want_the_same(chosen: str) -> None:
 
 MUTANTS = {
     "the row of another pair": changed("/ EACH;", "/ EACH % 2;"),
-    "another expert's matrix": changed("w + size_t(expert)", "w + size_t(expert ^ 1)"),
+    "another expert's matrix": changed("w + size_t(part.expert)", "w + size_t(part.expert ^ 1)"),
     "pairs of the first simdgroup only": changed("first += s < simdgroup", "first += s < 0"),
     "pairs found so far are forgotten": changed("int first = total;", "int first = 0;"),
     "no second turn": changed("write.first_pair += Product::ROWS", "write.first_pair += 4096"),
