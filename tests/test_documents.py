@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlx_lm.models
 import pytest
 
 from quire.loadtest.measuring import measuring_page
@@ -71,3 +73,17 @@ def test_the_architecture_names_what_there_is() -> None:
 def test_measurements_are_those_of_the_raw_files() -> None:
     page = (ROOT / "docs" / "measuring.md").read_text()
     assert page == measuring_page(), "run python -m quire.loadtest.measuring"
+
+
+def test_the_readme_counts_families_as_the_table_does() -> None:
+    table = json.loads((ROOT / "loadtest/results/model_families.json").read_text())["families"]
+    served = {row["model_file"] for row in table if row["result"] == "pass"}
+    files = {
+        path.stem
+        for path in Path(mlx_lm.models.__path__[0]).glob("*.py")
+        if re.search(r"^class Model\(", path.read_text(), re.MULTILINE)
+    }
+    passed = sum(row["result"] == "pass" for row in table)
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"[{passed} of the {len(table)} configurations tried are served]" in readme
+    assert f"{len(served & files)} of its {len(files)} architectures" in readme
