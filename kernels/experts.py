@@ -16,7 +16,12 @@ from quire.kernels.gpu_kernel import GpuKernel, TemplateValue
 from quire.kernels.padding import CONSTANT_SIZE
 
 MAX_PAIRS = 1024  # that a threadgroup keeps the places of
+_SORTED_PAIRS = 64  # from so many on mlx-lm sorts them
 
+_QUANTIZED_HEADERS = (
+    *("fragments", "quantized_fragments", "quantized_product"),
+    *("tile_sums", "experts"),
+)
 _dense = GpuKernel(
     "expert_matmul",
     ("x", "w", "experts"),
@@ -27,7 +32,13 @@ _quantized = GpuKernel(
     "expert_quantized_matmul",
     ("x", "w", "scales", "biases", "experts"),
     ("output",),
-    headers=("fragments", "quantized_fragments", "quantized_product", "tile_sums", "experts"),
+    headers=_QUANTIZED_HEADERS,
+)
+_fp4 = GpuKernel(
+    "expert_fp4_matmul",
+    ("x", "w", "scales", "experts"),
+    ("output",),
+    headers=(*_QUANTIZED_HEADERS, "fp4_fragments"),
 )
 
 
@@ -40,14 +51,15 @@ class ExpertSettings(NamedTuple):
 
 
 class Quantized(NamedTuple):
-    """Matrices of experts in MLX's affine mode: (E, N, K * bits / 32) uint32 and two of
-    (E, N, K / group_size)."""
+    """Matrices of experts: (E, N, K * bits / 32) uint32, and (E, N, K / group_size) scales and, in
+    the mode "affine", biases."""
 
     w: mx.array
     scales: mx.array
-    biases: mx.array
+    biases: mx.array | None
     group_size: int
     bits: int
+    mode: str = "affine"  # or "mxfp4", in groups of 32
 
 
 def expert_matmul(
@@ -80,10 +92,13 @@ def expert_matmul(
         "EACH": each,
         "MOST": MAX_PAIRS,
     }
+    kernel = _dense
     if isinstance(weight, Quantized):
-        template |= {"BITS": weight.bits, "GROUP": weight.group_size}
+        template["GROUP"] = weight.group_size
+        kernel = _fp4
+        if weight.mode == "affine":
+            kernel, template["BITS"] = _quantized, weight.bits
     columns = -(-outputs // (16 * settings.tiles))
-    kernel = _quantized if isinstance(weight, Quantized) else _dense
     return kernel(
         [x, *_arrays(weight), experts],
         template=template,
@@ -95,7 +110,10 @@ def expert_matmul(
 
 
 def _arrays(weight: mx.array | Quantized) -> tuple[mx.array, ...]:
-    return weight[:3] if isinstance(weight, Quantized) else (weight,)
+    if not isinstance(weight, Quantized):
+        return (weight,)
+    found = weight.w, weight.scales
+    return found if weight.biases is None else (*found, weight.biases)
 
 
 def _settings(pairs: int, num_experts: int, depth: int) -> ExpertSettings:
@@ -120,11 +138,14 @@ def gather_matmul(
     if isinstance(weight, Quantized):
         product = mx.gather_qmm(
             given,
-            *weight[:3],
+            weight.w,
+            weight.scales,
+            weight.biases,
             rhs_indices=experts,
             transpose=True,
             group_size=weight.group_size,
             bits=weight.bits,
+            mode=weight.mode,
             sorted_indices=is_sorted,
         )
     else:
@@ -134,6 +155,3 @@ def gather_matmul(
         product = mx.gather_mm(given, transposed, rhs_indices=experts, sorted_indices=is_sorted)
     product = product[:, 0].astype(x.dtype)
     return product if order is None else product[mx.argsort(order)]
-
-
-_SORTED_PAIRS = 64

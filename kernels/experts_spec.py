@@ -1,4 +1,4 @@
-"""Rows times the matrices of the experts they go to, dense and affine-quantised."""
+"""Rows times the matrices of the experts they go to, dense and quantised."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ from quire.kernels.experts import (
 )
 from quire.kernels.quantized_matmul_spec import unpack
 
+# Of mxfp4: what codes mean, and what a scale's exponent is counted from.
+_FP4 = np.array([*(sign * v for sign in (1, -1) for v in (0, 0.5, 1, 1.5, 2, 3, 4, 6))])
+_FP4_EXPONENT = 127
+
 
 class ExpertVariant(Enum):
     BY_EXPERT = "by_expert"
@@ -59,6 +63,7 @@ class QuantizedExpertShape(NamedTuple):
     dim: int
     bits: int
     group_size: int
+    mxfp4: bool = False  # else MLX's affine mode
 
     def bucket(self) -> QuantizedExpertShape:
         return QuantizedExpertShape(*ExpertShape(*self[:5]).bucket(), *self[5:])
@@ -85,8 +90,10 @@ class ExpertProblem(Problem):
         self.weight: mx.array | Quantized = weight
         arrays: tuple[mx.array, ...] = (weight,)
         if isinstance(shape, QuantizedExpertShape):
-            arrays = mx.quantize(weight, group_size=shape.group_size, bits=shape.bits)
-            self.weight = Quantized(*arrays, shape.group_size, shape.bits)
+            mode = "mxfp4" if shape.mxfp4 else "affine"
+            arrays = mx.quantize(weight, shape.group_size, shape.bits, mode=mode)
+            w, scales, biases = (*arrays, None)[:3]
+            self.weight = Quantized(w, scales, biases, shape.group_size, shape.bits, mode)
         mx.eval(self.experts, *arrays)
         wanted = len(set(chosen.tolist()))
         self.flops = 2 * shape.pairs * shape.outputs * shape.dim
@@ -102,10 +109,15 @@ class ExpertProblem(Problem):
     def _matrices(self) -> Float64Array:
         if not isinstance(self.weight, Quantized):
             return to_float64([self.weight])[0]
-        w, scales, biases, size, bits = self.weight
+        w, scales, biases, size, bits, _ = self.weight
         codes = unpack(np.array(w.reshape(-1, w.shape[2])), bits).reshape(*scales.shape, size)
-        scale, bias = to_float64([scales, biases])
-        values: Float64Array = codes * scale[..., None] + bias[..., None]
+        values: Float64Array
+        if biases is None:
+            powers = np.array(scales).astype(np.float64) - _FP4_EXPONENT
+            values = _FP4[codes] * np.exp2(powers)[..., None]
+        else:
+            scale, bias = to_float64([scales, biases])
+            values = codes * scale[..., None] + bias[..., None]
         return values.reshape(*w.shape[:2], -1)
 
 
@@ -140,7 +152,8 @@ _MLX: Variant[Any, ExpertProblem] = Variant(partial(_run, ExpertVariant.MLX), Ki
 _PAIRS = Limit(max=MAX_PAIRS)
 # On an H200 MLX's own products take 51, 1,740 and 2,560 us for the experts of a layer of Gemma 4
 # 26B-A4B at 1, 16 and 64 rows, in bfloat16: they read what is wanted at 1.9, 0.6 and 0.6 TB/s of
-# 3.7. These kernels have not been measured yet, and nothing has on Metal.
+# 3.7. The quantised ones read an expert's matrix again for each of its rows. These kernels have not
+# been measured yet, and nothing has on Metal.
 _DEFAULTS = (Default(ExpertVariant.BY_EXPERT, ("cuda",), {"pairs": Limit(min=16)}),)
 # Qwen3 30B-A3B's, whose sizes most others share: into its experts, and out of them.
 _INTO, _OUT = ExpertShape(128, 8, 128, 768, 2048), ExpertShape(128, 1, 128, 2048, 768)
@@ -206,10 +219,12 @@ QUANTIZED_EXPERT_MATMUL = Spec(
         QuantizedExpertShape(*_CHECKED[1][:4], 256, 8, 32),
         QuantizedExpertShape(*_CHECKED[2][:4], 384, 4, 128),
         QuantizedExpertShape(*_CHECKED[3], 4, 32),
+        QuantizedExpertShape(*_CHECKED[1][:4], 96, 4, 32, mxfp4=True),
     ),
     surveyed={
         "into": QuantizedExpertShape(*_INTO, *_QUANTIZED),
         **{f"{bits} bits": QuantizedExpertShape(*_INTO, bits, 64) for bits in (3, 4, 6, 8)},
+        "mxfp4": QuantizedExpertShape(*_INTO, 4, 32, mxfp4=True),
     },
     tuned=_tuned_quantized,
 )

@@ -15,7 +15,7 @@ from mlx_lm.models.switch_layers import (
     SwitchMLP,
 )
 
-from quire.kernels.choice.selection import select
+from quire.kernels.choice.selection import Choice, select
 from quire.kernels.experts import Quantized
 from quire.kernels.experts_spec import (
     EXPERT_MATMUL,
@@ -27,6 +27,7 @@ from quire.kernels.experts_spec import (
 )
 
 Product = Callable[[mx.array], mx.array]
+_FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
 
 class FewRowsGLU(SwitchGLU):
@@ -83,16 +84,10 @@ def _products(linears: Sequence[Any], x: mx.array, indices: mx.array) -> list[Pr
 
 def _product(linear: Any, dtype: mx.Dtype, experts: mx.array, each: int) -> Product | None:
     matrix = weights_of(linear)
-    if matrix is None or _dtype(matrix) != dtype or experts.size == 0:
+    if matrix is None:
         return None
-    num_experts, outputs = linear.weight.shape[:2]
-    sizes = experts.size, each, num_experts, outputs, linear.input_dims
-    if isinstance(matrix, Quantized):
-        shape = QuantizedExpertShape(*sizes, matrix.bits, matrix.group_size)
-        choice = select(QUANTIZED_EXPERT_MATMUL, shape, dtype)
-    else:
-        choice = select(EXPERT_MATMUL, ExpertShape(*sizes), dtype)
-    if choice.variant is ExpertVariant.MLX:
+    choice = _choice(linear, matrix, dtype, experts.size, each)
+    if choice is None or choice.variant is ExpertVariant.MLX:
         return None
     run = partial(run_experts, choice.variant, choice.settings)
     if "bias" not in linear:
@@ -100,16 +95,29 @@ def _product(linear: Any, dtype: mx.Dtype, experts: mx.array, each: int) -> Prod
     return lambda rows: run(rows, matrix, experts, each) + linear["bias"][experts]
 
 
+def _choice(
+    linear: Any, matrix: mx.array | Quantized, dtype: mx.Dtype, pairs: int, each: int
+) -> Choice[ExpertVariant] | None:
+    """None if the specifications say nothing: of types that differ, or of no rows."""
+    num_experts, outputs = linear.weight.shape[:2]
+    sizes = pairs, each, num_experts, outputs, linear.input_dims
+    if not pairs or dtype not in _FLOATS:
+        return None
+    if isinstance(matrix, Quantized):
+        is_fp4 = matrix.mode == "mxfp4"
+        if not is_fp4 and matrix.scales.dtype != dtype:
+            return None
+        shape = QuantizedExpertShape(*sizes, matrix.bits, matrix.group_size, is_fp4)
+        return select(QUANTIZED_EXPERT_MATMUL, shape, dtype)
+    return select(EXPERT_MATMUL, ExpertShape(*sizes), dtype) if matrix.dtype == dtype else None
+
+
 def weights_of(linear: nn.Module) -> mx.array | Quantized | None:
-    """The matrices of all experts, if they are dense or of MLX's affine mode."""
+    """The matrices of all experts, if they are dense or of a mode that specifications know."""
     if type(linear) is SwitchLinear:
         dense: mx.array = linear["weight"]
         return dense
-    if type(linear) is QuantizedSwitchLinear and linear.mode == "affine":
-        w, scales, biases = linear["weight"], linear["scales"], linear["biases"]
-        return Quantized(w, scales, biases, linear.group_size, linear.bits)
+    if type(linear) is QuantizedSwitchLinear and linear.mode in ("affine", "mxfp4"):
+        w, scales, biases = linear["weight"], linear["scales"], linear.get("biases")
+        return Quantized(w, scales, biases, linear.group_size, linear.bits, linear.mode)
     return None
-
-
-def _dtype(matrix: mx.array | Quantized) -> mx.Dtype:
-    return matrix.scales.dtype if isinstance(matrix, Quantized) else matrix.dtype

@@ -164,7 +164,8 @@ def _product_fields(model: nn.Module) -> dict[AnySpec, list[Fields]]:
         elif (matrices := weights_of(module)) is not None:
             fields = {"outputs": module.weight.shape[1], "dim": module.input_dims}
             if isinstance(matrices, Quantized):
-                fields |= {"bits": matrices.bits, "group_size": matrices.group_size}
+                mode = {"bits": matrices.bits, "group_size": matrices.group_size}
+                fields |= {**mode, "mxfp4": matrices.mode == "mxfp4"}
                 key = fields["dim"], matrices.bits, matrices.group_size
                 _keep_least(quantised_experts, key, fields)
             else:

@@ -38,6 +38,9 @@ template <typename T, int BITS>
 struct Fragments {
   static constexpr int VALUES = 32 / BITS;
   static constexpr float OFFSET = Codes<T>::offset(BITS); // of every weight
+  enum { HAS_BIAS = 1 }; // of a quantisation group
+  typedef T Scale;
+  static FUNC float scale(T stored) { return float(stored); }
 
   // A word of weights of each of the rows r and r + 8.
   struct Weights {

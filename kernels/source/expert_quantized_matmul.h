@@ -1,9 +1,9 @@
-// y[p] = x[p / EACH] @ W[e[p]]^T for the pairs p of a step's rows and their experts, by matrix units, and affine-
-// quantised W.
+// y[p] = x[p / EACH] @ W[e[p]]^T for the pairs p of a step's rows and their experts, by matrix units, and
+// W quantised in MLX's affine mode.
 //
 // Each matrix that is wanted is read once for up to INPUT_TILES * 8 rows.
 
-typedef quire::QuantizedProduct<T, BITS, GROUP, TILES, INPUT_TILES, SIMDGROUPS, DEPTH> Product;
+typedef quire::QuantizedProduct<T, quire::Fragments<T, BITS>, GROUP, TILES, INPUT_TILES, SIMDGROUPS, DEPTH> Product;
 typedef quire::TileSums<TILES, INPUT_TILES, SIMDGROUPS> Sums;
 
 const int columns = w_shape[1];

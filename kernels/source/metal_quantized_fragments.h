@@ -7,6 +7,9 @@ template <typename T, int BITS>
 struct Fragments {
   static constant constexpr int VALUES = 32 / BITS;
   static constant constexpr float OFFSET = 0.0f; // of every weight
+  enum { HAS_BIAS = 1 }; // of a quantisation group
+  typedef T Scale;
+  static FUNC float scale(T stored) { return float(stored); }
 
   // A word of weights of each of the rows r and r + 8.
   struct Weights {

@@ -1,6 +1,6 @@
 // y = x @ W^T for a few rows of x and an affine-quantised W, by matrix units.
 
-typedef quire::QuantizedProduct<T, BITS, GROUP, TILES, INPUT_TILES, SIMDGROUPS, DEPTH> Product;
+typedef quire::QuantizedProduct<T, quire::Fragments<T, BITS>, GROUP, TILES, INPUT_TILES, SIMDGROUPS, DEPTH> Product;
 typedef quire::TileSums<TILES, INPUT_TILES, SIMDGROUPS> Sums;
 
 const int rows = x_shape[0];

@@ -1,18 +1,20 @@
-// Sums of products of rows of x and affine-quantised weights, by matrix units; stands after
+// Sums of products of rows of x and quantised weights, by matrix units; stands after
 // quantized_fragments.
 //
 // A simdgroup takes TILES * 16 rows of w, which are columns of the result, and INPUT_TILES * 8 rows of
 // x. The SIMDGROUPS of a threadgroup share K, and DEPTH quantisation groups of weights are under way
-// before any arithmetic. With w = scale * q + bias, the products of a group are sums of the integers q
-// and of x alone, which are exact in 16 bits; scale and bias are applied once a group, in float32.
+// before any arithmetic. With w = scale * q + bias, the products of a group are sums of the codes q and
+// of x alone, which are exact in 16 bits; scale and bias are applied once a group, in float32.
 
 namespace quire {
 
-template <typename T, int BITS, int GROUP, int TILES, int INPUT_TILES, int SIMDGROUPS, int DEPTH>
+// `Codes` are the fragments of a mode: Fragments of MLX's affine one, Fp4Fragments of mxfp4.
+template <typename T, typename Codes, int GROUP, int TILES, int INPUT_TILES, int SIMDGROUPS, int DEPTH>
 struct QuantizedProduct {
-  typedef Fragments<T, BITS> Words;
+  typedef Codes Words;
+  typedef typename Words::Scale Scale;
   enum {
-    VALUES = 32 / BITS, // of a word
+    VALUES = Words::VALUES, // of a word
     WORDS = GROUP / VALUES / 4, // of a quantisation group, in one lane
     LANE_ROWS = Words::LANE_ROWS,
     ROWS = INPUT_TILES * 8,
@@ -27,14 +29,15 @@ struct QuantizedProduct {
   // columns beyond the last of w's `columns` rows are that one again.
   static FUNC void add(
       THREAD float* sums, const DEVICE T* x, const THREAD int* rows, const DEVICE unsigned int* w,
-      const DEVICE T* scales, const DEVICE T* biases, int first_column, int columns, int depth, int simdgroup,
+      const DEVICE Scale* scales, const DEVICE T* biases, int first_column, int columns, int depth, int simdgroup,
       int lane) {
     const int groups = depth / GROUP;
     const int row = fragment_row(lane);
     const int place = fragment_place(lane);
     for (int base = simdgroup * DEPTH; base < groups; base += SIMDGROUPS * DEPTH) {
       Packed<unsigned int, WORDS> packed[DEPTH][TILES * 2];
-      T scale[DEPTH][TILES * 2], bias[DEPTH][TILES * 2];
+      Scale scale[DEPTH][TILES * 2];
+      T bias[DEPTH][TILES * 2];
       UNROLL
       for (int d = 0; d < DEPTH; ++d) {
         const int group = min(base + d, groups - 1);
@@ -44,7 +47,7 @@ struct QuantizedProduct {
           const size_t at = size_t(column) * groups + group;
           packed[d][i] = ((const DEVICE Packed<unsigned int, WORDS>*)w)[at * 4 + place];
           scale[d][i] = scales[at];
-          bias[d][i] = biases[at];
+          if (Words::HAS_BIAS) bias[d][i] = biases[at];
         }
       }
       UNROLL
@@ -62,7 +65,7 @@ struct QuantizedProduct {
             for (int m = 0; m < INPUT_TILES; ++m) {
               inputs[m] = Words::inputs(
                   x, rows + m * LANE_ROWS, depth, (base + d) * GROUP + j * VALUES, WORDS * VALUES, lane);
-              Words::add(totals + m * 4, inputs[m]);
+              if (Words::HAS_BIAS) Words::add(totals + m * 4, inputs[m]);
             }
             UNROLL
             for (int i = 0; i < TILES; ++i) {
@@ -78,10 +81,12 @@ struct QuantizedProduct {
           for (int i = 0; i < TILES; ++i) {
             UNROLL
             for (int e = 0; e < INPUT_TILES * 4; ++e) {
-              const float s = float(scale[d][i * 2 + e % 4 / 2]);
-              const float b = float(bias[d][i * 2 + e % 4 / 2]) - Words::OFFSET * s;
+              const float s = Words::scale(scale[d][i * 2 + e % 4 / 2]);
               sums[i * INPUT_TILES * 4 + e] += products[i * INPUT_TILES * 4 + e] * s;
-              sums[i * INPUT_TILES * 4 + e] += totals[e] * b;
+              if (Words::HAS_BIAS) {
+                const float b = float(bias[d][i * 2 + e % 4 / 2]) - Words::OFFSET * s;
+                sums[i * INPUT_TILES * 4 + e] += totals[e] * b;
+              }
             }
           }
         }
@@ -94,7 +99,7 @@ struct QuantizedProduct {
 template <typename T, typename Product>
 struct QuantizedExpert {
   const DEVICE unsigned int* w;
-  const DEVICE T* scales;
+  const DEVICE typename Product::Scale* scales;
   const DEVICE T* biases;
   int depth;
 

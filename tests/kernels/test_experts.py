@@ -42,7 +42,7 @@ SETTINGS = [
 CASES = [
     (spec, shape, (F16, BF16)[i % 2], SETTINGS[(4 * s + i) % len(SETTINGS)])
     for s, spec in enumerate(SPECS)
-    for i, shape in enumerate([*spec.checked, *spec.checked[1:3]])
+    for i, shape in enumerate([*spec.checked, *spec.checked[1:3], spec.checked[-1]])
 ]
 MANY = EXPERT_MATMUL.checked[2]
 
@@ -62,7 +62,7 @@ def _compiled() -> None:
     with compiled_ahead():
         for spec, shape, dtype, settings in CASES:
             problem = spec.problem(shape, dtype, 0, False)
-            spec.variants[ExpertVariant.BY_EXPERT].run(problem, settings or {})
+            spec.variants[spec.variant("by_expert")].run(problem, settings or {})
 
 
 @pytest.mark.parametrize(("spec", "shape", "dtype", "settings"), CASES)
@@ -98,6 +98,24 @@ MUTANTS = {
 }
 
 
+# Of mxfp4's codes and scales.
+FP4 = QUANTIZED_EXPERT_MATMUL.checked[-1]
+FP4_MUTANTS = {
+    "no sign": changed("(code & 8u) != 0u ? -found : found", "found"),
+    "small codes as large ones": changed("size < 2u ?", "size < 0u ?"),
+    "another scale": changed("uint(stored) << 23", "uint(stored ^ 1) << 23"),
+}
+
+
+@pytest.mark.parametrize("mutant", FP4_MUTANTS)
+def test_a_broken_mode_is_noticed(mutant: str) -> None:
+    problem = QUANTIZED_EXPERT_MATMUL.problem(FP4, F16, 0, False)
+    given = problem.x, problem.weight, problem.experts, problem.shape.each
+    with simulated_kernels({"expert_fp4_matmul": FP4_MUTANTS[mutant]}):
+        found = run_experts(ExpertVariant.BY_EXPERT, {}, *given)
+    assert not problem.difference(to_float64([found]), problem.expected()) < 10 * LIMITS[F16]
+
+
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_broken_kernel_is_noticed(mutant: str) -> None:
     problem = EXPERT_MATMUL.problem(ExpertShape(300, 3, 4, 50, 352), F16, 0, False)
@@ -123,25 +141,27 @@ def test_where_it_is_taken() -> None:
     assert chosen(usual, "metal") == chosen(usual, "cuda", "float32") == "mlx"
 
 
-def switch(kind: type, bias: bool, bits: int | None) -> nn.Module:
+def switch(kind: type, bias: bool, bits: int | str | None) -> nn.Module:
     module: nn.Module = kind(64, 96, 6, bias=bias)
     if bias:
         for linear in module.children().values():
             if "bias" in linear:
                 linear.bias = mx.random.normal(linear.bias.shape)
     module.apply(lambda array: array.astype(BF16))
-    if bits:
+    if bits == "mxfp4":
+        nn.quantize(module, 32, 4, mode="mxfp4")
+    elif bits:
         nn.quantize(module, 32, bits)
     module.eval()
     return module
 
 
 @pytest.mark.parametrize(("kind", "adapted"), [(SwitchGLU, FewRowsGLU), (SwitchMLP, FewRowsMLP)])
-@pytest.mark.parametrize("bits", [None, 4, 8])
+@pytest.mark.parametrize("bits", [None, 4, 8, "mxfp4"])
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("rows", [5, 40])
 def test_a_mixture_gives_what_mlx_lm_gives(
-    kind: type, adapted: type, bits: int | None, bias: bool, rows: int
+    kind: type, adapted: type, bits: int | str | None, bias: bool, rows: int
 ) -> None:
     mx.random.seed(rows)
     model = nn.Sequential(switch(kind, bias, bits))

@@ -1,0 +1,29 @@
+// y[p] = x[p / EACH] @ W[e[p]]^T for the pairs p of a step's rows and their experts, by matrix units, and
+// W quantised in the mode mxfp4.
+//
+// Each matrix that is wanted is read once for up to INPUT_TILES * 8 rows.
+
+typedef quire::QuantizedProduct<T, quire::Fp4Fragments<T>, GROUP, TILES, INPUT_TILES, SIMDGROUPS, DEPTH> Product;
+typedef quire::TileSums<TILES, INPUT_TILES, SIMDGROUPS> Sums;
+
+const int columns = w_shape[1];
+const int lane = int(thread_index_in_simdgroup);
+const int simdgroup = int(simdgroup_index_in_threadgroup);
+
+SHARED int shared_pairs[MOST];
+SHARED unsigned int shared_counts[SIMDGROUPS];
+SHARED float shared_sums[Sums::SIZE];
+
+const quire::ExpertPart part = quire::find_part<SIMDGROUPS>(
+    experts, experts_shape[0], w_shape[0], columns, TILES * 16, int(threadgroup_position_in_grid.x), shared_pairs,
+    shared_counts, simdgroup, lane);
+if (part.num_pairs > 0) {
+  const int words = w_shape[2];
+  const int depth = words * 8;
+  const size_t first = size_t(part.expert) * columns;
+  const quire::QuantizedExpert<T, Product> weights = {
+      w + first * words, scales + first * (depth / GROUP), nullptr, depth};
+  const quire::WritePairs<T> write = {output, shared_pairs, 0, part.num_pairs, part.first_column, columns};
+  quire::multiply_pairs<EACH, Product, Sums>(
+      x, weights, write, shared_sums, int(thread_index_in_threadgroup), simdgroup, lane);
+}
