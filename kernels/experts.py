@@ -3,7 +3,8 @@
 Each row goes to a few of many experts, and the matrices of all that are wanted have to be read
 once. MLX's product of many pairs, made for long prompts, multiplies tiles of 256 rows on CUDA and
 reads at a fifth of the memory's speed. Here nothing is sorted: each threadgroup looks for the rows
-of its expert itself.
+of its expert itself. MLX's product of quantised matrices reads them on CUDA again for each row that
+wants them: so many rows go likewise there, and a sort says where an expert's are.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ _dense = GpuKernel(
 )
 _quantized = GpuKernel(
     "expert_quantized_matmul",
-    ("x", "w", "scales", "biases", "experts"),
+    ("x", "w", "scales", "biases", "pairs", "starts"),
     ("output",),
     headers=_QUANTIZED_HEADERS,
 )
 _fp4 = GpuKernel(
     "expert_fp4_matmul",
-    ("x", "w", "scales", "experts"),
+    ("x", "w", "scales", "pairs", "starts"),
     ("output",),
     headers=(*_QUANTIZED_HEADERS, "fp4_fragments"),
 )
@@ -62,10 +63,30 @@ class Quantized(NamedTuple):
     mode: str = "affine"  # or "mxfp4", in groups of 32
 
 
+class Pairs(NamedTuple):
+    """Of rows and their experts.
+
+    Attributes:
+        experts: (P,) uint32
+        order: (P,) uint32, in the order of their experts; None: not sorted.
+        starts: (E + 1,) int32 or more, where those of each expert begin.
+    """
+
+    experts: mx.array
+    order: mx.array | None = None
+    starts: mx.array | None = None
+
+
+def sort_pairs(experts: mx.array, num_experts: int) -> Pairs:
+    numbers = mx.arange(max(num_experts + 1, CONSTANT_SIZE))
+    starts = (experts[None] < numbers[:, None]).sum(axis=1)
+    return Pairs(experts, mx.argsort(experts), starts.astype(mx.int32))
+
+
 def expert_matmul(
     x: mx.array,
     weight: mx.array | Quantized,
-    experts: mx.array,
+    pairs: Pairs,
     each: int,
     settings: ExpertSettings | None = None,
 ) -> mx.array:
@@ -74,46 +95,53 @@ def expert_matmul(
     Args:
         x: (P / each, K) float16 or bfloat16
         weight: (E, N, K) in the dtype of ``x``, K a multiple of 32, or quantised
-        experts: (P,) uint32, P at most :data:`MAX_PAIRS`
+        pairs: P of them; at most :data:`MAX_PAIRS` if they are not sorted, as they have to be of
+            matrices that are not quantised.
 
     Returns:
         (P, N) in the dtype of ``x``.
     """
-    pairs, (num_experts, outputs) = experts.size, _arrays(weight)[0].shape[:2]
-    if pairs < CONSTANT_SIZE:
-        experts = mx.pad(experts, (0, CONSTANT_SIZE - pairs), constant_values=num_experts)
-    settings = settings or _settings(experts.size, num_experts, x.shape[1])
+    count, is_sorted = pairs.experts.size, pairs.order is not None
+    matrices = weight.w if isinstance(weight, Quantized) else weight
+    num_experts, outputs = matrices.shape[:2]
+    given = pairs.experts if pairs.order is None else pairs.order
+    if count < CONSTANT_SIZE:
+        given = mx.pad(given, (0, CONSTANT_SIZE - count), constant_values=num_experts)
+    settings = settings or _settings(count, num_experts, x.shape[1])
     template: dict[str, TemplateValue] = {
         "T": x.dtype,
         "TILES": settings.tiles,
-        "INPUT_TILES": 1 if experts.size <= num_experts else 2,
+        "INPUT_TILES": _input_tiles(count, num_experts),
         "SIMDGROUPS": settings.simdgroups,
         "DEPTH": settings.depth,
         "EACH": each,
         "MOST": MAX_PAIRS,
     }
-    kernel = _dense
     if isinstance(weight, Quantized):
-        template["GROUP"] = weight.group_size
-        kernel = _fp4
-        if weight.mode == "affine":
-            kernel, template["BITS"] = _quantized, weight.bits
+        is_affine = weight.mode == "affine"
+        kernel = _quantized if is_affine else _fp4
+        template |= {"GROUP": weight.group_size, "SORTED": is_sorted}
+        template |= {"BITS": weight.bits} if is_affine else {}
+        biases = [weight.biases] if is_affine else []
+        inputs = [x, weight.w, weight.scales, *biases, given, pairs.starts]
+    else:
+        assert not is_sorted, "MLX multiplies many rows with dense matrices well"
+        kernel, inputs = _dense, [x, weight, given]
     columns = -(-outputs // (16 * settings.tiles))
+    groups = num_experts if is_sorted else min(given.size, num_experts)
     return kernel(
-        [x, *_arrays(weight), experts],
+        inputs,
         template=template,
-        groups=(min(experts.size, num_experts) * columns, 1, 1),
+        groups=(groups * columns, 1, 1),
         threads=32 * settings.simdgroups,
-        output_shapes=[(pairs, outputs)],
+        output_shapes=[(count, outputs)],
         output_dtypes=[x.dtype],
     )[0]
 
 
-def _arrays(weight: mx.array | Quantized) -> tuple[mx.array, ...]:
-    if not isinstance(weight, Quantized):
-        return (weight,)
-    found = weight.w, weight.scales
-    return found if weight.biases is None else (*found, weight.biases)
+def _input_tiles(pairs: int, num_experts: int) -> int:
+    """Of 8 rows: few texts, and rows of an expert that are hardly more."""
+    return 1 if pairs <= num_experts else 2 if pairs <= MAX_PAIRS else 4
 
 
 def _settings(pairs: int, num_experts: int, depth: int) -> ExpertSettings:

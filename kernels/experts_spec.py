@@ -27,9 +27,11 @@ from quire.kernels.choice.spec import (
 from quire.kernels.experts import (
     MAX_PAIRS,
     ExpertSettings,
+    Pairs,
     Quantized,
     expert_matmul,
     gather_matmul,
+    sort_pairs,
 )
 from quire.kernels.quantized_matmul_spec import unpack
 
@@ -40,6 +42,12 @@ _FP4_EXPONENT = 127
 
 class ExpertVariant(Enum):
     BY_EXPERT = "by_expert"
+    MLX = "mlx"
+
+
+class QuantizedExpertVariant(Enum):
+    BY_EXPERT = "by_expert"
+    SORTED = "sorted"  # pairs are, by another operation
     MLX = "mlx"
 
 
@@ -122,39 +130,52 @@ class ExpertProblem(Problem):
 
 
 def run_experts(
-    variant: ExpertVariant,
+    variant: ExpertVariant | QuantizedExpertVariant,
     settings: Settings,
     x: mx.array,
     weight: mx.array | Quantized,
-    experts: mx.array,
+    pairs: Pairs,
     each: int,
 ) -> mx.array:
     """:func:`quire.kernels.experts.expert_matmul` by one variant; without settings it takes its
-    own."""
-    if variant is ExpertVariant.MLX:
-        return gather_matmul(x, weight, experts, each)
+    own. ``pairs`` are those of :func:`pairs_for`."""
+    if variant in (ExpertVariant.MLX, QuantizedExpertVariant.MLX):
+        return gather_matmul(x, weight, pairs.experts, each)
     chosen = ExpertSettings(**settings) if settings else None
-    return expert_matmul(x, weight, experts, each, chosen)
+    return expert_matmul(x, weight, pairs, each, chosen)
 
 
-def _run(variant: ExpertVariant, problem: ExpertProblem, settings: Settings) -> list[mx.array]:
-    given = problem.x, problem.weight, problem.experts, problem.shape.each
+def pairs_for(
+    variant: ExpertVariant | QuantizedExpertVariant, experts: mx.array, num_experts: int
+) -> Pairs:
+    """(P,) uint32 experts as a variant needs them."""
+    is_sorted = variant is QuantizedExpertVariant.SORTED
+    return sort_pairs(experts, num_experts) if is_sorted else Pairs(experts)
+
+
+def _run(
+    variant: ExpertVariant | QuantizedExpertVariant, problem: ExpertProblem, settings: Settings
+) -> list[mx.array]:
+    pairs = pairs_for(variant, problem.experts, problem.shape.experts)
+    given = problem.x, problem.weight, pairs, problem.shape.each
     return [run_experts(variant, settings, *given)]
 
 
-_VARIANT = partial(
-    Variant,
-    partial(_run, ExpertVariant.BY_EXPERT),
-    dtypes=HALF,
-    settings={"tiles": (1, 2), "simdgroups": (4, 8), "depth": (2, 4)},
-)
+def _kernel(
+    variant: ExpertVariant | QuantizedExpertVariant, limits: dict[str, Limit]
+) -> Variant[Any, ExpertProblem]:
+    settings = {"tiles": (1, 2), "simdgroups": (4, 8), "depth": (2, 4)}
+    return Variant(partial(_run, variant), dtypes=HALF, limits=limits, settings=settings)
+
+
 _MLX: Variant[Any, ExpertProblem] = Variant(partial(_run, ExpertVariant.MLX), Kind.STEPS, ANYWHERE)
 _PAIRS = Limit(max=MAX_PAIRS)
 # On an H200 MLX's own products take 51, 1,740 and 2,560 us for the experts of a layer of Gemma 4
 # 26B-A4B at 1, 16 and 64 rows, in bfloat16: they read what is wanted at 1.9, 0.6 and 0.6 TB/s of
 # 3.7. The quantised ones read an expert's matrix again for each of its rows. These kernels have not
 # been measured yet, and nothing has on Metal.
-_DEFAULTS = (Default(ExpertVariant.BY_EXPERT, ("cuda",), {"pairs": Limit(min=16)}),)
+_SOME_PAIRS = {"pairs": Limit(min=16)}
+_MODES = {"bits": Limit(values=(4, 8)), "group_size": Limit(values=(32, 64, 128))}
 # Qwen3 30B-A3B's, whose sizes most others share: into its experts, and out of them.
 _INTO, _OUT = ExpertShape(128, 8, 128, 768, 2048), ExpertShape(128, 1, 128, 2048, 768)
 _QUANTIZED = 4, 64  # bits and group size
@@ -187,11 +208,13 @@ EXPERT_MATMUL = Spec(
     name="expert_matmul",
     shape=ExpertShape,
     variants={
-        ExpertVariant.BY_EXPERT: _VARIANT(limits={"pairs": _PAIRS, "dim": Limit(multiple_of=32)}),
+        ExpertVariant.BY_EXPERT: _kernel(
+            ExpertVariant.BY_EXPERT, {"pairs": _PAIRS, "dim": Limit(multiple_of=32)}
+        ),
         ExpertVariant.MLX: _MLX,
     },
     reference=ExpertVariant.MLX,
-    defaults=_DEFAULTS,
+    defaults=(Default(ExpertVariant.BY_EXPERT, ("cuda",), _SOME_PAIRS),),
     problem=ExpertProblem,
     checked=_CHECKED,
     surveyed={"into": _INTO, "out": _OUT},
@@ -202,17 +225,17 @@ QUANTIZED_EXPERT_MATMUL = Spec(
     name="quantized_expert_matmul",
     shape=QuantizedExpertShape,
     variants={
-        ExpertVariant.BY_EXPERT: _VARIANT(
-            limits={
-                "pairs": _PAIRS,
-                "bits": Limit(values=(4, 8)),
-                "group_size": Limit(values=(32, 64, 128)),
-            }
+        QuantizedExpertVariant.BY_EXPERT: _kernel(
+            QuantizedExpertVariant.BY_EXPERT, {"pairs": _PAIRS, **_MODES}
         ),
-        ExpertVariant.MLX: _MLX,
+        QuantizedExpertVariant.SORTED: _kernel(QuantizedExpertVariant.SORTED, _MODES),
+        QuantizedExpertVariant.MLX: _MLX,
     },
-    reference=ExpertVariant.MLX,
-    defaults=_DEFAULTS,
+    reference=QuantizedExpertVariant.MLX,
+    defaults=(
+        Default(QuantizedExpertVariant.BY_EXPERT, ("cuda",), _SOME_PAIRS),
+        Default(QuantizedExpertVariant.SORTED, ("cuda",), _SOME_PAIRS),
+    ),
     problem=ExpertProblem,
     checked=(
         QuantizedExpertShape(*_CHECKED[0], 4, 64),
@@ -220,6 +243,7 @@ QUANTIZED_EXPERT_MATMUL = Spec(
         QuantizedExpertShape(*_CHECKED[2][:4], 384, 4, 128),
         QuantizedExpertShape(*_CHECKED[3], 4, 32),
         QuantizedExpertShape(*_CHECKED[1][:4], 96, 4, 32, mxfp4=True),
+        QuantizedExpertShape(*_CHECKED[2][:4], 96, 4, 32, mxfp4=True),
     ),
     surveyed={
         "into": QuantizedExpertShape(*_INTO, *_QUANTIZED),

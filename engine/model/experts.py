@@ -15,19 +15,22 @@ from mlx_lm.models.switch_layers import (
     SwitchMLP,
 )
 
-from quire.kernels.choice.selection import Choice, select
-from quire.kernels.experts import Quantized
+from quire.kernels.choice.selection import select
+from quire.kernels.experts import Pairs, Quantized
 from quire.kernels.experts_spec import (
     EXPERT_MATMUL,
     QUANTIZED_EXPERT_MATMUL,
     ExpertShape,
     ExpertVariant,
     QuantizedExpertShape,
+    QuantizedExpertVariant,
+    pairs_for,
     run_experts,
 )
 
 Product = Callable[[mx.array], mx.array]
 _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+_NOT_OURS = {None, ExpertVariant.MLX, QuantizedExpertVariant.MLX}
 
 
 class FewRowsGLU(SwitchGLU):
@@ -70,39 +73,37 @@ def adapt_experts(model: nn.Module) -> None:
 
 def _products(linears: Sequence[Any], x: mx.array, indices: mx.array) -> list[Product] | None:
     """The products by kernels, the last one of what the others give for each pair of a row and an
-    expert; None if any of them is to be MLX's, which wants the pairs sorted."""
-    experts = indices.reshape(-1).astype(mx.uint32)
-    found: list[Product] = []
-    for linear in linears:
-        each = 1 if linear is linears[-1] else indices.shape[-1]
-        product = _product(linear, x.dtype, experts, each)
-        if product is None:
-            return None
-        found.append(product)
-    return found
+    expert; None if any of them is to be MLX's, or they do not go alike."""
+    each = [indices.shape[-1]] * (len(linears) - 1) + [1]
+    choices = [
+        _choice(linear, x.dtype, indices.size, n) for linear, n in zip(linears, each, strict=True)
+    ]
+    variants = {None if choice is None else choice.variant for choice in choices}
+    if len(variants) > 1 or not variants.isdisjoint(_NOT_OURS):
+        return None
+    num_experts = linears[0].weight.shape[0]
+    pairs = pairs_for(choices[0].variant, indices.reshape(-1).astype(mx.uint32), num_experts)
+    return [
+        partial(_product, linear, partial(run_experts, choice.variant, choice.settings), pairs, n)
+        for linear, choice, n in zip(linears, choices, each, strict=True)
+    ]
 
 
-def _product(linear: Any, dtype: mx.Dtype, experts: mx.array, each: int) -> Product | None:
+def _product(
+    linear: Any, run: Callable[..., mx.array], pairs: Pairs, each: int, rows: mx.array
+) -> mx.array:
+    output = run(rows, weights_of(linear), pairs, each)
+    return output + linear["bias"][pairs.experts] if "bias" in linear else output
+
+
+def _choice(linear: Any, dtype: mx.Dtype, pairs: int, each: int) -> Any:
+    """A :class:`Choice`; None if the specifications say nothing: of types that differ, or of no
+    rows."""
     matrix = weights_of(linear)
-    if matrix is None:
+    if matrix is None or not pairs or dtype not in _FLOATS:
         return None
-    choice = _choice(linear, matrix, dtype, experts.size, each)
-    if choice is None or choice.variant is ExpertVariant.MLX:
-        return None
-    run = partial(run_experts, choice.variant, choice.settings)
-    if "bias" not in linear:
-        return lambda rows: run(rows, matrix, experts, each)
-    return lambda rows: run(rows, matrix, experts, each) + linear["bias"][experts]
-
-
-def _choice(
-    linear: Any, matrix: mx.array | Quantized, dtype: mx.Dtype, pairs: int, each: int
-) -> Choice[ExpertVariant] | None:
-    """None if the specifications say nothing: of types that differ, or of no rows."""
     num_experts, outputs = linear.weight.shape[:2]
     sizes = pairs, each, num_experts, outputs, linear.input_dims
-    if not pairs or dtype not in _FLOATS:
-        return None
     if isinstance(matrix, Quantized):
         is_fp4 = matrix.mode == "mxfp4"
         if not is_fp4 and matrix.scales.dtype != dtype:

@@ -19,7 +19,8 @@ const quire::ExpertPart part = quire::find_part<SIMDGROUPS>(
 if (part.num_pairs > 0) {
   const int depth = w_shape[2];
   const quire::DenseExpert<T, Product> weights = {w + size_t(part.expert) * columns * depth, depth};
-  const quire::WritePairs<T> write = {output, shared_pairs, 0, part.num_pairs, part.first_column, columns};
+  const quire::WritePairs<T, SHARED_POINTER(const int)> write = {
+      output, shared_pairs, 0, part.num_pairs, part.first_column, columns};
   quire::multiply_pairs<EACH, Product, Sums>(
       x, weights, write, shared_sums, int(thread_index_in_threadgroup), simdgroup, lane);
 }

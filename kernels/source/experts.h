@@ -1,7 +1,8 @@
 // The rows that go to one expert of many; stands after fragments.
 //
 // A step's pairs of a row and an expert lie in the order of the rows. A threadgroup looks for all that
-// go to its expert, so that nothing is sorted and results are written where they belong.
+// go to its expert, so that nothing is sorted and results are written where they belong. Of many pairs
+// it is told where they are.
 
 namespace quire {
 
@@ -59,11 +60,22 @@ FUNC ExpertPart find_part(
   return part;
 }
 
+// The same of pairs in the order of their experts, of which those of each start behind the ones before.
+FUNC ExpertPart sorted_part(const DEVICE int* starts, int columns, int tile, int threadgroup_index) {
+  const int tiles = ceil_div(columns, tile);
+  const int expert = threadgroup_index / tiles;
+  ExpertPart part;
+  part.expert = expert;
+  part.first_column = threadgroup_index % tiles * tile;
+  part.num_pairs = starts[expert + 1] - starts[expert];
+  return part;
+}
+
 // Into the rows of a result that stand in `pairs`, from `first_pair` and `first_column` on.
-template <typename T>
+template <typename T, typename Pairs>
 struct WritePairs {
   DEVICE T* output;
-  SHARED_POINTER(const int) pairs;
+  Pairs pairs;
   int first_pair, num_pairs, first_column, columns;
 
   FUNC void at(int row, int column, float sum) const {
@@ -75,9 +87,9 @@ struct WritePairs {
 
 // One expert's part of a result: `pairs` are its own, and `weights.add` adds the products of its
 // matrix. `shared` has Sums::SIZE floats.
-template <int EACH, typename Product, typename Sums, typename T, typename Weights>
+template <int EACH, typename Product, typename Sums, typename T, typename Weights, typename Pairs>
 FUNC void multiply_pairs(
-    const DEVICE T* x, Weights weights, WritePairs<T> write, SHARED_POINTER(float) shared, int index,
+    const DEVICE T* x, Weights weights, WritePairs<T, Pairs> write, SHARED_POINTER(float) shared, int index,
     int simdgroup, int lane) {
   for (; write.first_pair < write.num_pairs; write.first_pair += Product::ROWS) {
     // Beyond the last pair, that one's row is read again.
@@ -85,7 +97,7 @@ FUNC void multiply_pairs(
     UNROLL
     for (int i = 0; i < Product::LANE_ALL; ++i) {
       const int row = i / Product::LANE_ROWS * 8 + Product::lane_row(lane, i % Product::LANE_ROWS);
-      rows[i] = write.pairs[min(write.first_pair + row, write.num_pairs - 1)] / EACH;
+      rows[i] = int(write.pairs[min(write.first_pair + row, write.num_pairs - 1)]) / EACH;
     }
     float sums[Product::SUMS];
     UNROLL

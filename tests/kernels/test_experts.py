@@ -24,7 +24,6 @@ from quire.kernels.experts_spec import (
     QUANTIZED_EXPERT_MATMUL,
     ExpertProblem,
     ExpertShape,
-    ExpertVariant,
     run_experts,
 )
 
@@ -40,19 +39,23 @@ SETTINGS = [
 ]
 # Each shape with settings of its own, so that between them both meet all.
 CASES = [
-    (spec, shape, (F16, BF16)[i % 2], SETTINGS[(4 * s + i) % len(SETTINGS)])
-    for s, spec in enumerate(SPECS)
+    (spec, variant, shape, (F16, BF16)[i % 2], SETTINGS[(4 * v + i) % len(SETTINGS)])
+    for spec in SPECS
+    for v, variant in enumerate(["by_expert", "sorted"] if spec is SPECS[1] else ["by_expert"])
     for i, shape in enumerate([*spec.checked, *spec.checked[1:3], spec.checked[-1]])
 ]
 MANY = EXPERT_MATMUL.checked[2]
 
 
-def error(problem: ExpertProblem, settings: Any, experts: mx.array | None = None) -> float:
-    if experts is not None:
-        problem.experts = experts
-    given = problem.x, problem.weight, problem.experts, problem.shape.each
-    with simulated_kernels():
-        found = run_experts(ExpertVariant.BY_EXPERT, settings or {}, *given)
+def run(
+    spec: AnySpec, problem: ExpertProblem, settings: Any = None, variant: str = "by_expert"
+) -> mx.array:
+    (found,) = spec.variants[spec.variant(variant)].run(problem, settings or {})
+    assert isinstance(found, mx.array)
+    return found
+
+
+def error(problem: ExpertProblem, found: mx.array) -> float:
     assert found.dtype == problem.x.dtype
     return float(problem.difference(to_float64([found]), problem.expected()))
 
@@ -60,25 +63,33 @@ def error(problem: ExpertProblem, settings: Any, experts: mx.array | None = None
 @pytest.fixture(scope="module", autouse=True)
 def _compiled() -> None:
     with compiled_ahead():
-        for spec, shape, dtype, settings in CASES:
-            problem = spec.problem(shape, dtype, 0, False)
-            spec.variants[spec.variant("by_expert")].run(problem, settings or {})
+        for spec, variant, shape, dtype, settings in CASES:
+            run(spec, spec.problem(shape, dtype, 0, False), settings, variant)
 
 
-@pytest.mark.parametrize(("spec", "shape", "dtype", "settings"), CASES)
-def test_agrees_with_float64(spec: AnySpec, shape: Any, dtype: mx.Dtype, settings: Any) -> None:
-    assert error(spec.problem(shape, dtype, 0, False), settings) < LIMITS[dtype]
+@pytest.mark.parametrize(("spec", "variant", "shape", "dtype", "settings"), CASES)
+def test_agrees_with_float64(
+    spec: AnySpec, variant: str, shape: Any, dtype: mx.Dtype, settings: Any
+) -> None:
+    problem = spec.problem(shape, dtype, 0, False)
+    with simulated_kernels():
+        found = run(spec, problem, settings, variant)
+    assert error(problem, found) < LIMITS[dtype]
 
 
 @pytest.mark.parametrize("chosen", ["one", "the last", "none of most"])
-def test_rows_that_all_want_the_same(chosen: str) -> None:
-    problem = EXPERT_MATMUL.problem(MANY, F16, 1, False)
+@pytest.mark.parametrize(("spec", "variant"), [(SPECS[0], "by_expert"), (SPECS[1], "sorted")])
+def test_rows_that_all_want_the_same(chosen: str, spec: AnySpec, variant: str) -> None:
+    problem = spec.problem(spec.checked[2], F16, 1, False)
     experts = np.zeros(MANY.pairs, np.uint32)
     if chosen == "the last":
         experts[:] = MANY.experts - 1
     elif chosen == "none of most":
         experts[::7] = 2
-    assert error(problem, None, mx.array(experts)) < LIMITS[F16]
+    problem.experts = mx.array(experts)
+    with simulated_kernels():
+        found = run(spec, problem, None, variant)
+    assert error(problem, found) < LIMITS[F16]
 
 
 MUTANTS = {
@@ -110,23 +121,39 @@ FP4_MUTANTS = {
 @pytest.mark.parametrize("mutant", FP4_MUTANTS)
 def test_a_broken_mode_is_noticed(mutant: str) -> None:
     problem = QUANTIZED_EXPERT_MATMUL.problem(FP4, F16, 0, False)
-    given = problem.x, problem.weight, problem.experts, problem.shape.each
     with simulated_kernels({"expert_fp4_matmul": FP4_MUTANTS[mutant]}):
-        found = run_experts(ExpertVariant.BY_EXPERT, {}, *given)
-    assert not problem.difference(to_float64([found]), problem.expected()) < 10 * LIMITS[F16]
+        found = run(QUANTIZED_EXPERT_MATMUL, problem)
+    assert not error(problem, found) < 10 * LIMITS[F16]
+
+
+SORTED_MUTANTS = {
+    "the first pairs of all": changed("pairs + begins[part.expert]", "pairs"),
+    "the pairs behind": changed("pairs + begins[part.expert]", "pairs + begins[part.expert + 1]"),
+    "one pair too few": changed("starts[expert + 1] - starts", "starts[expert + 1] - 1 - starts"),
+}
+
+
+@pytest.mark.parametrize("mutant", SORTED_MUTANTS)
+def test_a_broken_order_is_noticed(mutant: str) -> None:
+    problem = QUANTIZED_EXPERT_MATMUL.problem(QUANTIZED_EXPERT_MATMUL.checked[2], F16, 0, False)
+    try:
+        with simulated_kernels({"expert_quantized_matmul": SORTED_MUTANTS[mutant]}):
+            found = run(QUANTIZED_EXPERT_MATMUL, problem, None, "sorted")
+    except KernelFault:
+        return
+    assert not error(problem, found) < 10 * LIMITS[F16]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_broken_kernel_is_noticed(mutant: str) -> None:
     problem = EXPERT_MATMUL.problem(ExpertShape(300, 3, 4, 50, 352), F16, 0, False)
-    given = problem.x, problem.weight, problem.experts, problem.shape.each
     settings = {"tiles": 1, "simdgroups": 4, "depth": 2}
     try:
         with simulated_kernels({"expert_matmul": MUTANTS[mutant]}):
-            found = run_experts(ExpertVariant.BY_EXPERT, settings, *given)
+            found = run(EXPERT_MATMUL, problem, settings)
     except KernelFault:
         return
-    assert not problem.difference(to_float64([found]), problem.expected()) < 10 * LIMITS[F16]
+    assert not error(problem, found) < 10 * LIMITS[F16]
 
 
 def test_where_it_is_taken() -> None:
@@ -138,6 +165,9 @@ def test_where_it_is_taken() -> None:
     assert chosen(usual) == chosen(usual._replace(pairs=MAX_PAIRS)) == "by_expert"
     assert chosen(usual._replace(pairs=MAX_PAIRS + 8)) == chosen(usual._replace(dim=48)) == "mlx"
     assert chosen(usual._replace(pairs=8)) == "mlx"  # a row is multiplied well enough
+    many = QUANTIZED_EXPERT_MATMUL.surveyed["mxfp4"]._replace(pairs=MAX_PAIRS + 1)
+    choice = Selector("cuda", None).default(QUANTIZED_EXPERT_MATMUL, many, "bfloat16")
+    assert choice.variant.value == "sorted"
     assert chosen(usual, "metal") == chosen(usual, "cuda", "float32") == "mlx"
 
 
@@ -157,9 +187,10 @@ def switch(kind: type, bias: bool, bits: int | str | None) -> nn.Module:
 
 
 @pytest.mark.parametrize(("kind", "adapted"), [(SwitchGLU, FewRowsGLU), (SwitchMLP, FewRowsMLP)])
-@pytest.mark.parametrize("bits", [None, 4, 8, "mxfp4"])
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
-@pytest.mark.parametrize("rows", [5, 40])
+@pytest.mark.parametrize(
+    ("bits", "rows"), [(None, 5), (None, 40), *product([4, 8, "mxfp4"], [5, 40, 345])]
+)
 def test_a_mixture_gives_what_mlx_lm_gives(
     kind: type, adapted: type, bits: int | str | None, bias: bool, rows: int
 ) -> None:
