@@ -19,10 +19,6 @@ from quire.kernels.padding import CONSTANT_SIZE
 MAX_PAIRS = 1024  # that a threadgroup keeps the places of
 _SORTED_PAIRS = 64  # from so many on mlx-lm sorts them
 
-_QUANTIZED_HEADERS = (
-    *("fragments", "quantized_fragments", "quantized_product"),
-    *("tile_sums", "experts"),
-)
 _dense = GpuKernel(
     "expert_matmul",
     ("x", "w", "experts"),
@@ -33,13 +29,10 @@ _quantized = GpuKernel(
     "expert_quantized_matmul",
     ("x", "w", "scales", "biases", "pairs", "starts"),
     ("output",),
-    headers=_QUANTIZED_HEADERS,
-)
-_fp4 = GpuKernel(
-    "expert_fp4_matmul",
-    ("x", "w", "scales", "pairs", "starts"),
-    ("output",),
-    headers=(*_QUANTIZED_HEADERS, "fp4_fragments"),
+    headers=(
+        *("fragments", "quantized_fragments", "fp4_fragments", "codes", "quantized_product"),
+        *("tile_sums", "experts"),
+    ),
 )
 
 
@@ -118,12 +111,10 @@ def expert_matmul(
         "MOST": MAX_PAIRS,
     }
     if isinstance(weight, Quantized):
-        is_affine = weight.mode == "affine"
-        kernel = _quantized if is_affine else _fp4
-        template |= {"GROUP": weight.group_size, "SORTED": is_sorted}
-        template |= {"BITS": weight.bits} if is_affine else {}
-        biases = [weight.biases] if is_affine else []
-        inputs = [x, weight.w, weight.scales, *biases, given, pairs.starts]
+        template |= {"GROUP": weight.group_size, "BITS": weight.bits, "SORTED": is_sorted}
+        template["FP4"] = weight.mode == "mxfp4"
+        kernel = _quantized
+        inputs = [x, weight.w, weight.scales, weight.biases, given, pairs.starts]
     else:
         assert not is_sorted, "MLX multiplies many rows with dense matrices well"
         kernel, inputs = _dense, [x, weight, given]

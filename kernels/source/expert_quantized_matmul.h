@@ -1,10 +1,11 @@
 // y[p] = x[p / EACH] @ W[e[p]]^T for the pairs p of a step's rows and their experts, by matrix units, and
-// W quantised in MLX's affine mode.
+// W quantised in MLX's affine mode or, FP4, in mxfp4, which has no biases.
 //
 // Each matrix that is wanted is read once for up to INPUT_TILES * 8 rows. `pairs` are the experts of all
 // pairs or, SORTED, pairs in the order of their experts.
 
-typedef quire::QuantizedProduct<T, quire::Fragments<T, BITS>, GROUP, TILES, INPUT_TILES, SIMDGROUPS, DEPTH> Product;
+typedef typename quire::CodesOf<T, BITS, FP4>::Codes Codes;
+typedef quire::QuantizedProduct<T, Codes, GROUP, TILES, INPUT_TILES, SIMDGROUPS, DEPTH> Product;
 typedef quire::TileSums<TILES, INPUT_TILES, SIMDGROUPS> Sums;
 
 const int columns = w_shape[1];
@@ -27,7 +28,7 @@ if (part.num_pairs > 0) {
   const int depth = words * (32 / BITS);
   const size_t first = size_t(part.expert) * columns;
   const quire::QuantizedExpert<T, Product> weights = {
-      w + first * words, scales + first * (depth / GROUP), biases + first * (depth / GROUP), depth};
+      w + first * words, scales + first * (depth / GROUP), (const DEVICE T*)biases + first * (depth / GROUP), depth};
   const int index = int(thread_index_in_threadgroup);
   if (SORTED) {
     const quire::WritePairs<T, const DEVICE unsigned int*> write = {

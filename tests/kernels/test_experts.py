@@ -121,7 +121,7 @@ FP4_MUTANTS = {
 @pytest.mark.parametrize("mutant", FP4_MUTANTS)
 def test_a_broken_mode_is_noticed(mutant: str) -> None:
     problem = QUANTIZED_EXPERT_MATMUL.problem(FP4, F16, 0, False)
-    with simulated_kernels({"expert_fp4_matmul": FP4_MUTANTS[mutant]}):
+    with simulated_kernels({"expert_quantized_matmul": FP4_MUTANTS[mutant]}):
         found = run(QUANTIZED_EXPERT_MATMUL, problem)
     assert not error(problem, found) < 10 * LIMITS[F16]
 

@@ -15,7 +15,15 @@ from metal_sim.source import MetalKernel
 from metal_sim.text import parse
 
 HEADERS = {
-    *("common", "convolution", "dense_product", "experts", "quantized_product", "reduce_scatter"),
+    *(
+        "codes",
+        "common",
+        "convolution",
+        "dense_product",
+        "experts",
+        "quantized_product",
+        "reduce_scatter",
+    ),
     *("rotary", "sampling", "states", "tile", "tile_sums"),
 }
 # Whole prompts are MLX's own on Metal unless `quire tune` finds this kernel faster: with wide heads
