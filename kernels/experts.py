@@ -2,7 +2,7 @@
 
 Each row goes to a few of many experts, and the matrices of all that are wanted have to be read
 once. MLX's product of many pairs, made for long prompts, multiplies tiles of 256 rows on CUDA and
-reads at a fifth of the memory's speed. Here nothing is sorted: each threadgroup looks for the rows
+reads at a sixth of the memory's speed. Here nothing is sorted: each threadgroup looks for the rows
 of its expert itself. MLX's product of quantised matrices reads them on CUDA again for each row that
 wants them: so many rows go likewise there, and a sort says where an expert's are.
 """
@@ -71,6 +71,7 @@ class Pairs(NamedTuple):
 
 
 def sort_pairs(experts: mx.array, num_experts: int) -> Pairs:
+    """(P,) uint32 experts, sorted."""
     numbers = mx.arange(max(num_experts + 1, CONSTANT_SIZE))
     starts = (experts[None] < numbers[:, None]).sum(axis=1)
     return Pairs(experts, mx.argsort(experts), starts.astype(mx.int32))
@@ -88,8 +89,9 @@ def expert_matmul(
     Args:
         x: (P / each, K) float16 or bfloat16
         weight: (E, N, K) in the dtype of ``x``, K a multiple of 32, or quantised
-        pairs: P of them; at most :data:`MAX_PAIRS` if they are not sorted, as they have to be of
-            matrices that are not quantised.
+        each: pairs of each row of ``x``.
+        pairs: P of them; not sorted, they are at most :data:`MAX_PAIRS`. Sorted ones go with
+            quantised matrices only.
 
     Returns:
         (P, N) in the dtype of ``x``.
