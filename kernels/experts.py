@@ -1,4 +1,4 @@
-"""Products with the matrices of experts, for the few rows of a decode step.
+"""Products with the matrices of experts: few rows of any, and many of quantised ones.
 
 Each row goes to a few of many experts, and the matrices of all that are wanted have to be read
 once. MLX's product of many pairs, made for long prompts, multiplies tiles of 256 rows on CUDA and

@@ -172,8 +172,8 @@ _MLX: Variant[Any, ExpertProblem] = Variant(partial(_run, ExpertVariant.MLX), Ki
 _PAIRS = Limit(max=MAX_PAIRS)
 # On an H200 MLX's own products take 51, 1,740 and 2,560 us for the experts of a layer of Gemma 4
 # 26B-A4B at 1, 16 and 64 rows, in bfloat16: they read what is wanted at 1.9, 0.6 and 0.6 TB/s of
-# 3.7. The quantised ones read an expert's matrix again for each of its rows. These kernels have not
-# been measured yet, and nothing has on Metal.
+# 3.7 (h200-gemma4-26b-shapes.json). The quantised ones read an expert's matrix again for each of
+# its rows. These kernels have not been measured yet, and nothing has on Metal.
 _SOME_PAIRS = {"pairs": Limit(min=16)}
 _MODES = {"bits": Limit(values=(4, 8)), "group_size": Limit(values=(32, 64, 128))}
 # Qwen3 30B-A3B's, whose sizes most others share: into its experts, and out of them.

@@ -59,7 +59,7 @@ def model_of(config: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     return model_class(args_class.from_dict(config)), config
 
 
-def made_model(model: Model) -> tuple[nn.Module, dict[str, Any]]:
+def build_model(model: Model) -> tuple[nn.Module, dict[str, Any]]:
     """Random weights in the device's memory, as mlx-lm's classes draw them, and the configuration
     of a folder that holds them; float32 on a CPU. What is likely to be said is printable."""
     import mlx.core as mx
@@ -101,7 +101,7 @@ def make_model(model: Model) -> LoadedModel:
 
     from quire.engine.startup.loader import LoadedModel
 
-    made, config = made_model(model)
+    made, config = build_model(model)
     context = published(model.name, model.layers).get("max_position_embeddings", 131_072)
     total = sum(array.nbytes for _, array in tree_flatten(made.parameters()))
     dtype = f"{model.bits}-bit" if model.bits else str(floats()).removeprefix("mlx.core.")
@@ -140,7 +140,7 @@ def main() -> int:
         args.folder.mkdir(parents=True)
     except FileExistsError as error:
         parser.error(str(error))
-    model, config = made_model(args.model)
+    model, config = build_model(args.model)
     save_model(args.folder, model)
     write_files(args.folder, config)
     return 0

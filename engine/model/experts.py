@@ -1,4 +1,4 @@
-"""Mixtures of experts with a kernel of our own for few rows; else they are mlx-lm's."""
+"""Mixtures of experts by kernels of our own where specifications choose them; else mlx-lm's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlx_lm.models.switch_layers import (
     SwitchMLP,
 )
 
-from quire.kernels.choice.selection import select
+from quire.kernels.choice.selection import Choice, select
 from quire.kernels.experts import Pairs, Quantized
 from quire.kernels.experts_spec import (
     EXPERT_MATMUL,
@@ -29,11 +29,12 @@ from quire.kernels.experts_spec import (
 )
 
 Product = Callable[[mx.array], mx.array]
+ExpertChoice = Choice[ExpertVariant] | Choice[QuantizedExpertVariant]
 _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
-_NOT_OURS = {None, ExpertVariant.MLX, QuantizedExpertVariant.MLX}
+_MLX = (ExpertVariant.MLX, QuantizedExpertVariant.MLX)
 
 
-class FewRowsGLU(SwitchGLU):
+class KernelGLU(SwitchGLU):
     """down(activation(up(x), gate(x))) of each row's experts."""
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
@@ -47,7 +48,7 @@ class FewRowsGLU(SwitchGLU):
         return output.reshape(*indices.shape, output.shape[-1])
 
 
-class FewRowsMLP(SwitchMLP):
+class KernelMLP(SwitchMLP):
     """fc2(activation(fc1(x))) of each row's experts."""
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
@@ -61,11 +62,11 @@ class FewRowsMLP(SwitchMLP):
         return output.reshape(*indices.shape, output.shape[-1])
 
 
-_CLASSES = {SwitchGLU: FewRowsGLU, SwitchMLP: FewRowsMLP}
+_CLASSES = {SwitchGLU: KernelGLU, SwitchMLP: KernelMLP}
 
 
 def adapt_experts(model: nn.Module) -> None:
-    """Have kernels multiply few rows, wherever they can."""
+    """Have kernels multiply wherever they are chosen."""
     for module in model.modules():
         if type(module) in _CLASSES:
             module.__class__ = _CLASSES[type(module)]
@@ -75,11 +76,13 @@ def _products(linears: Sequence[Any], x: mx.array, indices: mx.array) -> list[Pr
     """The products by kernels, the last one of what the others give for each pair of a row and an
     expert; None if any of them is to be MLX's, or they do not go alike."""
     each = [indices.shape[-1]] * (len(linears) - 1) + [1]
-    choices = [
-        _choice(linear, x.dtype, indices.size, n) for linear, n in zip(linears, each, strict=True)
-    ]
-    variants = {None if choice is None else choice.variant for choice in choices}
-    if len(variants) > 1 or not variants.isdisjoint(_NOT_OURS):
+    choices: list[ExpertChoice] = []
+    for linear, n in zip(linears, each, strict=True):
+        choice = _choice(linear, x.dtype, indices.size, n)
+        if choice is None or choice.variant in _MLX:
+            return None
+        choices.append(choice)
+    if len({choice.variant for choice in choices}) > 1:
         return None
     num_experts = linears[0].weight.shape[0]
     pairs = pairs_for(choices[0].variant, indices.reshape(-1).astype(mx.uint32), num_experts)
@@ -96,9 +99,8 @@ def _product(
     return output + linear["bias"][pairs.experts] if "bias" in linear else output
 
 
-def _choice(linear: Any, dtype: mx.Dtype, pairs: int, each: int) -> Any:
-    """A :class:`Choice`; None if the specifications say nothing: of types that differ, or of no
-    rows."""
+def _choice(linear: Any, dtype: mx.Dtype, pairs: int, each: int) -> ExpertChoice | None:
+    """None if the specifications say nothing: of types that differ, or of no rows."""
     matrix = weights_of(linear)
     if matrix is None or not pairs or dtype not in _FLOATS:
         return None

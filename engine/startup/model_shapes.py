@@ -165,9 +165,9 @@ def _product_fields(model: nn.Module) -> dict[AnySpec, list[Fields]]:
             fields = {"outputs": module.weight.shape[1], "dim": module.input_dims}
             if isinstance(matrices, Quantized):
                 mode = {"bits": matrices.bits, "group_size": matrices.group_size}
-                fields |= {**mode, "mxfp4": matrices.mode == "mxfp4"}
-                key = fields["dim"], matrices.bits, matrices.group_size
-                _keep_least(quantised_experts, key, fields)
+                mode["mxfp4"] = matrices.mode == "mxfp4"
+                key = fields["dim"], *mode.values()
+                _keep_least(quantised_experts, key, fields | mode)
             else:
                 _keep_least(experts, fields["dim"], fields)
     return {

@@ -14,7 +14,8 @@ from metal_sim import KernelFault, changed, compiled_ahead, simulated_kernels
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 
 from quire.engine.model import experts as experts_module
-from quire.engine.model.experts import FewRowsGLU, FewRowsMLP, adapt_experts
+from quire.engine.model.experts import KernelGLU, KernelMLP, adapt_experts
+from quire.engine.startup import model_shapes
 from quire.kernels.choice.problem import to_float64
 from quire.kernels.choice.selection import Selector, selecting
 from quire.kernels.choice.spec import AnySpec
@@ -186,7 +187,7 @@ def switch(kind: type, bias: bool, bits: int | str | None) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize(("kind", "adapted"), [(SwitchGLU, FewRowsGLU), (SwitchMLP, FewRowsMLP)])
+@pytest.mark.parametrize(("kind", "adapted"), [(SwitchGLU, KernelGLU), (SwitchMLP, KernelMLP)])
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize(
     ("bits", "rows"), [(None, 5), (None, 40), *product([4, 8, "mxfp4"], [5, 40, 345])]
@@ -214,6 +215,18 @@ def test_a_mixture_gives_what_mlx_lm_gives(
     assert got.shape == expected.shape
     assert got.dtype == BF16
     assert mx.abs(got - expected).max() < 2e-2 * mx.abs(expected).max()
+
+
+def test_a_start_on_metal_checks_experts_of_every_mode() -> None:
+    """Those of two modes that agree in all sizes, too."""
+    model = nn.Sequential(
+        *(switch(SwitchMLP, bias=False, bits=bits) for bits in (4, "mxfp4", None))
+    )
+    found = model_shapes._product_fields(model)
+    assert {(f["dim"], f["mxfp4"]) for f in found[QUANTIZED_EXPERT_MATMUL]} == {
+        *product((64, 96), (False, True))
+    }
+    assert {f["dim"] for f in found[EXPERT_MATMUL]} == {64, 96}
 
 
 def test_other_devices_and_types_keep_mlx_lm() -> None:

@@ -225,13 +225,13 @@ def test_a_published_model_is_written_as_mlx_lm_reads_it(
     own = PUBLISHED["Qwen3.6-35B-A3B"]
     monkeypatch.setitem(PUBLISHED, "narrow", own | narrow)
     made: list[Any] = []
-    make = random_models.made_model
+    make = random_models.build_model
 
     def noted(model: random_models.Model) -> Any:
         made[:] = make(model)
         return made
 
-    monkeypatch.setattr(random_models, "made_model", noted)
+    monkeypatch.setattr(random_models, "build_model", noted)
     monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "m"), "narrow:4:4"])
     monkeypatch.setattr(random_models, "prepare_mlx", lambda: None)  # MLX has been imported
     assert random_models.main() == 0
