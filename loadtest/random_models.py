@@ -81,9 +81,9 @@ def build_model(model: Model) -> tuple[nn.Module, dict[str, Any]]:
     if model.bits:
         with redirect_stdout(sys.stderr):  # it says how many bits a weight has
             made, config = quantize_model(made, config, _GROUP_SIZE, model.bits)
-    made.eval()
-    for _, array in tree_flatten(made.parameters()):
+    for _, array in tree_flatten(made.parameters()):  # one by one: those in full width are let go
         mx.eval(array)
+    made.eval()
     mx.clear_cache()
     return made, config
 

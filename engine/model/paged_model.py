@@ -267,7 +267,10 @@ class PagedModel:
         all, as on the CPU, where MLX builds a few tens of operations ahead anyway."""
         if not on_gpu() or num_rows <= self.whole_rows:
             return None
-        return layers_at_once(num_rows * self._row_bytes, len(self.layers), attended)
+        num_layers = len(self.layers)
+        if self.states is not None:
+            num_layers += len(self.states.layers)
+        return layers_at_once(num_rows * self._row_bytes, num_layers, attended)
 
     @property
     def whole_rows(self) -> int:
@@ -278,13 +281,16 @@ class PagedModel:
 
     @property
     def _row_bytes(self) -> int:
-        """Of the queries of a row, in the layer where they are largest."""
+        """Of the queries of a row, in the layer where they are largest; of a model without them,
+        of what a recurrent layer convolves."""
         sizes = [
             use.heads * layer.shape.key_dim * layer.shape.key_dtype.size
             for layer in self.layers
             if layer.shape is not None
             for use in layer.uses
         ]
+        if not sizes and self.states is not None:
+            return self.states.row_bytes
         return max(sizes, default=0)
 
     def padded_sizes(self, max_decodes: int, max_rows: int) -> PaddedSizes:

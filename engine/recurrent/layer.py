@@ -79,6 +79,11 @@ class StateLayer(ArraysCache):
         ends = handle.rows.ends
         handle.store(rows if ends is None else rows[ends])
 
+    def reached(self, index: int, hidden: mx.array) -> None:
+        """An item has been computed; ``hidden`` depends on that and on all layers before."""
+        if self.step.pace is not None and index == len(self.items) - 1:
+            self.step.pace.passed(hidden)
+
     def make_mask(self, num_tokens: int) -> None:
         return None
 
@@ -137,6 +142,7 @@ class StateHandle:
         assert self.item.in_place in (None, in_place), "a state that is written in two ways"
         self.item.in_place = in_place
         self.item.use = self.item.use or applied.use
+        self._layer.reached(self.index, applied.result)
         return applied.result
 
     def read(self) -> mx.array:
@@ -147,3 +153,4 @@ class StateHandle:
         """Put (E, *shape) states into the slots that they go to."""
         pool = self.pool
         pool[self.rows.targets] = states.astype(pool.dtype)
+        self._layer.reached(self.index, states)

@@ -46,6 +46,11 @@ class RecurrentStates:
         return sum(item.shape.nbytes for item in self._items)
 
     @property
+    def row_bytes(self) -> int:
+        """Of the longest row that a layer keeps for the tokens to come, such as a convolution's."""
+        return max(item.shape.shape[-1] * item.shape.dtype.size for item in self._items)
+
+    @property
     def in_place(self) -> bool:
         """Whether kernels write all states."""
         return all(item.in_place for item in self._items)

@@ -94,7 +94,9 @@ def paced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         yield passed
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "deepseek_v3"])
+@pytest.mark.parametrize(
+    "family", ["qwen3", "gemma3_text", "deepseek_v3", "qwen3_next", "mamba2", "rwkv7"]
+)
 @pytest.mark.parametrize("beside", [False, True], ids=["one thread", "two threads"])
 def test_tokens_stay_those_of_mlx_lm(family: str, beside: bool, paced: list[int]) -> None:
     draw = random.Random(0)
@@ -122,5 +124,8 @@ def test_tokens_stay_those_of_mlx_lm(family: str, beside: bool, paced: list[int]
     for i, prompt in enumerate(prompts):
         assert tokens[i] == reference_generate(build(family, 0), prompt, 5)[0]
     assert paced, "no step was handed over in pieces"
-    # Steps of decodes alone, which are compiled, are not; with padding they have up to 4 rows.
-    assert min(paced) > 4
+    recurrent = [] if model.states is None else model.states.layers
+    assert len(paced) % (len(model.layers) + len(recurrent)) == 0, "not every layer passed"
+    if model.in_place:
+        # Steps of decodes alone, which are compiled, are not; with padding they have up to 4 rows.
+        assert min(paced) > 4
