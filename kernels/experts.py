@@ -154,7 +154,7 @@ def gather_matmul(
     order = mx.argsort(experts) if pairs >= _SORTED_PAIRS else None
     if order is not None:
         rows, experts = rows[order], experts[order]
-    given = x[:, None][rows]  # MLX takes an axis put into what has been taken for a stride of 1
+    given = x[:, None][rows]  # MLX misreads rows that an axis is put into last (its issue 4253)
     is_sorted = order is not None
     if isinstance(weight, Quantized):
         product = mx.gather_qmm(

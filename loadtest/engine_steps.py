@@ -12,7 +12,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -62,13 +62,17 @@ class Plan:
 class EngineSteps:
     """
     Attributes:
-        kernels: how long each ran in a step, by what was run, if there are ``records`` of them.
+        kernels: how long each ran in a step, by what was run, if they were recorded.
     """
 
-    def __init__(self, startup: Startup, plan: Plan, records: KernelRecords | None = None) -> None:
+    def __init__(
+        self, startup: Startup, plan: Plan, record: Callable[[], KernelRecords] | None = None
+    ) -> None:
+        """With ``record`` everything is run once more, behind all that is timed: CUPTI,
+        once loaded, may keep the host longer at each kernel."""
         self.engine: Engine = startup.engine
         self.kernels: dict[str, list[KernelTime]] = {}
-        self._records = records
+        self._record = record
         self.plan = plan
         _lift_limit(self.engine)
         self._draw = random.Random(0)
@@ -93,27 +97,30 @@ class EngineSteps:
 
         times: Times = {}
         peaks: Memory = {}
-
-        def run(name: str, step: Callable[[], object], count: int) -> None:
+        for name, step, count in self._steps():
             mx.reset_peak_memory()
             times[name] = time_calls(step, count)
             peaks[f"peak, {name}"] = mx.get_peak_memory()
-            if self._records is not None:
-                self.kernels[name] = self._recorded(self._records, step)
+        if self._record is not None:
+            records = self._record()
+            for name, step, _ in self._steps():
+                self.kernels[name] = self._recorded(records, step)
+        return times, peaks
 
+    def _steps(self) -> Iterator[tuple[str, Callable[[], object], int]]:
+        """What is run, by its name, and how often, while the engine is ready for it."""
         for batch, context in self.plan.decode:
             ids = self._decoding(batch, context)
-            run(f"decode {batch}x{context}", self.engine.step, self.plan.steps)
+            yield f"decode {batch}x{context}", self.engine.step, self.plan.steps
             self._drain(ids)
         for batch, context, length in self.plan.mixed:
             ids = self._decoding(batch, context)
-            name = f"mixed {batch}x{context}+{length}"
-            run(name, partial(self._step_with, length), self.plan.steps)
+            step = partial(self._step_with, length)
+            yield f"mixed {batch}x{context}+{length}", step, self.plan.steps
             self._drain(ids)
         for lengths in self.plan.prompts:
-            name = f"prompts {name_of(lengths)}"
-            run(name, partial(self._whole, lengths), self.plan.prompt_runs)
-        return times, peaks
+            step = partial(self._whole, lengths)
+            yield f"prompts {name_of(lengths)}", step, self.plan.prompt_runs
 
     def _recorded(self, records: KernelRecords, step: Callable[[], object]) -> list[KernelTime]:
         import mlx.core as mx

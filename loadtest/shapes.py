@@ -227,7 +227,7 @@ def _run(
         + kept_bytes(paged, batch, context + plan.steps // 2)
         for batch, context in plan.decode
     }
-    steps = EngineSteps(startup, plan, KernelRecords() if with_kernels else None)
+    steps = EngineSteps(startup, plan, KernelRecords if with_kernels else None)
     times, memory = steps.measure()
     pages = startup.ready.kv_cache_bytes + startup.ready.states.nbytes
     say(

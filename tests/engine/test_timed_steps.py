@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
@@ -15,6 +17,7 @@ from quire.engine.model.paging import page_model
 from quire.engine.startup.start import Startup
 from quire.engine.step.runner import ModelRunner
 from quire.loadtest import engine_steps
+from quire.loadtest.cuda_kernels import Ran
 from quire.loadtest.engine_steps import EngineSteps, Plan
 
 
@@ -50,3 +53,33 @@ def test_steps_are_encoded_on_another_thread_where_a_worker_does_so() -> None:
             }
     assert threads["build"] == {threading.get_ident()}
     assert threading.get_ident() not in threads["prepare"]
+
+
+def test_kernels_are_recorded_when_all_has_been_timed() -> None:
+    plan = Plan(decode=[(1, 8), (2, 8)], prompts=[[16]], steps=2, prompt_runs=1)
+    timed: list[int] = []
+    time_calls = engine_steps.time_calls
+
+    def counted(step: Callable[[], object], count: int) -> list[float]:
+        timed.append(count)
+        return time_calls(step, count)
+
+    class Records:
+        def __init__(self) -> None:
+            assert timed == [2, 2, 1]
+
+        @contextmanager
+        def recording(self) -> Iterator[Callable[[], list[Ran]]]:
+            yield lambda: [Ran("k", 1000)]
+
+    model = page_model(build("qwen3", 0), "qwen3")
+    engine = Engine(model, EngineConfig(60, 8, max_num_seqs=4, max_num_batched_tokens=32))
+    startup = mock.Mock(Startup, engine=engine)
+    with (
+        mock.patch.object(engine_steps, "MAX_TOKEN", 50),
+        mock.patch.object(engine_steps, "time_calls", counted),
+    ):
+        steps = EngineSteps(startup, plan, Records)  # type: ignore[arg-type]
+        steps.measure()
+    assert [*steps.kernels] == ["decode 1x8", "decode 2x8", "prompts 16"]
+    assert all(found[0].name == "k" for found in steps.kernels.values())

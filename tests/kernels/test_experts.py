@@ -165,11 +165,24 @@ def test_where_it_is_taken() -> None:
     usual = ExpertShape(128, 8, 128, 704, 2816)
     assert chosen(usual) == chosen(usual._replace(pairs=MAX_PAIRS)) == "by_expert"
     assert chosen(usual._replace(pairs=MAX_PAIRS + 8)) == chosen(usual._replace(dim=48)) == "mlx"
-    assert chosen(usual._replace(pairs=8)) == "mlx"  # a row is multiplied well enough
-    many = QUANTIZED_EXPERT_MATMUL.surveyed["mxfp4"]._replace(pairs=MAX_PAIRS + 1)
-    choice = Selector("cuda", None).default(QUANTIZED_EXPERT_MATMUL, many, "bfloat16")
-    assert choice.variant.value == "sorted"
+    assert chosen(usual._replace(pairs=8)) == "by_expert"
+    assert chosen(usual._replace(pairs=4)) == "mlx"  # not measured
     assert chosen(usual, "metal") == chosen(usual, "cuda", "float32") == "mlx"
+    for pairs, variant in ((256, "by_expert"), (257, "sorted"), (MAX_PAIRS + 1, "sorted")):
+        shape = QUANTIZED_EXPERT_MATMUL.surveyed["mxfp4"]._replace(pairs=pairs)
+        choice = Selector("cuda", None).default(QUANTIZED_EXPERT_MATMUL, shape, "bfloat16")
+        assert choice.variant.value == variant
+
+
+def test_mlx_is_given_rows_that_it_reads_rightly() -> None:
+    """Its product of many pairs on GPUs takes an axis that was put into what has been computed for
+    one of stride 1, and reads other rows (mlx issue 4253)."""
+    problem = EXPERT_MATMUL.problem(ExpertShape(64, 2, 4, 32, 64), F16, 0, False)
+    with mock.patch.object(mx, "gather_mm", wraps=mx.gather_mm) as product:
+        run(EXPERT_MATMUL, problem, None, "mlx")
+    rows = product.call_args.args[0]
+    mx.eval(rows)
+    assert memoryview(rows).strides[:2] == (64 * rows.itemsize, 64 * rows.itemsize)
 
 
 def switch(kind: type, bias: bool, bits: int | str | None) -> nn.Module:
