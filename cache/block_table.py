@@ -70,15 +70,15 @@ class BlockTable:
         index = position // self._pool.block_size - 1
         return self._names[index] if index < len(self._names) else None
 
-    def num_coming(
+    def names_coming(
         self, first: int, token_ids: Sequence[int], coming: Collection[BlockHash]
-    ) -> int:
-        """How many blocks from the ``first`` on, without a gap, have names in ``coming``.
+    ) -> Sequence[BlockHash]:
+        """Those of blocks from the ``first`` on, without a gap, that are in ``coming``.
 
         Like :meth:`find_prefix`, which must have been asked, it leaves out the last token.
         """
         names = self._names[first : (len(token_ids) - 1) // self._pool.block_size]
-        return sum(1 for _ in takewhile(coming.__contains__, names))
+        return [*takewhile(coming.__contains__, names)]
 
     def admit(self, prefix: list[int], num_tokens: int, reserve: int = 0) -> bool:
         """Start an empty table with ``prefix`` and room for ``num_tokens``.

@@ -79,16 +79,16 @@ class SequenceCache:
         names = (self.blocks.name_before(position, token_ids) for position in self._positions)
         return [name for name in names if name is not None]
 
-    def num_coming(
+    def names_coming(
         self, prefix: Prefix, token_ids: Sequence[int], coming: Collection[BlockHash]
-    ) -> int:
-        """By how many blocks the prefix will be longer once those with names in ``coming`` are
+    ) -> Sequence[BlockHash]:
+        """Names of the blocks by which the prefix will be longer once those in ``coming`` are
         there."""
         if self._states is None:
-            return self.blocks.num_coming(prefix.num_pages, token_ids, coming)
+            return self.blocks.names_coming(prefix.num_pages, token_ids, coming)
         names = self.blocks.names((len(token_ids) - 1) // self._pools.blocks.block_size)
         depths = (depth for depth, name in enumerate(names, 1) if name in coming)
-        return max(0, max(depths, default=0) - len(prefix.blocks))
+        return names[len(prefix.blocks) : max(depths, default=0)]
 
     def admit(
         self,

@@ -31,6 +31,9 @@ from quire.engine.sequence import Sequence
 from quire.engine.step_batch import Chunk, StepBatch
 from quire.engine.step_limits import StepLimits
 
+# Tokens of prompts that one step looks up in the cache: 5 ms of hashing, if they are new.
+_MAX_LOOKED_UP = 1 << 16
+
 
 class Scheduler:
     """
@@ -178,13 +181,19 @@ class Scheduler:
         for needs in (s.cache.will_lack(len(s.token_ids)) for s in self.running):
             reserve = reserve.plus(needs)
         coming = {name for s in self.running for name in s.cache.coming(s.token_ids)}
+        looked_up = 0  # tokens
         for sequence in list(self.waiting):
             if not budget or len(self.running) == self.limits.max_num_seqs:
                 break
             if sequence.num_pending_tokens:
                 break  # preempted with a token in flight, which belongs to its prompt now
+            if sequence.waits_for in coming:
+                continue
+            if looked_up > _MAX_LOOKED_UP:
+                break
             prefix = NO_PREFIX
             if not sequence.needs_every_row:
+                looked_up += len(sequence.token_ids)
                 prefix = sequence.cache.find_prefix(sequence.token_ids)
             if self._should_wait(sequence, prefix, coming):
                 continue
@@ -230,9 +239,15 @@ class Scheduler:
         if not coming or sequence.needs_every_row:
             return False
         size = self._blocks.block_size
-        shared = size * sequence.cache.num_coming(prefix, sequence.token_ids, coming)
+        names = sequence.cache.names_coming(prefix, sequence.token_ids, coming)
         rest = len(sequence.token_ids) - len(prefix.blocks) * size
-        return shared > 0 and shared >= min(rest, self.limits.max_num_batched_tokens) // 2
+        least = min(rest, self.limits.max_num_batched_tokens) // 2
+        if not names or len(names) * size < least:
+            return False
+        # As long as that one is coming, so are too many to begin.
+        until = names[: max(1, len(names) - least // size + 1)]
+        sequence.waits_for = next((n for n in reversed(until) if n in coming), names[-1])
+        return True
 
     def _make_batch(self, planned: dict[Sequence, int]) -> StepBatch:
         step_id = self._next_step

@@ -6,6 +6,7 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
+from quire.cache.block_hash import BlockHash
 from quire.cache.sequence_cache import SequenceCache
 from quire.engine.grammar import GrammarState
 from quire.engine.messages import GenerateRequest, TokenLogprobs
@@ -46,6 +47,7 @@ class Sequence:
     last_step: int = -1  # the newest step that reads or writes the sequence's cache
     arrival: Arrival = field(default_factory=Arrival)
     admissions: int = 0  # tells rows scheduled before a preemption from those after it
+    waits_for: BlockHash | None = None  # while somebody else computes that block, this one waits
     finished: bool = False
     grammar: GrammarState | None = None  # has taken the output tokens that the host has seen
     report: PromptReport = field(default_factory=PromptReport)

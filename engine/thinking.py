@@ -16,6 +16,7 @@ class Thinking:
         self._forced = [*budget.close_token_ids, *budget.then_token_ids]
         self._num_accepted = 0
         self._forced_from: int | None = None  # the output token with which forcing began
+        self._opened: int | None = None  # behind which output token the model began to think
 
     def accept(self, token: int) -> None:
         """Take the next output token."""
@@ -30,6 +31,7 @@ class Thinking:
                 self._num_tokens -= len(budget.close_token_ids)
         elif budget.open_token_ids and self._ends_with(budget.open_token_ids):
             self._is_open = True
+            self._opened = self._num_accepted
         start = self._forced_from
         if start is not None and self._num_accepted - start >= len(self._forced):
             self._forced_from = None
@@ -45,6 +47,10 @@ class Thinking:
         """The token that must follow on those under way; None: any may."""
         if self._forced_from is None:
             if not self._is_open or self._num_tokens < self._budget.max_tokens:
+                return None
+            if not num_pending and self._opened == self._num_accepted:
+                # One token passes behind an opener, whether or not it was drawn before the host
+                # had seen that.
                 return None
             self._forced_from = self._num_accepted + num_pending
         place = self._num_accepted + num_pending - self._forced_from

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from array import array
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -144,8 +145,9 @@ class Worker:
 
     def _submit(self, request: GenerateRequest) -> None:
         try:
-            # An id beyond the embedding table reads foreign memory instead of failing.
-            if not _all_below(self._vocab_size, request.prompt_token_ids):
+            # An id beyond the embedding table reads foreign memory instead of failing, one beyond
+            # the logits writes to those of somebody else.
+            if not all(_all_below(self._vocab_size, ids) for ids in _token_ids(request)):
                 raise ValueError(f"token ids must be between 0 and {self._vocab_size - 1}")
             self._engine.submit(request)
         except (EngineError, ValueError) as error:
@@ -158,7 +160,19 @@ class Worker:
         self._outbox.send(messages.encode(message))
 
 
-def _all_below(size: int, token_ids: list[int]) -> bool:
+def _token_ids(request: GenerateRequest) -> Iterator[Sequence[int]]:
+    """All that a request names."""
+    sampling, thinking = request.sampling, request.thinking
+    yield request.prompt_token_ids
+    yield request.stop_token_ids
+    yield [*sampling.logit_bias]
+    yield sampling.allowed_token_ids
+    yield from sampling.bad_words
+    if thinking is not None:
+        yield from (thinking.open_token_ids, thinking.close_token_ids, thinking.then_token_ids)
+
+
+def _all_below(size: int, token_ids: Sequence[int]) -> bool:
     """Whether all ids are from 0 to ``size - 1``; there may be 200,000."""
     try:
         ids = array("I", token_ids)

@@ -147,14 +147,14 @@ def start(
         grammar,
         # The tools stay in the prompt, which is cached; calls are made impossible instead.
         parsers.call_openers if body.tools and body.tool_choice == "none" else (),
-        _thinking_budget(served, body, prompt.opening),
+        _thinking_budget(served, info, body, prompt.opening),
         make,
     )
     return submission.start(served, info, work)
 
 
 def _thinking_budget(
-    served: Served, body: ChatCompletionRequest, opening: str
+    served: Served, info: Ready, body: ChatCompletionRequest, opening: str
 ) -> ThinkingBudget | None:
     if body.thinking_token_budget is None:
         return None
@@ -169,13 +169,14 @@ def _thinking_budget(
         ids: list[int] = served.model.encoder.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    return ThinkingBudget(
-        body.thinking_token_budget,
-        close_token_ids=encode(form.closer),
-        then_token_ids=encode(form.before_answer),
-        open_token_ids=encode(form.opener),
-        starts_open=form.is_open,
-    )
+    close, then, opener = (encode(t) for t in (form.closer, form.before_answer, form.opener))
+    if max([*close, *then, *opener], default=0) >= info.vocab_size:
+        raise invalid(
+            "thinking_token_budget",
+            "thinking_token_budget: this model cannot write the marks of its reasoning.",
+        )
+    limit = body.thinking_token_budget
+    return ThinkingBudget(limit, close, then, opener, starts_open=form.is_open)
 
 
 class ParsedGeneration(Generation):

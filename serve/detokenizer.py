@@ -11,6 +11,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from tokenizers import Tokenizer
@@ -129,8 +130,8 @@ class StopStringMatcher:
     """
 
     def __init__(self, stop_strings: Sequence[str]) -> None:
-        self._patterns = [(stop, _failure_table(stop)) for stop in stop_strings]
-        self._matched = [0] * len(stop_strings)  # characters of each stop string matched so far
+        self._patterns = [(stop, _failure_table(stop)) for stop in dict.fromkeys(stop_strings)]
+        self._matched = [0] * len(self._patterns)  # characters of each stop string matched so far
         self._held = ""
         self.found: str | None = None
 
@@ -166,7 +167,8 @@ class StopStringMatcher:
         return held
 
 
-def _failure_table(pattern: str) -> list[int]:
+@lru_cache(maxsize=256)  # the sequences of a request have the same
+def _failure_table(pattern: str) -> Sequence[int]:
     """For each matched length, the longest proper prefix that is also a suffix of the match."""
     table = [0] * (len(pattern) + 1)
     length = 0

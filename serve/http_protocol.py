@@ -102,6 +102,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._refused = False
         self._in_head = False
+        self._is_resuming = False  # a parser is told of a head that another one has read
         self._began_now = False  # whether a head has begun in the data being parsed
         self._raw_bytes = 0  # of this request, without the data in which it began
         self._head_bytes = 0
@@ -140,13 +141,30 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self._began_now = False
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # no other protocol is spoken here; the request is answered as it is
+            self._parse(data)
         except httptools.HttpParserError:
             self._refuse(ApiError(400, "This is not valid HTTP."))
         if not self._refused:
             self._count(len(data))
+
+    def _parse(self, data: bytes) -> None:
+        """No other protocol is spoken here: requests that ask for one, as Java's client does by
+        itself, are answered as they are. The parser takes what follows their heads for that
+        protocol's, so another one goes on there."""
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if self._refused or self.parser.get_method() == b"CONNECT":
+                    return
+                data = data[upgrade.args[0] :]
+                framing = self._body_framing
+                self.parser = httptools.HttpRequestParser(self)
+                if framing:
+                    self._is_resuming = True
+                    self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n")
+                    self._is_resuming = False
 
     def _count(self, num_bytes: int) -> None:
         """What the parser keeps to itself, and how long it may."""
@@ -178,12 +196,24 @@ class LimitedProtocol(HttpToolsProtocol):
 
     # ---- one request
 
+    @property
+    def _body_framing(self) -> bytes:
+        """The header that says how long the request's body is; empty if it has none."""
+        for name, value in self.headers:
+            if name == b"transfer-encoding" or (name == b"content-length" and int(value)):
+                return name + b": " + value
+        return b""
+
     def on_message_begin(self) -> None:
+        if self._is_resuming:
+            return
         super().on_message_begin()
         self._in_head = self._began_now = True
         self._raw_bytes = self._head_bytes = self._body_bytes = 0
 
     def on_url(self, url: bytes) -> None:
+        if self._is_resuming:
+            return
         if len(self.url) + len(url) <= self.guard.limits.max_url:
             super().on_url(url)
         elif not self._refused:
@@ -193,7 +223,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value)
         limits = self.guard.limits
-        if self._refused:
+        if self._refused or self._is_resuming:
             return
         if len(self.headers) >= limits.max_headers or self._head_bytes > limits.max_header_size:
             self._refuse(self._too_large())
@@ -201,6 +231,8 @@ class LimitedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._is_resuming:
+            return
         self._in_head = False
         self._stop_head_timer()
         self._unset_keepalive_if_required()
@@ -219,8 +251,9 @@ class LimitedProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if not self._refused:
-            super().on_message_complete()
+        if self._refused or (self.parser.should_upgrade() and self._body_framing):
+            return  # of the latter the body is to come
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

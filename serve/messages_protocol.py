@@ -16,26 +16,29 @@ from quire.serve.errors import invalid
 from quire.serve.field_names import FieldNames
 from quire.serve.protocol import (
     MAX_MESSAGES,
+    MAX_STOP_STRINGS,
     AssistantMessage,
     ChatCompletionRequest,
     FunctionCall,
     JsonSchema,
     JsonSchemaFormat,
     Message,
-    NonEmptyStr,
     PositiveInt,
+    StopString,
     SystemMessage,
     ToolCall,
     ToolMessage,
     UserMessage,
 )
 from quire.serve.tools import (
+    MAX_TOOLS,
     FunctionTool,
     NamedChoice,
     NamedFunction,
     ToolChoice,
     check_tools,
     decode_tool,
+    refuse_others,
 )
 
 # Claude Code's first system block changes with every request: no prefix would ever be found again.
@@ -119,7 +122,7 @@ class CountTokensRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     model: str
     messages: Annotated[list[Turn], Meta(min_length=1, max_length=MAX_MESSAGES)]
     system: str | list[TextBlock] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Annotated[list[dict[str, Any]], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Choice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -134,7 +137,7 @@ class CountTokensRequest(Struct, kw_only=True, forbid_unknown_fields=True):
 
 class MessagesRequest(CountTokensRequest, kw_only=True, forbid_unknown_fields=True):
     max_tokens: PositiveInt
-    stop_sequences: list[NonEmptyStr] | None = None
+    stop_sequences: Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)] | None = None
     stream: bool | None = None
     temperature: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -162,6 +165,11 @@ class MessagesChat(Struct):
     shows_thinking: bool = False
 
 
+# The last ones have no meaning outside Anthropic's service, or no effect on the answer.
+_TOOL_FIELDS: Final = {
+    *("type", "name", "description", "input_schema", "strict", "cache_control", "input_examples"),
+    *("defer_loading", "allowed_callers", "eager_input_streaming"),
+}
 _EDITS: Final = {"type": "clear_thinking_20251015", "keep": "all"}
 
 
@@ -231,10 +239,14 @@ def _tools(
         if tool.get("type", "custom") not in ("custom", None):  # one that Anthropic would run
             ignored.append(f"tools[{index}]")
             continue
+        refuse_others(tool, _TOOL_FIELDS, f"tools[{index}]")
+        if not isinstance(tool.get("input_schema"), dict):
+            param = f"tools[{index}].input_schema"
+            raise invalid(param, f"{param} must be a JSON schema.")
         function = {
             "name": tool.get("name"),
             "description": tool.get("description"),
-            "parameters": tool.get("input_schema"),
+            "parameters": tool["input_schema"],
             "strict": tool.get("strict"),
         }
         functions.append(decode_tool(function, f"tools[{index}]"))
@@ -271,16 +283,19 @@ def _messages(turns: Iterable[Turn]) -> list[Message]:
             continue
         # Results come first in a user's turn, whatever stands before them.
         messages += [_result(block) for block in blocks if isinstance(block, ToolResultBlock)]
-        texts = _texts([b for b in blocks if not isinstance(b, ToolResultBlock)], index)
+        texts = _texts(blocks, index, (ToolResultBlock,))
         if texts or not blocks:
             kind = SystemMessage if turn.role == "system" else UserMessage
             messages.append(kind("\n".join(texts)))
     return messages
 
 
-def _texts(blocks: Iterable[Block], index: int) -> list[str]:
+def _texts(blocks: Iterable[Block], index: int, others: tuple[type[Struct], ...]) -> list[str]:
+    """Of the blocks that are none of the ``others``."""
     texts = []
     for number, block in enumerate(blocks):
+        if isinstance(block, others):
+            continue
         if not isinstance(block, TextBlock):
             param = f"messages[{index}].content[{number}].type"
             raise invalid(param, f"{param}: only text and tool results are supported here.")
@@ -296,7 +311,7 @@ def _assistant(blocks: Sequence[Block], index: int) -> AssistantMessage:
     ]
     thoughts = [block.thinking for block in blocks if isinstance(block, ThinkingBlock)]
     skipped = (ToolUseBlock, ThinkingBlock, RedactedThinkingBlock)
-    texts = _texts([block for block in blocks if not isinstance(block, skipped)], index)
+    texts = _texts(blocks, index, skipped)
     return AssistantMessage(
         content="".join(texts) if texts or not calls else None,
         tool_calls=calls or None,

@@ -17,10 +17,16 @@ from quire.serve.tools import MAX_TOOLS, FunctionTool, ToolChoice
 
 MAX_MESSAGES: Final = 16384
 MAX_PROMPTS: Final = 1024
+MAX_DETOKENIZED: Final = 2**20
 
 NonEmptyStr = Annotated[str, Meta(min_length=1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-StopStrings = NonEmptyStr | Annotated[list[NonEmptyStr], Meta(min_length=1, max_length=16)]
+# Every character of an answer is compared with all of them.
+StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
+MAX_STOP_STRINGS: Final = 16
+StopStrings = (
+    StopString | Annotated[list[StopString], Meta(min_length=1, max_length=MAX_STOP_STRINGS)]
+)
 PositiveInt = Annotated[int, Meta(ge=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Choices = Annotated[int, Meta(ge=1, le=128)]
@@ -284,4 +290,4 @@ class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
 
 class DetokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Meta(max_length=MAX_DETOKENIZED)]

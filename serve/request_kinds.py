@@ -79,7 +79,7 @@ def _messages_kind(name: str, kind: type[CountTokensRequest]) -> RequestKind[Mes
 def _items(request: ResponsesRequest, previous: Sequence[Item]) -> tuple[list[Message], list[str]]:
     ignored: list[str] = []
     items = [*previous, *request.items]
-    return messages_of(request.instructions, items, ignored), ignored
+    return messages_of(request.instructions, items, ignored, len(previous)), ignored
 
 
 CHAT: Final = _kind(

@@ -5,7 +5,8 @@ One that fills a long context has megabytes: to decode them would hold up every 
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import msgspec
 
@@ -34,6 +35,39 @@ _decode: Final = msgspec.json.Decoder(Asked).decode
 
 def asked(body: RawBody) -> Asked:
     return _decode(body.whole())
+
+
+class _Reference(msgspec.Struct, frozen=True):
+    type: str = ""
+    id: str = ""
+
+
+_REFERENCE: Final = "item_reference"
+_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_raw_items: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def resolved(body: RawBody, find: Callable[[str], dict[str, Any] | None]) -> RawBody | None:
+    """The body with the items themselves where its input refers to some; None: it refers to none
+    that ``find`` knows by its id. The request has been checked."""
+    whole = body.whole()
+    if _REFERENCE.encode() not in whole:
+        return None
+    fields = _fields(whole)
+    if not bytes(fields["input"]).startswith(b"["):
+        return None
+    items, found = _raw_items(fields["input"]), False
+    for index, raw in enumerate(items):
+        if _REFERENCE.encode() not in bytes(raw):
+            continue
+        reference = msgspec.convert(msgspec.json.decode(raw), _Reference)
+        item = find(reference.id) if reference.type == _REFERENCE else None
+        if item is not None:
+            items[index], found = msgspec.Raw(msgspec.json.encode(item)), True
+    if not found:
+        return None
+    fields["input"] = joined(b"[" + b",".join(map(bytes, items)) + b"]")
+    return RawBody([msgspec.json.encode(fields)])
 
 
 def joined(*lists: bytes | msgspec.Raw) -> msgspec.Raw:

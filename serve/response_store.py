@@ -22,10 +22,14 @@ class _Share:
 
     def __init__(self) -> None:
         self.by_id: OrderedDict[str, bytes] = OrderedDict()
+        self.by_item: dict[str, str] = {}  # the response that an item is of
         self.num_bytes = 0
+        self._items: dict[str, list[str]] = {}  # by response
 
-    def add(self, response_id: str, data: bytes) -> None:
+    def add(self, response_id: str, data: bytes, items: list[str]) -> None:
         self.by_id[response_id] = data
+        self._items[response_id] = items
+        self.by_item.update(dict.fromkeys(items, response_id))
         self.num_bytes += len(data)
 
     def get(self, response_id: str) -> bytes | None:
@@ -36,6 +40,8 @@ class _Share:
 
     def drop(self, response_id: str) -> int:
         """Returns the bytes that are free now."""
+        for item in self._items.pop(response_id):
+            del self.by_item[item]
         size = len(self.by_id.pop(response_id))
         self.num_bytes -= size
         return size
@@ -59,7 +65,8 @@ class ResponseStore:
         data = msgspec.json.encode(stored)
         if len(data) > self._max_bytes:  # it would drive all others out and not stay itself
             return
-        self._shares[owner].add(response_id, data)
+        items = [item["id"] for item in stored.response.get("output", ())]
+        self._shares[owner].add(response_id, data, items)
         self._bytes += len(data)
         while self._bytes > self._max_bytes:
             largest = max(self._shares, key=lambda owner: self._shares[owner].num_bytes)
@@ -75,6 +82,15 @@ class ResponseStore:
                 code="previous_response_not_found",
             )
         return stored
+
+    def item(self, owner: str, item_id: str) -> dict[str, Any] | None:
+        """Of the output of a response that is kept."""
+        share = self._shares.get(owner)
+        response_id = None if share is None else share.by_item.get(item_id)
+        if response_id is None:
+            return None
+        output: list[dict[str, Any]] = self.find(owner, response_id).response["output"]
+        return next(item for item in output if item["id"] == item_id)
 
     def find(self, owner: str, response_id: str) -> Stored:
         """Raises :class:`ApiError` (404)."""

@@ -14,6 +14,8 @@ from starlette.responses import Response
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
+_SHOWN_IGNORED = 20
+
 encode = msgspec.json.Encoder().encode
 
 
@@ -24,8 +26,12 @@ def json_response(
 
 
 def ignored_header(fields: Sequence[str]) -> dict[str, str]:
-    """Names what was accepted although nothing comes of it."""
-    return {"X-Quire-Ignored": ", ".join(fields)} if fields else {}
+    """Names what was accepted although nothing comes of it, as far as clients can read it: they
+    refuse heads of some thousand bytes."""
+    shown = list(fields[:_SHOWN_IGNORED])
+    if len(fields) > len(shown):
+        shown.append(f"and {len(fields) - len(shown)} more")
+    return {"X-Quire-Ignored": ", ".join(shown)} if fields else {}
 
 
 class PromptTokensDetails(Struct, frozen=True):

@@ -29,14 +29,19 @@ Item = dict[str, Any]
 
 
 def messages_of(
-    instructions: str | None, items: Sequence[Item], ignored: list[str]
+    instructions: str | None, items: Sequence[Item], ignored: list[str], num_previous: int = 0
 ) -> list[Message]:
-    """Adds to ``ignored`` the items that are passed over. Raises :class:`ApiError` (400)."""
+    """Adds to ``ignored`` the items that are passed over. Raises :class:`ApiError` (400).
+
+    Args:
+        items: the whole conversation.
+        num_previous: of its first items, which are not the request's own.
+    """
     messages: list[Message] = [SystemMessage(instructions)] if instructions else []
-    messages += _Reader(ignored).read(items)
-    if not any(isinstance(message, UserMessage | ToolMessage) for message in messages):
-        raise invalid("input", "input holds no message of the user.")
-    return messages
+    said = _Reader(ignored, num_previous).read(items)
+    if not said:
+        raise invalid("input", "input holds no message.")
+    return messages + said
 
 
 class _MessageItem(Struct):
@@ -65,13 +70,14 @@ class _ReasoningItem(Struct):
 class _Reader:
     """Items in a row: what the assistant thought, said and called is one turn."""
 
-    def __init__(self, ignored: list[str]) -> None:
+    def __init__(self, ignored: list[str], num_previous: int) -> None:
         self._ignored = ignored
+        self._num_previous = num_previous
         self._messages: list[Message] = []
         self._turn: AssistantMessage | None = None
 
     def read(self, items: Sequence[Item]) -> list[Message]:
-        for index, item in enumerate(items):
+        for index, item in enumerate(items, -self._num_previous):
             param = f"input[{index}]"
             try:
                 self._item(item, param)
@@ -101,14 +107,18 @@ class _Reader:
                 text = "\n".join(str(part.get("text", "")) for part in parts)
                 turn = self._assistant()
                 turn.reasoning_content = "\n".join(filter(None, [turn.reasoning_content, text]))
+            case "item_reference":  # those of stored items stand for them no more
+                where = f"{param}.id"
+                raise invalid(where, f"{where}: no item {str(item.get('id'))[:100]!r} is stored.")
             case _:  # something that only OpenAI's service can read
-                self._ignored.append(param)
+                if not param.startswith("input[-"):  # it was named when it came
+                    self._ignored.append(param)
 
     def _message(self, item: _MessageItem, param: str) -> None:
         text = _text(item.content, f"{param}.content")
         if item.role == "assistant":
             turn = self._assistant()
-            turn.content = f"{turn.content or ''}{text}"
+            turn.content = f"{turn.content}\n\n{text}" if turn.content else text
             return
         self._end_turn()
         kinds: dict[str, Callable[[str], Message]] = {
@@ -132,10 +142,11 @@ class _Reader:
 
     def _end_turn(self) -> None:
         if (turn := self._turn) is not None:
+            self._turn = None
             if not turn.tool_calls:
                 turn.content = turn.content or ""
-            self._messages.append(turn)
-            self._turn = None
+            if turn.tool_calls or turn.content or turn.reasoning_content:
+                self._messages.append(turn)
 
 
 def _text(content: str | list[dict[str, Any]], param: str, *, omit_images: bool = False) -> str:

@@ -105,11 +105,14 @@ class Conversation(Struct):
     texts: dict[str, TextForm]  # by the function's name
 
 
-def to_chat(body: ResponsesRequest, items: Sequence[Item], family: str) -> Conversation:
+def to_chat(
+    body: ResponsesRequest, items: Sequence[Item], family: str, num_previous: int = 0
+) -> Conversation:
     """Raises :class:`ApiError` (400).
 
     Args:
         items: the whole conversation.
+        num_previous: of its first items, which are not the request's own.
         family: that writes the model's tool calls; "" where no grammar can be enforced.
     """
     for field, harmless in _OFF.items():
@@ -128,7 +131,7 @@ def to_chat(body: ResponsesRequest, items: Sequence[Item], family: str) -> Conve
     check_tools(tools, choice, reader.places)
     chat = ChatCompletionRequest(
         model=body.model,
-        messages=messages_of(body.instructions, items, ignored),
+        messages=messages_of(body.instructions, items, ignored, num_previous),
         tools=tools or None,
         tool_choice=choice,
         parallel_tool_calls=body.parallel_tool_calls,

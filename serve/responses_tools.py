@@ -11,9 +11,24 @@ from quire.serve.errors import invalid
 from quire.serve.grammar_check import CheckRequest
 from quire.serve.output_form import TextForm, carries
 from quire.serve.protocol import NonEmptyStr
-from quire.serve.tools import FunctionTool, NamedChoice, NamedFunction, ToolChoice, decode_tool
+from quire.serve.tools import (
+    FunctionTool,
+    NamedChoice,
+    NamedFunction,
+    ToolChoice,
+    decode_tool,
+    refuse_others,
+)
 
 _DEFAULT_NAMESPACE: Final = "functions"  # its tools go by their bare names
+
+
+# The last two have no meaning outside OpenAI's service.
+_COMMON: Final = frozenset(("type", "name", "description", "defer_loading", "allowed_callers"))
+_FIELDS: Final = {
+    "function": _COMMON | {"parameters", "strict", "output_schema"},
+    "custom": _COMMON | {"format"},
+}
 
 
 class ToolName(Struct, frozen=True):
@@ -47,6 +62,8 @@ class ToolReader:
         if not isinstance(kind, str):
             raise invalid(f"tools{place}.type", f"tools{place}.type must be a text.")
         if kind == "namespace":
+            if namespace is not None:
+                raise invalid(f"tools{place}", f"tools{place}: a namespace holds none.")
             self._add_children(tool, place)
             return
         if kind not in ("function", "custom"):  # one that OpenAI would run
@@ -54,6 +71,7 @@ class ToolReader:
             return
         if not isinstance(name, str):
             raise invalid(f"tools{place}.name", f"tools{place}.name is required.")
+        refuse_others(tool, _FIELDS[kind], f"tools{place}")
         flat = flat_name(namespace, name)
         bare_namespace = None if namespace == _DEFAULT_NAMESPACE else namespace
         self.names[flat] = ToolName(name, bare_namespace, custom=kind == "custom")

@@ -42,9 +42,14 @@ def sampling_of(
         frequency_penalty=body.frequency_penalty or 0.0,
         repetition_penalty=body.repetition_penalty or 1.0,
         allowed_token_ids=sorted(set(body.allowed_token_ids or ())),
+        # A word of a token that has no logit is never drawn.
         bad_words=[
-            *([token] for token in banned_token_ids),
-            *_bad_words(model.encoder.tokenizer, body.bad_words or ()),
+            word
+            for word in (
+                *([token] for token in banned_token_ids),
+                *_bad_words(model.encoder.tokenizer, body.bad_words or ()),
+            )
+            if max(word) < info.vocab_size
         ],
     )
 

@@ -129,7 +129,7 @@ def _build(
             f"stop_token_ids holds {max(stop_token_ids)}; the model has {info.vocab_size} tokens.",
         )
     if not body.ignore_eos:
-        stop_token_ids.update(served.model.eos_token_ids)
+        stop_token_ids.update(t for t in served.model.eos_token_ids if t < info.vocab_size)
     if body.allowed_token_ids is not None:
         if work.grammar:
             raise invalid("allowed_token_ids", "allowed_token_ids excludes structured output.")

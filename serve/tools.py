@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -89,6 +89,14 @@ def for_parser(tools: Sequence[FunctionTool]) -> Tools:
         tool.function.name: tool.function.parameters for tool in tools
     }
     return Tools(schemas)
+
+
+def refuse_others(tool: Mapping[str, Any], known: Collection[str], param: str) -> None:
+    """Raises :class:`ApiError` (400) for fields that nobody has heard of."""
+    for field in tool:
+        if field not in known:
+            where = f"{param}.{field[:100]}"
+            raise invalid(where, f"{where} is not a field of a tool.")
 
 
 def decode_tool(function: Mapping[str, Any], param: str) -> FunctionTool:

@@ -19,6 +19,7 @@ from quire.kernels.tree import Array
 
 Int32Array = npt.NDArray[np.int32]
 
+_EndAfter = tuple[int, int, int]  # a token, banned where a sample's place holds another
 _LEAST = 8
 
 
@@ -46,14 +47,16 @@ def plan_restrictions(rows: SequenceABC[tuple[int, Chunk]], vocab_size: int) -> 
     for i, row in rows:
         if row.grammar is not None:
             continue
-        banned += [(i, token) for token in row.banned_token_ids]
         params = row.sampling
+        known, unknown = [*row.banned_token_ids], list[_EndAfter]()
         if params.bad_words:
-            known, unknown = _ends_of(row)
-            banned += [(i, token) for token in known]
-            after += [(i, *end) for end in unknown]
+            ends, unknown = _ends_of(row)
+            known += ends
         if params.allowed_token_ids:
             allowed[i] = params.allowed_token_ids
+            known, unknown = _leaving_some(params.allowed_token_ids, known, unknown)
+        banned += [(i, token) for token in known]
+        after += [(i, *end) for end in unknown]
     if not (banned or after or allowed):
         return None
     return Restrictions(
@@ -93,7 +96,21 @@ def ends_of_bad_words(sequence: Sequence) -> Iterator[int]:
             yield end
 
 
-def _ends_of(row: Chunk) -> tuple[list[int], list[tuple[int, int, int]]]:
+def _leaving_some(
+    allowed: SequenceABC[int], banned: list[int], after: list[_EndAfter]
+) -> tuple[list[int], list[_EndAfter]]:
+    """The bans that leave any of ``allowed``, as grammars leave a token too."""
+    left = {*allowed}.difference(banned)
+    if not left:
+        left, banned = {*allowed}, []
+    ends: dict[tuple[int, int], set[int]] = {}
+    for token, place, last in after:
+        ends.setdefault((place, last), set()).add(token)
+    kept = {condition for condition, tokens in ends.items() if not left <= tokens}
+    return banned, [end for end in after if end[1:] in kept]
+
+
+def _ends_of(row: Chunk) -> tuple[list[int], list[_EndAfter]]:
     """The same of a row, and those that depend on its newest token, which is on the device only:
     beside each the token's place, and what it has to be."""
     if row.source_row < 0:

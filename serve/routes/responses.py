@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 import msgspec
@@ -12,20 +13,25 @@ from msgspec import structs
 from starlette.requests import Request
 from starlette.responses import Response
 
-from quire.serve import conversation, request_record, response_history
+from quire.serve import conversation, request_record
 from quire.serve.backend import BackendError, QueueFull
-from quire.serve.body_helpers import BodyHelpers, RequestReader
+from quire.serve.body_helpers import BodyHelpers, Received, RequestReader
 from quire.serve.disconnect import unless_disconnected
 from quire.serve.errors import ApiError, from_backend, invalid
 from quire.serve.generation import GenerationGroup
 from quire.serve.heartbeat import HEARTBEAT, with_heartbeats
 from quire.serve.registry import Registry
 from quire.serve.request_kinds import RESPONSES
-from quire.serve.response_history import NO_ITEMS, joined
+from quire.serve.response_history import NO_ITEMS, asked, joined, resolved
 from quire.serve.response_items import ItemStream
 from quire.serve.response_store import ResponseStore, Stored
 from quire.serve.responses import encode, ignored_header
-from quire.serve.responses_protocol import Conversation, ResponsesRequest, to_chat
+from quire.serve.responses_protocol import (
+    Conversation,
+    ResponsesRequest,
+    TextConfig,
+    to_chat,
+)
 from quire.serve.sse import EventStream, LastEvent, named_event
 
 # Fields of the request that stand in the response as they came.
@@ -51,18 +57,18 @@ class Responses:
         self._running: dict[tuple[str, str], _Answer] = {}  # by owner and id
 
     async def create(self, request: Request) -> Response:
-        received = await self._reader.read(request)
+        received = self._with_items(await self._reader.read(request))
         served = await self._registry.open(request, received.request.model)
         previous = self._previous(received.request)
         received = self._reader.after(received, len(bytes(previous)))
         body, large = received.request, received.messages
-        items = body.items
-        if large is None:
-            items = [*msgspec.json.decode(previous), *items]
+        before = msgspec.json.decode(previous) if large is None else []
+        items = [*before, *body.items]
         info = served.backend.admit()
         model = served.model
         has_grammars = model.grammars is not None and info.abilities.grammars
-        talk = to_chat(body, items, model.parsers.family.tools if has_grammars else "")
+        family = model.parsers.family.tools if has_grammars else ""
+        talk = to_chat(body, items, family, len(before))
         prompt = await unless_disconnected(
             request,
             conversation.encode_conversation(
@@ -86,9 +92,9 @@ class Responses:
             # Codex does not come back after a 429, but does after this.
             headers = {"Retry-After": str(max(error.retry_after, 1))}
             raise ApiError(503, error.message, code="queue_full", headers=headers) from None
-        asked = response_history.asked(received.body)
-        body = structs.replace(body, instructions=asked.instructions)
-        history, owner = joined(previous, asked.items), _owner()
+        said = asked(received.body)
+        body = structs.replace(body, instructions=said.instructions)
+        history, owner = joined(previous, said.items), _owner()
         answer = _Answer(served.model.id, body, talk, history, group, self._store, owner)
         headers = ignored_header(talk.ignored)
         key = owner, answer.response["id"]
@@ -105,6 +111,17 @@ class Responses:
         finally:
             close()
         return _json(answer.response, headers)
+
+    def _with_items(self, received: Received[ResponsesRequest]) -> Received[ResponsesRequest]:
+        """With what has been stored where the input refers to it, as the AI SDK does."""
+        owner = _owner()
+        body = resolved(received.body, lambda item_id: self._store.item(owner, item_id))
+        if body is None:
+            return received
+        request = received.request
+        if not received.is_large:
+            request = structs.replace(request, input=msgspec.json.decode(asked(body).items))
+        return replace(received, request=request, body=body)
 
     def _previous(self, body: ResponsesRequest) -> msgspec.Raw:
         """The items that come before the body's own. Raises :class:`ApiError` (400)."""
@@ -135,6 +152,12 @@ def _owner() -> str:
     """Who may come back to the current request's response: the key it was asked with."""
     record = request_record.current()
     return record.api_key.sha256 if record is not None and record.api_key is not None else ""
+
+
+def _format(text: TextConfig | None) -> dict[str, Any]:
+    """As OpenAI's service gives it back."""
+    form = text.format if text else None
+    return {"type": "text"} if form is None else msgspec.to_builtins(form)
 
 
 def _json(content: object, headers: dict[str, str] | None = None) -> Response:
@@ -178,7 +201,7 @@ class _Answer:
                 "summary": reasoning.summary if reasoning else None,
             },
             "store": body.store is not False,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": _format(body.text)},
             "tool_choice": body.tool_choice or "auto",
             "tools": [{**_UNSAID.get(tool.get("type"), {}), **tool} for tool in body.tools or []],
             "truncation": "disabled",

@@ -174,6 +174,8 @@ def test_the_responses_api_forces_calls_and_forms_too(client: OpenAI) -> None:
         jsonschema.validate(json.loads(call.arguments), function["parameters"])
     form: Any = {"type": "json_schema", "name": "n", "schema": function["parameters"]}
     answered = client.responses.create(text={"format": form}, **fields)
+    assert answered.text is not None
+    assert answered.text.to_dict()["format"].items() >= form.items()  # type: ignore[union-attr]
     jsonschema.validate(json.loads(answered.output_text), function["parameters"])
     form["schema"] = {"properties": {"a": {"not": {}}}}
     with pytest.raises(

@@ -143,6 +143,27 @@ def test_the_end_of_a_bad_word_is_banned_though_the_token_before_is_not_known_ye
         assert all(list(pair) not in pairs for pair in itertools.pairwise(tokens))
 
 
+@pytest.mark.parametrize(
+    ("allowed", "words", "stops"),
+    [
+        ([5], [[5, 5]], []),  # which depends on a token that is not known yet
+        ([5], [[5]], []),
+        ([5, 9], [[5]], [9]),
+        ([5, 9], [[5, 5], [5, 9], [9]], []),
+    ],
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_bans_give_way_where_nothing_would_be_left(
+    allowed: list[int], words: list[list[int]], stops: list[int], temperature: float
+) -> None:
+    params = SamplingParams(temperature, seed=1, allowed_token_ids=allowed, bad_words=words)
+    request = GenerateRequest(0, prompt(9), 8, params, min_tokens=8, stop_token_ids=stops)
+    for ahead in (False, True):
+        [tokens] = run(make_engine(encode_ahead=ahead), request).values()
+        assert len(tokens) == 8
+        assert set(tokens) <= set(allowed)
+
+
 def crowd() -> list[GenerateRequest]:
     """32 requests of every kind: with penalties and without, greedy and not."""
     kinds = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 from simulated_device import VOCAB, Simulation, arrivals, reference, request
 
 from quire.cache.eviction import make_policy
+from quire.cache.sequence_cache import Prefix, SequenceCache
 from quire.cache.state_pool import MIN_SLOTS, StatePool
 from quire.cache.window_pool import WindowPool, blocks_of_window
+from quire.engine import scheduler
 from quire.engine.errors import RequestTooLong
 from quire.engine.messages import GenerateRequest
 
@@ -237,6 +240,38 @@ def test_requests_that_arrive_together_compute_a_shared_prefix_once() -> None:
     cached = [sim.outputs[i][0].num_cached_tokens for i in range(6)]
     assert cached == [0] + [80] * 5
     assert sim.pool.num_used == 0
+
+
+@pytest.mark.parametrize("states", [False, True])
+def test_those_who_wait_for_a_prefix_are_looked_up_only_when_they_may_begin(states: bool) -> None:
+    """A lookup hashes the prompt and searches all of its blocks."""
+    lookups: list[int] = []
+    find_prefix = SequenceCache.find_prefix
+
+    def counted(cache: SequenceCache, token_ids: list[int]) -> Prefix:
+        lookups.append(len(token_ids))
+        return find_prefix(cache, token_ids)
+
+    pool = StatePool(40, 16, make_policy("lru")) if states else None
+    sim = Simulation(400, 4, max_num_seqs=8, max_num_batched_tokens=16, states=pool)
+    shared = [0, 1, 2, 2, 1] * 40
+    with mock.patch.object(SequenceCache, "find_prefix", counted):
+        for i in range(8):
+            sim.scheduler.submit(request(i, [*shared, i % VOCAB], 4))
+        sim.drain()
+    assert len(lookups) < 8 * 6
+    assert [sim.outputs[i][0].num_cached_tokens for i in range(1, 8)] >= [192] * 7
+
+
+def test_a_step_looks_up_so_many_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "_MAX_LOOKED_UP", 100)
+    sim = Simulation(400, 4, max_num_seqs=16, max_num_batched_tokens=1000)
+    for i in range(10):
+        sim.scheduler.submit(request(i, [i % VOCAB] * 60, 1))
+    sim.step()
+    assert len(sim.scheduler.waiting) == 8
+    sim.drain()
+    assert all(len(sim.result(i)[0]) == 1 for i in range(10))
 
 
 def test_those_who_wait_for_a_prefix_go_on_if_its_author_is_gone() -> None:

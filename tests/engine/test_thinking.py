@@ -92,6 +92,20 @@ def test_neighbours_notice_nothing_and_a_batch_is_as_each_alone() -> None:
     assert tight.stats().preemptions > 0
 
 
+def test_a_block_that_opens_with_nothing_left_closes_alike_however_it_is_scheduled() -> None:
+    free = run(make_engine(), request(6))[6]
+    at = next(i for i in range(24) if free.index(free[i]) == i and free[i] not in CLOSE)
+    spent = request(6, ThinkingBudget(0, CLOSE, open_token_ids=[free[at]]))
+    alone = run(make_engine(), spent)[6]
+    assert alone[: at + 2] == free[: at + 2]  # one token passes behind the opener
+    assert alone[at + 2 : at + 4] == CLOSE
+    assert run(make_engine(encode_ahead=True), spent)[6] == alone
+    neighbours = [GenerateRequest(100 + i, [i] * 20, 30, GREEDY) for i in range(4)]
+    tight = make_engine(num_blocks=11)
+    assert run(tight, *neighbours, spent)[6] == alone
+    assert tight.stats().preemptions > 0
+
+
 def test_what_follows_on_thoughts_fits_the_grammar() -> None:
     tokenizer = small_tokenizer()
     close = tokenizer.encode("</t>", add_special_tokens=False).ids

@@ -166,6 +166,28 @@ def test_usual_heads_pass(server):
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize("pieces", [1, 2, 50])
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+def test_a_body_behind_an_upgrade_is_read(server, chunked, pieces):
+    """Java's client asks each server for HTTP/2."""
+    lines, _, body = post(PATH, BODY).partition(b"\r\n\r\n")
+    if chunked:
+        lines = re.sub(rb"Content-Length: \d+", b"Transfer-Encoding: chunked", lines)
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA"
+    data = lines + b"\r\n" + upgrade + b"\r\n\r\n" + body + HEALTH
+    size = -(-len(data) // pieces)
+    with server.connect(data[:size]) as connection:
+        for start in range(size, len(data), size):
+            time.sleep(0.002)
+            connection.sendall(data[start : start + size])
+        received = b""
+        while b'"worker"' not in received:
+            received += connection.recv(1 << 16)
+    assert received.startswith(b"HTTP/1.1 200")
+    assert received.count(b"HTTP/1.1 200") == 2
+
+
 def test_pipelined_requests_are_answered_in_order_and_large_ones_counted_singly(server):
     requests = [head(b"X: " + b"a" * 20_000, target=b"/nope/%d" % i) for i in range(10)]
     with server.connect(b"".join(requests) + HEALTH) as connection:

@@ -59,6 +59,7 @@ def prompt_of(backend: FakeBackend, index: int = 0) -> str:
     return SERVED.encoder.tokenizer.decode(prompt, skip_special_tokens=False)
 
 
+RESULT = {"type": "tool_result", "tool_use_id": "a", "content": "x"}
 both = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 THINKING = {"type": "adaptive"}
 
@@ -246,7 +247,16 @@ def test_claude_models_are_the_served_one() -> None:
             {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
             "messages[0].content[0].type",
         ),
+        (
+            {"messages": [{"role": "user", "content": [RESULT, {"type": "image", "source": {}}]}]},
+            "messages[0].content[1].type",
+        ),
         ({"nonsense": 1}, "nonsense"),
+        ({"stop_sequences": ["x"] * 17}, "stop_sequences"),
+        ({"stop_sequences": ["x" * 1025]}, "stop_sequences"),
+        ({"tools": [{"name": "f", "parameters": {}}]}, "tools[0].parameters"),
+        ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
+        ({"tools": TOOLS * 600}, "tools"),
         ({"messages": [{"role": "user", "content": "x" * 5000}]}, "prompt is too long: 50"),
     ],
 )

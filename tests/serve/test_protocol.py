@@ -110,6 +110,7 @@ OUT_OF_RANGE = [
     (chat, "stop", ""),
     (chat, "stop", []),
     (chat, "stop", ["a"] * 17),
+    (chat, "stop", ["a" * 1025]),
     (chat, "presence_penalty", 3),
     (chat, "frequency_penalty", -3),
     (chat, "repetition_penalty", 0),

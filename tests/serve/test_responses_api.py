@@ -16,6 +16,7 @@ from test_chat_tools import CALL, SECOND, SERVED, ids, says
 from quire.serve.api_keys import ApiKey, Keyring, hash_key
 from quire.serve.backend import GenerationFailed, QueueFull
 from quire.serve.errors import ApiError
+from quire.serve.raw_body import LARGE_BODY
 from quire.serve.response_store import ResponseStore, Stored
 
 PATH = "/v1/responses"
@@ -75,6 +76,7 @@ def prompt_of(backend: FakeBackend, index: int = 0) -> str:
     return SERVED.encoder.tokenizer.decode(prompt, skip_special_tokens=False)
 
 
+BOX = {"type": "namespace", "name": "box", "tools": [CLOCK]}
 both = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 SAID = "<think>Hm.</think>Let me see.\n" + CALL + SECOND
 
@@ -163,6 +165,52 @@ def test_a_conversation_goes_on_from_what_is_stored() -> None:
     talk = f"<user>hi<assistant>(Hm.)Let me see.{calls}<tool>sunny<assistant>"
     assert prompt_of(backend, 1).endswith("]" + talk)
     assert prompt_of(backend, 2) == f"{talk}Sunny.<user>hi<assistant>"
+
+
+def test_references_stand_for_what_is_stored() -> None:
+    """As the AI SDK sends a conversation again, in bodies of any size."""
+    user = {"role": "user", "content": "hi"}
+    padding = {"type": "web_search_call", "id": "ws", "status": "x" * LARGE_BODY}
+    with responses(says(SAID), says("Sunny."), says("Again.")) as (server, client, backend):
+        first = ask(client, False, tools=TOOLS)
+        items = [{"type": "item_reference", "id": item.id} for item in first.output]
+        result = {"type": "function_call_output", "call_id": first.output[2].call_id, "output": "x"}
+        talk = [user, *items, result]
+        for given in (talk, [padding, *talk]):
+            assert ask(client, False, input=given, tools=TOOLS).status == "completed"
+        client.responses.delete(first.id)
+        gone = server.request("POST", PATH, body(input=talk))
+    assert gone.error["param"] == "input[1].id"
+    calls = '[weather {"city": "Rome", "days": 3}][clock {}]'
+    expected = f"<user>hi<assistant>(Hm.)Let me see.{calls}<tool>x<assistant>"
+    assert prompt_of(backend, 1).endswith("]" + expected)
+    assert prompt_of(backend, 2) == prompt_of(backend, 1)
+
+
+def test_what_the_assistant_said_in_several_messages_is_one_turn() -> None:
+    said = [{"role": "assistant", "content": text} for text in ("One.", "Two.")]
+    nothing = {"type": "reasoning", "summary": [], "encrypted_content": "x"}
+    with responses(says("a"), says("b")) as (_, client, backend):
+        ask(client, False, input=[{"role": "developer", "content": "hi"}])  # of nobody's
+        user = {"role": "user", "content": "hi"}
+        ask(client, False, input=[user, *said, user, nothing, user])
+    assert prompt_of(backend, 1) == ("<user>hi<assistant>One.\n\nTwo.<user>hi<user>hi<assistant>")
+
+
+def test_places_are_those_of_the_request() -> None:
+    unread = {"type": "web_search_call", "id": "ws"}
+    with responses(says("a"), says("b")) as (server, client, _):
+        first = ask(client, False, input=[unread, {"role": "user", "content": "hi"}])
+        fields = {"previous_response_id": first.id, "store": False}
+        image = {"role": "user", "content": [{"type": "input_image"}]}
+        refused = server.request("POST", PATH, body(input=[image], **fields))
+        several = [unread] * 1500
+        reply = server.request(
+            "POST", PATH, body(input=[*several, image | {"content": "x"}], **fields)
+        )
+    assert refused.error["param"] == "input[0].content[0].type"
+    assert reply.headers["x-quire-ignored"].startswith("input[0], input[1], ")
+    assert reply.headers["x-quire-ignored"].endswith("input[19], and 1480 more")
 
 
 def test_what_codex_sends() -> None:
@@ -272,6 +320,12 @@ def test_a_full_queue_is_a_503_that_codex_comes_back_from() -> None:
             "input[0].content[0].type",
         ),
         ({"nonsense": 1}, "nonsense"),
+        ({"input": [{"type": "item_reference", "id": "msg_of_nobody"}]}, "input[0].id"),
+        ({"tools": [{**CLOCK, "params": {}}]}, "tools[0].params"),
+        (
+            {"tools": [{**BOX, "tools": [BOX]}]},
+            "tools[0].tools[0]",
+        ),
         ({"tools": [{"type": [None], "name": "look"}]}, "tools[0].type"),
         ({"tools": [CLOCK, {"type": "namespace", "tools": []}]}, "tools[1].name"),
         ({"tools": [{"type": "namespace", "name": "mcp", "tools": {"a": 1}}]}, "tools[0].tools"),
