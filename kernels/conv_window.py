@@ -95,6 +95,7 @@ def conv_window(
     """
     num_rows, channels = x.shape
     dtype = x.dtype
+    assert pool.dtype == dtype, "states of another type"
     packs = channels * dtype.size // 16
     tiles = -(-num_rows // _TILE)
     heads = conv.heads

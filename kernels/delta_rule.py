@@ -51,6 +51,7 @@ def delta_rule(
     Returns:
         y (T, value_heads, value_dim) in the dtype of q, and the fence of this write, (1,) int32.
     """
+    assert pool.dtype == mx.float32, "states of another type"
     dtype, num_rows = rows.q.dtype, rows.q.shape[0]
     heads, value_dim, key_dim = pool.shape[1:]
     lanes, simdgroups = scan_settings(key_dim, settings, _ON_CUDA)

@@ -52,7 +52,7 @@ def quantized_matmul(
         (M, N) in the dtype of ``x``.
     """
     matrix = w, scales, biases
-    if x.dtype != scales.dtype or w.size < _MIN_WORDS:
+    if x.dtype != scales.dtype or min(w.size, scales.size) < _MIN_WORDS:
         return run_quantized(QuantizedVariant.MLX, {}, x, matrix, group_size, bits)
     shape = MatmulShape(x.shape[0], w.shape[0], x.shape[1], bits, group_size)
     choice = select(QUANTIZED_MATMUL, shape, x.dtype)

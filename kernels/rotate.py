@@ -80,6 +80,7 @@ def rotate_and_write(
         Queries, (T, heads, 1, head_dim), and the pages with the fence of this write.
     """
     qkv = projected.qkv
+    assert qkv.dtype == pages.keys.dtype == pages.values.dtype, "pages of another type"
     kv_heads, block_size, head_dim = pages.keys.shape[1:]
     rows = qkv.shape[0]
     all_heads = qkv.shape[1] // head_dim

@@ -48,6 +48,7 @@ def ssm_scan(
     Returns:
         y (T, heads, head_dim) in the dtype of x, and the fence of this write, (1,) int32.
     """
+    assert pool.dtype == mx.float32, "states of another type"
     dtype, num_rows = rows.x.dtype, rows.x.shape[0]
     heads, head_dim, state_dim = pool.shape[1:]
     lanes, simdgroups = scan_settings(state_dim, settings, _ON_CUDA)

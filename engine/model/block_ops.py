@@ -14,9 +14,10 @@ def add_norm(
     x: mx.array, delta: mx.array, weight: mx.array, eps: float
 ) -> tuple[mx.array, mx.array]:
     """As :func:`quire.kernels.fused_ops.add_rms_norm`."""
-    choice = select(ADD_RMS_NORM, BlockShape(*x.shape), x.dtype)
-    if choice.variant is FusedVariant.FUSED:
-        return add_rms_norm(x, delta, weight, eps)
+    if x.dtype == delta.dtype == weight.dtype:  # norms may be float32 where all else is not
+        choice = select(ADD_RMS_NORM, BlockShape(*x.shape), x.dtype)
+        if choice.variant is FusedVariant.FUSED:
+            return add_rms_norm(x, delta, weight, eps)
     total = x + delta
     return total, mx.fast.rms_norm(total, weight, eps)
 

@@ -136,6 +136,8 @@ def _attend(
     assert step.plans.kernels is not None, "a step without a plan for these pages"
     plan = step.plans.kernels[heads]
     slots = step.slots(heads.window is not None)
+    # Head norms of another type make keys of that.
+    qkv = qkv.astype(pages.keys.dtype)
     projected = ProjectedRows(qkv, step.positions, slots)
     scoring = Scoring(kind.scale, heads.window)
     rotary = Rotary(weights.rotary, kind.rotary_dims, kind.traditional)
@@ -161,8 +163,6 @@ def _attend(
 def _is_joined(form: BlockForm, qkv: mx.array, pages: PageArrays, plan: AttentionPlan) -> bool:
     """Whether one launch rotates, writes and attends: for decodes alone that share no pages."""
     if plan.decodes is None or plan.prompts is not None or plan.decodes.shared_items is not None:
-        return False
-    if qkv.dtype != pages.keys.dtype:
         return False
     heads = form.heads
     shape = RotatingDecodeShape(

@@ -8,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from metal_sim import simulated_kernels
 from model_zoo import build
@@ -88,6 +89,51 @@ def test_tokens_equal_those_of_mlx_lm(family: str, pad: bool, choose_as: ChooseA
     reference = build(family, 0)
     for index, prompt in enumerate(prompts):
         assert tokens[index] == reference_generate(reference, prompt, 5)[0]
+
+
+def with_norms(model: nn.Module, dtype: mx.Dtype) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.RMSNorm):
+            module.weight = module.weight.astype(dtype)
+    return model
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_norms_may_be_of_another_type(family: str, choose_as: ChooseAs) -> None:
+    """Kernels read packs of one type: read as that, other norms would mean nothing."""
+    choose_as("cuda")
+    model = page_model(with_norms(build(family, 0), mx.bfloat16), family)
+    engine = Engine(model, EngineConfig(num_blocks=40, block_size=8, max_num_batched_tokens=80))
+    assert model.is_standard
+    prompts = [[5 + i for i in range(37)], [3, 4, 5]]
+    for index, prompt in enumerate(prompts):
+        engine.submit(GenerateRequest(index, prompt, 6, SamplingParams(temperature=0)))
+    tokens: dict[int, list[int]] = {}
+    while engine.has_work:
+        for output in engine.step():
+            tokens.setdefault(output.request_id, []).extend(output.token_ids)
+    reference = with_norms(build(family, 0), mx.bfloat16)
+    for index, prompt in enumerate(prompts):
+        assert tokens[index] == reference_generate(reference, prompt, 6)[0]
+
+
+def test_norms_of_float32_between_half_precision(choose_as: ChooseAs) -> None:
+    """Keys are float32 then, as mlx-lm's are."""
+    choose_as("cuda")
+    halves = build("qwen3", 0)
+    halves.apply(lambda array: array.astype(mx.bfloat16))
+    model = page_model(with_norms(halves, mx.float32), "qwen3")
+    engine = Engine(model, EngineConfig(num_blocks=40, block_size=8, max_num_batched_tokens=80))
+    assert model.is_standard
+    assert model.layers[0].shape is not None
+    assert model.layers[0].shape.key_dtype == mx.float32
+    prompt = [5 + i for i in range(37)]
+    engine.submit(GenerateRequest(0, prompt, 1, SamplingParams(temperature=0), logprobs=5))
+    (output,) = [output for _ in range(4) for output in engine.step()]
+    expected = nn.log_softmax(halves(mx.array([prompt]))[0, -1].astype(mx.float32))
+    (found,) = output.logprobs
+    for token, logprob in zip(found.top_ids, found.top_logprobs, strict=True):
+        assert logprob == pytest.approx(float(expected[token]), abs=0.05)
 
 
 @pytest.mark.parametrize(("family", "rounding"), [("qwen3", 0.03), ("llama4_dense", 0.03)])
