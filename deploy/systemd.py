@@ -90,7 +90,7 @@ class Systemd:
         return ("journalctl", *self._scope, f"--unit={UNIT}", f"--lines={lines}", *more)
 
     def hints(self, service: Service) -> list[str]:
-        hints = ["The log: quire service logs"]
+        hints = ["The log: quire service logs" + (" --daemon" if self.daemon else "")]
         if not self.daemon:
             hints.append("To keep it running after you log out: loginctl enable-linger")
         return hints

@@ -27,7 +27,7 @@ def select_device(wanted: str) -> DeviceName:
     if wanted == "cuda" and not has_cuda:
         raise EngineError(
             "device cuda is not available: it needs an NVIDIA GPU and MLX's CUDA build "
-            "(pip install 'quire[cuda13]')"
+            "(pip install '.[cuda13]' in Quire's folder)"
         )
     device: DeviceName = "metal" if wanted == "metal" else "cuda" if wanted == "cuda" else "cpu"
     if device == "metal":

@@ -79,11 +79,13 @@ def _tune(args: argparse.Namespace, device: DeviceName) -> int:
     where = f"{record.key.chip} ({device}), MLX {record.key.mlx}"
     if measured:
         print(f"Measured {len(measured)} shapes on {where}: {record_path(record.key)}")
-    else:
+    elif tasks and not args.force:
         print(
-            f"Nothing to measure on {where}: {len(record.timings)} shapes are known from before "
+            f"Nothing to measure on {where}: {len(tasks)} shapes are known from before "
             "(--force measures again)"
         )
+    else:
+        print(f"Nothing to measure on {where}: there is nothing to choose between")
     return 0
 
 

@@ -127,7 +127,15 @@ class Keyring:
         return {name: _read_key(file, name, table) for name, table in tables.items()}
 
 
+def check_name(name: str) -> None:
+    """Raises :class:`SettingsError`."""
+    if not _NAME.fullmatch(name):
+        raise SettingsError(f"{name!r}: a name has up to 64 letters, digits and . _ @ -")
+
+
 def _read_key(file: Path, name: str, table: Any) -> ApiKey:
+    if not isinstance(table, dict):
+        raise SettingsError(f"{file}: {name} must be a table of a key, [{name}]")
     try:
         key = msgspec.convert({**table, "name": name}, ApiKey)
     except (msgspec.ValidationError, TypeError) as error:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
+import re
 import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import NoReturn
 
 from quire.serve.log_writer import discard_output
 from quire.serve.settings import SettingsError
@@ -50,13 +53,23 @@ def _dispatch(argv: list[str]) -> int:
     name, rest = argv[0], argv[1:]
     module_name, summary = COMMANDS[name]
     module = importlib.import_module(module_name)
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"quire {name}", description=summary[0].upper() + summary[1:] + ".", allow_abbrev=False
     )
     module.add_arguments(parser)
     code = module.run(parser.parse_args(rest))
     assert isinstance(code, int)
     return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says which flag may be meant by one that there is none of."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.fullmatch("unrecognized arguments: (--[^ =]+).*", message, re.DOTALL)
+        known = [flag for action in self._actions for flag in action.option_strings]
+        close = difflib.get_close_matches(found[1], known, n=1) if found else []
+        super().error(f"{message}; did you mean {close[0]}?" if close else message)
 
 
 def _top_level_parser() -> argparse.ArgumentParser:

@@ -8,13 +8,12 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from quire.engine.memory.budget import SMALLEST_STEP, STEP_TOKENS, working_set
 from quire.engine.memory.budget import DeviceName as Device
 from quire.serve.memory_plan import Memory, Verdict, judge, memory
 from quire.serve.model_facts import Bits, ModelFacts, facts_from_hub, read_facts
-from quire.serve.model_files import resolve_model
+from quire.serve.model_files import is_hub_name, local_folder, resolve_model
 from quire.serve.served_model import ModelFilesError
 from quire.serve.setting_values import parse_size
 from quire.serve.settings import SettingsError
@@ -73,8 +72,11 @@ def _ram(text: str | None, device: Device) -> int:
 
 
 def _facts(model: str | None) -> ModelFacts:
-    if model is None or Path(model).expanduser().exists() or "/" not in model:
+    """Without downloading weights."""
+    if model is None or not is_hub_name(model):
         return read_facts(resolve_model(model).path)
+    if any((folder := local_folder(model)).glob("*.safetensors")):
+        return read_facts(folder)
     return facts_from_hub(model)
 
 
@@ -135,14 +137,14 @@ class Estimate:
         rows = [
             (
                 "model",
-                f"{self.name}: {facts.parameters / 1e6:,.0f} million weights of "
+                f"{self.name}: {_count(facts.parameters)} weights of "
                 f"{facts.bits} bits, {facts.layers} layers",
             ),
             ("weights", _size(needs.weights)),
             (
                 "KV cache",
                 f"{_size(needs.kv_cache)} for {kv_tokens:,} tokens "
-                f"({needs.kv_per_token / 1024:,.0f} KiB each)",
+                f"({_size(needs.kv_per_token)} each)",
             ),
             *self._other_layers(needs),
             ("activations", f"{_size(needs.activations)} for steps of {step} tokens"),
@@ -173,7 +175,7 @@ class Estimate:
     def _advice(self) -> str:
         verdict = self.verdict
         if verdict.kind == "fits":
-            return f"fits; as many as {verdict.tokens:,} tokens of context would"
+            return f"fits; there is room for {verdict.tokens:,} tokens of all requests together"
         if verdict.kind == "does not fit":
             smaller = [bits for bits, other in self.choices() if other.kind != "does not fit"]
             return "does not fit" + (f"; with {max(smaller)} bits it would" if smaller else "")
@@ -186,4 +188,10 @@ class Estimate:
 
 
 def _size(size: int) -> str:
+    if size < 2**20:
+        return f"{size / 2**10:,.1f} KiB" if size % 2**10 else f"{size // 2**10} KiB"
     return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:,.0f} million" if number >= 10**7 else f"{number:,}"

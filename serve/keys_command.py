@@ -9,7 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from quire.serve.api_keys import Keyring, hash_key
+from quire.serve.api_keys import Keyring, check_name, hash_key
 from quire.serve.settings import SettingsError
 
 
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """0; the key is all of standard output."""
     file = Path(args.file).expanduser()
+    check_name(args.name)
     key = f"sk-quire-{secrets.token_urlsafe(32)}"
     try:
         before = file.read_text() if file.exists() else ""

@@ -7,11 +7,14 @@ import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from quire.serve.kept import Kept
 from quire.serve.layer_facts import NO_ATTENTION, layers_keep
+from quire.serve.model_files import hub_error
 from quire.serve.served_model import ModelFilesError
 
 Bits = int
@@ -75,7 +78,23 @@ def read_facts(folder: Path) -> ModelFacts:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise ModelFilesError(f"Cannot read {folder / 'config.json'}: {error}") from error
+    _check_type(config)
     return facts_of(config, dict(_tensors(folder)))
+
+
+def _check_type(config: Mapping[str, Any]) -> None:
+    """Raises :class:`ModelFilesError` for a type of model that mlx-lm has no file for."""
+    kind = config.get("model_type")
+    package = find_spec("mlx_lm")  # which takes a second to import
+    assert package is not None
+    assert package.origin is not None
+    known = {path.stem for path in Path(package.origin).with_name("models").glob("*.py")}
+    if kind in known:
+        return
+    from mlx_lm.utils import MODEL_REMAPPING
+
+    if MODEL_REMAPPING.get(kind) not in known:
+        raise ModelFilesError(f"mlx-lm {version('mlx-lm')} knows no model of type {kind!r}.")
 
 
 def facts_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ModelFacts:
@@ -95,6 +114,7 @@ def facts_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ModelF
     }
     quantization = text.get("quantization") or {}
     kv_size = _kv_size(text, heads, head_dim)
+    number_bytes = 4 if any(tensor.dtype == "F32" for tensor in kept.values()) else 2
     return ModelFacts(
         layers=layers,
         hidden=hidden,
@@ -103,10 +123,10 @@ def facts_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ModelF
         intermediate=_intermediate(text, hidden),
         vocab=_number(text, "vocab_size"),
         context=text.get("max_position_embeddings"),
-        bits=int(quantization.get("bits", 16)),
+        bits=int(quantization.get("bits", 8 * number_bytes)),
         parameters=_parameters(kept, int(quantization.get("group_size", GROUP_SIZE))),
         weight_bytes=sum(tensor.bytes for tensor in kept.values()),
-        number_bytes=4 if any(tensor.dtype == "F32" for tensor in kept.values()) else 2,
+        number_bytes=number_bytes,
         widened_weight_bytes=sum(
             tensor.bytes * (2 if tensor.dtype in _HALF else 1) for tensor in kept.values()
         ),
@@ -181,14 +201,15 @@ def facts_from_hub(name: str) -> ModelFacts:
 
     Raises :class:`ModelFilesError`.
     """
-    from huggingface_hub import get_safetensors_metadata, hf_hub_download
+    from huggingface_hub import get_safetensors_metadata, hf_hub_download, logging
 
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # of retries
     try:
         config = json.loads(Path(hf_hub_download(name, "config.json")).read_bytes())
         metadata = get_safetensors_metadata(name)
     except Exception as error:
-        summary = " ".join(str(error).split())[:300]
-        raise ModelFilesError(f"Cannot read {name} on the Hub: {summary}") from error
+        raise hub_error(name, error) from error
+    _check_type(config)
     tensors = {
         tensor_name: Tensor(info.dtype, tuple(info.shape))
         for file in metadata.files_metadata.values()

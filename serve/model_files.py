@@ -96,33 +96,40 @@ def download(name: str) -> Path:
     if not _HUB_NAME.fullmatch(name):
         raise ModelFilesError(f"{name} is not a Hugging Face owner/name.")
     # Slow to import, and a folder does not need it.
-    from huggingface_hub import constants, errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
     try:
         folder = snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"])
-    except errors.GatedRepoError as error:
-        raise ModelFilesError(
+    except Exception as error:
+        raise hub_error(name, error) from error
+    return Path(folder)
+
+
+def hub_error(name: str, error: Exception) -> ModelFilesError:
+    """What the Hub's client says, in one line."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return ModelFilesError(
             f"{name} is gated: accept its terms on its Hugging Face page, then set HF_TOKEN."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise ModelFilesError(
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ModelFilesError(
             f"{name} is neither a folder here nor a model on Hugging Face that you may read "
             "(private ones need HF_TOKEN)."
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        reason = (
-            "HF_HUB_OFFLINE is set"
-            if constants.HF_HUB_OFFLINE
-            else "the Hugging Face Hub cannot be reached"
         )
-        raise DownloadFailed(f"{name} is not in the local cache and {reason}.") from error
-    except Exception as error:
-        # Whatever the network and the client library come up with ends here, as one line.
-        summary = " ".join(str(error).split())[:300]
-        raise DownloadFailed(
-            f"Cannot download {name}: {type(error).__name__}: {summary}"
-        ) from error
-    return Path(folder)
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        is_offline = constants.HF_HUB_OFFLINE
+        reason = "HF_HUB_OFFLINE is set" if is_offline else "the Hugging Face Hub cannot be reached"
+        return DownloadFailed(f"{name} is not in the local cache and {reason}.")
+    # Whatever the network and the client library come up with ends here, as one line.
+    summary = " ".join(str(error).split())[:300]
+    return DownloadFailed(f"Cannot download {name}: {type(error).__name__}: {summary}")
+
+
+def is_hub_name(model: str) -> bool:
+    """Whether no folder is meant."""
+    return _HUB_NAME.fullmatch(model) is not None and not Path(model).expanduser().is_dir()
 
 
 def download_state(model: str | None) -> str | None:

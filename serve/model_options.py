@@ -14,6 +14,7 @@ temperature = 1.1
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -110,7 +111,9 @@ def _read(name: str, table: Mapping[str, Any], settings: ServeSettings) -> Model
         raise SettingsError(f"{source}: a name has letters, digits and _ . / -")
     rest = dict(table)
     if "model" not in rest:
-        raise SettingsError(f"{source}: model is missing: a folder or a Hugging Face name")
+        close = difflib.get_close_matches("model", rest, n=1)
+        hint = f"; did you mean that by {close[0]}?" if close else ""
+        raise SettingsError(f"{source}: model is missing: a folder or a Hugging Face name{hint}")
     own = {
         setting.name: _parse(source, setting.name, setting.parse, rest.pop(setting.name))
         for setting in SETTINGS

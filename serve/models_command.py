@@ -112,6 +112,14 @@ def _pull(name: str) -> int:
     return 0
 
 
+def _confirmed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:  # nobody is there to answer
+        print("\nNobody answered; --yes asks for no answer.")
+        return False
+
+
 def _remove(name: str, ask: bool) -> int:
     from huggingface_hub import constants, scan_cache_dir
 
@@ -119,7 +127,7 @@ def _remove(name: str, ask: bool) -> int:
     if not repos:
         raise ModelFilesError(f"{name} is not in the cache; quire models list shows what is.")
     size = _size(repos[0].size_on_disk)
-    if ask and input(f"Delete {name}, {size}? [y/N] ").strip().lower() not in ("y", "yes"):
+    if ask and not _confirmed(f"Delete {name}, {size}? [y/N] "):
         print("Nothing was deleted.")
         return 1
     revisions = [revision.commit_hash for repo in repos for revision in repo.revisions]

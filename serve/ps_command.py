@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 if a server answered, 3 if there is none."""
+    """0 if a server answered, 1 if it asks for another key, 3 if there is none."""
     url = args.url or _default_url(os.environ)
     if not url.startswith(("http://", "https://")):
         raise SettingsError(f"--url must begin with http:// or https://, not {url!r}")
@@ -38,6 +38,10 @@ def run(args: argparse.Namespace) -> int:
         key = settings_module.load({}, os.environ).api_key
         state = read_state(url.rstrip("/"), key)
     except (OSError, http.client.HTTPException, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403):
+            message = f"the server at {url} asks for an API key that it knows: set QUIRE_API_KEY"
+            print(f"quire: {message}", file=sys.stderr)
+            return 1
         reason = getattr(error, "reason", None) or error
         print(f"quire: no server answers at {url}: {reason}", file=sys.stderr)
         return NOT_RUNNING

@@ -5,6 +5,7 @@ What one field may be stands in its type; what msgspec finds wrong is told as Op
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from typing import Final, Generic, TypeVar
@@ -127,10 +128,11 @@ def _brief(value: object) -> str:
 
 
 _NAMED = re.compile(r"Object (contains unknown|missing required) field `(.*)`$", re.DOTALL)
+_LONGEST_FIELD = 64  # that is compared with those there are
 _AT = re.compile(r"^(.*) - at `(?:key` in `)?\$\.?(.*)`$", re.DOTALL)
 
 
-def _from_validation(error: msgspec.ValidationError) -> ApiError:
+def _from_validation(error: msgspec.ValidationError, kind: type[Struct]) -> ApiError:
     """msgspec's message and JSON path as a message and OpenAI's ``param``."""
     message = str(error)
     at = _AT.match(message)
@@ -139,7 +141,10 @@ def _from_validation(error: msgspec.ValidationError) -> ApiError:
         param = f"{path}.{named[2]}" if path else named[2]
         if named[1].startswith("missing"):
             return invalid(param, f"{param} is required.")
-        return invalid(param, f"{param} is not a field this server knows; leave it out.")
+        is_short = not path and len(param) < _LONGEST_FIELD
+        close = difflib.get_close_matches(param, kind.__struct_fields__, n=1) if is_short else []
+        advice = f"did you mean {close[0]}?" if close else "leave it out."
+        return invalid(param, f"{param} is not a field this server knows; {advice}")
     if not path:
         return invalid(None, f"The body must be a JSON object: {reason}.")
     if path.endswith(".type") and reason.startswith("Invalid value"):
@@ -154,6 +159,7 @@ class RequestDecoder(Generic[T]):
     """JSON bytes to a checked request of one type."""
 
     def __init__(self, kind: type[T]) -> None:
+        self._kind = kind
         self._decoder = msgspec.json.Decoder(kind)
 
     def decode(self, body: bytes) -> T:
@@ -162,7 +168,7 @@ class RequestDecoder(Generic[T]):
             request = self._decoder.decode(body)
             _check(request)
         except msgspec.ValidationError as error:
-            raise _from_validation(error) from None
+            raise _from_validation(error, self._kind) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise invalid(None, f"The body is not valid JSON: {error}.") from None
         except RecursionError:

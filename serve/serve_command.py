@@ -287,6 +287,9 @@ class ModelServer:
                 tls=self._settings.tls_cert_file is not None,
             )
             model = served.model
+            if self._settings.log_format == "json":  # all that is printed is
+                logger.info("Quire is serving %s at %s/v1", model.id, url)
+                return
             print_ready(url, model.id, chat=model.chat_template is not None, key=self._needs_key)
 
     def _on_signal(self, signum: int) -> None:

@@ -238,6 +238,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(setting: Setting) -> str:
+    if isinstance(setting.default, bool):
+        return "yes" if setting.default else "no"
+    if isinstance(setting.default, tuple):
+        return ",".join(setting.default)
     if setting.parse is parse_size and setting.default % 2**20 == 0:
         return f"{setting.default // 2**20}MiB"
     return f"{setting.default:g}" if isinstance(setting.default, float) else str(setting.default)

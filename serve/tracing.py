@@ -34,7 +34,7 @@ _OPERATIONS: Final = {
 }
 # With which every SDK of OpenTelemetry is told where to send spans.
 _VARIABLES: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-_MISSING: Final = "spans need OpenTelemetry's packages: install quire[otel]"
+_MISSING: Final = "spans need OpenTelemetry's packages: pip install '.[otel]' in Quire's folder"
 
 
 class Tracing:

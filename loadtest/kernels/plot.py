@@ -17,7 +17,7 @@ _MARKERS = "osD^vPX"
 def require_matplotlib() -> None:
     """Raises ValueError if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib: install quire[bench]")
+        raise ValueError("--plot needs matplotlib: pip install '.[bench]' in Quire's folder")
 
 
 def save_plot(path: Path, result: KernelsResult) -> None:

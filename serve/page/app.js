@@ -132,7 +132,7 @@ async function answer() {
 
 function checkedBody(turns) {
   const wrong = invalidField();
-  if (wrong) throw new Error(`The setting ${wrong.name} has no valid value.`);
+  if (wrong) throw new Error(`The setting ${wrong.name}: ${wrong.validationMessage}`);
   try {
     return requestBody(modelSelect.value, turns, settings());
   } catch {
