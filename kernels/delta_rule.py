@@ -21,7 +21,10 @@ from quire.kernels.segments import Segments, update_states
 
 _kernel = GpuKernel(
     "delta_rule",
-    inputs=("q", "k", "v", "g", "beta", "pool", "starts", "sources", "targets", "fence"),
+    inputs=(
+        *("q", "k", "v", "g", "beta", "a_log", "dt_bias"),
+        *("pool", "starts", "sources", "targets", "fence"),
+    ),
     outputs=("y", "new_fence"),
     headers=("states",),
 )
@@ -56,13 +59,15 @@ def delta_rule(
     heads, value_dim, key_dim = pool.shape[1:]
     lanes, simdgroups = scan_settings(key_dim, settings, _ON_CUDA)
     in_threadgroup = simdgroups * 32 // lanes
+    gates = rows.gates or (None, None)
     y, new_fence = _kernel(
         [
             rows.q,
             rows.k.astype(dtype),
             rows.v.astype(dtype),
-            rows.g.astype(mx.float32),
+            rows.g.astype(mx.float32) if rows.gates is None else rows.g,
             rows.beta,
+            *gates,
             pool,
             segments.starts,
             segments.sources,
@@ -76,6 +81,9 @@ def delta_rule(
             "KEY_HEADS": rows.k.shape[1],
             "VALUE_HEADS": heads,
             "VECTOR": rows.g.ndim == 3,
+            "RAW": rows.gates is not None,
+            # What a gate is made of is rounded to it.
+            "SUM": mx.result_type(rows.g, rows.gates.dt_bias) if rows.gates else mx.float32,
             "LANES": lanes,
             "SIMDGROUPS": simdgroups,
         },
@@ -101,6 +109,7 @@ def delta_rule_steps(
     Args:
         many: computes several rows of one sequence.
     """
+    rows = rows.gated()
     share = rows.v.shape[1] // rows.k.shape[1]
     q, k = (mx.repeat(x, share, axis=1) if share > 1 else x for x in (rows.q, rows.k))
     return update_states(

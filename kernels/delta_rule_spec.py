@@ -21,7 +21,7 @@ from quire.kernels.choice.spec import (
     round_up,
 )
 from quire.kernels.delta_rule import delta_rule, delta_rule_steps
-from quire.kernels.delta_steps import DeltaRows, row_by_row
+from quire.kernels.delta_steps import DeltaRows, Gates, row_by_row
 from quire.kernels.recurrent_problem import RecurrentProblem, tuned_shapes
 from quire.kernels.scan_settings import LANES, SIMDGROUPS, ScanSettings
 
@@ -39,6 +39,7 @@ class DeltaShape(NamedTuple):
     key_dim: int
     value_dim: int
     per_channel: bool = False  # a gate for each key channel, not for each head
+    raw: bool = False  # gates and factors are computed too
 
     @classmethod
     def of(cls, rows: DeltaRows, sequences: int) -> DeltaShape:
@@ -51,6 +52,7 @@ class DeltaShape(NamedTuple):
             key_dim,
             rows.v.shape[2],
             rows.g.ndim == 3,
+            rows.gates is not None,
         )
 
     def bucket(self) -> DeltaShape:
@@ -66,13 +68,20 @@ class DeltaProblem(RecurrentProblem):
         q, k = (x / mx.linalg.norm(x, axis=-1, keepdims=True) for x in (q, k))
         heads = (shape.rows, shape.value_heads)
         gates = (*heads, shape.key_dim) if shape.per_channel else heads
+        drawn = normal(gates, mx.float32, keys[3])
+        if shape.raw:
+            drawn = drawn.astype(dtype)
+            factors = normal(heads, dtype, keys[4])
+            layer = [mx.linspace(-2.0, 2.0, shape.value_heads), mx.ones(shape.value_heads, dtype)]
+        else:
+            drawn = mx.exp(-mx.exp(drawn))
+            factors, layer = mx.random.uniform(shape=heads, key=keys[4]).astype(dtype), []
         self.keep(
             [
                 (q * shape.key_dim**-0.5).astype(dtype),
                 k.astype(dtype),
                 normal((*heads, shape.value_dim), dtype, keys[2]),
-                mx.exp(-mx.exp(normal(gates, mx.float32, keys[3]))),
-                mx.random.uniform(shape=heads, key=keys[4]).astype(dtype),
+                *(drawn, factors, *layer),
             ],
             normal(
                 (self.num_slots, shape.value_heads, shape.value_dim, shape.key_dim),
@@ -83,8 +92,14 @@ class DeltaProblem(RecurrentProblem):
         self.share = shape.value_heads // shape.key_heads
         self.num_bytes += self.rows[2].nbytes
 
+    @property
+    def delta_rows(self) -> DeltaRows:
+        gates = Gates(*self.rows[5:]) if len(self.rows) > 5 else None
+        return DeltaRows(*self.rows[:5], gates)
+
     def expected(self) -> list[Float64Array]:
-        q, k, v, g, beta = to_float64(self.rows)
+        """Gates rounded as mlx-lm rounds them: a step in a sum is a change of all that is kept."""
+        q, k, v, g, beta = to_float64(self.delta_rows.gated()[:5])
         q, k = (x.repeat(self.share, axis=1)[:, :, None] for x in (q, k))
         g = g[..., None, None] if g.ndim == 2 else g[:, :, None]
 
@@ -98,25 +113,23 @@ class DeltaProblem(RecurrentProblem):
 
 
 def _in_place(problem: DeltaProblem, settings: Settings) -> list[mx.array]:
-    rows, chosen = DeltaRows(*problem.rows), ScanSettings(**settings)
+    rows, chosen = problem.delta_rows, ScanSettings(**settings)
     y, fence = delta_rule(rows, problem.pool, problem.segments, problem.fence, chosen)
     return problem.written([y], fence)
 
 
 def _steps(problem: DeltaProblem, settings: Settings) -> list[mx.array]:
-    y = delta_rule_steps(DeltaRows(*problem.rows), problem.stepped, problem.segments)
+    y = delta_rule_steps(problem.delta_rows, problem.stepped, problem.segments)
     return problem.stepped_over([y])
 
 
 def _row_by_row(problem: DeltaProblem, settings: Settings) -> list[mx.array]:
-    y = delta_rule_steps(
-        DeltaRows(*problem.rows), problem.stepped, problem.segments, many=row_by_row
-    )
+    y = delta_rule_steps(problem.delta_rows, problem.stepped, problem.segments, many=row_by_row)
     return problem.stepped_over([y])
 
 
 # Qwen3.5 4B and 9B.
-_COMMON = DeltaShape(16, 16, 16, 32, 128, 128)
+_COMMON = DeltaShape(16, 16, 16, 32, 128, 128, raw=True)
 
 
 DELTA_RULE = Spec(
@@ -140,6 +153,7 @@ DELTA_RULE = Spec(
         DeltaShape(43, 5, 2, 4, 128, 24),
         DeltaShape(4, 4, 1, 2, 64, 16, per_channel=True),
         DeltaShape(40, 2, 1, 1, 192, 8),
+        DeltaShape(43, 5, 2, 4, 64, 24, raw=True),
     ),
     surveyed={
         "Qwen3.5 4B and 9B": _COMMON,

@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 
 _CHUNK = 16  # rows
 _LEAST_GATE = 1e-37  # its logarithm is finite
+
+
+class Gates(NamedTuple):
+    """What a layer makes gates and factors of, beside its rows' own: (value_heads,) each."""
+
+    a_log: mx.array
+    dt_bias: mx.array
 
 
 class DeltaRows(NamedTuple):
@@ -20,6 +28,8 @@ class DeltaRows(NamedTuple):
         g: (T, value_heads), or (T, value_heads, key_dim), float32 from 0 to 1: what is left of the
             state.
         beta: (T, value_heads)
+        gates: where there are any, g and beta, (T, value_heads) in the dtype of q, are what these
+            make gates and factors of.
     """
 
     q: mx.array
@@ -27,6 +37,22 @@ class DeltaRows(NamedTuple):
     v: mx.array
     g: mx.array
     beta: mx.array
+    gates: Gates | None = None
+
+    def gated(self) -> DeltaRows:
+        """With gates and factors computed, as mlx-lm does it."""
+        if self.gates is None:
+            return self
+        g, beta = _gated(self.g, self.beta, *self.gates)
+        return self._replace(g=g, beta=beta, gates=None)
+
+
+@mx.compile
+def _gated(
+    a: mx.array, b: mx.array, a_log: mx.array, dt_bias: mx.array
+) -> tuple[mx.array, mx.array]:
+    rate = mx.exp(a_log.astype(mx.float32))
+    return mx.exp(-rate * nn.softplus(a + dt_bias)), mx.sigmoid(b)
 
 
 def one_row(rows: DeltaRows, states: mx.array) -> tuple[mx.array, mx.array]:
@@ -38,7 +64,7 @@ def one_row(rows: DeltaRows, states: mx.array) -> tuple[mx.array, mx.array]:
     Returns:
         y (T, value_heads, value_dim) in the dtype of q, and the new states.
     """
-    y, states = _one_row(*rows, states)
+    y, states = _one_row(*rows[:5], states)
     return y, states
 
 
@@ -64,7 +90,7 @@ def row_by_row(rows: DeltaRows, state: mx.array) -> tuple[mx.array, mx.array]:
     """What :func:`many_rows` computes, as its definition says."""
     states, ys = state[None], []
     for t in range(rows.q.shape[0]):
-        y, states = one_row(DeltaRows(*(x[t : t + 1] for x in rows)), states)
+        y, states = one_row(DeltaRows(*(x[t : t + 1] for x in rows[:5])), states)
         ys.append(y)
     return mx.concatenate(ys), states[0]
 

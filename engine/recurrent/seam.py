@@ -19,7 +19,7 @@ from quire.engine.recurrent.convolution import DELTA_NETS, by_head, join_window
 from quire.engine.recurrent.families import adapt_families
 from quire.engine.recurrent.layer import STORED, StateHandle, Stored
 from quire.engine.recurrent.scan import scan
-from quire.kernels.delta_steps import DeltaRows
+from quire.kernels.delta_steps import DeltaRows, Gates
 from quire.kernels.recurrent import apply_delta_rule, apply_ssm
 from quire.kernels.ssm_steps import SsmLayer, SsmRows
 
@@ -40,7 +40,7 @@ def install() -> None:
         module.recurrent_gla = _linear_attention(module.recurrent_gla)  # type: ignore[attr-defined]
     for name in DELTA_NETS:
         module = importlib.import_module(f"mlx_lm.models.{name}")
-        module.gated_delta_update = _by_head(module.gated_delta_update)  # type: ignore[attr-defined]
+        module.gated_delta_update = _delta_net(module.gated_delta_update)  # type: ignore[attr-defined]
     adapt_families()
 
 
@@ -71,12 +71,29 @@ def _delta_rule(original: Function) -> Function:
     return update
 
 
-def _by_head(original: Function) -> Function:
-    def update(q: mx.array, k: mx.array, v: mx.array, *args: Any, **options: Any) -> Any:
-        """args: a, b, A_log, dt_bias, state and whatever else"""
-        if type(args[4]) is StateHandle:
-            q, k, v = by_head(q, k, v)
-        return original(q, k, v, *args, **options)
+def _delta_net(original: Function) -> Function:
+    """Gates and factors too are computed with the rule."""
+
+    def update(
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        a: mx.array,
+        b: mx.array,
+        A_log: mx.array,
+        dt_bias: mx.array,
+        state: Any,
+        mask: mx.array | None = None,
+        **options: Any,
+    ) -> tuple[mx.array, mx.array | Stored]:
+        if type(state) is not StateHandle:
+            given = q, k, v, a, b, A_log, dt_bias, state, mask
+            result: tuple[mx.array, mx.array] = original(*given, **options)
+            return result
+        q, k, v = by_head(q, k, v)
+        rows = DeltaRows(*(x[:, 0] for x in (q, k, v, a, b)), Gates(A_log, dt_bias))
+        y = state.computed(apply_delta_rule(rows, state.pool, state.segments, state.fence))
+        return y[:, None], STORED
 
     return update
 

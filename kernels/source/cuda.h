@@ -29,6 +29,7 @@ FUNC float exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+FUNC float log2(float x) { return ::log2f(x); }
 FUNC float tanh(float x) { return ::tanhf(x); }
 FUNC float cos(float x) { return ::cosf(x); }
 FUNC float sin(float x) { return ::sinf(x); }

@@ -10,7 +10,7 @@ constexpr int SHARE = VALUE_HEADS / KEY_HEADS;
 constexpr int STEP = VECTOR ? KEY_DIM : 1;
 constexpr int FOURS = KEY_DIM / 4;
 constexpr int TILE = quire::tile_rows(FOURS, THREADS);
-constexpr int GATES = (TILE * STEP + THREADS - 1) / THREADS; // that each lane copies
+constexpr int EACH_GATES = (TILE * STEP + THREADS - 1) / THREADS; // that each lane copies
 typedef quire::Share<T, KEY_DIM, LANES> Keys;
 typedef quire::Staged<quire::Fours<T>, FOURS, TILE, THREADS> KeyTile;
 typedef quire::Staged<T, PLACES, TILE, THREADS> ValueTile;
@@ -52,6 +52,8 @@ const size_t state_row = size_t(head) * VALUE_DIM + place;
 constexpr size_t STATE_ROWS = size_t(VALUE_HEADS) * VALUE_DIM;
 if (source > 0) Keys::load_floats(pool + (source * STATE_ROWS + state_row) * KEY_DIM, lane, state);
 
+const float bias = RAW ? float(dt_bias[head]) : 0.0f;
+const float rate = RAW ? -quire::exp2(float(a_log[head]) * quire::LOG2_E) * quire::LOG2_E : 0.0f;
 float values[Keys::SIZE]; // of a row of keys, or of queries
 bool goes_on = true;
 while (goes_on) {
@@ -64,24 +66,30 @@ while (goes_on) {
     const DEVICE quire::Fours<T>* all_k = (const DEVICE quire::Fours<T>*)k;
     quire::Fours<T> new_q[KeyTile::EACH], new_k[KeyTile::EACH];
     T new_v[ValueTile::EACH];
-    float new_g[GATES], new_beta = 0.0f;
+    float new_g[EACH_GATES], new_beta = 0.0f;
     KeyTile::load(new_q, all_q + key, KEY_HEADS * FOURS, count, FOURS, own);
     KeyTile::load(new_k, all_k + key, KEY_HEADS * FOURS, count, FOURS, own);
     const size_t value = at_head * VALUE_DIM + first_place;
     ValueTile::load(new_v, v + value, VALUE_HEADS * VALUE_DIM, count, width, own);
     // On Metal arrays of few elements are constants, to which no function here has a pointer.
     UNROLL
-    for (int n = 0; n < GATES; ++n) {
+    for (int n = 0; n < EACH_GATES; ++n) {
       const int i = n * THREADS + own;
-      if (i < count * STEP) new_g[n] = g[(at_head + size_t(i / STEP) * VALUE_HEADS) * STEP + i % STEP];
+      if (i < count * STEP) {
+        const float gate = float(g[(at_head + size_t(i / STEP) * VALUE_HEADS) * STEP + i % STEP]);
+        new_g[n] = RAW ? quire::left_of<SUM>(gate + bias, rate) : gate;
+      }
     }
-    if (own < count) new_beta = float(beta[at_head + size_t(own) * VALUE_HEADS]);
+    if (own < count) {
+      const float factor = float(beta[at_head + size_t(own) * VALUE_HEADS]);
+      new_beta = RAW ? float(T(1.0f / (1.0f + quire::exp2(-factor * quire::LOG2_E)))) : factor;
+    }
     BARRIER(); // until all have read the rows before
     KeyTile::store(q_tile, new_q, count, FOURS, own);
     KeyTile::store(k_tile, new_k, count, FOURS, own);
     ValueTile::store(v_tile, new_v, count, width, own);
     UNROLL
-    for (int n = 0; n < GATES; ++n) {
+    for (int n = 0; n < EACH_GATES; ++n) {
       const int i = n * THREADS + own;
       if (i < count * STEP) g_tile[i] = new_g[n];
     }

@@ -19,6 +19,7 @@ CONSTANT int LOADS_UNDER_WAY = 1; // of a lane that copies to threadgroup memory
 
 FUNC float as_float(int bits) { return as_type<float>(bits); }
 FUNC float exp2(float x) { return metal::fast::exp2(x); }
+FUNC float log2(float x) { return metal::precise::log2(x); }
 FUNC float tanh(float x) { return metal::precise::tanh(x); }
 FUNC float cos(float x) { return metal::precise::cos(x); }
 FUNC float sin(float x) { return metal::precise::sin(x); }

@@ -53,6 +53,21 @@ def test_kernel_equals_mlx_lm(layout: Layout, vector: bool, dtype: mx.Dtype) -> 
         DeltaCase(layout, vector=vector, dtype=dtype).check()
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("dims", [(1, 2, 32, 8), (4, 8, 64, 16)], ids=str)
+def test_gates_are_computed_with_the_rule(dims: tuple[int, int, int, int], dtype: mx.Dtype) -> None:
+    with simulated_kernels():
+        DeltaCase(CUT, dims, raw=True, dtype=dtype).check()
+
+
+def test_steps_compute_gates_too() -> None:
+    case = DeltaCase(CUT, raw=True)
+    rows, pool = case.problem()
+    y, _ = case.expected(rows, pool)
+    found = delta_rule_steps(rows, pool, CUT.segments())
+    np.testing.assert_allclose(found, y, rtol=0, atol=3e-6)
+
+
 @pytest.mark.parametrize("settings", [ScanSettings(4, 8), ScanSettings(16, 2)], ids=str)
 @pytest.mark.parametrize("dims", [(1, 1, 128, 8), (1, 2, 192, 40), (1, 1, 256, 16), (1, 1, 96, 8)])
 def test_any_share_of_lanes(dims: tuple[int, int, int, int], settings: ScanSettings) -> None:

@@ -24,6 +24,7 @@ DELTA = DeltaCase(MIXED)
 DELTA_CUT = DeltaCase(CUT)
 DELTA_NARROW = DeltaCase(MIXED, (2, 4, 64, 24))
 VECTOR = DeltaCase(MIXED, vector=True)
+RAW = DeltaCase(MIXED, raw=True)
 CONV = ConvCase(MIXED)
 SSM = SsmCase(MIXED)
 CONV_CUT = ConvCase(CUT)
@@ -46,6 +47,11 @@ MUTANTS = [
     delta("the gate is dropped", "state[i] *= g_tile[n", "state[i] *= 1.0f + 0.0f * g_tile[n"),
     delta("one gate for all channels", "4 * Keys::place(i / 4, lane) + i % 4 : 0", "0 : 0",
           VECTOR),
+    delta("the bias of another head", "float(dt_bias[head])", "float(dt_bias[0])", RAW),
+    delta("every head fades alike", "a_log[head]", "a_log[0]", RAW),
+    delta("the bias is left out", "gate + bias", "gate", RAW),
+    delta("factors are taken as they are", "new_beta = RAW ?", "new_beta = false ?", RAW),
+    delta("gates are taken as they are", "new_g[n] = RAW ?", "new_g[n] = false ?", RAW),
     delta("no correction by what is held", "own_place]) - held)", "own_place]))"),
     delta("states are not carried", "first = end;",
           "first = end; for (int i = 0; i < int(Keys::SIZE); ++i) state[i] = 0.0f;", DELTA_CUT),

@@ -44,6 +44,7 @@ float exp2(float);
 }
 namespace precise {
 float cos(float);
+float log2(float);
 float rsqrt(float);
 float sin(float);
 float tanh(float);
