@@ -67,9 +67,23 @@ def read_state(url: str, key: str | None = None) -> dict[str, Any]:
         found = samples.get(f"quire_{name}", {}).items()
         return sum(value for labels, value in found if set(where.items()) <= set(labels))
 
+    ids = [dict(labels)["model"] for labels in samples.get("quire_model_loaded", {})]
     return {
         "version": dict(next(iter(samples["quire_build_info"])))["version"],
         "models": [model["id"] for model in models],
+        "loaded": {
+            model: {
+                "ready": bool(total("model_ready", model=model)),
+                "running": int(total("requests_running", model=model)),
+                "waiting": int(total("requests_waiting", model=model)),
+                "memory": int(
+                    total("memory_bytes", kind="active", model=model)
+                    + total("memory_bytes", kind="cache", model=model)
+                ),
+            }
+            for model in ids
+            if total("model_loaded", model=model)
+        },
         "ready": bool(total("model_ready")),
         "running": int(total("requests_running")),
         "waiting": int(total("requests_waiting")),
@@ -86,6 +100,7 @@ def _lines(url: str, state: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("server", f"{url}, Quire {state['version']}"),
         ("models", ", ".join(state["models"])),
+        *(("loaded", f"{model}: {_loaded(of)}") for model, of in state["loaded"].items()),
         ("state", "ready" if state["ready"] else "not ready"),
         ("requests", f"{state['running']} running, {state['waiting']} waiting"),
         ("KV blocks", f"{used} of {blocks} in use"),
@@ -93,6 +108,13 @@ def _lines(url: str, state: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("generated", f"{state['generated_tokens']} tokens"),
         ("restarts", f"{state['worker_restarts']} of the worker"),
     ]
+
+
+def _loaded(of: Mapping[str, Any]) -> str:
+    if not of["ready"]:
+        return "not ready"
+    requests = f"{of['running']} running, {of['waiting']} waiting"
+    return f"{requests}, {of['memory'] / 2**30:.2f} GiB on the device"
 
 
 def _default_url(environ: Mapping[str, str]) -> str:

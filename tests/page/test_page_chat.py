@@ -295,3 +295,14 @@ def test_the_end_of_a_long_answer_stays_in_sight(browser: Browser, api: Scripted
     composer = browser.evaluate(bottom("#composer"))
     assert composer <= 700
     assert browser.evaluate(bottom(f"{LAST} .prose p:last-child")) < composer
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (1280, 900), (1024, 700), (390, 844)])
+def test_the_page_itself_never_scrolls(
+    browser: Browser, api: ScriptedApi, width: int, height: int
+) -> None:
+    browser.screen(width, height)
+    browser.open(api.url)
+    size = "document.scrollingElement.scrollHeight, document.scrollingElement.scrollWidth"
+    tall, wide = browser.evaluate(f"[{size}]")
+    assert (tall, wide) == (height, width)

@@ -54,6 +54,18 @@ def test_bad_usage_exits_with_2(argv):
     assert "Traceback" not in result.stderr
 
 
+def test_a_flag_that_is_nearly_one_is_told():
+    assert "did you mean --port?" in quire("serve", "--prot", "1").stderr
+    assert quire("doctor", "--dtype", "float32").returncode == 2
+
+
+def test_help_shows_values_as_they_are_written():
+    shown = quire("serve", "--help").stdout
+    assert "(default: claude-*)" in " ".join(shown.split())
+    assert "(default: no)" in " ".join(shown.split())
+    assert "(default: False)" not in shown
+
+
 def test_a_bad_setting_is_one_line_and_2():
     result = quire("serve", QUIRE_PORT="many")
     assert result.returncode == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -75,6 +76,40 @@ def test_a_model_is_deleted_when_asked_and_told(cache, capsys, monkeypatch, answ
     assert cli.main(["models", "rm", "acme/small"]) == code
     assert (cache / "models--acme--small").exists() == bool(code)
     assert (cache / "models--acme--gguf").exists()
+
+
+def test_nobody_there_to_answer_is_a_no(cache, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert cli.main(["models", "rm", "acme/small"]) == 1
+    assert (cache / "models--acme--small").exists()
+    assert "--yes" in capsys.readouterr().out
+
+
+def test_an_estimate_of_what_is_here_asks_nobody(cache, capsys, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert cli.main(["estimate", "acme/small", "--ram", "16GiB"]) == 0
+    assert "fits" in capsys.readouterr().out
+    assert cli.main(["estimate", "acme/absent", "--ram", "16GiB"]) == 1
+    assert "acme/absent is not in the local cache" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["/nope", "./nope/x", "nope"])
+def test_an_estimate_of_no_folder_says_so(cache, capsys, name):
+    assert cli.main(["estimate", name, "--ram", "16GiB"]) == 1
+    expected = f"{name}: no such folder, and not a Hugging Face owner/name."
+    assert expected in capsys.readouterr().err
+
+
+def test_an_estimate_of_what_cannot_be_served_is_none(tmp_path, capsys):
+    config = {**json.loads((DEMO / "config.json").read_text()), "model_type": "frobnicate"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for file in DEMO.glob("*.safetensors"):
+        shutil.copy(file, tmp_path)
+    for file in DEMO.glob("*.json"):
+        if file.name != "config.json":
+            shutil.copy(file, tmp_path)
+    assert cli.main(["estimate", str(tmp_path), "--ram", "16GiB"]) == 1
+    assert "knows no model of type 'frobnicate'" in capsys.readouterr().err
 
 
 def test_rm_without_a_question(cache):

@@ -321,3 +321,10 @@ def test_any_values_are_accepted_or_refused(fields):
 def test_tokenize_takes_a_prompt_or_messages(body):
     with pytest.raises(ApiError, match="either prompt or messages"):
         RequestDecoder(TokenizeRequest).decode(json.dumps(body).encode())
+
+
+def test_a_field_that_is_nearly_one_is_told():
+    with pytest.raises(ApiError, match=r"did you mean temperature\?"):
+        chat(temprature=1)
+    with pytest.raises(ApiError, match="leave it out"):
+        chat(nonsense_of_no_kind=1)

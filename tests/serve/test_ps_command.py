@@ -9,6 +9,7 @@ import pytest
 from fake_backend import MODEL, FakeBackend, served_model, serving
 
 from quire.serve import cli
+from quire.serve.api_keys import ApiKey, Keyring, hash_key
 from quire.serve.app import create_app
 from quire.serve.metrics import Metrics
 from quire.serve.registry import Registry, Served
@@ -37,6 +38,7 @@ def test_for_programs(server, capsys):
     state = json.loads(capsys.readouterr().out)
     assert state["models"] == [MODEL]
     assert state["generated_tokens"] == 0
+    assert state["loaded"] == {}  # the fake has no worker
 
 
 def test_the_default_is_where_serve_listens(server, capsys, monkeypatch):
@@ -50,6 +52,15 @@ def test_no_server_is_an_exit_code(capsys):
         port = listener.getsockname()[1]
     assert cli.main(["ps", "--url", f"http://127.0.0.1:{port}"]) == 3
     assert capsys.readouterr().err.startswith("quire: no server answers at")
+
+
+def test_a_key_is_asked_for(capsys):
+    backend = FakeBackend()
+    registry = Registry([Served(served_model(), backend)])
+    keyring = Keyring({"a": ApiKey(sha256=hash_key("right"), name="a")})
+    with serving(create_app(registry, Metrics(), keyring=keyring)) as server:
+        assert cli.main(["ps", "--url", server.url]) == 1
+    assert "asks for an API key" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "file:///etc/passwd"])
