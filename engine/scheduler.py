@@ -187,7 +187,7 @@ class Scheduler:
                 break
             if sequence.num_pending_tokens:
                 break  # preempted with a token in flight, which belongs to its prompt now
-            if sequence.waits_for in coming:
+            if sequence.arrival.waits_for in coming:
                 continue
             if looked_up > _MAX_LOOKED_UP:
                 break
@@ -246,7 +246,7 @@ class Scheduler:
             return False
         # As long as that one is coming, so are too many to begin.
         until = names[: max(1, len(names) - least // size + 1)]
-        sequence.waits_for = next((n for n in reversed(until) if n in coming), names[-1])
+        sequence.arrival.waits_for = next((n for n in reversed(until) if n in coming), names[-1])
         return True
 
     def _make_batch(self, planned: dict[Sequence, int]) -> StepBatch:

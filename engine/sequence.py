@@ -22,6 +22,7 @@ class Arrival:
     at: float = 0.0  # seconds, on the monotonic clock
     queue_seconds: float = 0.0
     num_cached_tokens: int | None = None  # of its prompt; None until it was admitted
+    waits_for: BlockHash | None = None  # while somebody else computes that block, it waits
 
 
 @dataclass(slots=True)
@@ -47,7 +48,6 @@ class Sequence:
     last_step: int = -1  # the newest step that reads or writes the sequence's cache
     arrival: Arrival = field(default_factory=Arrival)
     admissions: int = 0  # tells rows scheduled before a preemption from those after it
-    waits_for: BlockHash | None = None  # while somebody else computes that block, this one waits
     finished: bool = False
     grammar: GrammarState | None = None  # has taken the output tokens that the host has seen
     report: PromptReport = field(default_factory=PromptReport)

@@ -116,6 +116,6 @@ def delta_rule_steps(
         pool,
         segments,
         (q, k, rows.v, rows.g, rows.beta),
-        lambda each, states: one_row(DeltaRows(*each), states),
-        lambda each, state: many(DeltaRows(*each), state),
+        lambda each, states: one_row(DeltaRows.of(each), states),
+        lambda each, state: many(DeltaRows.of(each), state),
     )

@@ -95,7 +95,7 @@ class DeltaProblem(RecurrentProblem):
     @property
     def delta_rows(self) -> DeltaRows:
         gates = Gates(*self.rows[5:]) if len(self.rows) > 5 else None
-        return DeltaRows(*self.rows[:5], gates)
+        return DeltaRows.of(self.rows[:5], gates)
 
     def expected(self) -> list[Float64Array]:
         """Gates rounded as mlx-lm rounds them: a step in a sum is a change of all that is kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -38,6 +39,12 @@ class DeltaRows(NamedTuple):
     g: mx.array
     beta: mx.array
     gates: Gates | None = None
+
+    @classmethod
+    def of(cls, arrays: Iterable[mx.array], gates: Gates | None = None) -> DeltaRows:
+        """q, k, v, g and beta"""
+        q, k, v, g, beta = arrays
+        return cls(q, k, v, g, beta, gates)
 
     def gated(self) -> DeltaRows:
         """With gates and factors computed, as mlx-lm does it."""
@@ -90,7 +97,7 @@ def row_by_row(rows: DeltaRows, state: mx.array) -> tuple[mx.array, mx.array]:
     """What :func:`many_rows` computes, as its definition says."""
     states, ys = state[None], []
     for t in range(rows.q.shape[0]):
-        y, states = one_row(DeltaRows(*(x[t : t + 1] for x in rows[:5])), states)
+        y, states = one_row(DeltaRows.of(x[t : t + 1] for x in rows[:5]), states)
         ys.append(y)
     return mx.concatenate(ys), states[0]
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, TypeVar
 from quire.engine.errors import EngineError
 from quire.engine.startup.boot import add_device_argument, start_device
 from quire.loadtest.machine_lines import machine_lines
-from quire.serve.settings import SettingsError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """0 if all is well; 1 if a variant in use computes something else than the reference."""
     if args.dtype and not args.kernels:
-        raise SettingsError("--dtype says which --kernels are shown")
+        print("quire: error: --dtype says which --kernels are shown", file=sys.stderr)
+        return 2
     try:
         device, blas = start_device(args.device)
     except EngineError as error:

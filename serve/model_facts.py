@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import struct
@@ -78,11 +79,11 @@ def read_facts(folder: Path) -> ModelFacts:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise ModelFilesError(f"Cannot read {folder / 'config.json'}: {error}") from error
-    _check_type(config)
+    check_type(config)
     return facts_of(config, dict(_tensors(folder)))
 
 
-def _check_type(config: Mapping[str, Any]) -> None:
+def check_type(config: Mapping[str, Any]) -> None:
     """Raises :class:`ModelFilesError` for a type of model that mlx-lm has no file for."""
     kind = config.get("model_type")
     package = find_spec("mlx_lm")  # which takes a second to import
@@ -91,10 +92,17 @@ def _check_type(config: Mapping[str, Any]) -> None:
     known = {path.stem for path in Path(package.origin).with_name("models").glob("*.py")}
     if kind in known:
         return
-    from mlx_lm.utils import MODEL_REMAPPING
-
-    if MODEL_REMAPPING.get(kind) not in known:
+    if _other_names(Path(package.origin).with_name("utils.py")).get(kind) not in known:
         raise ModelFilesError(f"mlx-lm {version('mlx-lm')} knows no model of type {kind!r}.")
+
+
+def _other_names(utils: Path) -> Mapping[object, object]:
+    """What mlx-lm takes types without a file of their own for."""
+    for node in ast.parse(utils.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODEL_REMAPPING":
+            names: Mapping[object, object] = ast.literal_eval(node.value)
+            return names
+    return {}
 
 
 def facts_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ModelFacts:
@@ -209,7 +217,7 @@ def facts_from_hub(name: str) -> ModelFacts:
         metadata = get_safetensors_metadata(name)
     except Exception as error:
         raise hub_error(name, error) from error
-    _check_type(config)
+    check_type(config)
     tensors = {
         tensor_name: Tensor(info.dtype, tuple(info.shape))
         for file in metadata.files_metadata.values()

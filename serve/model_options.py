@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,9 @@ from typing import Any, Final
 import msgspec
 
 from quire.engine.messages import SamplingParams
+from quire.serve.local_models import models_in
 from quire.serve.model_files import DEMO_NAME
+from quire.serve.served_model import ModelFilesError
 from quire.serve.setting_values import seconds, yes_or_no
 from quire.serve.settings import SETTINGS, ServeSettings, SettingsError
 
@@ -86,9 +88,12 @@ def all_options(settings: ServeSettings) -> list[ModelOptions]:
         name = settings.served_model_name or _name_of(settings.model)
         ttl = settings.model_idle_ttl
         # A server of one model keeps it, unless it is told when to let go of it.
-        only = ModelOptions(name, settings, pinned=not options and ttl is None, idle_ttl=ttl)
+        is_only = not options and settings.models_from is None
+        only = ModelOptions(name, settings, pinned=is_only and ttl is None, idle_ttl=ttl)
         options.insert(0, only)
     options[0] = replace(options[0], at_start=True)
+    if settings.models_from is not None:
+        options += _found(settings, {name for model in options for name in model.names})
     seen: set[str] = set()
     for model in options:
         for name in model.names:
@@ -96,6 +101,18 @@ def all_options(settings: ServeSettings) -> list[ModelOptions]:
                 raise SettingsError(f"two models are called {name!r}")
             seen.add(name)
     return options
+
+
+def _found(settings: ServeSettings, taken: set[str]) -> Iterator[ModelOptions]:
+    """The models of ``models_from`` but for those that are set by name."""
+    assert settings.models_from is not None
+    try:
+        for name, folder in models_in(settings.models_from):
+            if name not in taken:
+                own = replace(settings, model=str(folder), served_model_name=name)
+                yield ModelOptions(name, own, idle_ttl=settings.model_idle_ttl)
+    except ModelFilesError as error:
+        raise SettingsError(f"--models-from {error}") from error
 
 
 def _name_of(model: str | None) -> str:

@@ -5,30 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
 
-from quire.serve.model_files import DEMO_NAME, check_folder, download, resolve_model
+from quire.serve.local_models import cached_repos, local_models
+from quire.serve.model_files import check_folder, download
 from quire.serve.served_model import ModelFilesError
-
-if TYPE_CHECKING:
-    from huggingface_hub import CachedRepoInfo
-
-
-@dataclass(frozen=True)
-class LocalModel:
-    """``size`` is in bytes on the disk; ``problem`` says why Quire cannot serve it, or is empty."""
-
-    name: str
-    architecture: str
-    size: int
-    used: str  # ISO date of the last access
-    problem: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,38 +37,6 @@ def run(args: argparse.Namespace) -> int:
     except ModelFilesError as error:
         print(f"quire: error: {error}", file=sys.stderr)
         return 1
-
-
-def local_models() -> list[LocalModel]:
-    """The demo, then every cached model by name."""
-    demo = resolve_model(None).path
-    size = sum(file.stat().st_size for file in demo.iterdir())
-    found = [_describe(DEMO_NAME, demo, size, "")]
-    for repo in sorted(_cached_repos(), key=lambda repo: repo.repo_id):
-        newest = max(repo.revisions, key=lambda revision: revision.last_modified)
-        used = datetime.fromtimestamp(repo.last_accessed, UTC).date().isoformat()
-        found.append(_describe(repo.repo_id, newest.snapshot_path, repo.size_on_disk, used))
-    return found
-
-
-def _cached_repos() -> list[CachedRepoInfo]:
-    # Slow to import.
-    from huggingface_hub import CacheNotFound, constants, scan_cache_dir
-
-    try:
-        cached = scan_cache_dir(constants.HF_HUB_CACHE)
-    except CacheNotFound:
-        return []
-    return [repo for repo in cached.repos if repo.repo_type == "model" and repo.revisions]
-
-
-def _describe(name: str, folder: Path, size: int, used: str) -> LocalModel:
-    try:
-        check_folder(folder)
-        config = json.loads((folder / "config.json").read_bytes())
-        return LocalModel(name, str(config.get("model_type", "unknown")), size, used, "")
-    except ModelFilesError as error:
-        return LocalModel(name, "", size, used, str(error).replace(f"{folder}", name))
 
 
 def _list(as_json: bool) -> int:
@@ -123,7 +75,7 @@ def _confirmed(question: str) -> bool:
 def _remove(name: str, ask: bool) -> int:
     from huggingface_hub import constants, scan_cache_dir
 
-    repos = [repo for repo in _cached_repos() if repo.repo_id == name]
+    repos = [repo for repo in cached_repos() if repo.repo_id == name]
     if not repos:
         raise ModelFilesError(f"{name} is not in the cache; quire models list shows what is.")
     size = _size(repos[0].size_on_disk)

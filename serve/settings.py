@@ -87,6 +87,12 @@ class ServeSettings:
         "more models, loaded when they are asked for; in a file: [models.NAME] tables",
         "NAME=MODEL,...",
     )
+    models_from: str | None = _row(
+        None,
+        text,
+        "serve, when asked for, every model in Hugging Face's cache too, or in a folder",
+        "cache|FOLDER",
+    )
     max_loaded_models: int | None = _row(
         None, integer(1), "models in memory at a time; default: as many as fit", "N"
     )

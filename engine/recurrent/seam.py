@@ -64,7 +64,7 @@ def _delta_rule(original: Function) -> Function:
         if type(state) is not StateHandle:
             result: tuple[mx.array, mx.array] = original(q, k, v, g, beta, state, mask)
             return result
-        rows = DeltaRows(*(x[:, 0] for x in (q, k, v, g, beta)))
+        rows = DeltaRows.of(x[:, 0] for x in (q, k, v, g, beta))
         y = state.computed(apply_delta_rule(rows, state.pool, state.segments, state.fence))
         return y[:, None], STORED
 
@@ -75,23 +75,15 @@ def _delta_net(original: Function) -> Function:
     """Gates and factors too are computed with the rule."""
 
     def update(
-        q: mx.array,
-        k: mx.array,
-        v: mx.array,
-        a: mx.array,
-        b: mx.array,
-        A_log: mx.array,
-        dt_bias: mx.array,
-        state: Any,
-        mask: mx.array | None = None,
-        **options: Any,
+        q: mx.array, k: mx.array, v: mx.array, *args: Any, **options: Any
     ) -> tuple[mx.array, mx.array | Stored]:
+        """args: a, b, A_log, dt_bias, state and whatever else"""
+        a, b, a_log, dt_bias, state = args[:5]
         if type(state) is not StateHandle:
-            given = q, k, v, a, b, A_log, dt_bias, state, mask
-            result: tuple[mx.array, mx.array] = original(*given, **options)
+            result: tuple[mx.array, mx.array] = original(q, k, v, *args, **options)
             return result
         q, k, v = by_head(q, k, v)
-        rows = DeltaRows(*(x[:, 0] for x in (q, k, v, a, b)), Gates(A_log, dt_bias))
+        rows = DeltaRows.of((x[:, 0] for x in (q, k, v, a, b)), Gates(a_log, dt_bias))
         y = state.computed(apply_delta_rule(rows, state.pool, state.segments, state.fence))
         return y[:, None], STORED
 

@@ -105,7 +105,7 @@ def test_the_state_of_the_tuning(capsys: pytest.CaptureFixture[str]) -> None:
             (Timing("prompt_attention", shape, "float32", "gather_sdpa", {}, 1.0, 2.0),),
         )
     )
-    assert doctor.run(Namespace(device="cpu", kernels=None, model=None)) == 0
+    assert doctor.run(Namespace(device="cpu", kernels=None, model=None, dtype=None)) == 0
     output = capsys.readouterr().out
     assert "1 shapes measured, 1 kernels checked, not used: kv_write.in_place float16" in output
 

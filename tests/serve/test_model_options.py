@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from quire.engine.messages import SamplingParams
+from quire.serve.model_files import resolve_model
 from quire.serve.model_options import all_options
 from quire.serve.settings import ServeSettings, SettingsError, load
 
@@ -51,6 +54,23 @@ def test_sampling_of_a_model_and_its_presets_come_over_the_authors(tmp_path):
     assert small.sampling.over(own) == SamplingParams(temperature=0.2, top_k=5, top_p=0.9)
     creative = small.presets["creative"].over(small.sampling.over(own))
     assert creative == SamplingParams(temperature=1.1, top_k=5, top_p=0.9)
+
+
+def test_models_of_a_folder_are_served_when_asked_for(tmp_path):
+    demo = resolve_model(None).path
+    for name in ("plain", "owner/name", "owner/other"):
+        shutil.copytree(demo, tmp_path / name)
+    (tmp_path / "owner" / "other" / "config.json").write_text('{"model_type": "whisper"}')
+    (tmp_path / "empty").mkdir()
+    settings = ServeSettings(models_from=str(tmp_path), models=(("plain", {"model": "org/own"}),))
+    own, found = all_options(settings)
+    assert (own.name, own.settings.model) == ("plain", "org/own")
+    assert (found.name, found.settings.model) == ("owner/name", str(tmp_path / "owner" / "name"))
+    assert not found.at_start
+    first, *_ = all_options(ServeSettings(models_from=str(tmp_path)))
+    assert (first.name, first.at_start, first.pinned) == ("quire-demo", True, False)
+    with pytest.raises(SettingsError, match=r"--models-from .*: no such folder"):
+        all_options(ServeSettings(models_from=str(tmp_path / "nope")))
 
 
 def test_one_model_alone_is_kept():

@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from quire.serve import cli, models_command
+from quire.serve import cli, local_models
 from quire.serve.model_files import resolve_model
 
 DEMO = resolve_model(None).path
@@ -65,9 +65,15 @@ def test_programs_are_told_why_a_model_is_left_out(cache, capsys):
     assert str(cache) not in models["acme/gguf"]["problem"]
 
 
+def test_what_the_cache_holds_can_be_served_as_it_is(cache):
+    [(name, folder)] = local_models.models_in("cache")
+    assert name == "acme/small"
+    assert (folder / "config.json").is_file()
+
+
 def test_no_cache_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "none"))
-    assert [model.name for model in models_command.local_models()] == ["quire-demo"]
+    assert [model.name for model in local_models.local_models()] == ["quire-demo"]
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y", 0), ("", 1), ("no", 1)])
@@ -110,6 +116,9 @@ def test_an_estimate_of_what_cannot_be_served_is_none(tmp_path, capsys):
             shutil.copy(file, tmp_path)
     assert cli.main(["estimate", str(tmp_path), "--ram", "16GiB"]) == 1
     assert "knows no model of type 'frobnicate'" in capsys.readouterr().err
+    config["model_type"] = "mistral"  # which mlx-lm takes for another
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert cli.main(["estimate", str(tmp_path), "--ram", "16GiB"]) == 0
 
 
 def test_rm_without_a_question(cache):

@@ -90,6 +90,7 @@ SAMPLES = {
     "tls_key_file": ("key.pem", "key.pem"),
     "vllm_metrics": ("yes", True),
     "models": ("a=org/a, b=/models/b", (("a", {"model": "org/a"}), ("b", {"model": "/models/b"}))),
+    "models_from": ("cache", "cache"),
     "max_loaded_models": ("2", 2),
     "model_idle_ttl": ("600", 600.0),
     "allowed_hosts": ("A.example, *.b.example,[::1]", ("a.example", "*.b.example", "[::1]")),
