@@ -52,8 +52,6 @@ const size_t state_row = size_t(head) * VALUE_DIM + place;
 constexpr size_t STATE_ROWS = size_t(VALUE_HEADS) * VALUE_DIM;
 if (source > 0) Keys::load_floats(pool + (source * STATE_ROWS + state_row) * KEY_DIM, lane, state);
 
-const float bias = RAW ? float(dt_bias[head]) : 0.0f;
-const float rate = RAW ? -quire::exp2(float(a_log[head]) * quire::LOG2_E) * quire::LOG2_E : 0.0f;
 float values[Keys::SIZE]; // of a row of keys, or of queries
 bool goes_on = true;
 while (goes_on) {
@@ -76,8 +74,9 @@ while (goes_on) {
     for (int n = 0; n < EACH_GATES; ++n) {
       const int i = n * THREADS + own;
       if (i < count * STEP) {
-        const float gate = float(g[(at_head + size_t(i / STEP) * VALUE_HEADS) * STEP + i % STEP]);
-        new_g[n] = RAW ? quire::left_of<SUM>(gate + bias, rate) : gate;
+        float gate = float(g[(at_head + size_t(i / STEP) * VALUE_HEADS) * STEP + i % STEP]);
+        if (RAW) gate = quire::left_of<SUM>(gate + float(dt_bias[head]), float(a_log[head]));
+        new_g[n] = gate;
       }
     }
     if (own < count) {

@@ -81,16 +81,16 @@ struct Staged {
   }
 };
 
-// What is left of a state for a gated delta net's `x`, a sum: e^(-e^a_log softplus(x)), `rate` being
-// -e^a_log / ln 2. T rounds where MLX's operations do.
+// What is left of a state for a gated delta net's `x`, a sum: e^(-e^a_log softplus(x)). T rounds where
+// MLX's operations do.
 template <typename T>
-FUNC float left_of(float x, float rate) {
+FUNC float left_of(float x, float a_log) {
   x = float(T(x));
   const float small = exp2(-max(x, -x) * LOG2_E);
   // 1 + small loses a smaller one, whose logarithm a few terms of its series give.
   const float series = small * (1.0f - small * (0.5f - small * (1.0f / 3.0f - small * 0.25f)));
   const float log = small < 0.03f ? series : log2(1.0f + small) / LOG2_E;
-  return exp2(rate * float(T(max(x, 0.0f) + log)));
+  return exp2(-exp2(a_log * LOG2_E) * LOG2_E * float(T(max(x, 0.0f) + log)));
 }
 
 template <int LANES>
