@@ -106,6 +106,7 @@ def test_text_to_tokens_and_back(server):
         ("/detokenize", {"tokens": "abc"}, 400),
         ("/detokenize", {"tokens": [-1]}, 400),
         ("/detokenize", {"tokens": [2**40]}, 400),
+        ("/detokenize", {"tokens": [1] * (2**20 + 1)}, 400),
     ],
 )
 def test_bad_token_requests_are_refused(server, path, body, status):
