@@ -156,8 +156,8 @@ def _owner() -> str:
 
 def _format(text: TextConfig | None) -> dict[str, Any]:
     """As OpenAI's service gives it back."""
-    form = text.format if text else None
-    return {"type": "text"} if form is None else msgspec.to_builtins(form)
+    form = msgspec.to_builtins(text.format) if text and text.format else {"type": "text"}
+    return {key: value for key, value in form.items() if value is not None}
 
 
 def _json(content: object, headers: dict[str, str] | None = None) -> Response:
