@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from quire.serve.settings import SETTINGS, SettingsError, load
+from quire.serve.settings import CACHE, SETTINGS, SettingsError, load
 
 # Where model files are found. Secrets stay out: service files are often readable by everyone,
 # and the Hugging Face token has a file of its own.
@@ -64,6 +64,8 @@ def describe_service(flags: Mapping[str, str], environ: Mapping[str, str], home:
     for name in ("api_key_file", "tls_cert_file", "tls_key_file"):
         if name in pinned:
             pinned[name] = str(Path(pinned[name]).expanduser().resolve())
+    if settings.models_from not in (None, CACHE):
+        pinned["models_from"] = str(Path(str(settings.models_from)).expanduser().resolve())
     if settings.model is not None and Path(settings.model).expanduser().is_dir():
         pinned["model"] = str(Path(settings.model).expanduser().resolve())
     elif settings.model is not None and not _COULD_BE_ON_HUB.fullmatch(settings.model):

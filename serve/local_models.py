@@ -7,16 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from quire.serve.model_facts import check_type
 from quire.serve.model_files import DEMO_NAME, check_folder, resolve_model
 from quire.serve.served_model import ModelFilesError
+from quire.serve.settings import CACHE
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedRepoInfo
-
-CACHE: Final = "cache"
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def models_in(place: str) -> Iterator[tuple[str, Path]]:
     """Names and folders of models that can be served.
 
     Args:
-        place: :data:`CACHE`, or a folder that has theirs, as NAME or OWNER/NAME, in it.
+        place: "cache", or a folder that has theirs, as NAME or OWNER/NAME, in it.
 
     Raises:
         ModelFilesError: there is no such folder.

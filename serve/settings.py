@@ -32,6 +32,7 @@ from quire.serve.setting_values import (
 )
 
 ENV_PREFIX = "QUIRE_"
+CACHE = "cache"  # of ``models_from``: the one that all Hugging Face tools share
 CONFIG_VARIABLE = "QUIRE_CONFIG"
 
 

@@ -49,6 +49,17 @@ def test_paths_do_not_depend_on_where_it_was_installed_from(tmp_path, monkeypatc
     assert settings.port == 9000
 
 
+@pytest.mark.parametrize("given", ["flag", "file"])
+def test_so_does_the_folder_of_models(tmp_path, monkeypatch, given):
+    (tmp_path / "quire.toml").write_text('models_from = "models"\n')
+    flags = {"models_from": "models"} if given == "flag" else {"config": "quire.toml"}
+    monkeypatch.chdir(tmp_path)
+    service = describe_service(flags, {}, HOME)
+    monkeypatch.chdir("/")
+    assert settings_of(service).models_from == str(tmp_path / "models")
+    assert settings_of(describe_service({"models_from": "cache"}, {}, HOME)).models_from == "cache"
+
+
 def test_a_hub_name_stays_a_name():
     assert settings_of(describe_service({"model": "org/name"}, {}, HOME)).model == "org/name"
 
