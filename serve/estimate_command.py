@@ -13,7 +13,7 @@ from quire.engine.memory.budget import SMALLEST_STEP, STEP_TOKENS, working_set
 from quire.engine.memory.budget import DeviceName as Device
 from quire.serve.memory_plan import Memory, Verdict, judge, memory
 from quire.serve.model_facts import Bits, ModelFacts, facts_from_hub, read_facts
-from quire.serve.model_files import is_hub_name, local_folder, resolve_model
+from quire.serve.model_files import check_folder, is_hub_name, local_folder, resolve_model
 from quire.serve.served_model import ModelFilesError
 from quire.serve.setting_values import parse_size
 from quire.serve.settings import SettingsError
@@ -75,9 +75,12 @@ def _facts(model: str | None) -> ModelFacts:
     """Without downloading weights."""
     if model is None or not is_hub_name(model):
         return read_facts(resolve_model(model).path)
-    if any((folder := local_folder(model)).glob("*.safetensors")):
-        return read_facts(folder)
-    return facts_from_hub(model)
+    folder = local_folder(model)
+    try:
+        check_folder(folder)
+    except ModelFilesError:  # not here, or not all of it
+        return facts_from_hub(model)
+    return read_facts(folder)
 
 
 @dataclass(frozen=True)

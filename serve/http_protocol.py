@@ -163,7 +163,7 @@ class LimitedProtocol(HttpToolsProtocol):
                 self.parser = httptools.HttpRequestParser(self)
                 if framing:
                     self._is_resuming = True
-                    self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n")
+                    self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
                     self._is_resuming = False
 
     def _count(self, num_bytes: int) -> None:
@@ -198,11 +198,14 @@ class LimitedProtocol(HttpToolsProtocol):
 
     @property
     def _body_framing(self) -> bytes:
-        """The header that says how long the request's body is; empty if it has none."""
-        for name, value in self.headers:
-            if name == b"transfer-encoding" or (name == b"content-length" and int(value)):
-                return name + b": " + value
-        return b""
+        """The headers that say how long the request's body is; empty if it has none."""
+        if self.parser.get_method() == b"CONNECT":  # what follows is nobody's
+            return b""
+        return b"".join(
+            name + b": " + value + b"\r\n"
+            for name, value in self.headers
+            if name == b"transfer-encoding" or (name == b"content-length" and int(value))
+        )
 
     def on_message_begin(self) -> None:
         if self._is_resuming:

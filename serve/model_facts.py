@@ -86,6 +86,8 @@ def read_facts(folder: Path) -> ModelFacts:
 def check_type(config: Mapping[str, Any]) -> None:
     """Raises :class:`ModelFilesError` for a type of model that mlx-lm has no file for."""
     kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise ModelFilesError("config.json does not say model_type.")
     package = find_spec("mlx_lm")  # which takes a second to import
     assert package is not None
     assert package.origin is not None

@@ -6,10 +6,11 @@ One that fills a long context has megabytes: to decode them would hold up every 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
+from quire.serve.errors import ApiError
 from quire.serve.raw_body import RawBody
 
 NO_ITEMS: Final = msgspec.Raw(b"[]")
@@ -37,33 +38,35 @@ def asked(body: RawBody) -> Asked:
     return _decode(body.whole())
 
 
-class _Reference(msgspec.Struct, frozen=True):
-    type: str = ""
-    id: str = ""
-
-
 _REFERENCE: Final = "item_reference"
 _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _raw_items: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-def resolved(body: RawBody, find: Callable[[str], dict[str, Any] | None]) -> RawBody | None:
+def resolved(body: RawBody, find: Callable[[str], bytes | None], limit: int) -> RawBody | None:
     """The body with the items themselves where its input refers to some; None: it refers to none
-    that ``find`` knows by its id. The request has been checked."""
+    that ``find`` knows by its id, as JSON. The request has been checked.
+
+    Raises :class:`ApiError` (413) for items of more than ``limit`` bytes.
+    """
     whole = body.whole()
     if _REFERENCE.encode() not in whole:
         return None
     fields = _fields(whole)
     if not bytes(fields["input"]).startswith(b"["):
         return None
-    items, found = _raw_items(fields["input"]), False
+    items, found = _raw_items(fields["input"]), 0
     for index, raw in enumerate(items):
         if _REFERENCE.encode() not in bytes(raw):
             continue
-        reference = msgspec.convert(msgspec.json.decode(raw), _Reference)
-        item = find(reference.id) if reference.type == _REFERENCE else None
-        if item is not None:
-            items[index], found = msgspec.Raw(msgspec.json.encode(item)), True
+        reference = msgspec.json.decode(raw)
+        if reference.get("type") != _REFERENCE or not isinstance(reference.get("id"), str):
+            continue
+        if (item := find(reference["id"])) is not None:
+            items[index] = msgspec.Raw(item)
+            found += len(item)
+        if found > limit:
+            raise ApiError(413, f"The items that input refers to have over {limit} bytes.")
     if not found:
         return None
     fields["input"] = joined(b"[" + b",".join(map(bytes, items)) + b"]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -83,14 +84,20 @@ class ResponseStore:
             )
         return stored
 
-    def item(self, owner: str, item_id: str) -> dict[str, Any] | None:
-        """Of the output of a response that is kept."""
-        share = self._shares.get(owner)
-        response_id = None if share is None else share.by_item.get(item_id)
-        if response_id is None:
-            return None
-        output: list[dict[str, Any]] = self.find(owner, response_id).response["output"]
-        return next(item for item in output if item["id"] == item_id)
+    def items(self, owner: str) -> Callable[[str], bytes | None]:
+        """Looks up items, as JSON, in the outputs of responses that are kept; each of these is
+        decoded once."""
+        known: dict[str, bytes] = {}
+
+        def find(item_id: str) -> bytes | None:
+            share = self._shares.get(owner)
+            response_id = None if share is None else share.by_item.get(item_id)
+            if response_id is not None and item_id not in known:
+                output = self.find(owner, response_id).response["output"]
+                known.update((item["id"], msgspec.json.encode(item)) for item in output)
+            return known.get(item_id)
+
+        return find
 
     def find(self, owner: str, response_id: str) -> Stored:
         """Raises :class:`ApiError` (404)."""

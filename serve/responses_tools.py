@@ -23,8 +23,10 @@ from quire.serve.tools import (
 _DEFAULT_NAMESPACE: Final = "functions"  # its tools go by their bare names
 
 
-# The last two have no meaning outside OpenAI's service.
-_COMMON: Final = frozenset(("type", "name", "description", "defer_loading", "allowed_callers"))
+# The last three have no meaning outside OpenAI's service.
+_COMMON: Final = frozenset(
+    ("type", "name", "description", "defer_loading", "allowed_callers", "async")
+)
 _FIELDS: Final = {
     "function": _COMMON | {"parameters", "strict", "output_schema"},
     "custom": _COMMON | {"format"},

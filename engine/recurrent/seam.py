@@ -24,6 +24,8 @@ from quire.kernels.recurrent import apply_delta_rule, apply_ssm
 from quire.kernels.ssm_steps import SsmLayer, SsmRows
 
 Function = Callable[..., Any]
+# Of `gated_delta_update`: gates, or factors, are computed otherwise.
+_OTHER_GATES = ("lower_bound", "allow_neg_eigval")
 _concatenate: Callable[..., mx.array] = mx.concatenate
 
 
@@ -79,10 +81,11 @@ def _delta_net(original: Function) -> Function:
     ) -> tuple[mx.array, mx.array | Stored]:
         """args: a, b, A_log, dt_bias, state and whatever else"""
         a, b, a_log, dt_bias, state = args[:5]
-        if type(state) is not StateHandle:
+        if type(state) is StateHandle:
+            q, k, v = by_head(q, k, v)
+        if type(state) is not StateHandle or any(options.get(name) for name in _OTHER_GATES):
             result: tuple[mx.array, mx.array] = original(q, k, v, *args, **options)
             return result
-        q, k, v = by_head(q, k, v)
         rows = DeltaRows.of((x[:, 0] for x in (q, k, v, a, b)), Gates(a_log, dt_bias))
         y = state.computed(apply_delta_rule(rows, state.pool, state.segments, state.fence))
         return y[:, None], STORED

@@ -20,6 +20,7 @@ from quire.serve.disconnect import unless_disconnected
 from quire.serve.errors import ApiError, from_backend, invalid
 from quire.serve.generation import GenerationGroup
 from quire.serve.heartbeat import HEARTBEAT, with_heartbeats
+from quire.serve.middleware import MAX_BODY_BYTES
 from quire.serve.registry import Registry
 from quire.serve.request_kinds import RESPONSES
 from quire.serve.response_history import NO_ITEMS, asked, joined, resolved
@@ -57,8 +58,9 @@ class Responses:
         self._running: dict[tuple[str, str], _Answer] = {}  # by owner and id
 
     async def create(self, request: Request) -> Response:
-        received = self._with_items(await self._reader.read(request))
+        received = await self._reader.read(request)
         served = await self._registry.open(request, received.request.model)
+        received = self._with_items(received)
         previous = self._previous(received.request)
         received = self._reader.after(received, len(bytes(previous)))
         body, large = received.request, received.messages
@@ -114,8 +116,7 @@ class Responses:
 
     def _with_items(self, received: Received[ResponsesRequest]) -> Received[ResponsesRequest]:
         """With what has been stored where the input refers to it, as the AI SDK does."""
-        owner = _owner()
-        body = resolved(received.body, lambda item_id: self._store.item(owner, item_id))
+        body = resolved(received.body, self._store.items(_owner()), MAX_BODY_BYTES)
         if body is None:
             return received
         request = received.request

@@ -166,6 +166,21 @@ def test_usual_heads_pass(server):
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
 
 
+def test_other_codings_and_tunnels_behind_an_upgrade(server):
+    start, _, body = post(PATH, BODY).partition(b"\r\n\r\n")
+    codings = b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked"
+    lines = re.sub(rb"Content-Length: \d+", codings, start)
+    chunk = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    statuses = set()
+    for upgrade in (b"", b"\r\nConnection: Upgrade\r\nUpgrade: h2c"):
+        with server.connect(lines + upgrade + b"\r\n\r\n" + chunk) as connection:
+            statuses.add(connection.recv(1 << 16)[:12])
+    assert len(statuses) == 1
+    tunnel = b"CONNECT /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello"
+    with server.connect(tunnel) as connection:
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 4")
+
+
 @pytest.mark.parametrize("pieces", [1, 2, 50])
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 def test_a_body_behind_an_upgrade_is_read(server, chunked, pieces):

@@ -99,6 +99,21 @@ def test_an_estimate_of_what_is_here_asks_nobody(cache, capsys, monkeypatch):
     assert "acme/absent is not in the local cache" in capsys.readouterr().err
 
 
+def test_an_estimate_of_half_a_download_asks_the_hub(cache, capsys, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (snapshot,) = (cache / "models--acme--small" / "snapshots").iterdir()
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert cli.main(["estimate", "acme/small", "--ram", "16GiB"]) == 1
+
+
+def test_an_odd_configuration_is_not_listed(cache):
+    (snapshot,) = (cache / "models--acme--gguf" / "snapshots").iterdir()
+    (snapshot / "config.json").write_text('{"model_type": ["a"]}')
+    shutil.copy(next(DEMO.glob("*.safetensors")), snapshot)
+    assert [name for name, _ in local_models.models_in("cache")] == ["acme/small"]
+
+
 @pytest.mark.parametrize("name", ["/nope", "./nope/x", "nope"])
 def test_an_estimate_of_no_folder_says_so(cache, capsys, name):
     assert cli.main(["estimate", name, "--ram", "16GiB"]) == 1
