@@ -79,16 +79,26 @@ class SequenceCache:
         names = (self.blocks.name_before(position, token_ids) for position in self._positions)
         return [name for name in names if name is not None]
 
-    def names_coming(
-        self, prefix: Prefix, token_ids: Sequence[int], coming: Collection[BlockHash]
-    ) -> Sequence[BlockHash]:
-        """Names of the blocks by which the prefix will be longer once those in ``coming`` are
-        there."""
+    def awaited(
+        self,
+        prefix: Prefix,
+        token_ids: Sequence[int],
+        coming: Collection[BlockHash],
+        least: int,
+    ) -> BlockHash | None:
+        """The block in ``coming`` to wait for; None if the prefix will not be longer by ``least``
+        tokens. As long as that one is coming, so are about as many."""
+        size = self._pools.blocks.block_size
         if self._states is None:
-            return self.blocks.names_coming(prefix.num_pages, token_ids, coming)
-        names = self.blocks.names((len(token_ids) - 1) // self._pools.blocks.block_size)
-        depths = (depth for depth, name in enumerate(names, 1) if name in coming)
-        return names[len(prefix.blocks) : max(depths, default=0)]
+            names = self.blocks.names_coming(prefix.num_pages, token_ids, coming)
+        else:
+            known = self.blocks.names((len(token_ids) - 1) // size)
+            depths = (depth for depth, name in enumerate(known, 1) if name in coming)
+            names = known[len(prefix.blocks) : max(depths, default=0)]
+        if not names or len(names) * size < least:
+            return None
+        until = names[: max(1, len(names) - least // size + 1)]
+        return next((name for name in reversed(until) if name in coming), names[-1])
 
     def admit(
         self,

@@ -64,8 +64,8 @@ def describe_service(flags: Mapping[str, str], environ: Mapping[str, str], home:
     for name in ("api_key_file", "tls_cert_file", "tls_key_file"):
         if name in pinned:
             pinned[name] = str(Path(pinned[name]).expanduser().resolve())
-    if settings.models_from not in (None, CACHE):
-        pinned["models_from"] = str(Path(str(settings.models_from)).expanduser().resolve())
+    if settings.models_from is not None and settings.models_from != CACHE:
+        pinned["models_from"] = str(Path(settings.models_from).expanduser().resolve())
     if settings.model is not None and Path(settings.model).expanduser().is_dir():
         pinned["model"] = str(Path(settings.model).expanduser().resolve())
     elif settings.model is not None and not _COULD_BE_ON_HUB.fullmatch(settings.model):

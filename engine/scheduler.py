@@ -31,7 +31,7 @@ from quire.engine.sequence import Sequence
 from quire.engine.step_batch import Chunk, StepBatch
 from quire.engine.step_limits import StepLimits
 
-# Tokens of prompts that one step looks up in the cache: 5 ms of hashing, if they are new.
+# Tokens of prompts that one step looks up in the cache, which hashes new ones: all streams wait.
 _MAX_LOOKED_UP = 1 << 16
 
 
@@ -195,7 +195,8 @@ class Scheduler:
             if not sequence.needs_every_row:
                 looked_up += len(sequence.token_ids)
                 prefix = sequence.cache.find_prefix(sequence.token_ids)
-            if self._should_wait(sequence, prefix, coming):
+            sequence.arrival.waits_for = self._awaited(sequence, prefix, coming)
+            if sequence.arrival.waits_for is not None:
                 continue
             start = len(prefix.blocks) * self._blocks.block_size
             num_missing = len(sequence.token_ids) - start
@@ -231,23 +232,18 @@ class Scheduler:
             recurrent = self._pools.states is not None
             self.lookups.count(sequence, prefix, self._blocks.block_size, recurrent=recurrent)
 
-    def _should_wait(self, sequence: Sequence, prefix: Prefix, coming: set[BlockHash]) -> bool:
-        """Whether somebody else is computing much of this prompt right now.
+    def _awaited(
+        self, sequence: Sequence, prefix: Prefix, coming: set[BlockHash]
+    ) -> BlockHash | None:
+        """The block to wait for, if somebody else is computing much of this prompt right now.
 
         Requests that share a long prefix and arrive together would otherwise all compute it.
         """
         if not coming or sequence.needs_every_row:
-            return False
-        size = self._blocks.block_size
-        names = sequence.cache.names_coming(prefix, sequence.token_ids, coming)
-        rest = len(sequence.token_ids) - len(prefix.blocks) * size
+            return None
+        rest = len(sequence.token_ids) - len(prefix.blocks) * self._blocks.block_size
         least = min(rest, self.limits.max_num_batched_tokens) // 2
-        if not names or len(names) * size < least:
-            return False
-        # As long as that one is coming, so are too many to begin.
-        until = names[: max(1, len(names) - least // size + 1)]
-        sequence.arrival.waits_for = next((n for n in reversed(until) if n in coming), names[-1])
-        return True
+        return sequence.cache.awaited(prefix, sequence.token_ids, coming, least)
 
     def _make_batch(self, planned: dict[Sequence, int]) -> StepBatch:
         step_id = self._next_step

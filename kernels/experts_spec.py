@@ -170,10 +170,10 @@ def _kernel(
 
 _MLX: Variant[Any, ExpertProblem] = Variant(partial(_run, ExpertVariant.MLX), Kind.STEPS, ANYWHERE)
 _PAIRS = Limit(max=MAX_PAIRS)
-# On an H200, of 8 to 512 pairs, dense products take 0.2 to 0.9 of the time of MLX's own, quantised
-# ones 0.3 to 0.7, and sorting pays at 512 (h200-expert-kernels.json). MLX's product of many pairs
+# On an H200, of 8 to 512 pairs, dense products take 0.2 to 0.9 of the time of MLX's own, those of 4
+# bits 0.3 to 0.6, and sorting pays at 512 (h200-expert-kernels.json). MLX's product of many pairs
 # is made for long prompts, that of quantised matrices reads an expert's again for each of its rows.
-# Nothing has been measured on Metal.
+# Nothing has been measured of 8 bits and mxfp4, nor on Metal.
 _MEASURED = {"pairs": Limit(min=8)}
 _FEW = {"pairs": Limit(min=8, max=256)}
 _MODES = {"bits": Limit(values=(4, 8)), "group_size": Limit(values=(32, 64, 128))}

@@ -192,7 +192,7 @@ class Estimate:
 
 def _size(size: int) -> str:
     if size < 2**20:
-        return f"{size / 2**10:,.1f} KiB" if size % 2**10 else f"{size // 2**10} KiB"
+        return f"{size / 2**10:.1f} KiB"
     return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"
 
 

@@ -224,9 +224,11 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse(ApiError(414, f"The URL is longer than {limit} bytes."))
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_resuming:
+            return
         self._head_bytes += len(name) + len(value)
         limits = self.guard.limits
-        if self._refused or self._is_resuming:
+        if self._refused:
             return
         if len(self.headers) >= limits.max_headers or self._head_bytes > limits.max_header_size:
             self._refuse(self._too_large())

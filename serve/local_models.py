@@ -61,7 +61,7 @@ def _describe(name: str, folder: Path, size: int, used: str) -> LocalModel:
         check_folder(folder)
         config = json.loads((folder / "config.json").read_bytes())
         check_type(config)
-        return LocalModel(name, str(config.get("model_type", "unknown")), size, used, "")
+        return LocalModel(name, config["model_type"], size, used, "")
     except ModelFilesError as error:
         return LocalModel(name, "", size, used, str(error).replace(f"{folder}", name))
 

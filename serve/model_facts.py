@@ -8,6 +8,7 @@ import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -88,23 +89,24 @@ def check_type(config: Mapping[str, Any]) -> None:
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise ModelFilesError("config.json does not say model_type.")
-    package = find_spec("mlx_lm")  # which takes a second to import
-    assert package is not None
-    assert package.origin is not None
-    known = {path.stem for path in Path(package.origin).with_name("models").glob("*.py")}
-    if kind in known:
-        return
-    if _other_names(Path(package.origin).with_name("utils.py")).get(kind) not in known:
+    if kind not in _model_types():
         raise ModelFilesError(f"mlx-lm {version('mlx-lm')} knows no model of type {kind!r}.")
 
 
-def _other_names(utils: Path) -> Mapping[object, object]:
-    """What mlx-lm takes types without a file of their own for."""
-    for node in ast.parse(utils.read_text()).body:
+@cache
+def _model_types() -> frozenset[str]:
+    """What mlx-lm has files for, or takes for something that it has. It is read, since to import it
+    takes seconds."""
+    package = find_spec("mlx_lm")
+    assert package is not None
+    assert package.origin is not None
+    folder = Path(package.origin).parent
+    names: dict[str, str] = {}
+    for node in ast.parse((folder / "utils.py").read_text()).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODEL_REMAPPING":
-            names: Mapping[object, object] = ast.literal_eval(node.value)
-            return names
-    return {}
+            names = ast.literal_eval(node.value)
+    files = {path.stem for path in (folder / "models").glob("*.py")}
+    return frozenset(files | {name for name, other in names.items() if other in files})
 
 
 def facts_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ModelFacts:

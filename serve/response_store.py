@@ -66,7 +66,7 @@ class ResponseStore:
         data = msgspec.json.encode(stored)
         if len(data) > self._max_bytes:  # it would drive all others out and not stay itself
             return
-        items = [item["id"] for item in stored.response.get("output", ())]
+        items = [item["id"] for item in stored.response["output"]]
         self._shares[owner].add(response_id, data, items)
         self._bytes += len(data)
         while self._bytes > self._max_bytes:

@@ -78,15 +78,17 @@ class _Reader:
 
     def read(self, items: Sequence[Item]) -> list[Message]:
         for index, item in enumerate(items, -self._num_previous):
-            param = f"input[{index}]"
             try:
-                self._item(item, param)
+                self._item(item, index)
             except msgspec.ValidationError as error:
+                param = f"input[{index}]"
                 raise invalid(param, f"{param}: {error}.") from None
         self._end_turn()
         return self._messages
 
-    def _item(self, item: Item, param: str) -> None:
+    def _item(self, item: Item, index: int) -> None:
+        """``index`` is the item's in the request; those of before have negative ones."""
+        param = f"input[{index}]"
         match item.get("type", "message"):
             case "message":
                 self._message(msgspec.convert(item, _MessageItem), param)
@@ -111,7 +113,7 @@ class _Reader:
                 where = f"{param}.id"
                 raise invalid(where, f"{where}: no item {str(item.get('id'))[:100]!r} is stored.")
             case _:  # something that only OpenAI's service can read
-                if not param.startswith("input[-"):  # it was named when it came
+                if index >= 0:  # else it was named when it came
                     self._ignored.append(param)
 
     def _message(self, item: _MessageItem, param: str) -> None:

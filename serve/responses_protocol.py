@@ -112,8 +112,8 @@ def to_chat(
 
     Args:
         items: the whole conversation.
-        num_previous: of its first items, which are not the request's own.
         family: that writes the model's tool calls; "" where no grammar can be enforced.
+        num_previous: of its first items, which are not the request's own.
     """
     for field, harmless in _OFF.items():
         if getattr(body, field) not in harmless:

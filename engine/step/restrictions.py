@@ -54,8 +54,8 @@ def plan_restrictions(rows: SequenceABC[tuple[int, Chunk]], vocab_size: int) -> 
             known += ends
         if params.allowed_token_ids:
             allowed[i] = params.allowed_token_ids
-        if params.allowed_token_ids and (known or unknown):
-            known, unknown = _leaving_some(params.allowed_token_ids, known, unknown)
+            if known or unknown:
+                known, unknown = _leaving_some(params.allowed_token_ids, known, unknown)
         banned += [(i, token) for token in known]
         after += [(i, *end) for end in unknown]
     if not (banned or after or allowed):

@@ -12,6 +12,8 @@ import pytest
 from live_server import Server
 from openai import BadRequestError, OpenAI
 
+from quire.serve import cli
+
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Server]:
@@ -46,6 +48,14 @@ def ask(client: OpenAI, *turns: str) -> str:
 )
 def test_it_answers(client: OpenAI, question: str, answer: str) -> None:
     assert ask(client, question) == answer
+
+
+def test_what_is_loaded_is_told(demo: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ps", "--url", demo.url, "--json"]) == 0
+    (name, loaded), *others = json.loads(capsys.readouterr().out)["loaded"].items()
+    assert not others
+    assert (name, loaded["ready"], loaded["running"]) == ("quire-demo", True, 0)
+    assert loaded["memory"] > 2**20
 
 
 def test_it_remembers_the_conversation(client: OpenAI) -> None:

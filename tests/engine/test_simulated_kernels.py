@@ -51,6 +51,18 @@ def choose_as() -> Iterator[ChooseAs]:
         yield lambda device: stack.enter_context(selecting(Selector(device, None)))
 
 
+def generated(engine: Engine, prompts: list[list[int]], max_tokens: int) -> dict[int, list[int]]:
+    """Greedy tokens, by the prompt's index."""
+    for index, prompt in enumerate(prompts):
+        sampling = SamplingParams(temperature=0)
+        engine.submit(GenerateRequest(index, prompt, max_tokens, sampling))
+    tokens: dict[int, list[int]] = {}
+    while engine.has_work:
+        for output in engine.step():
+            tokens.setdefault(output.request_id, []).extend(output.token_ids)
+    return tokens
+
+
 @pytest.mark.parametrize("pad", [False, True], ids=["alone", "padded"])
 @pytest.mark.parametrize(
     "family",
@@ -80,12 +92,7 @@ def test_tokens_equal_those_of_mlx_lm(family: str, pad: bool, choose_as: ChooseA
     assert model.is_standard == (family in ("qwen3", "llama", "llama_sliding"))
     # Prompts of one chunk and of several, one of them with the prefix of another.
     prompts = [[5 + i for i in range(37)], [3, 4, 5], [5 + i for i in range(20)] + [9, 9]]
-    for index, prompt in enumerate(prompts):
-        engine.submit(GenerateRequest(index, prompt, 5, SamplingParams(temperature=0)))
-    tokens: dict[int, list[int]] = {}
-    while engine.has_work:
-        for output in engine.step():
-            tokens.setdefault(output.request_id, []).extend(output.token_ids)
+    tokens = generated(engine, prompts, 5)
     reference = build(family, 0)
     for index, prompt in enumerate(prompts):
         assert tokens[index] == reference_generate(reference, prompt, 5)[0]
@@ -106,12 +113,7 @@ def test_norms_may_be_of_another_type(family: str, choose_as: ChooseAs) -> None:
     engine = Engine(model, EngineConfig(num_blocks=40, block_size=8, max_num_batched_tokens=80))
     assert model.is_standard
     prompts = [[5 + i for i in range(37)], [3, 4, 5]]
-    for index, prompt in enumerate(prompts):
-        engine.submit(GenerateRequest(index, prompt, 6, SamplingParams(temperature=0)))
-    tokens: dict[int, list[int]] = {}
-    while engine.has_work:
-        for output in engine.step():
-            tokens.setdefault(output.request_id, []).extend(output.token_ids)
+    tokens = generated(engine, prompts, 6)
     reference = with_norms(build(family, 0), mx.bfloat16)
     for index, prompt in enumerate(prompts):
         assert tokens[index] == reference_generate(reference, prompt, 6)[0]
@@ -259,12 +261,7 @@ def test_layers_that_no_kernel_takes_stand_beside_others(
     assert backends == {KernelPages, MlxPages}
     assert not engine.encodes_ahead
     prompts = [[5 + i for i in range(37)], [3, 4, 5], [5 + i for i in range(20)] + [9, 9]]
-    for index, prompt in enumerate(prompts):
-        engine.submit(GenerateRequest(index, prompt, 5, SamplingParams(temperature=0)))
-    tokens: dict[int, list[int]] = {}
-    while engine.has_work:
-        for output in engine.step():
-            tokens.setdefault(output.request_id, []).extend(output.token_ids)
+    tokens = generated(engine, prompts, 5)
     reference = build(family, 0)
     for index, prompt in enumerate(prompts):
         assert tokens[index] == reference_generate(reference, prompt, 5)[0]

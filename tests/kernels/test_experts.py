@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from metal_sim import KernelFault, changed, compiled_ahead, simulated_kernels
+from metal_sim import KernelFault, Mutation, changed, compiled_ahead, simulated_kernels
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 
 from quire.engine.model import experts as experts_module
@@ -119,14 +119,6 @@ FP4_MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("mutant", FP4_MUTANTS)
-def test_a_broken_mode_is_noticed(mutant: str) -> None:
-    problem = QUANTIZED_EXPERT_MATMUL.problem(FP4, F16, 0, False)
-    with simulated_kernels({"expert_quantized_matmul": FP4_MUTANTS[mutant]}):
-        found = run(QUANTIZED_EXPERT_MATMUL, problem)
-    assert not error(problem, found) < 10 * LIMITS[F16]
-
-
 SORTED_MUTANTS = {
     "the first pairs of all": changed("pairs + begins[part.expert]", "pairs"),
     "the pairs behind": changed("pairs + begins[part.expert]", "pairs + begins[part.expert + 1]"),
@@ -134,24 +126,30 @@ SORTED_MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("mutant", SORTED_MUTANTS)
-def test_a_broken_order_is_noticed(mutant: str) -> None:
-    problem = QUANTIZED_EXPERT_MATMUL.problem(QUANTIZED_EXPERT_MATMUL.checked[2], F16, 0, False)
-    try:
-        with simulated_kernels({"expert_quantized_matmul": SORTED_MUTANTS[mutant]}):
-            found = run(QUANTIZED_EXPERT_MATMUL, problem, None, "sorted")
-    except KernelFault:
-        return
-    assert not error(problem, found) < 10 * LIMITS[F16]
+DENSE = ExpertShape(300, 3, 4, 50, 352)
+SETTINGS = {"tiles": 1, "simdgroups": 4, "depth": 2}
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_broken_kernel_is_noticed(mutant: str) -> None:
-    problem = EXPERT_MATMUL.problem(ExpertShape(300, 3, 4, 50, 352), F16, 0, False)
-    settings = {"tiles": 1, "simdgroups": 4, "depth": 2}
+@pytest.mark.parametrize(
+    ("spec", "shape", "mutation", "options"),
+    [
+        *((EXPERT_MATMUL, DENSE, each, (SETTINGS,)) for each in MUTANTS.values()),
+        *((QUANTIZED_EXPERT_MATMUL, FP4, each, ()) for each in FP4_MUTANTS.values()),
+        *(
+            (QUANTIZED_EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL.checked[2], each, (None, "sorted"))
+            for each in SORTED_MUTANTS.values()
+        ),
+    ],
+    ids=[*MUTANTS, *FP4_MUTANTS, *SORTED_MUTANTS],
+)
+def test_a_broken_kernel_is_noticed(
+    spec: AnySpec, shape: Any, mutation: Mutation, options: tuple[Any, ...]
+) -> None:
+    problem = spec.problem(shape, F16, 0, False)
+    kernel = "expert_matmul" if spec is EXPERT_MATMUL else "expert_quantized_matmul"
     try:
-        with simulated_kernels({"expert_matmul": MUTANTS[mutant]}):
-            found = run(EXPERT_MATMUL, problem, settings)
+        with simulated_kernels({kernel: mutation}):
+            found = run(spec, problem, *options)
     except KernelFault:
         return
     assert not error(problem, found) < 10 * LIMITS[F16]

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
 import openai
 import pytest
 from fake_backend import MODEL, FakeBackend, Script, Server, one_model_app, ready, serving
@@ -15,10 +14,6 @@ from test_chat_tools import CALL, SECOND, SERVED, ids, says
 
 from quire.serve.api_keys import ApiKey, Keyring, hash_key
 from quire.serve.backend import GenerationFailed, QueueFull
-from quire.serve.errors import ApiError
-from quire.serve.raw_body import LARGE_BODY
-from quire.serve.response_store import ResponseStore, Stored
-from quire.serve.routes import responses as responses_route
 
 PATH = "/v1/responses"
 WEATHER = {
@@ -166,43 +161,6 @@ def test_a_conversation_goes_on_from_what_is_stored() -> None:
     talk = f"<user>hi<assistant>(Hm.)Let me see.{calls}<tool>sunny<assistant>"
     assert prompt_of(backend, 1).endswith("]" + talk)
     assert prompt_of(backend, 2) == f"{talk}Sunny.<user>hi<assistant>"
-
-
-def test_references_stand_for_what_is_stored() -> None:
-    """As the AI SDK sends a conversation again, in bodies of any size."""
-    user = {"role": "user", "content": "hi"}
-    padding = {"type": "web_search_call", "id": "ws", "status": "x" * LARGE_BODY}
-    scripts = [says(SAID), says("Sunny."), says("Again."), says("a"), says("b")]
-    with responses(*scripts) as (server, client, backend):
-        first = ask(client, False, tools=TOOLS)
-        items = [{"type": "item_reference", "id": item.id} for item in first.output]
-        result = {"type": "function_call_output", "call_id": first.output[2].call_id, "output": "x"}
-        talk = [user, *items, result]
-        for given in (talk, [padding, *talk]):
-            assert ask(client, False, input=given, tools=TOOLS).status == "completed"
-        client.responses.delete(first.id)
-        gone = server.request("POST", PATH, body(input=talk))
-        for odd in ({**user, "id": None, "content": "item_reference"}, {**user, "type": "message"}):
-            odd = {**odd, "content": "what is an item_reference?"}
-            assert server.request("POST", PATH, body(input=[odd])).status == 200
-        for wrong in (None, 5):
-            reply = server.request("POST", PATH, body(input=[{**items[0], "id": wrong}]))
-            assert (reply.status, reply.error["param"]) == (400, "input[0].id")
-    assert gone.error["param"] == "input[1].id"
-    calls = '[weather {"city": "Rome", "days": 3}][clock {}]'
-    expected = f"<user>hi<assistant>(Hm.)Let me see.{calls}<tool>x<assistant>"
-    assert prompt_of(backend, 1).endswith("]" + expected)
-    assert prompt_of(backend, 2) == prompt_of(backend, 1)
-
-
-def test_references_do_not_multiply_a_body_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(responses_route, "MAX_BODY_BYTES", 10_000)
-    with responses(says("x" * 500)) as (server, client, _):
-        (item,) = ask(client, False).output
-        reference = {"type": "item_reference", "id": item.id}
-        user = {"role": "user", "content": "hi"}
-        reply = server.request("POST", PATH, body(input=[*[reference] * 100, user]))
-    assert reply.status == 413
 
 
 def test_what_the_assistant_said_in_several_messages_is_one_turn() -> None:
@@ -356,42 +314,6 @@ def test_what_cannot_be_honoured_names_its_place(fields: dict[str, Any], param: 
     assert reply.status == 400
     assert reply.error["param"] == param
     assert backend.streams == []
-
-
-def stored(text: str) -> Stored:
-    return Stored(msgspec.Raw(msgspec.json.encode([{"text": text}])), {})
-
-
-def test_the_store_keeps_to_its_bytes() -> None:
-    store = ResponseStore(max_bytes=1000)
-    for number in range(10):
-        store.add("", f"{number}", stored("x" * 200))
-        store.find("", "0" if number < 3 else f"{number}")
-    with pytest.raises(ApiError):
-        store.find("", "1")
-    assert store.find("", "9") == stored("x" * 200)
-    store.add("", "huge", stored("x" * 2000))
-    with pytest.raises(ApiError):
-        store.find("", "huge")
-    assert store.find("", "9")
-
-
-def test_a_key_that_stores_much_costs_others_nothing() -> None:
-    store = ResponseStore(max_bytes=1000)
-    kept = stored("x" * 200)
-    store.add("modest", "0", kept)
-    for number in range(20):
-        store.add("greedy", f"{number}", kept)
-    assert store.find("modest", "0") == kept
-    assert store.find("greedy", "19") == kept
-    with pytest.raises(ApiError):
-        store.find("greedy", "0")
-    store.delete("modest", "0")
-    with pytest.raises(ApiError):
-        store.find("modest", "0")
-    for number in range(4):  # room that nobody else asks for is theirs
-        store.add("greedy", f"more {number}", kept)
-    assert all(store.find("greedy", f"more {number}") for number in range(1, 4))
 
 
 def test_what_is_stored_is_found_by_its_own_key_only() -> None:
