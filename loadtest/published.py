@@ -117,6 +117,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "gpt-oss-20b": {
         "model_type": "gpt_oss",
         "hidden_size": 2880,
+        "num_local_experts": 32,
+        "num_experts_per_tok": 4,
         "num_hidden_layers": 24,
         "num_attention_heads": 64,
         "num_key_value_heads": 8,

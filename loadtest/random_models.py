@@ -29,24 +29,39 @@ if TYPE_CHECKING:
     from quire.engine.startup.loader import LoadedModel
 
 _GROUP_SIZE = 64
+_MODES = ("mxfp4", "nvfp4", "mxfp8")
 
 
 class Model(NamedTuple):
     name: str
     layers: int | None
-    bits: int | None
+    bits: str | None  # of a quantised weight, or the name of an MLX mode such as mxfp4
 
     @classmethod
     def parse(cls, text: str) -> Self:
         name, _, rest = text.partition(":")
         layers, _, bits = rest.partition(":")
-        model = cls(name, int(layers) if layers else None, int(bits) if bits else None)
+        model = cls(name, int(layers) if layers else None, bits or None)
         published(model.name, model.layers)
+        if bits and bits not in _MODES:
+            int(bits)
         return model
+
+    @property
+    def weights(self) -> str | None:
+        """What its weights are quantised to, in words."""
+        return f"{self.bits} bits" if self.bits and self.bits not in _MODES else self.bits
 
     def __str__(self) -> str:
         layers = published(self.name, self.layers)["num_hidden_layers"]
-        return f"{self.name}, {layers} layers" + (f", {self.bits} bits" if self.bits else "")
+        return f"{self.name}, {layers} layers" + (f", {self.weights}" if self.bits else "")
+
+    def quantized(self, model: nn.Module, config: dict[str, Any]) -> tuple[nn.Module, dict]:
+        from mlx_lm.utils import quantize_model
+
+        if self.bits in _MODES:
+            return quantize_model(model, config, None, None, self.bits)
+        return quantize_model(model, config, _GROUP_SIZE, int(self.bits or 0))
 
 
 def model_of(config: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
@@ -64,7 +79,6 @@ def build_model(model: Model) -> tuple[nn.Module, dict[str, Any]]:
     of a folder that holds them; float32 on a CPU. What is likely to be said is printable."""
     import mlx.core as mx
     from mlx.utils import tree_flatten, tree_map_with_path
-    from mlx_lm.utils import quantize_model
 
     made, config = model_of(published(model.name, model.layers))
     keep = getattr(made, "cast_predicate", lambda _: True)
@@ -80,7 +94,7 @@ def build_model(model: Model) -> tuple[nn.Module, dict[str, Any]]:
     made.update(tree_map_with_path(cast, made.parameters()))
     if model.bits:
         with redirect_stdout(sys.stderr):  # it says how many bits a weight has
-            made, config = quantize_model(made, config, _GROUP_SIZE, model.bits)
+            made, config = model.quantized(made, config)
     for _, array in tree_flatten(made.parameters()):  # one by one: those in full width are let go
         mx.eval(array)
     made.eval()
@@ -104,7 +118,7 @@ def make_model(model: Model) -> LoadedModel:
     made, config = build_model(model)
     context = published(model.name, model.layers).get("max_position_embeddings", 131_072)
     total = sum(array.nbytes for _, array in tree_flatten(made.parameters()))
-    dtype = f"{model.bits}-bit" if model.bits else str(floats()).removeprefix("mlx.core.")
+    dtype = model.weights or str(floats()).removeprefix("mlx.core.")
     return LoadedModel(made, config["model_type"], context, dtype, total, widened=False)
 
 

@@ -3,7 +3,8 @@
     python -m quire.loadtest.shapes "Qwen3.5-9B" "Qwen3.6-35B-A3B:20" "Qwen3.5-9B:32:4"
 
 A model is NAME, NAME:LAYERS or NAME:LAYERS:BITS of those in :mod:`quire.loadtest.published`, made
-in the device's memory with random weights. All are started together and measured one at a time.
+in the device's memory with random weights (BITS may also be mxfp4, nvfp4 or mxfp8). All are started
+together and measured one at a time.
 
 A decode step can take no less than the bytes that it has to move over the bandwidth of a copy,
 measured in the same process: weights (of experts those that so many rows are expected to choose if
