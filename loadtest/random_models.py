@@ -56,12 +56,16 @@ class Model(NamedTuple):
         layers = published(self.name, self.layers)["num_hidden_layers"]
         return f"{self.name}, {layers} layers" + (f", {self.weights}" if self.bits else "")
 
-    def quantized(self, model: nn.Module, config: dict[str, Any]) -> tuple[nn.Module, dict]:
+    def quantized(
+        self, model: nn.Module, config: dict[str, Any]
+    ) -> tuple[nn.Module, dict[str, Any]]:
         from mlx_lm.utils import quantize_model
 
         if self.bits in _MODES:
-            return quantize_model(model, config, None, None, self.bits)
-        return quantize_model(model, config, _GROUP_SIZE, int(self.bits or 0))
+            model, config = quantize_model(model, config, None, None, self.bits)
+        else:
+            model, config = quantize_model(model, config, _GROUP_SIZE, int(self.bits or 0))
+        return model, config
 
 
 def model_of(config: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
