@@ -57,3 +57,33 @@ def quantized_matmul(
     shape = MatmulShape(x.shape[0], w.shape[0], x.shape[1], bits, group_size)
     choice = select(QUANTIZED_MATMUL, shape, x.dtype)
     return run_quantized(choice.variant, choice.settings, x, matrix, group_size, bits)
+
+
+def quantized_matmul_by_head(
+    x: mx.array,
+    w: mx.array,
+    scales: mx.array,
+    biases: mx.array | None,
+    *,
+    group_size: int,
+    bits: int,
+    mode: str,
+) -> mx.array:
+    """x @ W^T for each head: by MLX's own product, or over weights unpacked once for all rows where
+    that is chosen for one such matrix.
+
+    Args:
+        x: (heads, M, K) float32, float16 or bfloat16
+        w: (heads, N, K * bits / 32) uint32
+        scales, biases: (heads, N, K / group_size), as ``mode`` has them
+
+    Returns:
+        (heads, M, N) in the dtype of ``x``.
+    """
+    shape = MatmulShape(x.shape[1], w.shape[1], x.shape[2], bits, group_size)
+    if mode == "affine":
+        choice = select(QUANTIZED_MATMUL, shape, x.dtype)
+        if choice.variant is QuantizedVariant.DEQUANTIZE:
+            dense = mx.dequantize(w, scales, biases, group_size=group_size, bits=bits)
+            return x @ dense.swapaxes(1, 2)
+    return mx.quantized_matmul(x, w, scales, biases, group_size=group_size, bits=bits, mode=mode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import mlx.core as mx
 
@@ -18,6 +19,7 @@ from quire.kernels.ragged import PromptChunk
 # MLX's attention has no fused form for wider keys, and keeps all scores of a call.
 _MAX_FUSED_DIM = 128
 _MAX_SCORES = 1 << 27
+_ALIGNED = 64  # rows of a piece: products of odd numbers of keys take several times as long
 
 _sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention
 
@@ -79,22 +81,47 @@ def _attend_alone(
         first_block = chunk.first_block(chunk.start, scoring.window, block_size)
         first = first_block * block_size
         keys, values = gather_context(pages, chunk.blocks_from(first_block)[None])
+    if scoring.softcap is not None:
+        return prompt_tiles(queries, keys, values, chunk, first, scoring)
+    attend: Callable[..., list[mx.array]] = partial(prompt_sdpa, first_key=first, scoring=scoring)
     if extra is not None:
         # The scores of both parts are one dot product over concatenated vectors.
         queries = mx.concatenate([queries * scoring.scale, extra.queries[rows]], axis=-1)
         keys, values = mx.concatenate([keys, values], axis=-1), keys
-        scoring = scoring._replace(scale=1.0)
-    if scoring.softcap is not None:
-        return prompt_tiles(queries, keys, values, chunk, first, scoring)
+        attend = _latent_attention
     outputs = []
     at_once = chunk.num_rows
     if keys.shape[3] > _MAX_FUSED_DIM:
         at_once = max(1, _MAX_SCORES // (queries.shape[1] * keys.shape[2]))
+        at_once -= at_once % _ALIGNED if at_once > _ALIGNED else 0
     for row in range(0, chunk.num_rows, at_once):
         piece = chunk.part(row, min(at_once, chunk.num_rows - row))
-        own = queries[row : row + piece.num_rows]
-        outputs += prompt_sdpa(own, keys, values, piece, first, scoring)
+        outputs += attend(queries[row : row + piece.num_rows], keys, values, piece)
     return outputs
+
+
+def _latent_attention(
+    queries: mx.array, keys: mx.array, values: mx.array, chunk: PromptChunk
+) -> list[mx.array]:
+    """Rows of one sequence over all of its keys, which all heads share.
+
+    MLX has no fused attention of such widths; its own steps read and write all scores once more for
+    the mask. Here the product of queries and keys begins from it.
+
+    Args:
+        queries: (n, heads, 1, dim), scaled
+        keys, values: (1, 1, num_keys, dim), from the first position on
+
+    Returns:
+        One array, (n, heads, 1, value_dim).
+    """
+    num_keys = chunk.context_length
+    visible = mx.arange(num_keys) <= mx.arange(chunk.start, num_keys)[:, None]
+    bias = mx.where(visible, *mx.array([0, -mx.inf], queries.dtype))
+    keys, values = keys[:, :, :num_keys], values[:, :, :num_keys]
+    scores = mx.addmm(bias, queries.transpose(2, 1, 0, 3), keys.swapaxes(2, 3))
+    output = mx.softmax(scores, axis=-1, precise=True) @ values
+    return [output.transpose(2, 1, 0, 3)]
 
 
 def _attend_padded(

@@ -70,14 +70,14 @@ def _load(folder: Path, device: Any) -> PagedModel:
     from quire.engine.memory.budget import Budget
     from quire.engine.memory.limits import limit_loading
     from quire.engine.memory.machine import usable_memory
-    from quire.engine.model.flat_linear import flatten_quantized_linears
+    from quire.engine.model.flat_linear import flatten_linears
     from quire.engine.model.paging import page_model
     from quire.engine.startup.loader import load_model
 
     budget = Budget(device, usable_memory(device), None)
     limit_loading(budget)
     loaded = load_model(folder, device, budget.limit, lambda stage, done, total: None)
-    flatten_quantized_linears(loaded.model)
+    flatten_linears(loaded.model)
     return page_model(loaded.model, loaded.name)
 
 

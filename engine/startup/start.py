@@ -23,7 +23,7 @@ from quire.engine.memory.machine import usable_memory
 from quire.engine.messages import Abilities, Ready, StateSlots, WorkerConfig
 from quire.engine.model.block_weights import standard_part
 from quire.engine.model.experts import adapt_experts
-from quire.engine.model.flat_linear import flatten_quantized_linears
+from quire.engine.model.flat_linear import flatten_linears
 from quire.engine.model.joined import join_linears
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
@@ -174,7 +174,7 @@ def page_loaded(
     """The model over pages, with what this machine's kernels can do; ``notes`` says what not."""
     if loaded.widened:
         notes.append("half-precision weights are computed as float32 on the CPU")
-    flatten_quantized_linears(loaded.model)
+    flatten_linears(loaded.model)
     if device != "cpu":
         progress("checking kernels", 0, 1)
         check_kernels(device, loaded.model, cache)

@@ -17,7 +17,7 @@ from quire.engine.config import EngineConfig
 from quire.engine.engine import Engine
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.model import joined
-from quire.engine.model.flat_linear import flatten_quantized_linears
+from quire.engine.model.flat_linear import flatten_linears
 from quire.engine.model.joined import JoinedLinears, SwigluMlp, join_linears
 from quire.engine.startup import start
 from quire.engine.startup.loader import LoadedModel
@@ -102,7 +102,7 @@ def test_an_mlp_with_another_function_of_that_name_stays(monkeypatch: pytest.Mon
 def test_quantised_linears_are_joined(groups: list[JoinedLinears]) -> None:
     model = build("qwen3_5")
     nn.quantize(model, group_size=32, bits=4)
-    flatten_quantized_linears(model)
+    flatten_linears(model)
     expected = logits(model)
     join_linears(model)
     assert agree(logits(model), expected)
@@ -119,7 +119,7 @@ def test_what_is_quantised_differently_is_not_joined(groups: list[JoinedLinears]
             and {"group_size": 32, "bits": 8 if "k_proj" in path else 4}
         ),
     )
-    flatten_quantized_linears(model)
+    flatten_linears(model)
     expected = logits(model)
     join_linears(model)
     assert not groups

@@ -168,18 +168,28 @@ def test_every_row_sees_its_own_context(
     assert mx.abs(got[:row] - expected).max().item() < 1e-5
 
 
-@pytest.mark.parametrize("start", [0, 31])
-def test_latent_attention_goes_in_pieces(start: int) -> None:
-    shape = PromptShape(21, 21 + start, 5, 1, 32, 32, 8, from_start=start == 0, extra_dim=16)
+@pytest.mark.parametrize(
+    ("rows", "start", "at_once", "expected_rows"),
+    [
+        (21, 0, 8, [8, 8, 5]),
+        (21, 31, 8, [8, 8, 5]),
+        (150, 16, 70, [64, 64, 22]),  # products of odd numbers of keys are slow
+    ],
+)
+def test_latent_attention_goes_in_pieces(
+    rows: int, start: int, at_once: int, expected_rows: list[int]
+) -> None:
+    shape = PromptShape(rows, rows + start, 5, 1, 32, 32, 8, from_start=start == 0, extra_dim=16)
+    num_keys = rows if start == 0 else -(-shape.context // 16) * 16
     problem = PromptProblem(shape, mx.float32, 0, ragged=False)
     variant = PROMPT_ATTENTION.variants[PromptVariant.SDPA_PIECES]
     with (
         mock.patch.object(prompts, "gather_context", gather_latent),
-        pieces(5 * 56 * 4),
-        mock.patch.object(prompts, "prompt_sdpa", wraps=prompts.prompt_sdpa) as calls,
+        pieces(5 * num_keys * at_once),
+        mock.patch.object(prompts, "_latent_attention", wraps=prompts._latent_attention) as calls,
     ):
         (found,) = variant.run(problem, {})
-    assert calls.call_count > 1
+    assert [len(call.args[0]) for call in calls.call_args_list] == expected_rows
     (expected,) = problem.expected()
     np.testing.assert_allclose(found, expected, atol=1e-5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from metal_sim import KernelFault, compiled_ahead, simulated_kernels
+from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 
-from quire.engine.model.flat_linear import FlatQuantizedLinear, flatten_quantized_linears
+from quire.engine.model.flat_linear import FlatQuantizedLinear, flatten_linears
 from quire.kernels import quantized_matmul as module
 from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.record import Key, Record, Timing
@@ -229,7 +231,7 @@ def test_layers_use_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = nn.Sequential(linear, head, other)
     rows = mx.random.normal((9, 1, 64))
     expected = linear(rows), head.as_linear(rows), other(rows), head(mx.array([3]))
-    flatten_quantized_linears(layers)
+    flatten_linears(layers)
     assert type(linear) is FlatQuantizedLinear
     launched: list[str] = []
     run = module._run
@@ -245,3 +247,37 @@ def test_layers_use_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     for one, two in zip(got, expected, strict=True):
         assert one.shape == two.shape
         assert mx.allclose(one, two, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 9])
+@pytest.mark.parametrize("packed", [None, {"bits": 4}, {"bits": 6}, {"mode": "mxfp4", "bits": 4}])
+def test_a_matrix_for_each_head_takes_all_rows_at_once(
+    rows: int, packed: dict[str, Any] | None
+) -> None:
+    heads = MultiLinear(64, 24, 5)
+    layer = heads.to_quantized(32, **packed) if packed else heads
+    q = mx.random.normal((rows, 1, 5, 80)).swapaxes(1, 2)[..., :64]  # as a model slices it
+    unpacked = q @ _dense(layer).swapaxes(-1, -2)
+    flatten_linears(layer)
+    with mock.patch.object(mx, "quantized_matmul", wraps=mx.quantized_matmul) as products:
+        got = layer(q)
+    assert got.shape == (rows, 5, 1, 24)
+    assert mx.allclose(got, unpacked, atol=1e-5)
+    for call in products.call_args_list:
+        assert rows == 1 or call.args[0].shape == (5, rows, 64)
+
+
+def test_a_matrix_for_each_head_keeps_sequences_apart() -> None:
+    layer = MultiLinear(64, 24, 5)
+    sequences = mx.random.normal((1, 5, 7, 64)), mx.random.normal((1, 5, 7, 24))
+    expected = layer(sequences[0]), layer(sequences[1], transpose=False)
+    flatten_linears(layer)
+    got = layer(sequences[0]), layer(sequences[1], transpose=False)
+    assert all(mx.array_equal(*pair) for pair in zip(got, expected, strict=True))
+
+
+def _dense(layer: MultiLinear | QuantizedMultiLinear) -> mx.array:
+    if isinstance(layer, MultiLinear):
+        return layer.weight
+    options = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+    return mx.dequantize(layer.weight, layer.scales, layer.biases, **options)

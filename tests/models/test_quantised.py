@@ -18,7 +18,7 @@ from model_zoo import FAMILIES, Family, build, reference_generate
 from quire.engine.config import EngineConfig
 from quire.engine.engine import Engine
 from quire.engine.messages import GenerateRequest, SamplingParams
-from quire.engine.model.flat_linear import flatten_quantized_linears
+from quire.engine.model.flat_linear import flatten_linears
 from quire.engine.model.paging import page_model
 from quire.engine.startup.loader import load_model
 
@@ -48,7 +48,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def served(model: nn.Module, name: str) -> list[list[int]]:
     """Three requests side by side, whose prompts are cut into chunks."""
-    flatten_quantized_linears(model)
+    flatten_linears(model)
     config = EngineConfig(num_blocks=20, block_size=16, max_num_seqs=4, max_num_batched_tokens=24)
     engine = Engine(page_model(model, name), config)
     tokens: list[list[int]] = [[] for _ in PROMPTS]

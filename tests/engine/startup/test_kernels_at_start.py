@@ -17,7 +17,7 @@ from quire.engine.config import EngineConfig
 from quire.engine.engine import Engine
 from quire.engine.memory.budget import STEP_TOKENS, DeviceName
 from quire.engine.messages import GenerateRequest, SamplingParams
-from quire.engine.model.flat_linear import flatten_quantized_linears
+from quire.engine.model.flat_linear import flatten_linears
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
 from quire.engine.startup.warm_up import make_ready
@@ -113,7 +113,7 @@ def make_model(kind: str) -> PagedModel:
         model.set_dtype(mx.bfloat16)
     if kind == "llama-4bit":
         nn.quantize(model, group_size=64, bits=4)
-        flatten_quantized_linears(model)
+        flatten_linears(model)
     return page_model(model, model.model_type)
 
 

@@ -10,7 +10,7 @@ from mlx_lm.models import qwen3_moe
 from model_zoo import build
 
 from quire.engine.errors import UnsupportedModel
-from quire.engine.model.flat_linear import FlatQuantizedLinear, flatten_quantized_linears
+from quire.engine.model.flat_linear import FlatQuantizedLinear, flatten_linears
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
 from quire.engine.startup import self_check
@@ -139,7 +139,7 @@ def test_flattened_quantized_linears_give_the_same_rows() -> None:
     layer = nn.Sequential(nn.QuantizedLinear(64, 32, bias=True, group_size=32, bits=4))
     rows = mx.random.normal((9, 1, 64))
     expected = layer(rows)
-    flatten_quantized_linears(layer)
+    flatten_linears(layer)
     assert type(layer.layers[0]) is FlatQuantizedLinear
     got = layer(rows)
     assert got.shape == expected.shape
