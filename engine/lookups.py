@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from quire.cache.sequence_cache import Prefix
 from quire.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def lookups_unheard() -> Iterator[None]:
+    """Meanwhile none is logged: those of a warm-up, which nobody has asked for."""
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = False
 
 
 @dataclass(slots=True)

@@ -32,6 +32,7 @@ _SMALL: dict[str, Any] = {
     "linear_value_head_dim": 64,
     "num_experts": 16,
     "n_routed_experts": 16,
+    "num_local_experts": 16,
     "num_experts_per_tok": 2,
     "top_k_experts": 2,
     "moe_intermediate_size": 64,

@@ -16,6 +16,7 @@ from quire.engine.engine import Engine
 from quire.engine.errors import EngineError, is_out_of_memory
 from quire.engine.grammar import GrammarCompiler
 from quire.engine.grammar_tokens import make_tokenizer
+from quire.engine.lookups import lookups_unheard
 from quire.engine.memory.budget import MAX_ATTENDED, STEP_TOKENS, Budget, DeviceName
 from quire.engine.memory.fit import Demand, size_pools
 from quire.engine.memory.limits import limit_loading, limit_serving
@@ -75,9 +76,11 @@ def start_engine(
     )
     context = _wanted_context(config, loaded)
     longest_step = max(2, min(step_tokens, context - 4))  # learned positions end with the context
-    with _told_what_fits(longest_step):
+    with lookups_unheard(), _told_what_fits(longest_step):
         if cache is not None:
-            _compile_kernels(cache, paged, engine_config, longest_step, device)
+            slots = _slots_within(budget.limit - loaded.weight_bytes, paged, config.max_num_seqs)
+            collecting = replace(engine_config, num_state_slots=slots)
+            _compile_kernels(cache, paged, collecting, longest_step, device)
         activations = _try_out(paged, engine_config, longest_step)
     budget = replace(budget, weights=loaded.weight_bytes, activations=activations)
     demand = _demand(config, loaded.dtype, paged, context, step_tokens)
@@ -97,7 +100,8 @@ def start_engine(
     if paged.has_kernels:
         # The pool holds two such prompts beside each other.
         prompt_length = min(longest_step, context // 2)
-        engine.forget(make_ready(engine, prompt_length, paged.vocab_size, device))
+        with lookups_unheard():
+            engine.forget(make_ready(engine, prompt_length, paged.vocab_size, device))
     # What the warm-up leaves, and what joined weights have replaced.
     mx.clear_cache()
     ready = _ready(loaded, device, paged, engine_config, context)
@@ -225,6 +229,14 @@ def _wanted_context(config: WorkerConfig, loaded: LoadedModel) -> int:
     return config.max_model_len
 
 
+def _slots_within(free: int, paged: PagedModel, max_num_seqs: int) -> int:
+    """Enough states for the largest step of decodes and for its prompts to be cached, if half of
+    what is free holds them."""
+    if not paged.bytes_per_state:
+        return 0
+    return max(_WARM_UP_SLOTS, min(1 + 2 * max_num_seqs, free // 2 // paged.bytes_per_state))
+
+
 def _compile_kernels(
     cache: KernelCache,
     paged: PagedModel,
@@ -234,7 +246,7 @@ def _compile_kernels(
 ) -> None:
     """Compile what a start runs, by a start that runs no kernel."""
     num_blocks = 2 * prompt_length // config.block_size + 2 * config.max_num_seqs
-    engine = Engine(paged, replace(config, num_blocks=num_blocks, num_state_slots=_WARM_UP_SLOTS))
+    engine = Engine(paged, replace(config, num_blocks=num_blocks))
     with cache.collecting():
         run_everything(Load(engine, paged.vocab_size), prompt_length, device)
 

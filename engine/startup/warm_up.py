@@ -151,26 +151,35 @@ def run_every_kernel(load: Load, prompt_length: int) -> None:
     load.submit(load.new_prompt(length - length // 3), 1)
     load.submit(load.new_prompt(max(2, length // 3)), 1)
     load.drain()
-    max_num_seqs = load.engine.config.max_num_seqs
+    most = most_decodes(load.engine)
     first = load.first_prompt(prompt_length)
-    for count in [*(n for n in _DECODES if n < max_num_seqs), max_num_seqs]:
+    for count in [*(n for n in _DECODES if n < most), most]:
         for _ in range(count - 1):
             load.submit([1], 4)
         load.engine.step()
         load.submit(first, 2)
         load.drain()
         # Short decodes beside a long prompt.
-        for _ in range(min(count, max_num_seqs - 1)):
+        for _ in range(min(count, max(1, most - 1))):
             load.submit([1], 4)
         load.engine.step()
         load.submit(load.new_prompt(max(2, length // 3)), 1)
         load.drain()
         # Decodes that share all of it, and a prompt beside them.
-        for _ in range(min(count, max_num_seqs - 1)):
+        for _ in range(min(count, max(1, most - 1))):
             load.submit(first, 4)
         load.engine.step()
         load.submit(load.new_prompt(2), 1)
         load.drain()
+
+
+def most_decodes(engine: Engine) -> int:
+    """That run at once: each has a state, and one more is kept of what they share, or each would
+    compute all of it anew."""
+    most, slots = engine.config.max_num_seqs, engine.config.num_state_slots
+    if engine.model.states is None or slots is None:
+        return most
+    return max(1, min(most, slots - 2))  # one slot holds what is empty
 
 
 def run_decodes(load: Load, sizes: list[int]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -12,17 +15,21 @@ from model_zoo import build, reference_generate
 from quire.engine.config import EngineConfig
 from quire.engine.engine import Engine
 from quire.engine.memory.budget import DeviceName
-from quire.engine.messages import GenerateRequest, SamplingParams
+from quire.engine.messages import GenerateRequest, SamplingParams, WorkerConfig
+from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.recurring import Recurring
+from quire.engine.startup.start import start_engine
 from quire.engine.startup.warm_up import (
     Load,
     make_ready,
     measure_activations,
     measure_mixed_tokens,
+    run_everything,
 )
 from quire.engine.step.runner import HostStep, ModelRunner, Step
 from quire.kernels.choice.selection import Selector, selecting
 from quire.kernels.gpu_kernel import not_run_but_noted
+from quire.loadtest.small_model import shrunk, write_model
 
 
 def make_engine(**options: int) -> Engine:
@@ -49,6 +56,53 @@ def test_the_engine_that_was_made_ready_begins_anew(device: DeviceName) -> None:
             tokens += output.token_ids
     assert tokens == reference_generate(build("qwen3", 0), prompt, 8)[0]
     assert engine.stats().cache.hits == 0
+
+
+@pytest.mark.parametrize("slots", [9, 20, None])
+def test_what_decodes_share_is_computed_once_however_few_states_there_are(
+    slots: int | None,
+) -> None:
+    config = EngineConfig(
+        num_blocks=96, max_num_seqs=32, max_num_batched_tokens=256, num_state_slots=slots
+    )
+    engine = Engine(build("qwen3_next", 0), config)
+    load = Load(engine, 50)
+    with decodes_of_steps() as decodes:
+        run_everything(load, 256, "cuda")
+    assert max(decodes) == (32 if slots is None else slots - 2)
+    # Half a thousand at each number of decodes if the state had gone.
+    assert engine.stats().cache.missed_state < 512
+
+
+def test_a_start_tells_nothing_of_prompts_that_nobody_sent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "model"
+    write_model(folder, shrunk("Qwen3.5-9B", 4))
+    config = WorkerConfig(str(folder), "", "", device="cpu", max_model_len=256)
+    with caplog.at_level(logging.INFO, "quire.engine"):
+        # On a GPU a start also runs the beginning of its longest prompt.
+        with mock.patch.object(PagedModel, "whole_rows", 128):
+            startup = start_engine(config, [], lambda *_: None)
+        assert "prompt tokens are cached" not in caplog.text
+        for length in (100, 70):  # pages of the second are there, but no state
+            load = Load(startup.engine, 250)
+            load.submit(load.first_prompt(length), 1)
+            load.drain()
+    assert "0 of 70 prompt tokens are cached" in caplog.text
+
+
+@contextmanager
+def decodes_of_steps() -> Iterator[list[int]]:
+    counts: list[int] = []
+    build_step = ModelRunner.build
+
+    def counted(runner: ModelRunner, host: HostStep, previous: Step | None) -> Step:
+        counts.append(sum(chunk.num_tokens == 1 for chunk in host.batch.chunks))
+        return build_step(runner, host, previous)
+
+    with mock.patch.object(ModelRunner, "build", counted):
+        yield counts
 
 
 def test_a_longest_step_without_memory_is_told() -> None:
