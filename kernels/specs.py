@@ -15,6 +15,7 @@ from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION
 from quire.kernels.quantized_matmul_spec import QUANTIZED_MATMUL
 from quire.kernels.rotate_and_decode_spec import ROTATE_AND_DECODE
 from quire.kernels.rotate_spec import ROTATE_AND_WRITE
+from quire.kernels.routing_spec import TOP_EXPERTS, WEIGH_EXPERTS
 from quire.kernels.sampling_spec import SAMPLE
 from quire.kernels.shared_context_spec import SHARED_CONTEXT
 from quire.kernels.ssm_scan_spec import SSM_SCAN
@@ -34,8 +35,10 @@ SPECS: tuple[AnySpec, ...] = (
     SWIGLU,
     MATMUL,
     QUANTIZED_MATMUL,
+    TOP_EXPERTS,
     EXPERT_MATMUL,
     QUANTIZED_EXPERT_MATMUL,
+    WEIGH_EXPERTS,
     CONV_WINDOW,
     DELTA_RULE,
     SSM_SCAN,

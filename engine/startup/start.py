@@ -26,6 +26,7 @@ from quire.engine.model.block_weights import standard_part
 from quire.engine.model.experts import adapt_experts
 from quire.engine.model.flat_linear import flatten_linears
 from quire.engine.model.joined import join_linears
+from quire.engine.model.mixtures import adapt_mixtures
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
 from quire.engine.startup.kernel_check import avoid_dropped, check_kernels
@@ -185,6 +186,7 @@ def page_loaded(
         if standard_part(loaded.model) is None:
             join_linears(loaded.model)
             adapt_experts(loaded.model)
+            adapt_mixtures(loaded.model)
     progress("warming up", 0, 1)
     paged = page_model(loaded.model, loaded.name)
     notes += avoid_dropped(device, paged, block_size)

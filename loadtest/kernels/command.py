@@ -19,7 +19,7 @@ OPERATIONS = (
     *("paged_decode", "shared_context", "prompt_attention", "mixed_attention"),
     *("kv_write", "gather_pages", "take_rows", "rotate_and_write", "rotate_and_decode"),
     *("add_rms_norm", "swiglu", "matmul", "quantized_matmul"),
-    *("expert_matmul", "quantized_expert_matmul"),
+    *("top_experts", "expert_matmul", "quantized_expert_matmul", "weigh_experts"),
     *("conv_window", "delta_rule", "ssm_scan", "sample"),
     "attention_table",
 )

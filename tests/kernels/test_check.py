@@ -85,6 +85,8 @@ BROKEN = {
     "rotate_and_write": ("fused", "first * sine + ", "first * sine - "),
     "add_rms_norm": ("fused", "values[n * VEC + e] += other[e]", "values[n * VEC + e] -= other[e]"),
     "swiglu": ("fused", "exp2(-gate[e]", "exp2(gate[e]"),
+    "top_experts": ("fused", "order[i] = quire::LOWEST;\n", ";\n"),
+    "weigh_experts": ("fused", "sums[e] += weight * values[e]", "sums[e] += values[e]"),
     "conv_window": ("in_place", "row < begin + KEPT", "row < begin + KEPT - 1"),
     "delta_rule": ("in_place", "* beta_tile[n]", ""),
     "ssm_scan": ("in_place", "state[i] * decay", "state[i]"),

@@ -1,0 +1,109 @@
+"""Mixtures of experts whose choice and sum are kernels, which are simulated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from metal_sim import simulated_kernels
+from model_zoo import build
+
+from quire.engine.model.flat_linear import flatten_linears
+from quire.engine.model.joined import join_linears
+from quire.engine.model.mixtures import KernelGate, KernelMixture, adapt_mixtures
+from quire.kernels.choice.selection import Selector, selecting
+from quire.kernels.gpu_kernel import GpuKernel
+from quire.loadtest.random_models import model_of
+from quire.loadtest.small_model import shrunk
+
+TOKENS = mx.array([[5, 9, 3, 7, 7, 40, 2]])
+
+
+@contextmanager
+def launches() -> Iterator[Counter[str]]:
+    """How often each kernel is launched."""
+    found: Counter[str] = Counter()
+    launch = GpuKernel.launch
+
+    def counted(kernel: GpuKernel, *args: Any, **kwargs: Any) -> list[mx.array]:
+        found[kernel.name] += 1
+        return launch(kernel, *args, **kwargs)
+
+    with mock.patch.object(GpuKernel, "launch", counted):
+        yield found
+
+
+def built(family: str) -> nn.Module:
+    """As the zoo has it, whose Nemotron-H is dense."""
+    if family != "nemotron_h":
+        return build(family)
+    mx.random.seed(0)
+    model, _ = model_of(shrunk("Nemotron-3-Nano-30B-A3B", 8))
+    model.set_dtype(mx.float32)
+    return model
+
+
+def mixtures(model: nn.Module, kind: type[nn.Module]) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, kind)]
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_next", "qwen3_5_moe"])
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_blocks_of_a_softmax(family: str, device: Any) -> None:
+    expected = build(family)(TOKENS)
+    model = build(family)
+    join_linears(model)
+    adapt_mixtures(model)
+    adapt_mixtures(model)  # once more changes nothing
+    blocks = mixtures(model, KernelMixture)
+    assert blocks
+    with simulated_kernels(orders=1), selecting(Selector(device, None)), launches() as launched:
+        found = model(TOKENS)
+        mx.eval(found)
+    assert mx.allclose(found, expected, atol=1e-5)
+    kernels = len(blocks) if device == "cuda" else 0
+    assert (launched["top_experts"], launched["weigh_experts"]) == (kernels, kernels)
+
+
+@pytest.mark.parametrize("family", ["glm4_moe_lite", "nemotron_h", "glm4_moe"])
+def test_gates_of_sigmoids(family: str) -> None:
+    reference, model = built(family), built(family)
+    for each in (reference, model):  # which is zero, and then decides nothing
+        for module in each.modules():
+            if "e_score_correction_bias" in module:
+                size = module.e_score_correction_bias.shape
+                module.e_score_correction_bias = mx.linspace(0.4, -0.4, size[0])
+    expected = reference(TOKENS)
+    flatten_linears(model)
+    adapt_mixtures(model)
+    gates = mixtures(model, KernelGate)
+    assert gates
+    with simulated_kernels(orders=1), selecting(Selector("cuda", None)), launches() as launched:
+        found = model(TOKENS)
+        mx.eval(found)
+    assert mx.allclose(found, expected, atol=1e-5)
+    assert launched["top_experts"] == len(gates)
+
+
+def test_gates_over_groups_of_experts_stay_as_they_are() -> None:
+    model = build("deepseek_v3")
+    for module in model.modules():
+        if "e_score_correction_bias" in module:
+            module.n_group = 2
+    adapt_mixtures(model)
+    assert not mixtures(model, KernelGate)
+
+
+def test_a_block_of_other_code_stays_as_it_is() -> None:
+    model = build("qwen3_moe")
+    for module in model.modules():
+        if "switch_mlp" in module:
+            module.__class__ = type("Block", (type(module),), {"__call__": lambda _, x: x})
+    adapt_mixtures(model)
+    assert not mixtures(model, KernelMixture)

@@ -1,0 +1,104 @@
+"""Which experts rows have, and sums of what they gave, by the exact Metal text."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from metal_sim import compiled_ahead, simulated_kernels
+
+from quire.kernels.routing import (
+    Routing,
+    Shared,
+    top_experts,
+    top_experts_by_steps,
+    weigh_experts,
+    weigh_experts_by_steps,
+)
+
+# rows, experts, and how they are chosen
+CHOICES = [
+    (1, 4, Routing(1, normalised=False)),
+    (3, 8, Routing(8, normalised=True)),
+    (2, 33, Routing(32, normalised=True)),
+    (2, 60, Routing(4, normalised=False)),
+    (5, 256, Routing(8, normalised=True)),
+    (1, 1024, Routing(10, normalised=True, scale=0.5)),
+    (3, 64, Routing(4, normalised=True, sigmoid=True, scale=1.8)),
+    (1, 128, Routing(1, normalised=False, sigmoid=True)),
+]
+# rows, experts of each, values, whether there is a shared one
+SUMS = [(1, 8, 64, True), (3, 2, 40, False), (2, 4, 2056, True), (300, 1, 8, False)]
+
+
+def chosen(rows: int, experts: int, routing: Routing) -> tuple[mx.array, mx.array | None]:
+    random = np.random.default_rng(experts)
+    logits = mx.array(random.normal(size=(rows, experts)) * 2).astype(mx.float32)
+    bias = mx.array(random.normal(size=experts)).astype(mx.float32) if routing.sigmoid else None
+    mx.eval(logits)
+    return logits, bias
+
+
+def summed(
+    rows: int, count: int, dim: int, shared: bool
+) -> tuple[mx.array, mx.array, Shared | None]:
+    random = np.random.default_rng(dim)
+
+    def normal(*shape: int) -> mx.array:
+        return mx.array(random.normal(size=shape)).astype(mx.float32)
+
+    beside = Shared(normal(rows, dim), normal(rows, 1)) if shared else None
+    return normal(rows, count, dim), normal(rows, count), beside
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    with compiled_ahead():
+        for rows, experts, routing in CHOICES:
+            logits, bias = chosen(rows, experts, routing)
+            top_experts(logits, routing, bias)
+        for case in SUMS:
+            weigh_experts(*summed(*case))
+
+
+@pytest.mark.parametrize(("rows", "experts", "routing"), CHOICES)
+def test_the_highest_scores_are_chosen(rows: int, experts: int, routing: Routing) -> None:
+    logits, bias = chosen(rows, experts, routing)
+    with simulated_kernels(orders=1):
+        found, weights = top_experts(logits, routing, bias)
+        mx.eval(found, weights)
+    expected, expected_weights = top_experts_by_steps(logits, routing, bias)
+    for row in range(rows):
+        by_expert = dict(zip(found[row].tolist(), weights[row].tolist(), strict=True))
+        wanted = dict(zip(expected[row].tolist(), expected_weights[row].tolist(), strict=True))
+        assert by_expert.keys() == wanted.keys()
+        for expert, weight in wanted.items():
+            assert by_expert[expert] == pytest.approx(weight, rel=1e-5, abs=1e-7)
+
+
+def test_of_equal_scores_the_first_is_chosen_and_each_once() -> None:
+    logits = mx.array([[1.0] * 40, [0.0] * 39 + [1.0], [-mx.inf] * 38 + [2.0, 1.0]])
+    with simulated_kernels(orders=1):
+        found, weights = top_experts(logits, Routing(2, normalised=True))
+        mx.eval(found, weights)
+    assert found.tolist() == [[0, 1], [39, 0], [38, 39]]
+    np.testing.assert_allclose(weights[0], [0.5, 0.5])
+    np.testing.assert_allclose(weights.sum(axis=1), [1.0] * 3, rtol=1e-6)
+
+
+def test_rows_without_numbers_have_experts_that_there_are() -> None:
+    """What they give is no number either; but no other memory is read for them."""
+    logits = mx.full((2, 40), mx.nan)
+    with simulated_kernels(orders=1):
+        found, _ = top_experts(logits, Routing(4, normalised=True))
+        mx.eval(found)
+    assert max(found.flatten().tolist()) < 40
+
+
+@pytest.mark.parametrize("case", SUMS)
+def test_what_experts_gave_is_weighed(case: tuple[int, int, int, bool]) -> None:
+    given = summed(*case)
+    with simulated_kernels(orders=1):
+        found = weigh_experts(*given)
+        mx.eval(found)
+    np.testing.assert_allclose(found, weigh_experts_by_steps(*given), rtol=1e-5, atol=1e-5)
