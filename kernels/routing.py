@@ -14,7 +14,10 @@ MAX_EXPERTS, MAX_CHOSEN = 1024, 32  # a simdgroup holds a row, and each lane one
 _THREADS = 256
 
 _top_experts = GpuKernel(
-    "top_experts", inputs=("logits", "bias"), outputs=("experts", "weights"), headers=("sampling",)
+    "top_experts",
+    inputs=("logits", "bias", "factors"),
+    outputs=("experts", "weights"),
+    headers=("sampling",),
 )
 _weigh_experts = GpuKernel(
     "weigh_experts", inputs=("pairs", "weights", "common", "gates"), outputs=("output",)
@@ -30,7 +33,7 @@ class Routing(NamedTuple):
             experts these are those of a softmax over the chosen ones.
         sigmoid: scores are sigmoids, in float32, of which ``bias`` is added for the choice (Wang et
             al., Auxiliary-Loss-Free Load Balancing Strategy, 2024); else a softmax.
-        scale: of all weights.
+        scale: of all weights, where experts have no factors of their own.
     """
 
     chosen: int
@@ -48,13 +51,17 @@ class Shared(NamedTuple):
 
 
 def top_experts(
-    logits: mx.array, routing: Routing, bias: mx.array | None = None
+    logits: mx.array,
+    routing: Routing,
+    bias: mx.array | None = None,
+    factors: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
     """The experts of the highest scores, from the highest down.
 
     Args:
         logits: (T, experts)
-        bias: (experts,)
+        bias: (experts,), added to scores for the choice
+        factors: (experts,), of weights, if each expert has its own
 
     Returns:
         Experts, (T, chosen) uint32, and weights of their results, likewise: float32 of sigmoids,
@@ -63,7 +70,7 @@ def top_experts(
     rows, experts = logits.shape
     dtype = mx.float32 if routing.sigmoid else logits.dtype
     indices, weights = _top_experts(
-        [logits, bias],
+        [logits, bias, factors],
         template={
             "W": dtype,
             "EXPERTS": experts,
@@ -71,6 +78,7 @@ def top_experts(
             "SIGMOID": routing.sigmoid,
             "BIASED": bias is not None,
             "NORMALISED": routing.normalised,
+            "FACTORED": factors is not None,
             "SCALE": float_bits(routing.scale),
         },
         groups=(rows, 1, 1),
@@ -82,7 +90,10 @@ def top_experts(
 
 
 def top_experts_by_steps(
-    logits: mx.array, routing: Routing, bias: mx.array | None = None
+    logits: mx.array,
+    routing: Routing,
+    bias: mx.array | None = None,
+    factors: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
     """The same in MLX's operations; in any order."""
     if routing.sigmoid:
@@ -94,6 +105,8 @@ def top_experts_by_steps(
     weights = mx.take_along_axis(scores, experts, axis=-1)
     if routing.normalised:
         weights = weights / weights.sum(axis=-1, keepdims=True)
+    if factors is not None:
+        return experts, weights * factors[experts].astype(weights.dtype)
     return experts, weights if routing.scale == 1 else weights * routing.scale
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import sys
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.models import gemma4_text, gpt_oss, lfm2_moe, qwen3_moe, qwen3_next
 
 from quire.kernels.choice.selection import select
 from quire.kernels.routing import (
@@ -28,11 +29,6 @@ from quire.kernels.routing_spec import (
 )
 
 _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
-# What mlx-lm's blocks of Qwen 3 and its kin are called, and where they are.
-_BLOCKS = (
-    ("mlx_lm.models.qwen3_moe", "Qwen3MoeSparseMoeBlock"),
-    ("mlx_lm.models.qwen3_next", "Qwen3NextSparseMoeBlock"),
-)
 # How those gates go on that score by sigmoids.
 _GATE = (
     "return group_expert_select( x @ self.weight.T, self.e_score_correction_bias, self.top_k, "
@@ -41,7 +37,10 @@ _GATE = (
 
 
 def route(
-    logits: mx.array, routing: Routing, bias: mx.array | None = None
+    logits: mx.array,
+    routing: Routing,
+    bias: mx.array | None = None,
+    factors: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
     """As :func:`quire.kernels.routing.top_experts`, of logits (..., experts)."""
     rows = logits.reshape(-1, logits.shape[-1])
@@ -52,7 +51,7 @@ def route(
         and select(TOP_EXPERTS, shape, logits.dtype).variant is RoutingVariant.FUSED
     )
     choose = top_experts if by_kernel else top_experts_by_steps
-    experts, weights = choose(rows, routing, bias)
+    experts, weights = choose(rows, routing, bias, factors)
     size = *logits.shape[:-1], routing.chosen
     return experts.reshape(size), weights.reshape(size)
 
@@ -77,20 +76,57 @@ def weigh(pairs: mx.array, weights: mx.array, shared: Shared | None = None) -> m
 
 
 class KernelMixture(nn.Module):
-    """Mixed into a block that weighs its experts by a softmax."""
+    """Mixed into a block: it chooses experts, has them multiply, and sums what they give."""
 
-    gate: Any
-    switch_mlp: Any
-    top_k: int
-    norm_topk_prob: bool
+    def scoring(self) -> tuple[Any, Routing, mx.array | None]:
+        """The linear that scores, how experts are chosen by it, and their bias."""
+        raise NotImplementedError
+
+    def products(self) -> Any:
+        raise NotImplementedError
 
     def __call__(self, x: mx.array) -> mx.array:
-        experts, weights = route(self.gate(x), Routing(self.top_k, self.norm_topk_prob))
-        pairs = self.switch_mlp(x, experts)
+        linear, routing, bias = self.scoring()
+        experts, weights = route(linear(x), routing, bias)
+        pairs = self.products()(x, experts)
         shared = None
         if "shared_expert" in self:
             shared = Shared(self["shared_expert"](x), self["shared_expert_gate"](x))
         return weigh(pairs, weights, shared)
+
+
+class QwenMixture(KernelMixture):
+    """Of Qwen 3 and its kin."""
+
+    top_k: int
+    norm_topk_prob: bool
+
+    def scoring(self) -> tuple[Any, Routing, mx.array | None]:
+        return self["gate"], Routing(self.top_k, self.norm_topk_prob), None
+
+    def products(self) -> Any:
+        return self["switch_mlp"]
+
+
+class LfmMixture(QwenMixture):
+    """Of LFM2: scores are sigmoids."""
+
+    routed_scaling_factor: float
+
+    def scoring(self) -> tuple[Any, Routing, mx.array | None]:
+        scale = float(self.routed_scaling_factor)
+        routing = Routing(self.top_k, self.norm_topk_prob, sigmoid=True, scale=scale)
+        return self["gate"], routing, self.get("expert_bias")
+
+
+class GptOssMixture(KernelMixture):
+    num_experts_per_tok: int
+
+    def scoring(self) -> tuple[Any, Routing, mx.array | None]:
+        return self["router"], Routing(self.num_experts_per_tok, normalised=True), None
+
+    def products(self) -> Any:
+        return self["experts"]
 
 
 class KernelGate(nn.Module):
@@ -102,25 +138,78 @@ class KernelGate(nn.Module):
     norm_topk_prob: bool
     routed_scaling_factor: float
 
+    @property
+    def routing(self) -> Routing:
+        """A sum of one weight is not divided by."""
+        normalised = bool(self.norm_topk_prob) and self.top_k > 1
+        scale = float(self.routed_scaling_factor)
+        return Routing(self.top_k, normalised, sigmoid=True, scale=scale)
+
     def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        return route(x @ self.weight.T, routing_of(self), self.e_score_correction_bias)
+        return route(x @ self.weight.T, self.routing, self.e_score_correction_bias)
 
 
-def routing_of(gate: Any) -> Routing:
-    """Of a :class:`KernelGate`; a sum of one weight is not divided by."""
-    normalised = bool(gate.norm_topk_prob) and gate.top_k > 1
-    return Routing(gate.top_k, normalised, sigmoid=True, scale=float(gate.routed_scaling_factor))
+class GemmaRouter(gemma4_text.Router):
+    @property
+    def routing(self) -> Routing:
+        return Routing(self.config.top_k_experts, normalised=True)
+
+    def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        normed = mx.fast.rms_norm(x, self.scale * self._root_size, self.eps)
+        return route(self.proj(normed), self.routing, factors=self.per_expert_scale)
+
+
+class GemmaExperts(gemma4_text.Experts):
+    def __call__(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
+        return weigh(self.switch_glu(x, experts), weights)
+
+
+_MIXTURES: dict[Any, Any] = {
+    qwen3_moe.Qwen3MoeSparseMoeBlock: QwenMixture,
+    qwen3_next.Qwen3NextSparseMoeBlock: QwenMixture,
+    lfm2_moe.Lfm2MoeSparseMoeBlock: LfmMixture,
+    gpt_oss.MLPBlock: GptOssMixture,
+}
 
 
 def adapt_mixtures(model: nn.Module) -> None:
     """Have kernels choose experts and sum what they give, in blocks whose code is known."""
-    blocks = [getattr(sys.modules.get(module), name, None) for module, name in _BLOCKS]
     for module in model.modules():
         kind: Any = type(module)
-        if kind in blocks and module.sharding_group is None:
-            module.__class__ = _mixed(KernelMixture, kind)
+        if kind in _MIXTURES and getattr(module, "sharding_group", None) is None:
+            module.__class__ = _mixed(_MIXTURES[kind], kind)
         elif _is_gate(module) and module.n_group == 1:
             module.__class__ = _mixed(KernelGate, kind)
+        elif kind is gemma4_text.Router:
+            module.__class__ = GemmaRouter
+        elif kind is gemma4_text.Experts:
+            module.__class__ = GemmaExperts
+
+
+def mixture_shapes(model: nn.Module) -> Iterator[RoutingShape | MixtureShape]:
+    """Of one row, of all that :func:`adapt_mixtures` has adapted."""
+    chosen = 0
+    for _, module in model.named_modules():
+        if isinstance(module, KernelMixture):
+            linear, routing, _ = module.scoring()
+            yield _routed(linear, routing)
+            yield _weighed(module.products(), routing.chosen, "shared_expert" in module)
+        elif isinstance(module, KernelGate):
+            yield _routed(module, module.routing)
+        elif isinstance(module, GemmaRouter):
+            chosen = module.routing.chosen
+            yield _routed(module.proj, module.routing)
+    for _, module in model.named_modules():
+        if isinstance(module, GemmaExperts):
+            yield _weighed(module.switch_glu, chosen, shared=False)
+
+
+def _routed(linear: Any, routing: Routing) -> RoutingShape:
+    return RoutingShape(1, linear.weight.shape[0], routing.chosen, routing.sigmoid)
+
+
+def _weighed(products: Any, chosen: int, shared: bool) -> MixtureShape:
+    return MixtureShape(1, products.down_proj.weight.shape[1], chosen, shared)
 
 
 @cache

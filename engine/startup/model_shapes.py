@@ -15,7 +15,7 @@ from quire.engine.memory.budget import DeviceName
 from quire.engine.model.block_weights import standard_part
 from quire.engine.model.experts import weights_of
 from quire.engine.model.joined import SwigluMlp
-from quire.engine.model.mixtures import KernelGate, KernelMixture
+from quire.engine.model.mixtures import mixture_shapes
 from quire.engine.model.paged_model import PagedModel
 from quire.kernels.choice import check
 from quire.kernels.choice.record import Record
@@ -31,7 +31,7 @@ from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION
 from quire.kernels.quantized_matmul_spec import QUANTIZED_MATMUL
 from quire.kernels.rotate_and_decode_spec import ROTATE_AND_DECODE
 from quire.kernels.rotate_spec import ROTATE_AND_WRITE
-from quire.kernels.routing_spec import TOP_EXPERTS, WEIGH_EXPERTS
+from quire.kernels.routing_spec import TOP_EXPERTS, WEIGH_EXPERTS, RoutingShape
 from quire.kernels.sampling_spec import SAMPLE
 from quire.kernels.shared_context_spec import SHARED_CONTEXT
 from quire.kernels.take_rows_spec import TAKE_ROWS
@@ -182,18 +182,13 @@ def _product_fields(model: nn.Module) -> dict[AnySpec, list[Fields]]:
 
 
 def _mixture_fields(model: nn.Module) -> dict[AnySpec, list[Fields]]:
-    routed: list[Fields] = []
-    weighed: list[Fields] = []
-    for _, module in model.named_modules():
-        if isinstance(module, KernelMixture):
-            experts, dim = module.gate.weight.shape[0], module.switch_mlp.down_proj.weight.shape[1]
-            routed.append({"experts": experts, "chosen": module.top_k, "sigmoid": False})
-            shared = "shared_expert" in module
-            weighed.append({"dim": dim, "chosen": module.top_k, "shared": shared})
-        elif isinstance(module, KernelGate):
-            experts = module.weight.shape[0]
-            routed.append({"experts": experts, "chosen": module.top_k, "sigmoid": True})
-    return {TOP_EXPERTS: routed, WEIGH_EXPERTS: weighed}
+    found: dict[AnySpec, list[Fields]] = {TOP_EXPERTS: [], WEIGH_EXPERTS: []}
+    for shape in mixture_shapes(model):
+        spec = TOP_EXPERTS if isinstance(shape, RoutingShape) else WEIGH_EXPERTS
+        fields = {name: size for name, size in shape._asdict().items() if name != "rows"}
+        if fields not in found[spec]:
+            found[spec].append(fields)
+    return found
 
 
 def _keep_least(found: dict[Any, Fields], key: Any, fields: Fields) -> None:

@@ -63,6 +63,7 @@ for (int n = 0; n < CHOSEN; ++n) {
 }
 if (NORMALISED) weight /= quire::simd_sum(weight);
 if (lane < CHOSEN) {
+  weight *= FACTORED ? float(factors[own]) : quire::as_float(SCALE);
   experts[row * CHOSEN + lane] = own;
-  weights[row * CHOSEN + lane] = W(weight * quire::as_float(SCALE));
+  weights[row * CHOSEN + lane] = W(weight);
 }

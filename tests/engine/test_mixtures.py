@@ -16,9 +16,16 @@ from model_zoo import build
 
 from quire.engine.model.flat_linear import flatten_linears
 from quire.engine.model.joined import join_linears
-from quire.engine.model.mixtures import KernelGate, KernelMixture, adapt_mixtures
+from quire.engine.model.mixtures import (
+    GemmaRouter,
+    KernelGate,
+    KernelMixture,
+    adapt_mixtures,
+    mixture_shapes,
+)
 from quire.kernels.choice.selection import Selector, selecting
 from quire.kernels.gpu_kernel import GpuKernel
+from quire.kernels.routing_spec import MixtureShape, RoutingShape
 from quire.loadtest.random_models import model_of
 from quire.loadtest.small_model import shrunk
 
@@ -40,11 +47,12 @@ def launches() -> Iterator[Counter[str]]:
 
 
 def built(family: str) -> nn.Module:
-    """As the zoo has it, whose Nemotron-H is dense."""
-    if family != "nemotron_h":
+    """As the zoo has it, where it has experts there."""
+    others = {"nemotron_h": "Nemotron-3-Nano-30B-A3B", "gemma4_text": "Gemma 4 26B-A4B"}
+    if family not in others:
         return build(family)
     mx.random.seed(0)
-    model, _ = model_of(shrunk("Nemotron-3-Nano-30B-A3B", 8))
+    model, _ = model_of(shrunk(others[family], 8))
     model.set_dtype(mx.float32)
     return model
 
@@ -53,9 +61,11 @@ def mixtures(model: nn.Module, kind: type[nn.Module]) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, kind)]
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_next", "qwen3_5_moe"])
+@pytest.mark.parametrize(
+    "family", ["qwen3_moe", "qwen3_next", "qwen3_5_moe", "gpt_oss", "lfm2_moe"]
+)
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
-def test_blocks_of_a_softmax(family: str, device: Any) -> None:
+def test_whole_blocks(family: str, device: Any) -> None:
     expected = build(family)(TOKENS)
     model = build(family)
     join_linears(model)
@@ -91,6 +101,23 @@ def test_gates_of_sigmoids(family: str) -> None:
     assert launched["top_experts"] == len(gates)
 
 
+def test_routers_with_a_factor_for_each_expert() -> None:
+    reference, model = built("gemma4_text"), built("gemma4_text")
+    for each in (reference, model):
+        for module in each.modules():
+            if "per_expert_scale" in module:
+                size = module.per_expert_scale.shape
+                module.per_expert_scale = mx.linspace(0.5, 1.5, size[0])
+    adapt_mixtures(model)
+    routers = mixtures(model, GemmaRouter)
+    assert routers
+    with simulated_kernels(orders=1), selecting(Selector("cuda", None)), launches() as launched:
+        found = model(TOKENS)
+        mx.eval(found)
+    assert mx.allclose(found, reference(TOKENS), atol=1e-5)
+    assert launched["top_experts"] == launched["weigh_experts"] == len(routers)
+
+
 def test_gates_over_groups_of_experts_stay_as_they_are() -> None:
     model = build("deepseek_v3")
     for module in model.modules():
@@ -107,3 +134,17 @@ def test_a_block_of_other_code_stays_as_it_is() -> None:
             module.__class__ = type("Block", (type(module),), {"__call__": lambda _, x: x})
     adapt_mixtures(model)
     assert not mixtures(model, KernelMixture)
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("qwen3_next", {RoutingShape(1, 4, 2), MixtureShape(1, 64, 2, shared=True)}),
+        ("glm4_moe_lite", {RoutingShape(1, 4, 2, sigmoid=True)}),
+        ("gemma4_text", {RoutingShape(1, 16, 2), MixtureShape(1, 256, 2)}),
+    ],
+)
+def test_what_is_checked_at_the_start(family: str, expected: set[object]) -> None:
+    model = built(family)
+    adapt_mixtures(model)
+    assert set(mixture_shapes(model)) == expected
