@@ -17,7 +17,7 @@ from quire.kernels.gpu_kernel import GpuKernel, TemplateValue
 from quire.kernels.padding import CONSTANT_SIZE
 
 MAX_PAIRS = 1024  # that a threadgroup keeps the places of
-_SORTED_PAIRS = 64  # from so many on mlx-lm sorts them
+SORTED_PAIRS = 64  # from so many on mlx-lm sorts them
 
 _dense = GpuKernel(
     "expert_matmul",
@@ -151,7 +151,7 @@ def gather_matmul(
     """The same product by MLX's own, as mlx-lm calls it: of many pairs in the order of experts."""
     pairs = experts.size
     rows = mx.arange(pairs) // each
-    order = mx.argsort(experts) if pairs >= _SORTED_PAIRS else None
+    order = mx.argsort(experts) if pairs >= SORTED_PAIRS else None
     if order is not None:
         rows, experts = rows[order], experts[order]
     given = x[:, None][rows]  # MLX misreads rows that an axis is put into last (its issue 4253)

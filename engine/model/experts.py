@@ -10,13 +10,16 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.switch_layers import (
     QuantizedSwitchLinear,
+    SwiGLU,
     SwitchGLU,
     SwitchLinear,
     SwitchMLP,
 )
 
+from quire.engine.model.block_ops import gated
+from quire.engine.model.join import can_join, join
 from quire.kernels.choice.selection import Choice, select
-from quire.kernels.experts import Pairs, Quantized
+from quire.kernels.experts import SORTED_PAIRS, Pairs, Quantized
 from quire.kernels.experts_spec import (
     EXPERT_MATMUL,
     QUANTIZED_EXPERT_MATMUL,
@@ -35,17 +38,43 @@ _MLX = (ExpertVariant.MLX, QuantizedExpertVariant.MLX)
 
 
 class KernelGLU(SwitchGLU):
-    """down(activation(up(x), gate(x))) of each row's experts."""
+    """down(activation(up(x), gate(x))) of each row's experts, gate and up as one product."""
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
-        products = _products([self.up_proj, self.gate_proj, self.down_proj], x, indices)
+        products = _products([self.gate_up_proj, self.down_proj], x, indices)
         if products is None:
-            given: mx.array = super().__call__(x, indices)
-            return given
-        up, gate, down = products
-        rows = x.reshape(-1, x.shape[-1])
-        output = down(self.activation(up(rows), gate(rows)))
+            return self._by_mlx(x, indices)
+        gate_up, down = products
+        output: mx.array = down(self._activated(gate_up(x.reshape(-1, x.shape[-1]))))
         return output.reshape(*indices.shape, output.shape[-1])
+
+    def join(self) -> None:
+        """Have one matrix for gate and up, instead of theirs."""
+        self.gate_up_proj = join([self.gate_proj, self.up_proj], axis=1)
+        del self.gate_proj, self.up_proj
+        mx.clear_cache()  # they are most of the model, and of no size that is wanted again
+
+    def _activated(self, both: mx.array) -> mx.array:
+        if type(self.activation) is SwiGLU:
+            rows = gated(both.reshape(-1, both.shape[-1]))
+            return rows.reshape(*both.shape[:-1], rows.shape[-1])
+        gate, up = mx.split(both, 2, axis=-1)
+        hidden: mx.array = self.activation(up, gate)
+        return hidden
+
+    def _by_mlx(self, x: mx.array, indices: mx.array) -> mx.array:
+        """As mlx-lm's own goes: many pairs in the order of their experts, once for all products."""
+        rows, experts, order = mx.expand_dims(x, (-2, -3)), indices, None
+        if indices.size >= SORTED_PAIRS:
+            order = mx.argsort(indices.flatten())
+            rows = rows.flatten(0, -3)[order // indices.shape[-1]]
+            experts = indices.flatten()[order]
+        sort = {"sorted_indices": order is not None}
+        both = self.gate_up_proj(rows, experts, **sort)
+        output: mx.array = self.down_proj(self._activated(both), experts, **sort)
+        if order is not None:
+            output = output[mx.argsort(order)].reshape(*indices.shape, 1, -1)
+        return output.squeeze(-2)
 
 
 class KernelMLP(SwitchMLP):
@@ -62,14 +91,18 @@ class KernelMLP(SwitchMLP):
         return output.reshape(*indices.shape, output.shape[-1])
 
 
-_CLASSES = {SwitchGLU: KernelGLU, SwitchMLP: KernelMLP}
-
-
 def adapt_experts(model: nn.Module) -> None:
     """Have kernels multiply wherever they are chosen."""
     for module in model.modules():
-        if type(module) in _CLASSES:
-            module.__class__ = _CLASSES[type(module)]
+        if type(module) is SwitchMLP:
+            module.__class__ = KernelMLP
+        elif type(module) is SwitchGLU and _can_join([module.gate_proj, module.up_proj]):
+            module.__class__ = KernelGLU
+            module.join()
+
+
+def _can_join(linears: Sequence[Any]) -> bool:
+    return type(linears[0]) in (SwitchLinear, QuantizedSwitchLinear) and can_join(linears)
 
 
 def _products(linears: Sequence[Any], x: mx.array, indices: mx.array) -> list[Product] | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 
 def join_alike(linears: Sequence[Any]) -> list[Any]:
@@ -18,28 +19,28 @@ def can_join(linears: Sequence[Any]) -> bool:
     first = linears[0]
     if any(type(linear) is not type(first) or set(linear) != set(first) for linear in linears):
         return False
-    if isinstance(first, nn.QuantizedLinear):
-        return all(
-            (x.bits, x.group_size, x.mode) == (first.bits, first.group_size, first.mode)
-            for x in linears
-        )
-    return True
+    return all(_packing(linear) == _packing(first) for linear in linears)
 
 
-def join(linears: Sequence[Any]) -> Any:
-    """One linear with the outputs of all; their arrays become views of its arrays."""
+def join(linears: Sequence[Any], axis: int = 0) -> Any:
+    """One linear with the outputs of all, which their arrays have along ``axis``; these become
+    views of its arrays."""
     joined: Any = nn.Module.__new__(type(linears[0]))
     nn.Module.__init__(joined)
-    for name in ("bits", "group_size", "mode"):
-        if hasattr(linears[0], name):
-            setattr(joined, name, getattr(linears[0], name))
+    for name, value in _packing(linears[0]).items():
+        setattr(joined, name, value)
     for name in linears[0]:
-        whole = mx.concatenate([linear[name] for linear in linears])
+        whole = mx.concatenate([linear[name] for linear in linears], axis)
         mx.eval(whole)
         joined[name] = whole
-        ends = [0]
-        for linear in linears:
-            ends.append(ends[-1] + linear[name].shape[0])
-            linear[name] = whole[ends[-2] : ends[-1]]
-            mx.eval(linear[name])
+        ends = np.cumsum([linear[name].shape[axis] for linear in linears])
+        for linear, part in zip(linears, mx.split(whole, ends[:-1].tolist(), axis), strict=True):
+            linear[name] = part
+            mx.eval(part)
     return joined
+
+
+def _packing(linear: Any) -> dict[str, Any]:
+    """How its weights are quantised, if they are."""
+    names = ("bits", "group_size", "mode", "global_scale")
+    return {name: getattr(linear, name) for name in names if hasattr(linear, name)}
