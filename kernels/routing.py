@@ -20,7 +20,7 @@ _top_experts = GpuKernel(
     headers=("sampling",),
 )
 _weigh_experts = GpuKernel(
-    "weigh_experts", inputs=("pairs", "weights", "common", "gates"), outputs=("output",)
+    "weigh_experts", inputs=("pairs", "places", "weights", "common", "gates"), outputs=("output",)
 )
 
 
@@ -110,25 +110,32 @@ def top_experts_by_steps(
     return experts, weights if routing.scale == 1 else weights * routing.scale
 
 
-def weigh_experts(pairs: mx.array, weights: mx.array, shared: Shared | None = None) -> mx.array:
+def weigh_experts(
+    pairs: mx.array,
+    weights: mx.array,
+    shared: Shared | None = None,
+    places: mx.array | None = None,
+) -> mx.array:
     """sum(weights * pairs) + sigmoid(gates) * shared.
 
     Args:
-        pairs: (T, chosen, dim), what each expert of a row gave
+        pairs: (T * chosen, dim), what each expert of a row gave
         weights: (T, chosen)
+        places: (T * chosen,) uint32, where each pair is among ``pairs``; None: they lie in order
 
     Returns:
         (T, dim), rounded once.
     """
-    rows, chosen, dim = pairs.shape
+    (rows, chosen), dim = weights.shape, pairs.shape[1]
     common, gates = shared or (None, None)
     threads = rows * dim * pairs.dtype.size // 16
     (output,) = _weigh_experts(
-        [pairs, weights, common, gates],
+        [pairs, places, weights, common, gates],
         template={
             "T": pairs.dtype,
             "DIM": dim,
             "CHOSEN": chosen,
+            "SORTED": places is not None,
             "GATED": shared is not None,
             "THREADS": _THREADS,
         },
@@ -141,8 +148,12 @@ def weigh_experts(pairs: mx.array, weights: mx.array, shared: Shared | None = No
 
 
 def weigh_experts_by_steps(
-    pairs: mx.array, weights: mx.array, shared: Shared | None = None
+    pairs: mx.array,
+    weights: mx.array,
+    shared: Shared | None = None,
+    places: mx.array | None = None,
 ) -> mx.array:
     """The same in MLX's operations."""
-    total = (pairs * weights[:, :, None]).sum(axis=1).astype(pairs.dtype)
+    given = (pairs if places is None else pairs[places]).reshape(*weights.shape, -1)
+    total = (given * weights[:, :, None]).sum(axis=1).astype(pairs.dtype)
     return total if shared is None else total + mx.sigmoid(shared.gates) * shared.rows

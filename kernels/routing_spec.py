@@ -58,6 +58,7 @@ class MixtureShape(NamedTuple):
     dim: int
     chosen: int
     shared: bool = False  # an expert that all rows have
+    sorted: bool = False  # pairs lie in the order of their experts
 
     def bucket(self) -> MixtureShape:
         return self._replace(rows=round_up(self.rows))
@@ -105,19 +106,25 @@ class MixtureProblem(Problem):
     waits = "pairs"
 
     def __init__(self, shape: MixtureShape, dtype: mx.Dtype, seed: int, ragged: bool) -> None:
-        random = mx.random.split(mx.random.key(seed), 4)
-        self.pairs = normal((shape.rows, shape.chosen, shape.dim), dtype, random[0])
+        random = mx.random.split(mx.random.key(seed), 5)
+        self.pairs = normal((shape.rows * shape.chosen, shape.dim), dtype, random[0])
         self.weights = mx.softmax(normal((shape.rows, shape.chosen), dtype, random[1]), axis=-1)
         self.shared = None
         if shape.shared:
             gates = normal((shape.rows, 1), dtype, random[3])
             self.shared = Shared(normal((shape.rows, shape.dim), dtype, random[2]), gates)
+        self.places = None
+        if shape.sorted:
+            self.places = mx.random.permutation(len(self.pairs), key=random[4]).astype(mx.uint32)
+            mx.eval(self.places)
         mx.eval(self.weights)
         self.num_bytes = self.pairs.nbytes + shape.rows * shape.dim * dtype.size
 
     def expected(self) -> list[Float64Array]:
         pairs, weights = to_float64([self.pairs, self.weights])
-        total = (pairs * weights[:, :, None]).sum(axis=1)
+        if self.places is not None:
+            pairs = pairs[np.array(self.places)]
+        total = (pairs.reshape(*weights.shape, -1) * weights[:, :, None]).sum(axis=1)
         if self.shared is not None:
             rows, gates = to_float64(self.shared)
             total += rows / (1 + np.exp(-gates))
@@ -133,7 +140,7 @@ def _choose(
 def _weigh(
     function: Callable[..., mx.array], problem: MixtureProblem, settings: Settings
 ) -> list[mx.array]:
-    return [function(problem.pairs, problem.weights, problem.shared)]
+    return [function(problem.pairs, problem.weights, problem.shared, problem.places)]
 
 
 TOP_EXPERTS = Spec(
@@ -176,6 +183,10 @@ WEIGH_EXPERTS = Spec(
     reference=RoutingVariant.SEPARATE,
     defaults=(Default(RoutingVariant.FUSED, GPUS),),
     problem=MixtureProblem,
-    checked=(MixtureShape(3, 136, 4), MixtureShape(1, 64, 8, shared=True)),
+    checked=(
+        MixtureShape(3, 136, 4),
+        MixtureShape(1, 64, 8, shared=True),
+        MixtureShape(5, 64, 2, shared=True, sorted=True),
+    ),
     surveyed={"8 of dim 2048": MixtureShape(8, 2048, 8, shared=True)},
 )

@@ -41,12 +41,19 @@ class KernelGLU(SwitchGLU):
     """down(activation(up(x), gate(x))) of each row's experts, gate and up as one product."""
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
+        output, places = self.pairs(x, indices)
+        if places is not None:
+            output = output[places]
+        return output.reshape(*indices.shape, -1)
+
+    def pairs(self, x: mx.array, indices: mx.array) -> tuple[mx.array, mx.array | None]:
+        """What the experts gave, (P, dim), and where among it each pair of a row and an expert is;
+        None: in their order."""
         products = _products([self.gate_up_proj, self.down_proj], x, indices)
         if products is None:
             return self._by_mlx(x, indices)
         gate_up, down = products
-        output: mx.array = down(self._activated(gate_up(x.reshape(-1, x.shape[-1]))))
-        return output.reshape(*indices.shape, output.shape[-1])
+        return down(self._activated(gate_up(x.reshape(-1, x.shape[-1])))), None
 
     def join(self) -> None:
         """Have one matrix for gate and up, instead of theirs."""
@@ -62,7 +69,7 @@ class KernelGLU(SwitchGLU):
         hidden: mx.array = self.activation(up, gate)
         return hidden
 
-    def _by_mlx(self, x: mx.array, indices: mx.array) -> mx.array:
+    def _by_mlx(self, x: mx.array, indices: mx.array) -> tuple[mx.array, mx.array | None]:
         """As mlx-lm's own goes: many pairs in the order of their experts, once for all products."""
         rows, experts, order = mx.expand_dims(x, (-2, -3)), indices, None
         if indices.size >= SORTED_PAIRS:
@@ -72,9 +79,7 @@ class KernelGLU(SwitchGLU):
         sort = {"sorted_indices": order is not None}
         both = self.gate_up_proj(rows, experts, **sort)
         output: mx.array = self.down_proj(self._activated(both), experts, **sort)
-        if order is not None:
-            output = output[mx.argsort(order)].reshape(*indices.shape, 1, -1)
-        return output.squeeze(-2)
+        return output.reshape(-1, output.shape[-1]), None if order is None else mx.argsort(order)
 
 
 class KernelMLP(SwitchMLP):

@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import gemma4_text, gpt_oss, lfm2_moe, qwen3_moe, qwen3_next
 
+from quire.engine.model.experts import KernelGLU
 from quire.kernels.choice.selection import select
 from quire.kernels.routing import (
     Routing,
@@ -56,15 +57,21 @@ def route(
     return experts.reshape(size), weights.reshape(size)
 
 
-def weigh(pairs: mx.array, weights: mx.array, shared: Shared | None = None) -> mx.array:
-    """As :func:`quire.kernels.routing.weigh_experts`, of pairs (..., chosen, dim)."""
-    *lead, chosen, dim = pairs.shape
-    pairs, weights = pairs.reshape(-1, chosen, dim), weights.reshape(-1, chosen)
+def weigh(
+    pairs: mx.array,
+    weights: mx.array,
+    shared: Shared | None = None,
+    places: mx.array | None = None,
+) -> mx.array:
+    """As :func:`quire.kernels.routing.weigh_experts`, with weights (..., chosen)."""
+    *lead, chosen = weights.shape
+    dim = pairs.shape[-1]
+    pairs, weights = pairs.reshape(-1, dim), weights.reshape(-1, chosen)
     dtypes = {pairs.dtype}
     if shared is not None:
         shared = Shared(shared.rows.reshape(-1, dim), shared.gates.reshape(-1, 1))
         dtypes.add(shared.rows.dtype)
-    shape = MixtureShape(len(pairs), dim, chosen, shared is not None)
+    shape = MixtureShape(len(weights), dim, chosen, shared is not None, places is not None)
     by_kernel = (
         len(pairs) > 0
         and len(dtypes) == 1
@@ -72,7 +79,7 @@ def weigh(pairs: mx.array, weights: mx.array, shared: Shared | None = None) -> m
         and select(WEIGH_EXPERTS, shape, pairs.dtype).variant is RoutingVariant.FUSED
     )
     add = weigh_experts if by_kernel else weigh_experts_by_steps
-    return add(pairs, weights, shared).reshape(*lead, dim)
+    return add(pairs, weights, shared, places).reshape(*lead, dim)
 
 
 class KernelMixture(nn.Module):
@@ -88,11 +95,11 @@ class KernelMixture(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         linear, routing, bias = self.scoring()
         experts, weights = route(linear(x), routing, bias)
-        pairs = self.products()(x, experts)
+        pairs, places = _pairs(self.products(), x, experts)
         shared = None
         if "shared_expert" in self:
             shared = Shared(self["shared_expert"](x), self["shared_expert_gate"](x))
-        return weigh(pairs, weights, shared)
+        return weigh(pairs, weights, shared, places)
 
 
 class QwenMixture(KernelMixture):
@@ -161,7 +168,8 @@ class GemmaRouter(gemma4_text.Router):
 
 class GemmaExperts(gemma4_text.Experts):
     def __call__(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
-        return weigh(self.switch_glu(x, experts), weights)
+        pairs, places = _pairs(self.switch_glu, x, experts)
+        return weigh(pairs, weights, places=places)
 
 
 _MIXTURES: dict[Any, Any] = {
@@ -184,6 +192,13 @@ def adapt_mixtures(model: nn.Module) -> None:
             module.__class__ = GemmaRouter
         elif kind is gemma4_text.Experts:
             module.__class__ = GemmaExperts
+
+
+def _pairs(products: Any, x: mx.array, experts: mx.array) -> tuple[mx.array, mx.array | None]:
+    """What ``products`` give, in whichever order it comes, and where each is."""
+    if isinstance(products, KernelGLU):
+        return products.pairs(x, experts)
+    return products(x, experts), None
 
 
 def mixture_shapes(model: nn.Module) -> Iterator[RoutingShape | MixtureShape]:

@@ -14,7 +14,8 @@ if (row < int(weights_shape[0])) {
   for (int n = 0; n < CHOSEN; ++n) {
     const size_t pair = size_t(row) * CHOSEN + n;
     const float weight = float(weights[pair]);
-    quire::unpack<T>(((const DEVICE quire::Pack*)pairs)[pair * PACKS + place], values);
+    const size_t source = SORTED ? size_t(places[pair]) : pair;
+    quire::unpack<T>(((const DEVICE quire::Pack*)pairs)[source * PACKS + place], values);
     UNROLL
     for (int e = 0; e < VEC; ++e) sums[e] += weight * values[e];
   }
