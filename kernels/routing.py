@@ -44,10 +44,10 @@ class Routing(NamedTuple):
 
 class Shared(NamedTuple):
     """An expert that all rows have: (T, dim) of what it gave, and (T, 1) gates, whose sigmoids
-    weigh it."""
+    weigh it; None: it is added as it is."""
 
     rows: mx.array
-    gates: mx.array
+    gates: mx.array | None = None
 
 
 def top_experts(
@@ -116,7 +116,7 @@ def weigh_experts(
     shared: Shared | None = None,
     places: mx.array | None = None,
 ) -> mx.array:
-    """sum(weights * pairs) + sigmoid(gates) * shared.
+    """sum(weights * pairs), and on top what a shared expert gave.
 
     Args:
         pairs: (T * chosen, dim), what each expert of a row gave
@@ -136,7 +136,8 @@ def weigh_experts(
             "DIM": dim,
             "CHOSEN": chosen,
             "SORTED": places is not None,
-            "GATED": shared is not None,
+            "SHARED_EXPERT": shared is not None,
+            "GATED": gates is not None,
             "THREADS": _THREADS,
         },
         groups=(-(-threads // _THREADS), 1, 1),
@@ -156,4 +157,7 @@ def weigh_experts_by_steps(
     """The same in MLX's operations."""
     given = (pairs if places is None else pairs[places]).reshape(*weights.shape, -1)
     total = (given * weights[:, :, None]).sum(axis=1).astype(pairs.dtype)
-    return total if shared is None else total + mx.sigmoid(shared.gates) * shared.rows
+    if shared is None:
+        return total
+    gated = shared.rows if shared.gates is None else mx.sigmoid(shared.gates) * shared.rows
+    return total + gated

@@ -58,6 +58,7 @@ class MixtureShape(NamedTuple):
     dim: int
     chosen: int
     shared: bool = False  # an expert that all rows have
+    gated: bool = False  # by a sigmoid
     sorted: bool = False  # pairs lie in the order of their experts
 
     def bucket(self) -> MixtureShape:
@@ -111,7 +112,7 @@ class MixtureProblem(Problem):
         self.weights = mx.softmax(normal((shape.rows, shape.chosen), dtype, random[1]), axis=-1)
         self.shared = None
         if shape.shared:
-            gates = normal((shape.rows, 1), dtype, random[3])
+            gates = normal((shape.rows, 1), dtype, random[3]) if shape.gated else None
             self.shared = Shared(normal((shape.rows, shape.dim), dtype, random[2]), gates)
         self.places = None
         if shape.sorted:
@@ -126,8 +127,10 @@ class MixtureProblem(Problem):
             pairs = pairs[np.array(self.places)]
         total = (pairs.reshape(*weights.shape, -1) * weights[:, :, None]).sum(axis=1)
         if self.shared is not None:
-            rows, gates = to_float64(self.shared)
-            total += rows / (1 + np.exp(-gates))
+            (rows,) = to_float64([self.shared.rows])
+            if self.shared.gates is not None:
+                rows = rows / (1 + np.exp(-to_float64([self.shared.gates])[0]))
+            total += rows
         return [total]
 
 
@@ -186,7 +189,7 @@ WEIGH_EXPERTS = Spec(
     checked=(
         MixtureShape(3, 136, 4),
         MixtureShape(1, 64, 8, shared=True),
-        MixtureShape(5, 64, 2, shared=True, sorted=True),
+        MixtureShape(5, 64, 2, shared=True, gated=True, sorted=True),
     ),
-    surveyed={"8 of dim 2048": MixtureShape(8, 2048, 8, shared=True)},
+    surveyed={"8 of dim 2048": MixtureShape(8, 2048, 8, shared=True, gated=True)},
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models import gemma4_text, gpt_oss, lfm2_moe, qwen3_moe, qwen3_next
+from mlx_lm.models import gemma4_text, gpt_oss, lfm2_moe, nemotron_h, qwen3_moe, qwen3_next
 
 from quire.engine.model.experts import KernelGLU
 from quire.kernels.choice.selection import select
@@ -34,6 +34,17 @@ _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 _GATE = (
     "return group_expert_select( x @ self.weight.T, self.e_score_correction_bias, self.top_k, "
     "self.n_group, self.topk_group, self.routed_scaling_factor, self.norm_topk_prob, )"
+)
+
+# How blocks go on that have such a gate, and what they do besides on several devices.
+_GATED = (
+    "inds, scores = self.gate(x) y = self.switch_mlp(x, inds) "
+    "y = (y * scores[..., None]).sum(axis=-2).astype(y.dtype) "
+    "if self.config.n_shared_experts is not None: y = y + self.shared_experts(x) return y"
+)
+_SHARDED = (
+    "if self.sharding_group is not None: x = sum_gradients(self.sharding_group)(x) ",
+    "if self.sharding_group is not None: y = mx.distributed.all_sum(y, group=self.sharding_group) ",
 )
 
 
@@ -69,9 +80,11 @@ def weigh(
     pairs, weights = pairs.reshape(-1, dim), weights.reshape(-1, chosen)
     dtypes = {pairs.dtype}
     if shared is not None:
-        shared = Shared(shared.rows.reshape(-1, dim), shared.gates.reshape(-1, 1))
+        gates = None if shared.gates is None else shared.gates.reshape(-1, 1)
+        shared = Shared(shared.rows.reshape(-1, dim), gates)
         dtypes.add(shared.rows.dtype)
-    shape = MixtureShape(len(weights), dim, chosen, shared is not None, places is not None)
+    gated = shared is not None and shared.gates is not None
+    shape = MixtureShape(len(weights), dim, chosen, shared is not None, gated, places is not None)
     by_kernel = (
         len(pairs) > 0
         and len(dtypes) == 1
@@ -83,23 +96,35 @@ def weigh(
 
 
 class KernelMixture(nn.Module):
-    """Mixed into a block: it chooses experts, has them multiply, and sums what they give."""
+    """Mixed into a block: experts are chosen, multiply, and what they give is summed."""
+
+    def routed(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        linear, routing, bias = self.scoring()
+        return route(linear(x), routing, bias)
 
     def scoring(self) -> tuple[Any, Routing, mx.array | None]:
         """The linear that scores, how experts are chosen by it, and their bias."""
         raise NotImplementedError
 
     def products(self) -> Any:
-        raise NotImplementedError
+        return self["switch_mlp"]
+
+    def shared(self, x: mx.array) -> Shared | None:
+        return None
 
     def __call__(self, x: mx.array) -> mx.array:
-        linear, routing, bias = self.scoring()
-        experts, weights = route(linear(x), routing, bias)
+        experts, weights = self.routed(x)
         pairs, places = _pairs(self.products(), x, experts)
-        shared = None
-        if "shared_expert" in self:
-            shared = Shared(self["shared_expert"](x), self["shared_expert_gate"](x))
-        return weigh(pairs, weights, shared, places)
+        return weigh(pairs, weights, self.shared(x), places)
+
+    def shapes(self) -> list[RoutingShape | MixtureShape]:
+        """Of one row."""
+        linear, routing, _ = self.scoring()
+        shared = "shared_expert" in self
+        return [
+            _routed(linear, routing),
+            _weighed(self.products(), routing.chosen, shared, gated=shared),
+        ]
 
 
 class QwenMixture(KernelMixture):
@@ -111,13 +136,17 @@ class QwenMixture(KernelMixture):
     def scoring(self) -> tuple[Any, Routing, mx.array | None]:
         return self["gate"], Routing(self.top_k, self.norm_topk_prob), None
 
-    def products(self) -> Any:
-        return self["switch_mlp"]
+    def shared(self, x: mx.array) -> Shared | None:
+        if "shared_expert" not in self:
+            return None
+        return Shared(self["shared_expert"](x), self["shared_expert_gate"](x))
 
 
-class LfmMixture(QwenMixture):
+class LfmMixture(KernelMixture):
     """Of LFM2: scores are sigmoids."""
 
+    top_k: int
+    norm_topk_prob: bool
     routed_scaling_factor: float
 
     def scoring(self) -> tuple[Any, Routing, mx.array | None]:
@@ -134,6 +163,20 @@ class GptOssMixture(KernelMixture):
 
     def products(self) -> Any:
         return self["experts"]
+
+
+class DeepseekMixture(KernelMixture):
+    """Of DeepSeek V3 and its kin, whose gate is a module of its own."""
+
+    def routed(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        routed: tuple[mx.array, mx.array] = self["gate"](x)
+        return routed
+
+    def shared(self, x: mx.array) -> Shared | None:
+        return Shared(self["shared_experts"](x)) if "shared_experts" in self else None
+
+    def shapes(self) -> list[RoutingShape | MixtureShape]:
+        return [_weighed(self.products(), self["gate"].top_k, "shared_experts" in self)]
 
 
 class KernelGate(nn.Module):
@@ -186,6 +229,8 @@ def adapt_mixtures(model: nn.Module) -> None:
         kind: Any = type(module)
         if kind in _MIXTURES and getattr(module, "sharding_group", None) is None:
             module.__class__ = _mixed(_MIXTURES[kind], kind)
+        elif _is_gated(module):
+            module.__class__ = _mixed(DeepseekMixture, kind)
         elif _is_gate(module) and module.n_group == 1:
             module.__class__ = _mixed(KernelGate, kind)
         elif kind is gemma4_text.Router:
@@ -206,9 +251,7 @@ def mixture_shapes(model: nn.Module) -> Iterator[RoutingShape | MixtureShape]:
     chosen = 0
     for _, module in model.named_modules():
         if isinstance(module, KernelMixture):
-            linear, routing, _ = module.scoring()
-            yield _routed(linear, routing)
-            yield _weighed(module.products(), routing.chosen, "shared_expert" in module)
+            yield from module.shapes()
         elif isinstance(module, KernelGate):
             yield _routed(module, module.routing)
         elif isinstance(module, GemmaRouter):
@@ -223,8 +266,9 @@ def _routed(linear: Any, routing: Routing) -> RoutingShape:
     return RoutingShape(1, linear.weight.shape[0], routing.chosen, routing.sigmoid)
 
 
-def _weighed(products: Any, chosen: int, shared: bool) -> MixtureShape:
-    return MixtureShape(1, products.down_proj.weight.shape[1], chosen, shared)
+def _weighed(products: Any, chosen: int, shared: bool, *, gated: bool = False) -> MixtureShape:
+    out = products["down_proj"] if "down_proj" in products else products["fc2"]
+    return MixtureShape(1, out.weight.shape[1], chosen, shared, gated)
 
 
 @cache
@@ -234,7 +278,23 @@ def _mixed(mixin: Any, kind: Any) -> type[nn.Module]:
 
 def _is_gate(module: nn.Module) -> bool:
     """Whether its code is those lines."""
-    if "e_score_correction_bias" not in module:
+    return "e_score_correction_bias" in module and _code(module) == _GATE
+
+
+def _is_gated(module: Any) -> bool:
+    """Whether its code is those lines, on one device."""
+    if "gate" not in module or "switch_mlp" not in module:
         return False
+    if getattr(module, "sharding_group", None) is not None:
+        return False
+    if type(module) is nemotron_h.NemotronHMoE:
+        return module.moe_latent_size is None
+    code = _code(module)
+    for sharded in _SHARDED:
+        code = code.replace(sharded, "")
+    return code == _GATED
+
+
+def _code(module: nn.Module) -> str:
     _, _, body = inspect.getsource(type(module).__call__).partition("\n")
-    return " ".join(body.split()) == _GATE
+    return " ".join(body.split())

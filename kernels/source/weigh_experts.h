@@ -19,9 +19,9 @@ if (row < int(weights_shape[0])) {
     UNROLL
     for (int e = 0; e < VEC; ++e) sums[e] += weight * values[e];
   }
-  if (GATED) {
+  if (SHARED_EXPERT) {
     // exp2 of a large number is infinite, and the quotient the 0 that it should be.
-    const float gate = 1.0f / (1.0f + quire::exp2(-float(gates[row]) * quire::LOG2_E));
+    const float gate = GATED ? 1.0f / (1.0f + quire::exp2(-float(gates[row]) * quire::LOG2_E)) : 1.0f;
     quire::unpack<T>(((const DEVICE quire::Pack*)common)[size_t(row) * PACKS + place], values);
     UNROLL
     for (int e = 0; e < VEC; ++e) sums[e] += gate * values[e];

@@ -18,6 +18,7 @@ from quire.engine.model.experts import adapt_experts
 from quire.engine.model.flat_linear import flatten_linears
 from quire.engine.model.joined import join_linears
 from quire.engine.model.mixtures import (
+    DeepseekMixture,
     GemmaRouter,
     KernelGate,
     KernelMixture,
@@ -85,7 +86,7 @@ def test_whole_blocks(family: str, device: Any, times: int) -> None:
     assert (launched["top_experts"], launched["weigh_experts"]) == (kernels, kernels)
 
 
-@pytest.mark.parametrize("family", ["glm4_moe_lite", "nemotron_h", "glm4_moe"])
+@pytest.mark.parametrize("family", ["glm4_moe_lite", "nemotron_h", "glm4_moe", "deepseek_v3"])
 def test_gates_of_sigmoids(family: str) -> None:
     reference, model = built(family), built(family)
     for each in (reference, model):  # which is zero, and then decides nothing
@@ -96,13 +97,13 @@ def test_gates_of_sigmoids(family: str) -> None:
     expected = reference(TOKENS)
     flatten_linears(model)
     adapt_mixtures(model)
-    gates = mixtures(model, KernelGate)
+    gates, blocks = mixtures(model, KernelGate), mixtures(model, DeepseekMixture)
     assert gates
     with simulated_kernels(orders=1), selecting(Selector("cuda", None)), launches() as launched:
         found = model(TOKENS)
         mx.eval(found)
     assert mx.allclose(found, expected, atol=1e-5)
-    assert launched["top_experts"] == len(gates)
+    assert launched["top_experts"] == launched["weigh_experts"] == len(gates) == len(blocks)
 
 
 def test_routers_with_a_factor_for_each_expert() -> None:
@@ -127,8 +128,14 @@ def test_gates_over_groups_of_experts_stay_as_they_are() -> None:
     for module in model.modules():
         if "e_score_correction_bias" in module:
             module.n_group = 2
+    expected = model(TOKENS)
     adapt_mixtures(model)
     assert not mixtures(model, KernelGate)
+    assert mixtures(model, DeepseekMixture)
+    with simulated_kernels(orders=1), selecting(Selector("cuda", None)):
+        found = model(TOKENS)
+        mx.eval(found)
+    assert mx.allclose(found, expected, atol=1e-5)
 
 
 def test_a_block_of_other_code_stays_as_it_is() -> None:
@@ -143,8 +150,11 @@ def test_a_block_of_other_code_stays_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("family", "expected"),
     [
-        ("qwen3_next", {RoutingShape(1, 4, 2), MixtureShape(1, 64, 2, shared=True)}),
-        ("glm4_moe_lite", {RoutingShape(1, 4, 2, sigmoid=True)}),
+        ("qwen3_next", {RoutingShape(1, 4, 2), MixtureShape(1, 64, 2, shared=True, gated=True)}),
+        (
+            "glm4_moe_lite",
+            {RoutingShape(1, 4, 2, sigmoid=True), MixtureShape(1, 64, 2, shared=True)},
+        ),
         ("gemma4_text", {RoutingShape(1, 16, 2), MixtureShape(1, 256, 2)}),
     ],
 )

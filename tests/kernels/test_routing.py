@@ -27,12 +27,12 @@ CHOICES = [
     (3, 64, Routing(4, normalised=True, sigmoid=True, scale=1.8)),
     (1, 128, Routing(1, normalised=False, sigmoid=True)),
 ]
-# rows, experts of each, values, whether there is a shared one, whether they are sorted by experts
+# rows, experts of each, values, what there is beside, whether they are sorted by experts
 SUMS = [
-    (1, 8, 64, True, False),
-    (3, 2, 40, False, True),
-    (2, 4, 2056, True, True),
-    (300, 1, 8, False, False),
+    (1, 8, 64, "gated", False),
+    (3, 2, 40, "", True),
+    (2, 4, 2056, "shared", True),
+    (300, 1, 8, "", False),
 ]
 
 
@@ -45,16 +45,17 @@ def chosen(rows: int, experts: int, routing: Routing) -> tuple[mx.array, mx.arra
 
 
 def summed(
-    rows: int, count: int, dim: int, shared: bool, is_sorted: bool
+    rows: int, count: int, dim: int, beside: str, is_sorted: bool
 ) -> tuple[mx.array, mx.array, Shared | None, mx.array | None]:
     random = np.random.default_rng(dim)
 
     def normal(*shape: int) -> mx.array:
         return mx.array(random.normal(size=shape)).astype(mx.float32)
 
-    beside = Shared(normal(rows, dim), normal(rows, 1)) if shared else None
+    gates = normal(rows, 1) if beside == "gated" else None
+    shared = Shared(normal(rows, dim), gates) if beside else None
     places = mx.array(random.permutation(rows * count), mx.uint32) if is_sorted else None
-    return normal(rows * count, dim), normal(rows, count), beside, places
+    return normal(rows * count, dim), normal(rows, count), shared, places
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -102,7 +103,7 @@ def test_rows_without_numbers_have_experts_that_there_are() -> None:
 
 
 @pytest.mark.parametrize("case", SUMS)
-def test_what_experts_gave_is_weighed(case: tuple[int, int, int, bool, bool]) -> None:
+def test_what_experts_gave_is_weighed(case: tuple[int, int, int, str, bool]) -> None:
     given = summed(*case)
     with simulated_kernels(orders=1):
         found = weigh_experts(*given)
