@@ -79,9 +79,8 @@ def start_engine(
     longest_step = max(2, min(step_tokens, context - 4))  # learned positions end with the context
     with lookups_unheard(), _told_what_fits(longest_step):
         if cache is not None:
-            slots = _slots_within(budget.limit - loaded.weight_bytes, paged, config.max_num_seqs)
-            collecting = replace(engine_config, num_state_slots=slots)
-            _compile_kernels(cache, paged, collecting, longest_step, device)
+            free = budget.limit - loaded.weight_bytes
+            _compile_kernels(cache, paged, engine_config, longest_step, device, free)
         activations = _try_out(paged, engine_config, longest_step)
     budget = replace(budget, weights=loaded.weight_bytes, activations=activations)
     demand = _demand(config, loaded.dtype, paged, context, step_tokens)
@@ -245,10 +244,12 @@ def _compile_kernels(
     config: EngineConfig,
     prompt_length: int,
     device: DeviceName,
+    free: int,
 ) -> None:
-    """Compile what a start runs, by a start that runs no kernel."""
+    """Compile what a start runs, by a start that runs no kernel; ``free`` bytes are there for it."""
     num_blocks = 2 * prompt_length // config.block_size + 2 * config.max_num_seqs
-    engine = Engine(paged, replace(config, num_blocks=num_blocks))
+    slots = _slots_within(free, paged, config.max_num_seqs)
+    engine = Engine(paged, replace(config, num_blocks=num_blocks, num_state_slots=slots))
     with cache.collecting():
         run_everything(Load(engine, paged.vocab_size), prompt_length, device)
 
