@@ -246,7 +246,7 @@ def _compile_kernels(
     device: DeviceName,
     free: int,
 ) -> None:
-    """Compile what a start runs, by a start that runs no kernel; ``free`` bytes are there for it."""
+    """Compile what a start runs, by a start that runs no kernel and has ``free`` bytes."""
     num_blocks = 2 * prompt_length // config.block_size + 2 * config.max_num_seqs
     slots = _slots_within(free, paged, config.max_num_seqs)
     engine = Engine(paged, replace(config, num_blocks=num_blocks, num_state_slots=slots))
