@@ -7,7 +7,6 @@ our own; elsewhere the first of the linears that is called computes for all that
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from mlx_lm.models.activations import swiglu
 from quire.engine.model.block_ops import gated
 from quire.engine.model.flat_linear import FlatQuantizedLinear
 from quire.engine.model.join import can_join, join
+from quire.engine.model.known_code import is_forward
 from quire.kernels.fused_ops import fits_packs
 
 # What mlx-lm's model files call linears of the same input.
@@ -31,7 +31,7 @@ _BESIDE = (
     ("w1", "w3"),
 )
 _PRODUCT = "self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))"
-_SWIGLU = (f"return {_PRODUCT}", f"down_proj = {_PRODUCT} return down_proj")
+_SWIGLU = (f"return {_PRODUCT}", f"down_proj = {_PRODUCT}\nreturn down_proj")
 
 
 def join_linears(model: nn.Module) -> None:
@@ -142,6 +142,5 @@ def _is_swiglu(mlp: nn.Module) -> bool:
     weight: Any = linears[0]
     if not fits_packs(weight.weight.shape[0], weight.get("scales", weight.weight).dtype):
         return False
-    forward = type(mlp).__call__
-    _, _, body = inspect.getsource(forward).partition("\n")
-    return " ".join(body.split()) in _SWIGLU and forward.__globals__.get("swiglu") is swiglu
+    called = type(mlp).__call__.__globals__.get("swiglu")
+    return is_forward(mlp, *_SWIGLU) and called is swiglu

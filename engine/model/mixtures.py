@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -12,6 +11,7 @@ import mlx.nn as nn
 from mlx_lm.models import gemma4_text, gpt_oss, lfm2_moe, nemotron_h, qwen3_moe, qwen3_next
 
 from quire.engine.model.experts import KernelGLU
+from quire.engine.model.known_code import is_forward
 from quire.kernels.choice.selection import select
 from quire.kernels.routing import (
     Routing,
@@ -30,22 +30,27 @@ from quire.kernels.routing_spec import (
 )
 
 _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
-# How those gates go on that score by sigmoids.
-_GATE = (
-    "return group_expert_select( x @ self.weight.T, self.e_score_correction_bias, self.top_k, "
-    "self.n_group, self.topk_group, self.routed_scaling_factor, self.norm_topk_prob, )"
+# How gates go on that score by sigmoids, and the blocks that have them.
+_GATE = """
+return group_expert_select(
+    x @ self.weight.T, self.e_score_correction_bias, self.top_k, self.n_group, self.topk_group,
+    self.routed_scaling_factor, self.norm_topk_prob,
 )
-
-# How blocks go on that have such a gate, and what they do besides on several devices.
-_GATED = (
-    "inds, scores = self.gate(x) y = self.switch_mlp(x, inds) "
-    "y = (y * scores[..., None]).sum(axis=-2).astype(y.dtype) "
-    "if self.config.n_shared_experts is not None: y = y + self.shared_experts(x) return y"
-)
-_SHARDED = (
-    "if self.sharding_group is not None: x = sum_gradients(self.sharding_group)(x) ",
-    "if self.sharding_group is not None: y = mx.distributed.all_sum(y, group=self.sharding_group) ",
-)
+"""
+_GATED = """
+inds, scores = self.gate(x)
+y = self.switch_mlp(x, inds)
+y = (y * scores[..., None]).sum(axis=-2).astype(y.dtype)
+if self.config.n_shared_experts is not None:
+    y = y + self.shared_experts(x)
+"""
+_SHARDED_GATED = f"""
+if self.sharding_group is not None:
+    x = sum_gradients(self.sharding_group)(x)
+{_GATED}
+if self.sharding_group is not None:
+    y = mx.distributed.all_sum(y, group=self.sharding_group)
+"""
 
 
 def route(
@@ -277,24 +282,12 @@ def _mixed(mixin: Any, kind: Any) -> type[nn.Module]:
 
 
 def _is_gate(module: nn.Module) -> bool:
-    """Whether its code is those lines."""
-    return "e_score_correction_bias" in module and _code(module) == _GATE
+    return is_forward(module, _GATE)
 
 
 def _is_gated(module: Any) -> bool:
-    """Whether its code is those lines, on one device."""
-    if "gate" not in module or "switch_mlp" not in module:
-        return False
     if getattr(module, "sharding_group", None) is not None:
         return False
     if type(module) is nemotron_h.NemotronHMoE:
         return module.moe_latent_size is None
-    code = _code(module)
-    for sharded in _SHARDED:
-        code = code.replace(sharded, "")
-    return code == _GATED
-
-
-def _code(module: nn.Module) -> str:
-    _, _, body = inspect.getsource(type(module).__call__).partition("\n")
-    return " ".join(body.split())
+    return is_forward(module, *(f"{code}\nreturn y" for code in (_GATED, _SHARDED_GATED)))

@@ -17,6 +17,7 @@ from quire.engine.model.experts import weights_of
 from quire.engine.model.joined import SwigluMlp
 from quire.engine.model.mixtures import mixture_shapes
 from quire.engine.model.paged_model import PagedModel
+from quire.engine.model.residual import PreNormBlock
 from quire.kernels.choice import check
 from quire.kernels.choice.record import Record
 from quire.kernels.choice.spec import AnySpec, Kind, Shape
@@ -120,11 +121,10 @@ def _sizes(shape: Shape) -> Fields:
 
 
 def _block_fields(paged: PagedModel, block_size: int) -> dict[AnySpec, list[Fields]]:
-    """Of standard blocks, whose steps alone are all fused, and of MLPs elsewhere."""
+    """Of standard blocks, whose steps alone are all fused, and of what is fused elsewhere."""
     part = standard_part(paged.model)
     if part is None:
-        mlps = [m for _, m in paged.model.named_modules() if isinstance(m, SwigluMlp)]
-        return {SWIGLU: [{"dim": dim} for dim in sorted({m.dim for m in mlps})]} if mlps else {}
+        return _adapted_fields(paged.model)
     first = part.model.layers[0]
     rope = first.self_attn.rope
     rotated = [
@@ -146,6 +146,15 @@ def _block_fields(paged: PagedModel, block_size: int) -> dict[AnySpec, list[Fiel
         ADD_RMS_NORM: [{"dim": first.input_layernorm.weight.size}],
         SWIGLU: [{"dim": first.mlp.gate_proj.weight.shape[0]}],
     }
+
+
+def _adapted_fields(model: nn.Module) -> dict[AnySpec, list[Fields]]:
+    modules = [module for _, module in model.named_modules()]
+    found: dict[AnySpec, set[int]] = {
+        SWIGLU: {module.dim for module in modules if isinstance(module, SwigluMlp)},
+        ADD_RMS_NORM: {module.dim for module in modules if isinstance(module, PreNormBlock)},
+    }
+    return {spec: [{"dim": dim} for dim in sorted(dims)] for spec, dims in found.items() if dims}
 
 
 def _product_fields(model: nn.Module) -> dict[AnySpec, list[Fields]]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from launches import launches
 from metal_sim import simulated_kernels
 from model_zoo import build
 
@@ -26,26 +23,11 @@ from quire.engine.model.mixtures import (
     mixture_shapes,
 )
 from quire.kernels.choice.selection import Selector, selecting
-from quire.kernels.gpu_kernel import GpuKernel
 from quire.kernels.routing_spec import MixtureShape, RoutingShape
 from quire.loadtest.random_models import model_of
 from quire.loadtest.small_model import shrunk
 
 TOKENS = mx.array([[5, 9, 3, 7, 7, 40, 2]])
-
-
-@contextmanager
-def launches() -> Iterator[Counter[str]]:
-    """How often each kernel is launched."""
-    found: Counter[str] = Counter()
-    launch = GpuKernel.launch
-
-    def counted(kernel: GpuKernel, *args: Any, **kwargs: Any) -> list[mx.array]:
-        found[kernel.name] += 1
-        return launch(kernel, *args, **kwargs)
-
-    with mock.patch.object(GpuKernel, "launch", counted):
-        yield found
 
 
 def built(family: str) -> nn.Module:

@@ -1,0 +1,56 @@
+"""Blocks that add and norm in one kernel, which is simulated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from launches import launches
+from metal_sim import simulated_kernels
+from model_zoo import build
+
+from quire.engine.model.known_code import forward_of, is_forward
+from quire.engine.model.residual import PreNormBlock, adapt_blocks
+from quire.kernels.choice.selection import Selector, selecting
+
+TOKENS = mx.array([[5, 9, 3, 7, 7, 40, 2]])
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "glm4_moe_lite", "qwen3_next", "qwen3_5", "phi3"])
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_blocks_give_what_mlx_lm_gives(family: str, device: Any) -> None:
+    expected = build(family)(TOKENS)
+    model = build(family)
+    adapt_blocks(model)
+    adapt_blocks(model)  # once more changes nothing
+    blocks = [module for module in model.modules() if isinstance(module, PreNormBlock)]
+    assert len(blocks) == len(model.layers)
+    with simulated_kernels(orders=1), selecting(Selector(device, None)), launches() as launched:
+        found = model(TOKENS)
+        mx.eval(found)
+    assert mx.allclose(found, expected, atol=1e-5)
+    assert launched["add_rms_norm"] == (len(blocks) if device == "cuda" else 0)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "starcoder2", "cohere"])
+def test_other_blocks_and_norms_stay_as_they_are(family: str) -> None:
+    model = build(family)
+    adapt_blocks(model)
+    assert not [module for module in model.modules() if isinstance(module, PreNormBlock)]
+
+
+class Doubling:
+    def __call__(self, x: int) -> int:  # what it does
+        y = 2 * (
+            x  # no less
+        )
+        return y
+
+
+def test_code_is_known_by_what_it_does() -> None:
+    assert is_forward(Doubling(), "y = 3 * x\nreturn y", "y = 2 * x; return y")
+    assert not is_forward(Doubling(), "y = x * 2\nreturn y")
+    made: Any = type("Made", (), {"__call__": lambda self, x: 2 * x})
+    assert forward_of(made) == ""
+    assert forward_of(int) == ""
