@@ -83,11 +83,13 @@ def _attend_alone(
         keys, values = gather_context(pages, chunk.blocks_from(first_block)[None])
     if scoring.softcap is not None:
         return prompt_tiles(queries, keys, values, chunk, first, scoring)
-    attend: Callable[..., list[mx.array]] = partial(prompt_sdpa, first_key=first, scoring=scoring)
     if extra is not None:
         # The scores of both parts are one dot product over concatenated vectors.
         queries = mx.concatenate([queries * scoring.scale, extra.queries[rows]], axis=-1)
         keys, values = mx.concatenate([keys, values], axis=-1), keys
+        scoring = scoring._replace(scale=1.0)
+    attend: Callable[..., list[mx.array]] = partial(prompt_sdpa, first_key=first, scoring=scoring)
+    if extra is not None and scoring.window is None and scoring.sinks is None:
         attend = _latent_attention
     outputs = []
     at_once = chunk.num_rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -37,6 +38,7 @@ return group_expert_select(
     self.routed_scaling_factor, self.norm_topk_prob,
 )
 """
+_SIGMOIDS = "mx.sigmoid(gates.astype(mx.float32))"
 _GATED = """
 inds, scores = self.gate(x)
 y = self.switch_mlp(x, inds)
@@ -282,7 +284,10 @@ def _mixed(mixin: Any, kind: Any) -> type[nn.Module]:
 
 
 def _is_gate(module: nn.Module) -> bool:
-    return is_forward(module, _GATE)
+    if not is_forward(module, _GATE):
+        return False
+    function = type(module).__call__.__globals__["group_expert_select"]
+    return _SIGMOIDS in inspect.getsource(function)
 
 
 def _is_gated(module: Any) -> bool:

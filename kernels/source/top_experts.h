@@ -5,13 +5,15 @@ constexpr int HELD = quire::ceil_div(EXPERTS, 32);
 const int lane = int(thread_index_in_simdgroup);
 const size_t row = size_t(threadgroup_position_in_grid.x);
 
+constexpr float LAST = quire::LOWEST / 2;
 // By `order` experts are chosen, by `score` they weigh.
 float order[HELD], score[HELD];
 float highest = quire::LOWEST;
 UNROLL
 for (int i = 0; i < HELD; ++i) {
   const int expert = lane + 32 * i;
-  order[i] = expert < EXPERTS ? float(logits[row * EXPERTS + expert]) : quire::LOWEST;
+  // What is infinite or no number comes last of those that there are.
+  order[i] = expert < EXPERTS ? quire::max(float(logits[row * EXPERTS + expert]), LAST) : quire::LOWEST;
   highest = quire::max(highest, order[i]);
 }
 if (SIGMOID) {

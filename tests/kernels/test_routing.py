@@ -93,6 +93,15 @@ def test_of_equal_scores_the_first_is_chosen_and_each_once() -> None:
     np.testing.assert_allclose(weights.sum(axis=1), [1.0] * 3, rtol=1e-6)
 
 
+def test_experts_that_cannot_be_chosen_come_last_and_weigh_nothing() -> None:
+    logits = mx.array([[2.0, *[-mx.inf] * 39], [*[-mx.inf] * 39, 2.0]])
+    with simulated_kernels(orders=1):
+        found, weights = top_experts(logits, Routing(3, normalised=False))
+        mx.eval(found, weights)
+    assert found.tolist() == [[0, 1, 2], [39, 0, 1]]
+    assert weights.tolist() == [[1, 0, 0]] * 2
+
+
 def test_rows_without_numbers_have_experts_that_there_are() -> None:
     """What they give is no number either; but no other memory is read for them."""
     logits = mx.full((2, 40), mx.nan)
