@@ -46,6 +46,7 @@ class RoutingShape(NamedTuple):
     experts: int
     chosen: int
     sigmoid: bool = False
+    factored: bool = False  # each expert has a factor of its own
 
     def bucket(self) -> RoutingShape:
         return self._replace(rows=round_up(self.rows))
@@ -81,6 +82,10 @@ class RoutingProblem(Problem):
         self.bias = None
         if shape.sigmoid:
             self.bias = mx.array(random.uniform(-0.02, 0.02, shape.experts), mx.float32)
+        self.factors = None
+        if shape.factored:
+            self.factors = mx.array(random.uniform(0.5, 1.5, shape.experts)).astype(dtype)
+            mx.eval(self.factors)
         mx.eval(self.logits)
         self.num_bytes = self.logits.nbytes + 8 * shape.rows * shape.chosen
 
@@ -100,7 +105,10 @@ class RoutingProblem(Problem):
         chosen = np.argsort(-order, axis=1)[:, : self.shape.chosen]
         found = np.zeros(logits.shape)
         np.put_along_axis(found, chosen, np.take_along_axis(scores, chosen, 1), 1)
-        return [found / found.sum(axis=1, keepdims=True) * self.routing.scale]
+        found /= found.sum(axis=1, keepdims=True)
+        if self.factors is not None:
+            return [found * to_float64([self.factors])[0]]
+        return [found * self.routing.scale]
 
 
 class MixtureProblem(Problem):
@@ -137,7 +145,8 @@ class MixtureProblem(Problem):
 def _choose(
     function: Callable[..., tuple[mx.array, mx.array]], problem: RoutingProblem, settings: Settings
 ) -> list[mx.array]:
-    return problem.dense(*function(problem.logits, problem.routing, problem.bias))
+    given = problem.logits, problem.routing, problem.bias, problem.factors
+    return problem.dense(*function(*given))
 
 
 def _weigh(
@@ -166,7 +175,7 @@ TOP_EXPERTS = Spec(
     problem=RoutingProblem,
     checked=(
         RoutingShape(1, 4, 2),
-        RoutingShape(2, 100, 6),
+        RoutingShape(2, 100, 6, factored=True),
         RoutingShape(1, 64, 4, sigmoid=True),
     ),
     surveyed={"8 of 256": RoutingShape(8, 256, 8)},

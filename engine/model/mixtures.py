@@ -63,7 +63,8 @@ def route(
 ) -> tuple[mx.array, mx.array]:
     """As :func:`quire.kernels.routing.top_experts`, of logits (..., experts)."""
     rows = logits.reshape(-1, logits.shape[-1])
-    shape = RoutingShape(len(rows), rows.shape[1], routing.chosen, routing.sigmoid)
+    factored = factors is not None
+    shape = RoutingShape(len(rows), rows.shape[1], routing.chosen, routing.sigmoid, factored)
     by_kernel = (
         len(rows) > 0
         and logits.dtype in _FLOATS
@@ -263,7 +264,7 @@ def mixture_shapes(model: nn.Module) -> Iterator[RoutingShape | MixtureShape]:
             yield _routed(module, module.routing)
         elif isinstance(module, GemmaRouter):
             chosen = module.routing.chosen
-            yield _routed(module.proj, module.routing)
+            yield _routed(module.proj, module.routing)._replace(factored=True)
     for _, module in model.named_modules():
         if isinstance(module, GemmaExperts):
             yield _weighed(module.switch_glu, chosen, shared=False)

@@ -194,7 +194,7 @@ def _mixture_fields(model: nn.Module) -> dict[AnySpec, list[Fields]]:
     found: dict[AnySpec, list[Fields]] = {TOP_EXPERTS: [], WEIGH_EXPERTS: []}
     for shape in mixture_shapes(model):
         spec = TOP_EXPERTS if isinstance(shape, RoutingShape) else WEIGH_EXPERTS
-        fields = {name: size for name, size in shape._asdict().items() if name != "rows"}
+        fields = {k: v for k, v in shape._asdict().items() if k not in ("rows", "sorted")}
         if fields not in found[spec]:
             found[spec].append(fields)
     return found

@@ -137,7 +137,7 @@ def test_a_block_of_other_code_stays_as_it_is() -> None:
             "glm4_moe_lite",
             {RoutingShape(1, 4, 2, sigmoid=True), MixtureShape(1, 64, 2, shared=True)},
         ),
-        ("gemma4_text", {RoutingShape(1, 16, 2), MixtureShape(1, 256, 2)}),
+        ("gemma4_text", {RoutingShape(1, 16, 2, factored=True), MixtureShape(1, 256, 2)}),
     ],
 )
 def test_what_is_checked_at_the_start(family: str, expected: set[object]) -> None:
