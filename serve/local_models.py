@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quire.serve.model_facts import check_type
 from quire.serve.model_files import DEMO_NAME, check_folder, resolve_model
+from quire.serve.model_types import check_type
 from quire.serve.served_model import ModelFilesError
 from quire.serve.settings import CACHE
 

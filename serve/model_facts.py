@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from quire.serve.kept import Kept
 from quire.serve.layer_facts import NO_ATTENTION, layers_keep
 from quire.serve.model_files import hub_error
+from quire.serve.model_types import check_type
 from quire.serve.served_model import ModelFilesError
 
 Bits = int
@@ -82,31 +79,6 @@ def read_facts(folder: Path) -> ModelFacts:
         raise ModelFilesError(f"Cannot read {folder / 'config.json'}: {error}") from error
     check_type(config)
     return facts_of(config, dict(_tensors(folder)))
-
-
-def check_type(config: Mapping[str, Any]) -> None:
-    """Raises :class:`ModelFilesError` for a type of model that mlx-lm has no file for."""
-    kind = config.get("model_type")
-    if not isinstance(kind, str):
-        raise ModelFilesError("config.json does not say model_type.")
-    if kind not in _model_types():
-        raise ModelFilesError(f"mlx-lm {version('mlx-lm')} knows no model of type {kind!r}.")
-
-
-@cache
-def _model_types() -> frozenset[str]:
-    """What mlx-lm has files for, or takes for something that it has. It is read, since to import it
-    takes seconds."""
-    package = find_spec("mlx_lm")
-    assert package is not None
-    assert package.origin is not None
-    folder = Path(package.origin).parent
-    names: dict[str, str] = {}
-    for node in ast.parse((folder / "utils.py").read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODEL_REMAPPING":
-            names = ast.literal_eval(node.value)
-    files = {path.stem for path in (folder / "models").glob("*.py")}
-    return frozenset(files | {name for name, other in names.items() if other in files})
 
 
 def facts_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ModelFacts:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from quire.serve.model_types import check_type
 from quire.serve.served_model import ModelFilesError
 
 DEMO_NAME = "quire-demo"
@@ -96,10 +97,17 @@ def download(name: str) -> Path:
     if not _HUB_NAME.fullmatch(name):
         raise ModelFilesError(f"{name} is not a Hugging Face owner/name.")
     # Slow to import, and a folder does not need it.
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import errors, hf_hub_download, snapshot_download
 
     try:
+        # By its small file first: some cannot be served, and weights are large.
+        with contextlib.suppress(errors.EntryNotFoundError):
+            config = _read_object(Path(hf_hub_download(name, "config.json")))
+            if "model_type" in config:
+                check_type(config)
         folder = snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"])
+    except ModelFilesError:
+        raise
     except Exception as error:
         raise hub_error(name, error) from error
     return Path(folder)

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import huggingface_hub
 import pytest
@@ -144,6 +145,15 @@ def test_rm_without_a_question(cache):
 def test_what_is_not_there_cannot_be_deleted(cache, capsys):
     assert cli.main(["models", "rm", "acme/none", "--yes"]) == 1
     assert "acme/none is not in the cache" in capsys.readouterr().err
+
+
+def test_pull_fetches_no_weights_that_cannot_be_served(tmp_path, capsys, monkeypatch):
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "deepseek_v32"}')
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_: str(config))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", mock.Mock(side_effect=AssertionError))
+    assert cli.main(["models", "pull", "acme/sparse"]) == 1
+    assert "type 'deepseek_v32' cannot be served: an indexer layer" in capsys.readouterr().err
 
 
 def test_pull_checks_what_came(cache, capsys, monkeypatch):
