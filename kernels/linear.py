@@ -78,10 +78,10 @@ def quantized_matmul_by_head(
         scales, biases: (heads, N, K / group_size), as ``mode`` has them
 
     Returns:
-        (heads, M, N) in the dtype of ``x``.
+        (heads, M, N) in the dtype of ``x``; if that is not the scales', in MLX's common type.
     """
-    shape = MatmulShape(x.shape[1], w.shape[1], x.shape[2], bits, group_size)
-    if mode == "affine":
+    if mode == "affine" and x.dtype == scales.dtype:
+        shape = MatmulShape(x.shape[1], w.shape[1], x.shape[2], bits, group_size)
         choice = select(QUANTIZED_MATMUL, shape, x.dtype)
         if choice.variant is QuantizedVariant.DEQUANTIZE:
             dense = mx.dequantize(w, scales, biases, group_size=group_size, bits=bits)

@@ -81,13 +81,13 @@ def _attend_alone(
         first_block = chunk.first_block(chunk.start, scoring.window, block_size)
         first = first_block * block_size
         keys, values = gather_context(pages, chunk.blocks_from(first_block)[None])
-    if scoring.softcap is not None:
-        return prompt_tiles(queries, keys, values, chunk, first, scoring)
     if extra is not None:
         # The scores of both parts are one dot product over concatenated vectors.
         queries = mx.concatenate([queries * scoring.scale, extra.queries[rows]], axis=-1)
         keys, values = mx.concatenate([keys, values], axis=-1), keys
         scoring = scoring._replace(scale=1.0)
+    if scoring.softcap is not None:
+        return prompt_tiles(queries, keys, values, chunk, first, scoring)
     attend: Callable[..., list[mx.array]] = partial(prompt_sdpa, first_key=first, scoring=scoring)
     if extra is not None and scoring.window is None and scoring.sinks is None:
         attend = _latent_attention
@@ -119,7 +119,7 @@ def _latent_attention(
     """
     num_keys = chunk.context_length
     visible = mx.arange(num_keys) <= mx.arange(chunk.start, num_keys)[:, None]
-    bias = mx.where(visible, *mx.array([0, -mx.inf], queries.dtype))
+    bias = mx.where(visible, 0.0, -mx.inf).astype(queries.dtype)
     keys, values = keys[:, :, :num_keys], values[:, :, :num_keys]
     scores = mx.addmm(bias, queries.transpose(2, 1, 0, 3), keys.swapaxes(2, 3))
     output = mx.softmax(scores, axis=-1, precise=True) @ values

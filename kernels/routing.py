@@ -34,12 +34,14 @@ class Routing(NamedTuple):
         sigmoid: scores are sigmoids, in float32, of which ``bias`` is added for the choice (Wang et
             al., Auxiliary-Loss-Free Load Balancing Strategy, 2024); else a softmax.
         scale: of all weights, where experts have no factors of their own.
+        epsilon: added to the sum that weights are divided by.
     """
 
     chosen: int
     normalised: bool
     sigmoid: bool = False
     scale: float = 1.0
+    epsilon: float = 0.0
 
 
 class Shared(NamedTuple):
@@ -80,6 +82,7 @@ def top_experts(
             "NORMALISED": routing.normalised,
             "FACTORED": factors is not None,
             "SCALE": float_bits(routing.scale),
+            "EPSILON": float_bits(routing.epsilon),
         },
         groups=(rows, 1, 1),
         threads=32,
@@ -104,7 +107,7 @@ def top_experts_by_steps(
     experts = mx.argpartition(order, kth=-routing.chosen, axis=-1)[:, -routing.chosen :]
     weights = mx.take_along_axis(scores, experts, axis=-1)
     if routing.normalised:
-        weights = weights / weights.sum(axis=-1, keepdims=True)
+        weights = weights / (weights.sum(axis=-1, keepdims=True) + routing.epsilon)
     if factors is not None:
         return experts, weights * factors[experts].astype(weights.dtype)
     return experts, weights if routing.scale == 1 else weights * routing.scale

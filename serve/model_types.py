@@ -27,6 +27,48 @@ _UNSERVED = {
     "phi3small": _OWN_SOFTMAX,
     "plamo": "tiles the cached keys itself before attention",
 }
+# Files that take a rope_scaling of type "dynamic" as it is said; others pass it by.
+_SCALED = frozenset(
+    [
+        "afmoe",
+        "apertus",
+        "bailing_hybrid",
+        "bailing_moe",
+        "bailing_moe_linear",
+        "bailing_moe_v3",
+        "deepseek_v3",
+        "dots1",
+        "exaone",
+        "exaone4",
+        "exaone_moe",
+        "falcon_h1",
+        "gear",
+        "gemma3_text",
+        "glm4_moe_lite",
+        "gpt_oss",
+        "granite",
+        "granitemoe",
+        "internlm2",
+        "iquestloopcoder",
+        "llama",
+        "longcat_flash",
+        "longcat_flash_ngram",
+        "mimo",
+        "minicpm",
+        "nanbeige",
+        "olmo2",
+        "olmo3",
+        "olmoe",
+        "qwen2",
+        "qwen3",
+        "qwen3_next",
+        "seed_oss",
+        "smollm3",
+        "step3p5",
+        "telechat3",
+        "youtu_llm",
+    ]
+)
 
 
 def check_type(config: Mapping[str, Any]) -> None:
@@ -38,18 +80,15 @@ def check_type(config: Mapping[str, Any]) -> None:
     if kind not in _files_by_type():
         raise ModelFilesError(f"mlx-lm {version('mlx-lm')} knows no model of type {kind!r}.")
     if reason := why_unserved(config):
-        raise ModelFilesError(f"Models of type {kind!r} cannot be served: {reason}.")
+        raise ModelFilesError(f"This model, of type {kind!r}, cannot be served: {reason}.")
 
 
 def why_unserved(config: Mapping[str, Any]) -> str | None:
     """What a model does that pages of keys and values cannot follow; None: nothing is known."""
     kind = _files_by_type().get(config["model_type"], config["model_type"])
-    text = {**config, **(config.get("text_config") or {})}
-    scaling = text.get("rope_scaling") or {}
-    if kind in ("llama", "internlm2") and "dynamic" in (
-        scaling.get("type"),
-        scaling.get("rope_type"),
-    ):
+    text = {**config, **_object(config.get("text_config"))}
+    scaling = _object(text.get("rope_scaling"))
+    if (scaling.get("type") or scaling.get("rope_type")) == "dynamic" and kind in _SCALED:
         return _DYNAMIC_ROPE
     if kind == "gear" and text.get("attn_logit_softcapping"):
         return _OWN_SOFTMAX
@@ -58,11 +97,18 @@ def why_unserved(config: Mapping[str, Any]) -> str | None:
     return _UNSERVED.get(kind)
 
 
+def _object(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def _has_sparse_layers(text: Mapping[str, Any]) -> bool:
-    layers = text.get("layer_types")
-    if layers is not None:
-        return any(layer != "full_attention" for layer in layers)
-    return bool(text.get("sparse_attention_config") or any(text.get("sparse_attention_freq") or []))
+    settings = {**text, **_object(text.get("sparse_attention_config"))}
+    if settings.get("sparse_block_size", settings.get("index_block_size")) is None:
+        return False
+    for name, dense in (("layer_types", "full_attention"), ("sparse_attention_freq", 0)):
+        if isinstance(layers := settings.get(name), list):
+            return any(layer != dense for layer in layers)
+    return True
 
 
 @cache

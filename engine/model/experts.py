@@ -40,6 +40,10 @@ _MLX = (ExpertVariant.MLX, QuantizedExpertVariant.MLX)
 class KernelGLU(SwitchGLU):
     """down(activation(up(x), gate(x))) of each row's experts, gate and up as one product."""
 
+    @property
+    def dim(self) -> int:
+        return int(self.gate_up_proj.weight.shape[1]) // 2
+
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
         output, places = self.pairs(x, indices)
         if places is not None:
@@ -97,7 +101,8 @@ class KernelMLP(SwitchMLP):
 
 
 def adapt_experts(model: nn.Module) -> None:
-    """Have kernels multiply wherever they are chosen."""
+    """Have kernels multiply wherever they are chosen; not where gates and ups are packed
+    differently, which are two products then."""
     for module in model.modules():
         if type(module) is SwitchMLP:
             module.__class__ = KernelMLP

@@ -19,6 +19,8 @@ def can_join(linears: Sequence[Any]) -> bool:
     first = linears[0]
     if any(type(linear) is not type(first) or set(linear) != set(first) for linear in linears):
         return False
+    if any(getattr(linear, "global_scale", None) is not None for linear in linears):
+        return False
     return all(_packing(linear) == _packing(first) for linear in linears)
 
 
@@ -29,6 +31,8 @@ def join(linears: Sequence[Any], axis: int = 0) -> Any:
     nn.Module.__init__(joined)
     for name, value in _packing(linears[0]).items():
         setattr(joined, name, value)
+    if hasattr(linears[0], "global_scale"):
+        joined.global_scale = None
     for name in linears[0]:
         whole = mx.concatenate([linear[name] for linear in linears], axis)
         mx.eval(whole)
@@ -42,5 +46,5 @@ def join(linears: Sequence[Any], axis: int = 0) -> Any:
 
 def _packing(linear: Any) -> dict[str, Any]:
     """How its weights are quantised, if they are."""
-    names = ("bits", "group_size", "mode", "global_scale")
+    names = ("bits", "group_size", "mode")
     return {name: getattr(linear, name) for name in names if hasattr(linear, name)}

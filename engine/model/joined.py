@@ -143,4 +143,4 @@ def _is_swiglu(mlp: nn.Module) -> bool:
     if not fits_packs(weight.weight.shape[0], weight.get("scales", weight.weight).dtype):
         return False
     called = type(mlp).__call__.__globals__.get("swiglu")
-    return is_forward(mlp, *_SWIGLU) and called is swiglu
+    return is_forward(mlp, "x", *_SWIGLU) and called is swiglu

@@ -14,27 +14,29 @@ from typing import Any
 
 
 @cache
-def forward_of(kind: Any) -> str:
-    """The statements of a class's ``__call__``, one behind the other; empty if they are not to be
-    had."""
+def code_of(function: Any) -> str:
+    """A function's decorators, arguments and statements; empty if they are not to be had."""
     try:
-        (function,) = ast.parse(dedent(inspect.getsource(kind.__call__))).body
+        (found,) = ast.parse(dedent(inspect.getsource(function))).body
     except (OSError, SyntaxError, TypeError, ValueError):
         return ""
-    return _statements(function.body) if isinstance(function, ast.FunctionDef) else ""
+    if not isinstance(found, ast.FunctionDef):
+        return ""
+    arguments = ", ".join(argument.arg for argument in found.args.args if argument.arg != "self")
+    return "".join(map(ast.unparse, found.decorator_list)) + _normal(arguments, found.body)
 
 
 @cache
-def normal(code: str) -> str:
-    """Statements as :func:`forward_of` gives them."""
-    return _statements(ast.parse(dedent(code)).body)
+def known(arguments: str, code: str) -> str:
+    """A function of these, without decorators, as :func:`code_of` gives it."""
+    return _normal(arguments, ast.parse(dedent(code)).body)
 
 
-def is_forward(module: Any, *codes: str) -> bool:
+def is_forward(module: Any, arguments: str, *codes: str) -> bool:
     """Whether the module's class does what one of ``codes`` says."""
-    kind: Any = type(module)
-    return forward_of(kind) in map(normal, codes)
+    found = code_of(type(module).__call__)
+    return any(found == known(arguments, code) for code in codes)
 
 
-def _statements(body: list[ast.stmt]) -> str:
-    return "\n".join(map(ast.unparse, body))
+def _normal(arguments: str, body: list[ast.stmt]) -> str:
+    return "\n".join([arguments, *map(ast.unparse, body)])

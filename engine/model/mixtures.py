@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -12,7 +11,7 @@ import mlx.nn as nn
 from mlx_lm.models import gemma4_text, gpt_oss, lfm2_moe, nemotron_h, qwen3_moe, qwen3_next
 
 from quire.engine.model.experts import KernelGLU
-from quire.engine.model.known_code import is_forward
+from quire.engine.model.known_code import code_of, is_forward
 from quire.kernels.choice.selection import select
 from quire.kernels.routing import (
     Routing,
@@ -66,8 +65,7 @@ def route(
     factored = factors is not None
     shape = RoutingShape(len(rows), rows.shape[1], routing.chosen, routing.sigmoid, factored)
     by_kernel = (
-        len(rows) > 0
-        and logits.dtype in _FLOATS
+        logits.dtype in _FLOATS
         and select(TOP_EXPERTS, shape, logits.dtype).variant is RoutingVariant.FUSED
     )
     choose = top_experts if by_kernel else top_experts_by_steps
@@ -94,8 +92,7 @@ def weigh(
     gated = shared is not None and shared.gates is not None
     shape = MixtureShape(len(weights), dim, chosen, shared is not None, gated, places is not None)
     by_kernel = (
-        len(pairs) > 0
-        and len(dtypes) == 1
+        len(dtypes) == 1
         and pairs.dtype in _FLOATS
         and select(WEIGH_EXPERTS, shape, pairs.dtype).variant is RoutingVariant.FUSED
     )
@@ -159,7 +156,7 @@ class LfmMixture(KernelMixture):
 
     def scoring(self) -> tuple[Any, Routing, mx.array | None]:
         scale = float(self.routed_scaling_factor)
-        routing = Routing(self.top_k, self.norm_topk_prob, sigmoid=True, scale=scale)
+        routing = Routing(self.top_k, self.norm_topk_prob, True, scale, epsilon=1e-6)
         return self["gate"], routing, self.get("expert_bias")
 
 
@@ -232,7 +229,8 @@ _MIXTURES: dict[Any, Any] = {
 
 
 def adapt_mixtures(model: nn.Module) -> None:
-    """Have kernels choose experts and sum what they give, in blocks whose code is known."""
+    """Have kernels choose experts and sum what they give, in blocks that are known by their code or
+    as classes of an mlx-lm whose version we pin."""
     for module in model.modules():
         kind: Any = type(module)
         if kind in _MIXTURES and getattr(module, "sharding_group", None) is None:
@@ -285,10 +283,9 @@ def _mixed(mixin: Any, kind: Any) -> type[nn.Module]:
 
 
 def _is_gate(module: nn.Module) -> bool:
-    if not is_forward(module, _GATE):
+    if not is_forward(module, "x", _GATE):
         return False
-    function = type(module).__call__.__globals__["group_expert_select"]
-    return _SIGMOIDS in inspect.getsource(function)
+    return _SIGMOIDS in code_of(type(module).__call__.__globals__["group_expert_select"])
 
 
 def _is_gated(module: Any) -> bool:
@@ -296,4 +293,4 @@ def _is_gated(module: Any) -> bool:
         return False
     if type(module) is nemotron_h.NemotronHMoE:
         return module.moe_latent_size is None
-    return is_forward(module, *(f"{code}\nreturn y" for code in (_GATED, _SHARDED_GATED)))
+    return is_forward(module, "x", *(f"{code}\nreturn y" for code in (_GATED, _SHARDED_GATED)))

@@ -61,7 +61,9 @@ class PreNormBlock(nn.Module):
 def adapt_blocks(model: nn.Module) -> None:
     """Have blocks whose code is known add and norm at once."""
     for module in model.modules():
-        if is_forward(module, *_BLOCKS) and type(module["post_attention_layernorm"]) is nn.RMSNorm:
+        if not is_forward(module, "x, mask, cache", *_BLOCKS):
+            continue
+        if type(module["post_attention_layernorm"]) is nn.RMSNorm:
             kind: Any = type(module)
             module.__class__ = _adapted(kind)
 

@@ -13,7 +13,7 @@ from msgspec import structs
 
 from quire.engine.memory.budget import DeviceName
 from quire.engine.model.block_weights import standard_part
-from quire.engine.model.experts import weights_of
+from quire.engine.model.experts import KernelGLU, weights_of
 from quire.engine.model.joined import SwigluMlp
 from quire.engine.model.mixtures import mixture_shapes
 from quire.engine.model.paged_model import PagedModel
@@ -151,7 +151,7 @@ def _block_fields(paged: PagedModel, block_size: int) -> dict[AnySpec, list[Fiel
 def _adapted_fields(model: nn.Module) -> dict[AnySpec, list[Fields]]:
     modules = [module for _, module in model.named_modules()]
     found: dict[AnySpec, set[int]] = {
-        SWIGLU: {module.dim for module in modules if isinstance(module, SwigluMlp)},
+        SWIGLU: {module.dim for module in modules if isinstance(module, SwigluMlp | KernelGLU)},
         ADD_RMS_NORM: {module.dim for module in modules if isinstance(module, PreNormBlock)},
     }
     return {spec: [{"dim": dim} for dim in sorted(dims)] for spec, dims in found.items() if dims}

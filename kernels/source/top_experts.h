@@ -12,16 +12,16 @@ float highest = quire::LOWEST;
 UNROLL
 for (int i = 0; i < HELD; ++i) {
   const int expert = lane + 32 * i;
-  // What is infinite or no number comes last of those that there are.
+  // What cannot be chosen, or is no number, comes last of those that there are.
   order[i] = expert < EXPERTS ? quire::max(float(logits[row * EXPERTS + expert]), LAST) : quire::LOWEST;
   highest = quire::max(highest, order[i]);
 }
 if (SIGMOID) {
   UNROLL
   for (int i = 0; i < HELD; ++i) {
-    const int expert = lane + 32 * i;
+    const int expert = quire::min(lane + 32 * i, EXPERTS - 1);
     score[i] = 1.0f / (1.0f + quire::exp2(-order[i] * quire::LOG2_E));
-    if (expert < EXPERTS) order[i] = score[i] + (BIASED ? float(bias[expert]) : 0.0f);
+    if (order[i] > LAST) order[i] = score[i] + (BIASED ? float(bias[expert]) : 0.0f);
   }
 } else {
   highest = quire::highest_of_lanes(highest);
@@ -63,7 +63,7 @@ for (int n = 0; n < CHOSEN; ++n) {
     own = best.place;
   }
 }
-if (NORMALISED) weight /= quire::simd_sum(weight);
+if (NORMALISED) weight /= quire::simd_sum(weight) + quire::as_float(EPSILON);
 if (lane < CHOSEN) {
   weight *= FACTORED ? float(factors[own]) : quire::as_float(SCALE);
   experts[row * CHOSEN + lane] = own;

@@ -260,6 +260,14 @@ def test_on_other_devices_and_types_mlx_multiplies(
     assert mx.allclose(got, expected, atol=1e-5)
 
 
+def test_experts_with_a_scale_of_their_own_are_not_joined() -> None:
+    module = SwitchGLU(64, 96, 6)
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        module[name] = module[name].to_quantized(16, 4, "nvfp4", global_scale=True)
+    adapt_experts(nn.Sequential(module))
+    assert type(module) is SwitchGLU
+
+
 def test_experts_packed_in_two_ways_are_not_joined() -> None:
     module = SwitchGLU(64, 96, 6)
     module.gate_proj = module.gate_proj.to_quantized(32, 8)

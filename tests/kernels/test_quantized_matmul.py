@@ -259,12 +259,19 @@ def test_a_matrix_for_each_head_takes_all_rows_at_once(
     q = mx.random.normal((rows, 1, 5, 80)).swapaxes(1, 2)[..., :64]  # as a model slices it
     unpacked = q @ _dense(layer).swapaxes(-1, -2)
     flatten_linears(layer)
-    with mock.patch.object(mx, "quantized_matmul", wraps=mx.quantized_matmul) as products:
+    with (
+        mock.patch.object(mx, "quantized_matmul", wraps=mx.quantized_matmul) as products,
+        mock.patch.object(mx, "dequantize", wraps=mx.dequantize) as unpacking,
+        mock.patch.object(MultiLinear, "__call__", autospec=True, side_effect=_multiplied) as dense,
+    ):
         got = layer(q)
     assert got.shape == (rows, 5, 1, 24)
     assert mx.allclose(got, unpacked, atol=1e-5)
-    for call in products.call_args_list:
-        assert rows == 1 or call.args[0].shape == (5, rows, 64)
+    calls = products.call_args_list + unpacking.call_args_list + dense.call_args_list
+    assert len(calls) == 1
+    if rows > 1:
+        assert {call.args[0].shape for call in products.call_args_list} <= {(5, rows, 64)}
+        assert {call.args[1].shape for call in dense.call_args_list} <= {(1, 5, rows, 64)}
 
 
 def test_a_matrix_for_each_head_keeps_sequences_apart() -> None:
@@ -274,6 +281,10 @@ def test_a_matrix_for_each_head_keeps_sequences_apart() -> None:
     flatten_linears(layer)
     got = layer(sequences[0]), layer(sequences[1], transpose=False)
     assert all(mx.array_equal(*pair) for pair in zip(got, expected, strict=True))
+
+
+def _multiplied(layer: MultiLinear, x: mx.array, transpose: bool = True) -> mx.array:
+    return x @ (layer.weight.swapaxes(-1, -2) if transpose else layer.weight)
 
 
 def _dense(layer: MultiLinear | QuantizedMultiLinear) -> mx.array:

@@ -26,6 +26,7 @@ CHOICES = [
     (1, 1024, Routing(10, normalised=True, scale=0.5)),
     (3, 64, Routing(4, normalised=True, sigmoid=True, scale=1.8)),
     (1, 128, Routing(1, normalised=False, sigmoid=True)),
+    (2, 32, Routing(4, normalised=True, sigmoid=True, epsilon=0.5)),
 ]
 # rows, experts of each, values, what there is beside, whether they are sorted by experts
 SUMS = [
@@ -100,6 +101,14 @@ def test_experts_that_cannot_be_chosen_come_last_and_weigh_nothing() -> None:
         mx.eval(found, weights)
     assert found.tolist() == [[0, 1, 2], [39, 0, 1]]
     assert weights.tolist() == [[1, 0, 0]] * 2
+
+
+def test_a_bias_chooses_nothing_that_is_no_number() -> None:
+    logits, bias = mx.array([[mx.nan, *[0.0] * 7]]), mx.array([3.0, *[0.0] * 7])
+    with simulated_kernels(orders=1):
+        found, _ = top_experts(logits, Routing(2, normalised=True, sigmoid=True), bias)
+        mx.eval(found)
+    assert found.tolist() == [[1, 2]]
 
 
 def test_rows_without_numbers_have_experts_that_there_are() -> None:

@@ -153,7 +153,7 @@ def test_pull_fetches_no_weights_that_cannot_be_served(tmp_path, capsys, monkeyp
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_: str(config))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", mock.Mock(side_effect=AssertionError))
     assert cli.main(["models", "pull", "acme/sparse"]) == 1
-    assert "type 'deepseek_v32' cannot be served: an indexer layer" in capsys.readouterr().err
+    assert "type 'deepseek_v32', cannot be served: an indexer layer" in capsys.readouterr().err
 
 
 def test_pull_checks_what_came(cache, capsys, monkeypatch):

@@ -17,9 +17,14 @@ from quire.engine.config import EngineConfig
 from quire.engine.engine import Engine
 from quire.engine.memory.budget import STEP_TOKENS, DeviceName
 from quire.engine.messages import GenerateRequest, SamplingParams
+from quire.engine.model.block_weights import standard_part
+from quire.engine.model.experts import adapt_experts
 from quire.engine.model.flat_linear import flatten_linears
+from quire.engine.model.joined import join_linears
+from quire.engine.model.mixtures import adapt_mixtures
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
+from quire.engine.model.residual import adapt_blocks
 from quire.engine.startup.warm_up import make_ready
 from quire.kernels.choice.selection import Selector, selecting
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue
@@ -114,6 +119,9 @@ def make_model(kind: str) -> PagedModel:
     if kind == "llama-4bit":
         nn.quantize(model, group_size=64, bits=4)
         flatten_linears(model)
+    if standard_part(model) is None:  # as at a start
+        for adapt in (join_linears, adapt_experts, adapt_mixtures, adapt_blocks):
+            adapt(model)
     return page_model(model, model.model_type)
 
 
