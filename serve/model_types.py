@@ -29,45 +29,15 @@ _UNSERVED = {
 }
 # Files that take a rope_scaling of type "dynamic" as it is said; others pass it by.
 _SCALED = frozenset(
-    [
-        "afmoe",
-        "apertus",
-        "bailing_hybrid",
-        "bailing_moe",
-        "bailing_moe_linear",
-        "bailing_moe_v3",
-        "deepseek_v3",
-        "dots1",
-        "exaone",
-        "exaone4",
-        "exaone_moe",
-        "falcon_h1",
-        "gear",
-        "gemma3_text",
-        "glm4_moe_lite",
-        "gpt_oss",
-        "granite",
-        "granitemoe",
-        "internlm2",
-        "iquestloopcoder",
-        "llama",
-        "longcat_flash",
-        "longcat_flash_ngram",
-        "mimo",
-        "minicpm",
-        "nanbeige",
-        "olmo2",
-        "olmo3",
-        "olmoe",
-        "qwen2",
-        "qwen3",
-        "qwen3_next",
-        "seed_oss",
-        "smollm3",
-        "step3p5",
-        "telechat3",
+    (
+        *("afmoe", "apertus", "bailing_hybrid", "bailing_moe", "bailing_moe_linear"),
+        *("bailing_moe_v3", "deepseek_v3", "dots1", "exaone", "exaone4", "exaone_moe"),
+        *("falcon_h1", "gear", "gemma3_text", "glm4_moe_lite", "gpt_oss", "granite"),
+        *("granitemoe", "internlm2", "iquestloopcoder", "llama", "longcat_flash"),
+        *("longcat_flash_ngram", "mimo", "minicpm", "nanbeige", "olmo2", "olmo3", "olmoe"),
+        *("qwen2", "qwen3", "qwen3_next", "seed_oss", "smollm3", "step3p5", "telechat3"),
         "youtu_llm",
-    ]
+    )
 )
 
 
