@@ -230,7 +230,7 @@ _MIXTURES: dict[Any, Any] = {
 
 def adapt_mixtures(model: nn.Module) -> None:
     """Have kernels choose experts and sum what they give, in blocks that are known by their code or
-    as classes of an mlx-lm whose version we pin."""
+    as classes of the versions of mlx-lm that we take."""
     for module in model.modules():
         kind: Any = type(module)
         if kind in _MIXTURES and getattr(module, "sharding_group", None) is None:
