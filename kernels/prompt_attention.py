@@ -19,7 +19,7 @@ from quire.kernels.ragged import PromptChunk
 # MLX's attention has no fused form for wider keys, and keeps all scores of a call.
 _MAX_FUSED_DIM = 128
 _MAX_SCORES = 1 << 27
-_ALIGNED = 64  # rows of a piece: products of odd numbers of keys take several times as long
+_ALIGNED = 64  # rows of a piece: products of odd numbers of keys have slower kernels on CUDA
 
 _sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention
 

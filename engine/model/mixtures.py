@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -100,16 +101,16 @@ def weigh(
     return add(pairs, weights, shared, places).reshape(*lead, dim)
 
 
-class KernelMixture(nn.Module):
+class KernelMixture(nn.Module, ABC):
     """Mixed into a block: experts are chosen, multiply, and what they give is summed."""
 
+    @abstractmethod
     def routed(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        linear, routing, bias = self.scoring()
-        return route(linear(x), routing, bias)
+        """The experts of each row, and their weights."""
 
-    def scoring(self) -> tuple[Any, Routing, mx.array | None]:
-        """The linear that scores, how experts are chosen by it, and their bias."""
-        raise NotImplementedError
+    @abstractmethod
+    def shapes(self) -> list[RoutingShape | MixtureShape]:
+        """Of one row."""
 
     def products(self) -> Any:
         return self["switch_mlp"]
@@ -122,8 +123,19 @@ class KernelMixture(nn.Module):
         pairs, places = _pairs(self.products(), x, experts)
         return weigh(pairs, weights, self.shared(x), places)
 
+
+class ScoredMixture(KernelMixture):
+    """Of a block in which a linear scores."""
+
+    @abstractmethod
+    def scoring(self) -> tuple[Any, Routing, mx.array | None]:
+        """The linear, how experts are chosen by its scores, and their bias."""
+
+    def routed(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        linear, routing, bias = self.scoring()
+        return route(linear(x), routing, bias)
+
     def shapes(self) -> list[RoutingShape | MixtureShape]:
-        """Of one row."""
         linear, routing, _ = self.scoring()
         shared = "shared_expert" in self
         return [
@@ -132,7 +144,7 @@ class KernelMixture(nn.Module):
         ]
 
 
-class QwenMixture(KernelMixture):
+class QwenMixture(ScoredMixture):
     """Of Qwen 3 and its kin."""
 
     top_k: int
@@ -147,7 +159,7 @@ class QwenMixture(KernelMixture):
         return Shared(self["shared_expert"](x), self["shared_expert_gate"](x))
 
 
-class LfmMixture(KernelMixture):
+class LfmMixture(ScoredMixture):
     """Of LFM2: scores are sigmoids."""
 
     top_k: int
@@ -160,7 +172,7 @@ class LfmMixture(KernelMixture):
         return self["gate"], routing, self.get("expert_bias")
 
 
-class GptOssMixture(KernelMixture):
+class GptOssMixture(ScoredMixture):
     num_experts_per_tok: int
 
     def scoring(self) -> tuple[Any, Routing, mx.array | None]:

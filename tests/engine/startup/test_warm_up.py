@@ -6,6 +6,7 @@ import logging
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -18,6 +19,7 @@ from quire.engine.memory.budget import DeviceName
 from quire.engine.messages import GenerateRequest, SamplingParams, WorkerConfig
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.recurring import Recurring
+from quire.engine.startup import start
 from quire.engine.startup.start import start_engine
 from quire.engine.startup.warm_up import (
     Load,
@@ -72,6 +74,17 @@ def test_what_decodes_share_is_computed_once_however_few_states_there_are(
     assert max(decodes) == (32 if slots is None else slots - 2)
     # Half a thousand at each number of decodes if the state had gone.
     assert engine.stats().cache.missed_state < 512
+
+
+@pytest.mark.parametrize(
+    ("state_bytes", "free", "expected"),
+    [(0, 1000, 0), (10, 10_000, 65), (10, 600, 30), (10, 0, 9)],
+)
+def test_states_that_kernels_are_collected_with_take_half_of_what_is_free(
+    state_bytes: int, free: int, expected: int
+) -> None:
+    paged: Any = SimpleNamespace(bytes_per_state=state_bytes)
+    assert start._slots_within(free, paged, max_num_seqs=32) == expected
 
 
 def test_a_start_tells_nothing_of_prompts_that_nobody_sent(
