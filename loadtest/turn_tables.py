@@ -83,9 +83,11 @@ def shapes(result: ShapesResult) -> Iterator[str]:
     yield f"{place(result.environment)} {result.note}".rstrip() + "\n"
     rows = []
     for shape in result.shapes:
-        rows += [
-            [shape.model if place == 0 else "", *row] for place, row in enumerate(shape.rows())
-        ]
+        held = shape.weight_bytes + shape.page_bytes
+        for index, row in enumerate(shape.rows()):
+            peak = shape.memory[f"peak, {row[0]}"]
+            gb = [f"{size / 1e9:.2f}" for size in (peak, peak - held)]
+            rows.append(["" if index else shape.model, *row, *gb])
     titles = [
         "model",
         "",
@@ -94,5 +96,7 @@ def shapes(result: ShapesResult) -> Iterator[str]:
         "products, ms",
         "at least, ms",
         "engine / least",
+        "peak, GB",
+        "beside weights and pools",
     ]
     yield from table(titles, rows, text=2)
