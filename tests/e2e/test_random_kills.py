@@ -106,13 +106,14 @@ class Client(threading.Thread):
 def kill_at(moment: str, server: Server, draw: random.Random, how: signal.Signals) -> list[Client]:
     """Signal the worker at ``moment``; returns the requests that it had then."""
     if moment == "loading":
-        os.kill(server.worker_pid(), signal.SIGKILL)
-        eventually(lambda: workers(server.process.pid), "the next worker is there")
+        count, first = restarts(server), server.worker_pid()
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: restarts(server) > count, "its death is noticed")
+        eventually(lambda: set(workers(server.process.pid)) - {first}, "the next worker is there")
         time.sleep(draw.random())
-        count = restarts(server)
         os.kill(server.worker_pid(), how)
         # It may have been ready already; then the server is for as long as it has not noticed.
-        eventually(lambda: restarts(server) > count, "the next worker's death is noticed")
+        eventually(lambda: restarts(server) > count + 1, "the next worker's death is noticed")
         return []
     prompts = {"prefill": "x" * 600, "decode": "abc", "idle": ""}
     clients = [
