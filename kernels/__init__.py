@@ -1,1 +1,1 @@
-"""Arrays in, arrays out: attention over pages, KV writes and sampling masks."""
+"""Arrays in, arrays out: kernels for Metal and CUDA, and the same operations in MLX."""

@@ -1,4 +1,4 @@
-"""What the two generating endpoints share: one set of deltas, sent as a stream or as a whole."""
+"""What chat completions and completions share: deltas, sent as a stream or as one body."""
 
 from __future__ import annotations
 

@@ -1,14 +1,17 @@
 """Errors as clients see them: one envelope, ``{"error": {message, type, param, code}}``.
 
 Every failure reaches the client through :data:`exception_handlers`, or as one event when a stream
-has already begun. The mapping from causes to statuses is in this file only.
+has already begun. This file gives errors of the backend their statuses; other modules raise
+:class:`ApiError` with their own.
 
     400 invalid_request_error   a field is wrong, unknown or not supported; ``param`` names it
-    403 invalid_request_error   the Host header is not one this server answers to
-    404 invalid_request_error   unknown path or model (code ``model_not_found``)
+    401 invalid_request_error   the API key is missing or unknown
+    403 invalid_request_error   the key, the Host header or the Origin may not do this
+    404 invalid_request_error   unknown path, model (code ``model_not_found``) or stored answer
+    409 invalid_request_error   the model is in use, or always loaded, and cannot be unloaded
     408, 413, 415               the body is too slow, too large or not JSON
     408, 414, 431               so is the URL or the head: serve/http_protocol.py
-    429 rate_limit_error        the queue is full; Retry-After
+    429 rate_limit_error        the queue is full, or the key's limit reached; Retry-After
     500 server_error            the generation failed
     503 server_error            the model is loading, restarting or draining; Retry-After
 """

@@ -1,4 +1,4 @@
-"""``quire serve``: one model behind an OpenAI-compatible HTTP server."""
+"""``quire serve``: one or more models behind one OpenAI-compatible HTTP server."""
 
 from __future__ import annotations
 
