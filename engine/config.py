@@ -13,8 +13,6 @@ class EngineConfig:
     block_size: int = 16  # tokens per block
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
-    # Prompt tokens of a step that also decodes, see StepLimits. None: the rest of the budget.
-    mixed_prompt_tokens: int | None = None
     # Rows of prompts times their contexts, of a step. None: any.
     max_attended: int | None = None
     eviction_policy: PolicyName = "lru"

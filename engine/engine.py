@@ -92,13 +92,13 @@ class Engine:
         self._unconfirmed: list[TokenOutput] = []  # of a step whose success is not known yet
         self._fill: Submit = do_now
         self._grammars = GrammarQueue(grammars)
-        self.forget(config.mixed_prompt_tokens)
+        self.forget(None)
 
     def forget(self, mixed_prompt_tokens: int | None) -> None:
         """Begin anew, with nothing cached and nothing counted; graphs that are compiled stay.
 
         Args:
-            mixed_prompt_tokens: as in :class:`EngineConfig`.
+            mixed_prompt_tokens: as in :class:`StepLimits`.
         """
         assert not self._in_flight, "a step that is still running"
         config = self.config

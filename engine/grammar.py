@@ -45,11 +45,6 @@ class GrammarState:
         """Whether the text is complete and nothing but its end can follow."""
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
-    @property
-    def may_end(self) -> bool:
-        """Whether the text so far is complete, even if more could follow."""
-        return self._matcher.is_accepting()
-
     def check(self) -> None:
         """Raise :class:`GrammarError` if the grammar failed, here or while a mask was filled."""
         if self._matcher.is_error():

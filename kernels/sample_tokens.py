@@ -1,4 +1,4 @@
-"""One token per row of logits, by the variant for their shape."""
+"""Which variant draws one token per row of logits."""
 
 from __future__ import annotations
 
@@ -6,31 +6,12 @@ import mlx.core as mx
 
 from quire.kernels.choice.selection import select
 from quire.kernels.draws import MAX_VOCAB, Draws
-from quire.kernels.sampling import sample_on_gpu, take_likeliest_on_gpu
-from quire.kernels.sampling_reference import sample_reference
+from quire.kernels.sampling import take_likeliest_on_gpu
 from quire.kernels.sampling_spec import SAMPLE, SampleShape, SampleVariant
 
 
-def sample_tokens(logits: mx.array, draws: Draws) -> mx.array:
-    """Draw one token per row.
-
-    Args:
-        logits: (R, vocab) float32, float16 or bfloat16; -inf is never drawn beside a finite logit.
-        draws: the parameters of the R rows.
-
-    Returns:
-        (R,) int32 token ids.
-
-    Raises:
-        ValueError: the vocabulary has a million tokens or more.
-    """
-    if samples_by_kernel(logits, is_filtered(draws)):
-        return sample_on_gpu(logits, draws)
-    return sample_reference(logits, draws)
-
-
 def samples_by_kernel(logits: mx.array, filtered: bool) -> bool:
-    """Whether kernels draw from (R, vocab) ``logits``; if not, :func:`sample_reference` does.
+    """Whether kernels draw from (R, vocab) ``logits``; if not, ``sample_reference`` does.
 
     Raises:
         ValueError: the vocabulary has a million tokens or more.

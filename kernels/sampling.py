@@ -52,8 +52,8 @@ def take_likeliest_on_gpu(logits: mx.array) -> mx.array:
 
 
 def sample_on_gpu(logits: mx.array, draws: Draws) -> mx.array:
-    """:func:`quire.kernels.sample_tokens.sample_tokens` as three to nine launches; ``logits`` has
-    at least 8 elements."""
+    """What :func:`quire.kernels.sampling_reference.sample_reference` draws, by three to nine
+    launches; ``logits`` has at least 8 elements."""
     table = kernel_table(draws, logits.shape[0])
     return draw_by_table(logits, mx.array(table), num_steps(table, logits.shape[1]))
 

@@ -35,7 +35,15 @@ _BLOCK = 64
 
 
 def sample_reference(logits: mx.array, draws: Draws) -> mx.array:
-    """Draw one token per row, as :func:`quire.kernels.sampling.sample_tokens` does."""
+    """Draw one token per row.
+
+    Args:
+        logits: (R, vocab) float32, float16 or bfloat16; -inf is never drawn beside a finite logit.
+        draws: the parameters of the R rows.
+
+    Returns:
+        (R,) int32 token ids.
+    """
     table = draws.table()
     places: dict[_Kind, list[int]] = {}
     for row, kind in enumerate(_kinds(draws, logits.shape[-1])):

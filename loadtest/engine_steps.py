@@ -172,11 +172,7 @@ class EngineSteps:
 
 def _lift_limit(engine: Engine) -> None:
     """Let a step that also decodes hold a prompt whole, however long the decodes wait for it."""
-    scheduler: Any = engine.scheduler
-    if hasattr(scheduler, "limits"):
-        scheduler.limits.mixed_prompt_tokens = None
-    else:  # of older versions
-        scheduler._mixed_prompt_tokens = None
+    engine.scheduler.limits.mixed_prompt_tokens = None
 
 
 def time_calls(step: Callable[[], object], count: int) -> list[float]:

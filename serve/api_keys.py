@@ -89,10 +89,6 @@ class Keyring:
                 found = use
         return found
 
-    @property
-    def has_admin(self) -> bool:
-        return any(use.key.admin for use in self._uses.values())
-
     def _replace(self, from_file: Mapping[str, ApiKey]) -> None:
         """What a key is using stays counted, unless the key itself has changed."""
         if twice := sorted(from_file.keys() & self._fixed.keys()):

@@ -75,12 +75,6 @@ class GrammarChecker:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self.close()
-
-    def start(self) -> None:
-        self._pool.start()
-
-    async def close(self) -> None:
         await self._pool.close()
 
     async def check(self, wanted: CheckRequest, param: str) -> str:

@@ -76,13 +76,19 @@ def _closing() -> np.ndarray:
     )
 
 
-def allowed_tokens(state: GrammarState) -> np.ndarray:
-    """The token ids that may come next."""
-    out = np.empty((1, mask_words(compiler().vocab_size)), np.int32)
-    compiler().fill_masks([state], out)
+def allowed_tokens(state: GrammarState, maker: GrammarCompiler | None = None) -> np.ndarray:
+    """The token ids that may come next; ``maker`` has made ``state``, None: :func:`compiler`."""
+    maker = maker or compiler()
+    out = np.empty((1, mask_words(maker.vocab_size)), np.int32)
+    maker.fill_masks([state], out)
     state.check()
-    bits = np.unpackbits(out.view(np.uint8), bitorder="little")[: compiler().vocab_size]
+    bits = np.unpackbits(out.view(np.uint8), bitorder="little")[: maker.vocab_size]
     return np.flatnonzero(bits)
+
+
+def may_end(state: GrammarState, maker: GrammarCompiler | None = None) -> bool:
+    """Whether the text so far is complete, even if more could follow."""
+    return small_tokenizer().token_to_id(EOS) in allowed_tokens(state, maker)
 
 
 def draw_text(state: GrammarState, rng: np.random.Generator, max_tokens: int = 300) -> Text:
@@ -97,7 +103,8 @@ def draw_text(state: GrammarState, rng: np.random.Generator, max_tokens: int = 3
         eagerness = _closing()[allowed] * (step / 20)
         token = int(allowed[np.argmax(rng.gumbel(size=allowed.size) + eagerness)])
         if token == eos:
-            assert state.may_end
+            state.accept(token)
+            assert state.is_finished
             return Text(token_ids, _content(token_ids), True)
         state.accept(token)
         token_ids.append(token)

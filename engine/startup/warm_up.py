@@ -50,7 +50,7 @@ def make_ready(
     """Run every kernel once, and compile the steps of decodes; the engine has only begun then.
 
     Returns:
-        ``mixed_prompt_tokens`` of :class:`EngineConfig`.
+        ``mixed_prompt_tokens`` of :class:`StepLimits`.
     """
     load = Load(engine, vocab_size)
     run_everything(load, prompt_length, device)

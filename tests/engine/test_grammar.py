@@ -42,11 +42,11 @@ def accept(grammar: str, text: str):
 def test_a_state_knows_when_its_text_may_and_must_end() -> None:
     grammar = LLMatcher.grammar_from_lark('start: "ab" "c"?')
     state = accept(grammar, "ab")
-    assert (state.may_end, state.is_finished) == (True, False)
+    assert not state.is_finished
     assert set(allowed_tokens(state)) == {small_tokenizer().token_to_id(EOS), *ids("c")}
     (token,) = ids("c")
     state.accept(token)
-    assert (state.may_end, state.is_finished) == (True, True)
+    assert state.is_finished
     assert list(allowed_tokens(state)) == [small_tokenizer().token_to_id(EOS)]
 
 

@@ -7,7 +7,6 @@ from typing import Any, Final
 Schema = dict[str, Any]
 
 INT: Final[Schema] = {"type": "integer"}
-STR: Final[Schema] = {"type": "string"}
 BOOL: Final[Schema] = {"type": "boolean"}
 SHORT: Final[Schema] = {"type": "string", "maxLength": 8}
 

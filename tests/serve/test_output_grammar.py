@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from grammar_walk import EOS, draw_text, small_tokenizer, start
+from grammar_walk import EOS, draw_text, may_end, small_tokenizer, start
 
 from quire.serve.errors import ApiError
 from quire.serve.grammar import (
@@ -207,6 +207,6 @@ def test_what_the_prompt_opened_must_be_closed_and_what_it_did_not_may_be_left_o
             state = start(await checker.check(wanted, FIELD))
             for token in small_tokenizer().encode(form.before_answer + "yes").ids:
                 state.accept(token)
-            assert state.may_end == (not form.is_open)
+            assert may_end(state) == (not form.is_open)
 
     run(tmp_path, check)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from grammar_walk import EOS, small_tokenizer
+from grammar_walk import EOS, may_end, small_tokenizer
 from tokenizers import AddedToken, Tokenizer
 
 from quire.engine.errors import GrammarError
@@ -178,7 +178,7 @@ class Model:
                 state.accept(token)
         except GrammarError:
             return False
-        return state.may_end
+        return may_end(state, self.compiler)
 
 
 def tools(*names: str, strict: bool = True) -> list[Tool]:

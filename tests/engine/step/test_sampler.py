@@ -11,7 +11,7 @@ from quire.engine.step.sampler import plan_sampling, uniforms
 from quire.engine.step.sampler import sample as sample_planned
 from quire.engine.step_batch import Chunk
 from quire.kernels.draws import Draws
-from quire.kernels.sample_tokens import sample_tokens
+from quire.kernels.sampling_reference import sample_reference
 from quire.kernels.tree import to_device
 
 
@@ -99,7 +99,7 @@ def test_a_million_draws() -> None:
             min_p=np.full(batch, params.min_p),
             uniform=uniforms([7] * batch, range(first, first + batch)),
         )
-        tokens = sample_tokens(mx.broadcast_to(mx.array(logits), (batch, 200)), draws)
+        tokens = sample_reference(mx.broadcast_to(mx.array(logits), (batch, 200)), draws)
         counts += np.bincount(np.array(tokens), minlength=200)
     expected = oracle(logits, params)
     assert counts[expected == 0].sum() == 0

@@ -60,7 +60,6 @@ def dsml(body: str) -> str:
     return f"<｜DSML｜function_calls>\n{body}\n</｜DSML｜function_calls>"
 
 
-GEMMA_STRING = '<|"|>'
 THINK = "Weigh it up."
 
 QWEN = [
