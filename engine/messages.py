@@ -248,23 +248,36 @@ class StepStats(msgspec.Struct, frozen=True):
     tokens: Histogram  # by STEP_TOKENS_BOUNDS
 
 
-class CacheStats(msgspec.Struct, frozen=True):
-    """What the prefix cache was asked for and gave, in prompt tokens, and how long blocks stay.
+class Lookups(msgspec.Struct):
+    """What the prefix cache was asked for and gave, in prompt tokens, each counted once for a
+    request.
 
-    Misses are in tokens too: evicted, never seen, or in a block that is not full; and cached, but
-    without a recurrent layer's state or the blocks of a window behind them.
+    Attributes:
+        queries: looked up.
+        hits: of those, found.
+        missed_evicted: in blocks that had been evicted.
+        missed_new: in blocks that had never been cached.
+        missed_tail: behind the last full block, or the last token.
+        missed_state, missed_window: whose pages were found, but no state of recurrent layers
+            behind them, or no whole window.
     """
 
-    queries: int
-    hits: int
-    missed_evicted: int
-    missed_new: int
-    missed_tail: int
+    queries: int = 0
+    hits: int = 0
+    missed_evicted: int = 0
+    missed_new: int = 0
+    missed_tail: int = 0
+    missed_state: int = 0
+    missed_window: int = 0
+
+
+class CacheStats(msgspec.Struct, frozen=True):
+    """What the prefix cache has done, and how long blocks stay in it."""
+
+    lookups: Lookups
     evictions: int  # blocks
     lifetimes: Histogram  # seconds from a block's completion to its eviction
     idle_times: Histogram  # seconds from its last use to its eviction
-    missed_state: int = 0
-    missed_window: int = 0
 
 
 class WorkerStats(msgspec.Struct, frozen=True):

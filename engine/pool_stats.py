@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 from quire.cache.pools import Pools
 from quire.cache.state_pool import StatePool
 from quire.cache.window_pool import WindowPool
-from quire.engine.lookups import Lookups
-from quire.engine.messages import CacheStats, Histogram, PoolStats
+from quire.engine.messages import CacheStats, Histogram, Lookups, PoolStats
 
 
 def cache_stats(pools: Pools, lookups: Lookups) -> CacheStats:
     pool = pools.blocks
     return CacheStats(
-        queries=lookups.queries,
-        hits=lookups.hits,
-        missed_evicted=lookups.missed_evicted,
-        missed_new=lookups.missed_new,
-        missed_tail=lookups.missed_tail,
+        lookups=copy(lookups),
         evictions=pool.num_evictions,
         lifetimes=Histogram(list(pool.lifetimes.counts), pool.lifetimes.total),
         idle_times=Histogram(list(pool.idle_times.counts), pool.idle_times.total),
-        missed_state=lookups.missed_state,
-        missed_window=lookups.missed_window,
     )
 
 

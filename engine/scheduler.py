@@ -22,8 +22,8 @@ from quire.cache.state_table import StateMoves
 from quire.engine.chunking import take_chunk
 from quire.engine.errors import EngineError, GrammarError, RequestTooLong
 from quire.engine.grammar import GrammarState
-from quire.engine.lookups import Lookups
-from quire.engine.messages import GenerateRequest, TokenLogprobs, TokenOutput
+from quire.engine.lookups import count_lookup
+from quire.engine.messages import GenerateRequest, Lookups, TokenLogprobs, TokenOutput
 from quire.engine.outcome import reports, take_token, vector_output
 from quire.engine.pooled import Float32Array
 from quire.engine.retiring import Retiring
@@ -230,7 +230,8 @@ class Scheduler:
             arrival.num_cached_tokens = start
             arrival.queue_seconds = time.monotonic() - arrival.at
             recurrent = self._pools.states is not None
-            self.lookups.count(sequence, prefix, self._blocks.block_size, recurrent=recurrent)
+            size = self._blocks.block_size
+            count_lookup(self.lookups, sequence, prefix, size, recurrent=recurrent)
 
     def _awaited(
         self, sequence: Sequence, prefix: Prefix, coming: set[BlockHash]

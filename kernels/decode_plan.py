@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from quire.kernels.padding import capacity
+from quire.kernels.padding import round_up_to_power_of_two
 from quire.kernels.tree import Array, to_device
 
 Int32Array = npt.NDArray[np.int32]
@@ -97,8 +97,8 @@ def default_settings(
         return DecodeSettings(simdgroups, unroll, _UNCUT)
     wanted = _WANTED_THREADGROUPS * (_UNEVEN_FACTOR if unevenness > _UNEVEN else 1)
     tokens = max(1, int(lengths.sum()) * kv_heads // wanted)
-    split = 1 << (tokens - 1).bit_length()
-    return DecodeSettings(4, unroll, min(max(split, _MIN_SPLIT), _MAX_SPLIT))
+    split = min(round_up_to_power_of_two(tokens, _MIN_SPLIT), _MAX_SPLIT)
+    return DecodeSettings(4, unroll, split)
 
 
 def plan_items(
@@ -180,4 +180,4 @@ def plan_on_device(
 
 def _pad(items: Int32Array, least: int) -> Int32Array:
     """With items without tokens, of a result that no row takes."""
-    return np.pad(items, ((0, capacity(len(items), least) - len(items)), (0, 0)))
+    return np.pad(items, ((0, round_up_to_power_of_two(len(items), least) - len(items)), (0, 0)))

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
+from quire.kernels.segments import cut_into_chunks
+
 _CHUNK = 16  # rows
 _LEAST_GATE = 1e-37  # its logarithm is finite
 
@@ -111,9 +113,10 @@ def _in_chunks(rows: DeltaRows, state: mx.array) -> tuple[mx.array, mx.array]:
     """
     length, dtype = rows.q.shape[0], rows.q.dtype
     # Padding leaves the state as it is.
-    q, k, v, beta = (_chunks(x) for x in (rows.q, rows.k, rows.v, rows.beta[..., None]))
+    arrays = rows.q, rows.k, rows.v, rows.beta[..., None]
+    q, k, v, beta = (cut_into_chunks(each, _CHUNK) for each in arrays)
     logs = mx.log(mx.maximum(rows.g[..., None].astype(mx.float32), _LEAST_GATE))
-    logs = mx.cumsum(_chunks(logs), axis=2)
+    logs = mx.cumsum(cut_into_chunks(logs, _CHUNK), axis=2)
     decayed = mx.exp(logs)  # what is left of the state before the chunk
     decay = mx.exp(mx.minimum(logs - logs.swapaxes(-1, -2), 0.0))  # between rows
     transposed = k.swapaxes(-1, -2)
@@ -132,12 +135,6 @@ def _in_chunks(rows: DeltaRows, state: mx.array) -> tuple[mx.array, mx.array]:
         state = state * left[:, i] + deltas.swapaxes(-1, -2) @ keys[:, i]
     y = mx.concatenate(ys, axis=1)[:, :length]
     return y.swapaxes(0, 1).astype(dtype), state
-
-
-def _chunks(x: mx.array) -> mx.array:
-    """(T, heads, n) as (heads, chunks, rows, n) float32, with zeros behind the last row."""
-    x = mx.pad(x.astype(mx.float32), [(0, -x.shape[0] % _CHUNK), (0, 0), (0, 0)]).swapaxes(0, 1)
-    return x.reshape(x.shape[0], -1, _CHUNK, x.shape[2])
 
 
 def inverse_of_unit_lower(lower: mx.array) -> mx.array:

@@ -12,6 +12,6 @@ def pad_size(count: int) -> int:
     return -(-count // step) * step
 
 
-def capacity(count: int, least: int = 1) -> int:
-    """The power of two that holds ``count``, and no less than ``least``: where padding is free."""
+def round_up_to_power_of_two(count: int, least: int = 1) -> int:
+    """The smallest power of two of at least ``count`` and ``least``."""
     return 1 << (max(count, least) - 1).bit_length()

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue, float_bits
 from quire.kernels.heads import Heads, Scoring
-from quire.kernels.padding import capacity
+from quire.kernels.padding import round_up_to_power_of_two
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_decode import Partials, merge_items
 from quire.kernels.ragged import PromptChunk
@@ -92,13 +92,13 @@ def plan_tiles(
         items[:, 4] = np.maximum(items[:, 2] - heads.window + 1, 0)
     items[:, 5] = items[:, 2] + items[:, 1]
     items, first_items, num_results = _cut_contexts(items, done, heads.kv_heads)
-    width = capacity(max(len(chunk.block_ids) for chunk in chunks), _LEAST_WIDTH)
-    block_tables = np.zeros((capacity(len(chunks), _LEAST_CHUNKS), width), np.int32)
+    width = round_up_to_power_of_two(max(len(chunk.block_ids) for chunk in chunks), _LEAST_WIDTH)
+    block_tables = np.zeros((round_up_to_power_of_two(len(chunks), _LEAST_CHUNKS), width), np.int32)
     for row, chunk in enumerate(chunks):
         block_tables[row, : len(chunk.block_ids)] = chunk.block_ids
     if first_items is not None:
-        num_results = capacity(num_results)
-    padded = np.zeros((capacity(len(items), _LEAST_ITEMS), _ITEM), np.int32)
+        num_results = round_up_to_power_of_two(num_results)
+    padded = np.zeros((round_up_to_power_of_two(len(items), _LEAST_ITEMS), _ITEM), np.int32)
     padded[: len(items)] = items
     return TiledChunks(done, padded, block_tables, first_items, num_results)
 

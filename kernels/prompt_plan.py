@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from quire.kernels.heads import Heads
-from quire.kernels.padding import CONSTANT_SIZE, capacity
+from quire.kernels.padding import CONSTANT_SIZE, round_up_to_power_of_two
 from quire.kernels.paged_prompt import TiledChunks, plan_tiles
 from quire.kernels.ragged import PromptChunk
 from quire.kernels.tree import Array
@@ -178,7 +178,7 @@ def plan_prompts(
         batches.append(_pad_chunks(members, size, heads, block_size))
         for i, chunk in enumerate(members):
             place(chunk, done + i * size.rows)
-        done += size.rows * capacity(len(members), 1)
+        done += size.rows * round_up_to_power_of_two(len(members), 1)
     for chunk in alone:
         place(chunk, done)
         done += chunk.num_rows
@@ -200,7 +200,7 @@ def _sort(
     padded: dict[bool, _Groups] = {True: {}, False: {}}  # by whether nothing precedes the chunks
     for chunk in chunks:
         variant = variant_of(chunk)
-        rows = capacity(chunk.num_rows, _MIN_ROWS)
+        rows = round_up_to_power_of_two(chunk.num_rows, _MIN_ROWS)
         is_fresh = chunk.start == 0 and (heads.window is None or heads.window >= rows)
         fills = is_fresh and chunk.num_rows == rows  # so that nothing is padded
         if variant is PromptVariant.PAGED_KERNEL:
@@ -213,7 +213,9 @@ def _sort(
             keys = rows
             if not is_fresh:
                 first = chunk.first_block(chunk.start, heads.window, block_size)
-                keys = capacity(chunk.context_length - first * block_size, _MIN_KEYS)
+                keys = round_up_to_power_of_two(
+                    chunk.context_length - first * block_size, _MIN_KEYS
+                )
             size = _PaddedSize(rows, keys, is_fresh)
             padded[is_fresh].setdefault(size, []).append(chunk)
     batches = [batch for groups in padded.values() for batch in _merge_small(groups).items()]
@@ -229,7 +231,7 @@ def _with_enough_blocks(chunk: PromptChunk, window: int | None, block_size: int)
 def _pad_chunks(
     chunks: list[PromptChunk], size: _PaddedSize, heads: Heads, block_size: int
 ) -> PaddedChunks:
-    count = capacity(len(chunks), 1)
+    count = round_up_to_power_of_two(len(chunks), 1)
     rows = np.zeros((count, size.rows), np.int32)
     width = max(-(-size.keys // block_size), -(-CONSTANT_SIZE // count))
     block_ids = np.zeros((count, width), np.int32)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from quire.kernels.gpu_kernel import GpuKernel, TemplateValue
+from quire.kernels.padding import round_up_to_power_of_two
 
 _INPUTS = ("x", "w", "scales", "biases")
 
@@ -54,7 +55,7 @@ def rows_matmul(
 ) -> mx.array:
     """:func:`quire.kernels.linear.quantized_matmul` by plain multiply-adds in float32."""
     rows, columns = x.shape[0], w.shape[0]
-    row_tile = min(_MAX_ROW_TILE, 1 << (rows - 1).bit_length())
+    row_tile = min(_MAX_ROW_TILE, round_up_to_power_of_two(rows))
     settings = settings or RowsSettings()
     return _run(
         _rows_kernel,

@@ -118,3 +118,11 @@ def _one_by_one(
     if padding := rows[0].shape[0] - start:
         ys.append(mx.zeros((padding, *ys[0].shape[1:]), ys[0].dtype))
     return mx.concatenate(ys), mx.concatenate(new)
+
+
+def cut_into_chunks(rows: mx.array, size: int) -> mx.array:
+    """(T, heads, n) rows of one sequence as (heads, chunks, size, n) float32, with zeros behind the
+    last row."""
+    padding = -rows.shape[0] % size
+    rows = mx.pad(rows.astype(mx.float32), [(0, padding), (0, 0), (0, 0)]).swapaxes(0, 1)
+    return rows.reshape(rows.shape[0], -1, size, rows.shape[2])

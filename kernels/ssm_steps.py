@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from quire.kernels.segments import cut_into_chunks
+
 _CHUNK = 32  # rows
 
 
@@ -75,8 +77,10 @@ def many_rows(rows: SsmRows, layer: SsmLayer, state: mx.array) -> tuple[mx.array
     chunks at once (Dao and Gu, 2024, https://arxiv.org/abs/2405.21060).
     """
     length, heads, _ = rows.x.shape
-    x, b, c = (_chunks(each) for each in (rows.x, rows.b, rows.c))
-    steps = _chunks(rows.dt[..., None])  # 0 for padding, which leaves the state as it is
+    x, b, c = (cut_into_chunks(each, _CHUNK) for each in (rows.x, rows.b, rows.c))
+    steps = cut_into_chunks(
+        rows.dt[..., None], _CHUNK
+    )  # 0 for padding, which leaves the state as it is
     logs = mx.cumsum(-mx.exp(layer.a_log.astype(mx.float32))[:, None, None, None] * steps, axis=2)
     decay = mx.exp(mx.minimum(logs - logs.swapaxes(-1, -2), 0.0))  # between rows
     taken = x * steps
@@ -98,10 +102,3 @@ def many_rows(rows: SsmRows, layer: SsmLayer, state: mx.array) -> tuple[mx.array
 def _per_head(array: mx.array, heads: int, axis: int = 1) -> mx.array:
     share = heads // array.shape[axis]
     return mx.repeat(array, share, axis=axis) if share > 1 else array
-
-
-def _chunks(array: mx.array) -> mx.array:
-    """(T, heads, n) as (heads, chunks, rows, n) float32, with zeros behind the last row."""
-    padding = -array.shape[0] % _CHUNK
-    array = mx.pad(array.astype(mx.float32), [(0, padding), (0, 0), (0, 0)]).swapaxes(0, 1)
-    return array.reshape(array.shape[0], -1, _CHUNK, array.shape[2])

@@ -12,13 +12,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import importlib.resources
 import json
 import os
 import random
 import re
 import shlex
-import shutil
 import signal
 import socket
 import statistics
@@ -35,7 +33,7 @@ from quire.loadtest import environment
 from quire.loadtest.environment import Environment
 from quire.loadtest.http import BaseURL, EventParser, ProtocolError, Truncated, send
 from quire.loadtest.result_file import FORMAT_VERSION, save
-from quire.loadtest.servers import ServerProcess, ServerSpec, find_openblas, running
+from quire.loadtest.servers import ServerProcess, ServerSpec, copy_demo, find_openblas, running
 from quire.loadtest.soak_samples import family
 
 MODELS: Final = ("first", "second")
@@ -101,7 +99,7 @@ async def measure(options: Options) -> KillsResult:
         root = Path(folder)
         os.environ["TMPDIR"] = str(root / "tmp")
         (root / "tmp").mkdir()
-        spec = _spec(_models(root), options)
+        spec = _spec(copy_demo(root, MODELS), options)
         with running(spec, root / "log") as server:
             measurement = _Measurement(options, server, root / "log")
             result = await measurement.run()
@@ -112,15 +110,6 @@ async def measure(options: Options) -> KillsResult:
             result.end.left_after_next_start = len(_folders(root / "tmp", dead))
     result.broken = list(broken(result))
     return result
-
-
-def _models(folder: Path) -> dict[str, Path]:
-    demo = importlib.resources.files("quire.engine.demo") / "quire-demo"
-    folders = {name: folder / name for name in MODELS}
-    with importlib.resources.as_file(demo) as source:
-        for path in folders.values():
-            shutil.copytree(source, path)
-    return folders
 
 
 def _spec(folders: dict[str, Path], options: Options) -> ServerSpec:

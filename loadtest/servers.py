@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import ctypes.util
+import importlib.resources
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -44,6 +46,17 @@ class ServerSpec(msgspec.Struct, frozen=True):
         shown = ["python" if part == sys.executable else part for part in self.command]
         blas_core = os.environ.get("OPENBLAS_CORETYPE")
         return ServerSetup(self.name, shlex.join(shown), self.preload, blas_core)
+
+
+def copy_demo(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """A copy of the demo model for each name, in ``folder``: a run may change its files."""
+    folders = {name: folder / name for name in names}
+    with importlib.resources.as_file(
+        importlib.resources.files("quire.engine.demo") / "quire-demo"
+    ) as source:
+        for path in folders.values():
+            shutil.copytree(source, path)
+    return folders
 
 
 def quire_spec(

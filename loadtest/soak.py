@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.resources
 import shlex
-import shutil
 import sys
 import tempfile
 import time
@@ -26,7 +24,7 @@ from quire.loadtest import environment
 from quire.loadtest.chat import ServerError
 from quire.loadtest.environment import Environment
 from quire.loadtest.result_file import FORMAT_VERSION, save
-from quire.loadtest.servers import ServerProcess, ServerSpec, find_openblas, running
+from quire.loadtest.servers import ServerProcess, ServerSpec, copy_demo, find_openblas, running
 from quire.loadtest.soak_faults import ADMIN_KEY, Faults, Pace
 from quire.loadtest.soak_plot import save_plot
 from quire.loadtest.soak_samples import Sample, Sampler
@@ -65,19 +63,9 @@ class SoakResult(msgspec.Struct, tag="soak", tag_field="kind"):
 async def soak(options: Options) -> SoakResult:
     """Raises ServerError where the server does not start, and OSError where there is no /proc."""
     with tempfile.TemporaryDirectory() as folder:
-        folders = _models(Path(folder)) if options.faults else {}
+        folders = copy_demo(Path(folder), _MODELS) if options.faults else {}
         with running(_spec(folders)) as server:
             return await _soak(options, server, folders)
-
-
-def _models(folder: Path) -> dict[str, Path]:
-    """Two copies of the demo model, whose files the soak may touch."""
-    demo = importlib.resources.files("quire.engine.demo") / _MODELS[0]
-    folders = {name: folder / name for name in _MODELS}
-    with importlib.resources.as_file(demo) as source:
-        for path in folders.values():
-            shutil.copytree(source, path)
-    return folders
 
 
 def _spec(folders: Mapping[str, Path]) -> ServerSpec:

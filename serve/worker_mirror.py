@@ -51,20 +51,22 @@ _COUNTERS: Sequence[tuple[str, Labels, str, Callable[[WorkerStats], float]]] = (
         "prefix_cache_query_tokens",
         {},
         "Prompt tokens looked up in the prefix cache.",
-        lambda s: s.cache.queries,
+        lambda s: s.cache.lookups.queries,
     ),
     (
         "prefix_cache_hit_tokens",
         {},
         "Prompt tokens found in the prefix cache.",
-        lambda s: s.cache.hits,
+        lambda s: s.cache.lookups.hits,
     ),
     (
         "prefix_cache_page_hit_tokens",
         {},
         "Prompt tokens whose pages were found, with or without a recurrent layer's state and the "
         "pages of sliding windows.",
-        lambda s: s.cache.hits + s.cache.missed_state + s.cache.missed_window,
+        lambda s: (
+            s.cache.lookups.hits + s.cache.lookups.missed_state + s.cache.lookups.missed_window
+        ),
     ),
     *(
         (
@@ -75,11 +77,11 @@ _COUNTERS: Sequence[tuple[str, Labels, str, Callable[[WorkerStats], float]]] = (
             read,
         )
         for reason, read in (
-            ("evicted", lambda s: s.cache.missed_evicted),
-            ("new", lambda s: s.cache.missed_new),
-            ("tail", lambda s: s.cache.missed_tail),
-            ("state", lambda s: s.cache.missed_state),
-            ("window", lambda s: s.cache.missed_window),
+            ("evicted", lambda s: s.cache.lookups.missed_evicted),
+            ("new", lambda s: s.cache.lookups.missed_new),
+            ("tail", lambda s: s.cache.lookups.missed_tail),
+            ("state", lambda s: s.cache.lookups.missed_state),
+            ("window", lambda s: s.cache.lookups.missed_window),
         )
     ),
     *(

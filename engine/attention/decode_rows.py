@@ -79,34 +79,29 @@ class DecodeRows:
         return len(self.positions)
 
     @classmethod
-    def of(cls, chunks: list[Chunk], block_size: int) -> DecodeRows:
-        """In the order of ``chunks``, without clusters."""
+    def of(cls, chunks: list[Chunk], block_size: int, reach: Reach | None = None) -> DecodeRows:
+        """In the order of ``chunks``, without clusters.
+
+        Args:
+            reach: of layers that do not see all: positions and tables begin behind the blocks that
+                are out of reach.
+        """
         count = len(chunks)
         positions = np.array([chunk.start for chunk in chunks], np.int32)
+        skipped = [0] * count
+        if reach is not None:
+            skipped = [reach.skipped_blocks(chunk.start, block_size) for chunk in chunks]
+            positions -= np.array(skipped, np.int32) * block_size
         num_blocks = positions // block_size + 1
         width = int(num_blocks.max(initial=1))
         tables = np.zeros((count, width), np.int32)
         # Copies between buffers take a third of the time of assignments to rows of the array.
         flat = tables.reshape(-1).data
         for row, n in enumerate(num_blocks.tolist()):
-            blocks = chunks[row].block_ids
-            flat[row * width : row * width + n] = blocks if len(blocks) == n else blocks[:n]
-        return cls(np.arange(count), positions, num_blocks, tables, np.zeros(count, np.int32))
-
-    @classmethod
-    def of_window(cls, chunks: list[Chunk], block_size: int, reach: Reach) -> DecodeRows:
-        """Of layers with sliding windows or chunks, as in :meth:`of`; but positions and tables
-        begin behind the blocks that are out of reach."""
-        count = len(chunks)
-        skipped = [reach.skipped_blocks(chunk.start, block_size) for chunk in chunks]
-        positions = np.array([chunk.start for chunk in chunks], np.int32)
-        positions -= np.array(skipped, np.int32) * block_size
-        num_blocks = positions // block_size + 1
-        width = int(num_blocks.max(initial=1))
-        tables = np.zeros((count, width), np.int32)
-        flat = tables.reshape(-1).data
-        for row, (skip, n) in enumerate(zip(skipped, num_blocks.tolist(), strict=True)):
-            flat[row * width : row * width + n] = reach.blocks(chunks[row])[skip : skip + n]
+            blocks = chunks[row].block_ids if reach is None else reach.blocks(chunks[row])
+            if len(blocks) != n:
+                blocks = blocks[skipped[row] : skipped[row] + n]
+            flat[row * width : row * width + n] = blocks
         return cls(np.arange(count), positions, num_blocks, tables, np.zeros(count, np.int32))
 
     def clustered(self) -> DecodeRows:

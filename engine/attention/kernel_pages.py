@@ -20,7 +20,7 @@ from quire.kernels.decode_plan import DecodePlan, DecodeSettings, default_settin
 from quire.kernels.heads import Heads
 from quire.kernels.kv_write import write_in_place
 from quire.kernels.mixed_attention_spec import MIXED_ATTENTION, MixedShape, MixedVariant
-from quire.kernels.padding import capacity, pad_size
+from quire.kernels.padding import pad_size, round_up_to_power_of_two
 from quire.kernels.page_arrays import PageArrays
 from quire.kernels.paged_decode_spec import PAGED_DECODE, DecodeShape
 from quire.kernels.paged_prompt import plan_tiles
@@ -252,6 +252,8 @@ class KernelPages:
 
 def _widen(tables: Int32Array, size: int) -> Int32Array:
     """Pad to ``size`` rows and a power of two columns, with the scratch block."""
-    padded = np.zeros((size, capacity(tables.shape[1], _LEAST_TABLE_WIDTH)), np.int32)
+    padded = np.zeros(
+        (size, round_up_to_power_of_two(tables.shape[1], _LEAST_TABLE_WIDTH)), np.int32
+    )
     padded[: tables.shape[0], : tables.shape[1]] = tables
     return padded

@@ -121,7 +121,7 @@ class Rows:
         self._fill(self.full, chunks, block_size, None)
         self.windowed: Contexts | None = None
         if reach is not None and _differ(chunks, reach):
-            seen = DecodeRows.of_window(chunks[:count], block_size, reach)
+            seen = DecodeRows.of(chunks[:count], block_size, reach)
             self.windowed = Contexts(np.zeros(size, np.int32), seen, [])
             self._fill(self.windowed, chunks, block_size, reach)
         if count and (moves := batch.state_moves):

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from quire.cache.state_pool import EMPTY_SLOT
 from quire.engine.attention.rows import Rows
-from quire.kernels.padding import capacity
+from quire.kernels.padding import round_up_to_power_of_two
 from quire.kernels.segments import CONTINUED, EMPTY, Segments
 from quire.kernels.tree import Array
 
@@ -97,7 +97,7 @@ def _segments(rows: Rows, in_place: bool) -> Segments:
             targets.append(slot)
             done = num_tokens
     if prompts and in_place:
-        padding = capacity(len(lengths), _LEAST_SEGMENTS) - len(lengths)
+        padding = round_up_to_power_of_two(len(lengths), _LEAST_SEGMENTS) - len(lengths)
         lengths += [0] * padding
         sources += [EMPTY] * padding
         targets += [EMPTY] * padding

@@ -10,7 +10,7 @@ import numpy as np
 
 from quire.engine.messages import TokenLogprobs
 from quire.engine.step_batch import StepBatch
-from quire.kernels.padding import capacity
+from quire.kernels.padding import round_up_to_power_of_two
 from quire.kernels.tree import Array
 
 MAX_TOP = 20  # of the likeliest tokens
@@ -46,7 +46,7 @@ def plan_logprobs(batch: StepBatch, vocab_size: int) -> LogprobInputs | None:
     if not rows:
         return None
     # More of the last one, so that their number recurs; and one of two numbers of top tokens.
-    missing = capacity(len(rows), 4) - len(rows)
+    missing = round_up_to_power_of_two(len(rows), 4) - len(rows)
     num_top = min(MAX_TOP, vocab_size) if any(batch.reported) else 0
     return LogprobInputs(
         np.array(rows + rows[-1:] * missing, np.int32),

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quire.engine.step_batch import Chunk
-from quire.kernels.padding import capacity
+from quire.kernels.padding import round_up_to_power_of_two
 from quire.kernels.tree import Array
 
 Int32Array = npt.NDArray[np.int32]
@@ -100,5 +100,5 @@ def _padded(table: Int32Array, least: int) -> Int32Array:
     """With more of the last row, so that the number of rows recurs; at least one, of zeros."""
     if not len(table):
         table = np.zeros((1, table.shape[1]), np.int32)
-    missing = capacity(len(table), least) - len(table)
+    missing = round_up_to_power_of_two(len(table), least) - len(table)
     return np.concatenate([table, np.repeat(table[-1:], missing, axis=0)])

@@ -9,7 +9,7 @@ import numpy as np
 
 from quire.engine.attention.rows import Rows
 from quire.engine.step_batch import StepBatch
-from quire.kernels.padding import capacity, pad_size
+from quire.kernels.padding import pad_size, round_up_to_power_of_two
 from quire.kernels.tree import Array
 
 _MIN_ROWS = 4
@@ -41,7 +41,7 @@ def plan_pooling(batch: StepBatch, rows: Rows) -> PooledRows | None:
         last, count = last_rows[id(chunk)], chunk.num_pooled
         wanted += range(last - count + 1, last + 1)
         sums += [number] * count
-    num_sums = capacity(len(batch.pooled), _MIN_ROWS) + 1
+    num_sums = round_up_to_power_of_two(len(batch.pooled), _MIN_ROWS) + 1
     missing = max(pad_size(len(wanted)), _MIN_ROWS) - len(wanted)
     return PooledRows(
         np.array(wanted + wanted[-1:] * missing, np.int32),

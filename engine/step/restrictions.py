@@ -14,7 +14,7 @@ from quire.engine.grammar import mask_words
 from quire.engine.sequence import Sequence
 from quire.engine.step_batch import Chunk
 from quire.kernels.bitmask import apply_bitmask
-from quire.kernels.padding import capacity
+from quire.kernels.padding import round_up_to_power_of_two
 from quire.kernels.tree import Array
 
 Int32Array = npt.NDArray[np.int32]
@@ -132,7 +132,7 @@ def _ends_with(sequence: Sequence, tail: list[int]) -> bool:
 
 def _masks(allowed: dict[int, SequenceABC[int]], vocab_size: int) -> tuple[Int32Array, Int32Array]:
     # More of the last one, so that their number recurs.
-    rows = list(allowed) + [max(allowed)] * (capacity(len(allowed)) - len(allowed))
+    rows = list(allowed) + [max(allowed)] * (round_up_to_power_of_two(len(allowed)) - len(allowed))
     bits = np.zeros((len(rows), mask_words(vocab_size) * 32), np.bool_)
     for bit_row, row in enumerate(rows):
         bits[bit_row, allowed[row]] = True
@@ -142,5 +142,5 @@ def _masks(allowed: dict[int, SequenceABC[int]], vocab_size: int) -> tuple[Int32
 
 def _padded(entries: SequenceABC[tuple[int, ...]]) -> Int32Array:
     """With more of the last one, so that their number recurs."""
-    missing = capacity(len(entries), _LEAST) - len(entries)
+    missing = round_up_to_power_of_two(len(entries), _LEAST) - len(entries)
     return np.array([*entries, *[entries[-1]] * missing], np.int32)

@@ -33,7 +33,7 @@ from quire.engine.step_batch import StepBatch
 from quire.kernels.bitmask import apply_bitmask
 from quire.kernels.download import Download
 from quire.kernels.draws import Draws
-from quire.kernels.padding import capacity, pad_size
+from quire.kernels.padding import pad_size, round_up_to_power_of_two
 
 # MLX keeps smaller arrays in memory that host and GPU take turns to own.
 _MIN_TOKENS = 4
@@ -263,4 +263,4 @@ def _run(
 
 
 def _pad_logits(count: int) -> int:
-    return capacity(count) if count <= _SMALL_LOGITS else round_rows(count)
+    return round_up_to_power_of_two(count) if count <= _SMALL_LOGITS else round_rows(count)

@@ -17,7 +17,7 @@ from quire.engine.step.penalties import Penalties, penalize, plan_penalties
 from quire.engine.step.restrictions import Restrictions, plan_restrictions, restrict
 from quire.engine.step_batch import Chunk
 from quire.kernels.draws import MIN_TEMPERATURE, Draws
-from quire.kernels.padding import capacity
+from quire.kernels.padding import round_up_to_power_of_two
 from quire.kernels.sample_tokens import is_filtered, samples_by_kernel, take_likeliest
 from quire.kernels.sampling import draw_by_table, kernel_table, num_steps
 from quire.kernels.sampling_reference import sample_reference
@@ -94,7 +94,7 @@ def _plan_bias(rows: Sequence[tuple[int, Chunk]]) -> Bias | None:
     ]
     if not biased:
         return None
-    size = capacity(len(biased), _LEAST_BIASED)
+    size = round_up_to_power_of_two(len(biased), _LEAST_BIASED)
     places, values = np.zeros((size, 2), np.int32), np.zeros(size, np.float32)
     places[: len(biased)] = [place for *place, _ in biased]
     values[: len(biased)] = [value for _, _, value in biased]

@@ -16,6 +16,7 @@ import mlx.core as mx
 from quire.kernels.choice.chips import DeviceName
 from quire.kernels.choice.problem import Problem
 from quire.kernels.choice.sizes import ModelSizes
+from quire.kernels.padding import round_up_to_power_of_two
 
 DTYPES = ("float32", "float16", "bfloat16")
 HALF = ("float16", "bfloat16")
@@ -214,9 +215,7 @@ def describe_settings(settings: Settings) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
-def round_up(size: int) -> int:
-    """The smallest power of two of at least ``size``."""
-    return 1 << (size - 1).bit_length() if size > 1 else 1
+round_up = round_up_to_power_of_two  # what buckets do to sizes
 
 
 def dtype_name(dtype: mx.Dtype) -> str:

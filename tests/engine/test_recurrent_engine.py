@@ -81,7 +81,7 @@ def test_a_message_that_was_changed_leaves_what_is_in_front_of_it(
     with caplog.at_level(logging.INFO, logger="quire.engine.lookups"):
         assert ask(engine, changed, 4)[1] == 0
     assert "0 of 100 prompt tokens are cached: pages 64, state 0" in caplog.text
-    assert engine.stats().cache.missed_state == 64
+    assert engine.stats().cache.lookups.missed_state == 64
     # Now that two have parted there, the third goes on from there.
     assert ask(engine, [*conversation[:70], *prompt(30, seed=4)], 4)[1] == 64
 

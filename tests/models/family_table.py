@@ -81,7 +81,7 @@ def check_family(name: str) -> Row:
         "ties": len(comparison.ties),
         "preemptions": comparison.stats.preemptions,
         "evictions": comparison.stats.cache.evictions,
-        "prefix_hits": comparison.stats.cache.hits,
+        "prefix_hits": comparison.stats.cache.lookups.hits,
     }
     if comparison.mismatches:
         first = comparison.mismatches[0]

@@ -35,6 +35,7 @@ from quire.engine.messages import (
     Histogram,
     LoadFailed,
     LoadProgress,
+    Lookups,
     Ready,
     Shutdown,
     StepOutput,
@@ -168,7 +169,7 @@ class FakeWorker:
             steps=self.steps,
             preemptions=self.steps,
             memory_faults=0,
-            cache=CacheStats(*[0] * 6, *[no_histogram(BLOCK_SECONDS_BOUNDS)] * 2),
+            cache=CacheStats(Lookups(), 0, *[no_histogram(BLOCK_SECONDS_BOUNDS)] * 2),
             step=StepStats(
                 *[0.0] * 4,
                 seconds=no_histogram(STEP_SECONDS_BOUNDS),

@@ -27,6 +27,7 @@ from quire.engine.messages import (
     Abilities,
     CacheStats,
     Histogram,
+    Lookups,
     MemoryLimits,
     PoolStats,
     Ready,
@@ -42,7 +43,7 @@ READY = Ready("llama", "cpu", "float32", 100, 2048, 4, 16, 50, 1000, 2000)
 MODEL = "m"
 NESTED = ("cache", "step", "states", "windows")
 OWN = [name for name in WorkerStats.__struct_fields__ if name not in NESTED]
-CACHE = [name for name in CacheStats.__struct_fields__ if name not in ("lifetimes", "idle_times")]
+LOOKUPS = Lookups.__struct_fields__
 
 
 def histogram(bounds: Sequence[float], place: int | None = None, value: float = 0.0) -> Histogram:
@@ -53,13 +54,14 @@ def histogram(bounds: Sequence[float], place: int | None = None, value: float = 
 
 
 def stats(**values: Any) -> WorkerStats:
-    cache = {name: values.pop(name, 0) for name in CACHE}
+    lookups = Lookups(*[values.pop(name, 0) for name in LOOKUPS])
+    evictions = values.pop("evictions", 0)
     blocks = histogram(BLOCK_SECONDS_BOUNDS, **values.pop("block", {}))
     times = values.pop("times", (0.0,) * 4)
     seconds = histogram(STEP_SECONDS_BOUNDS, **values.pop("duration", {}))
     return WorkerStats(
         **{**dict.fromkeys(OWN, 0), **values},
-        cache=CacheStats(**cache, lifetimes=blocks, idle_times=blocks),
+        cache=CacheStats(lookups, evictions, lifetimes=blocks, idle_times=blocks),
         step=StepStats(*times, seconds=seconds, tokens=histogram(STEP_TOKENS_BOUNDS)),
     )
 
@@ -127,7 +129,9 @@ def test_what_the_system_charges_for_the_worker_is_shown(metrics, worker):
 def test_the_gauges_mirror_one_snapshot(metrics, worker):
     worker.ready(READY)
     worker.eviction_policy = "fifo"
-    numbers = {name: position for position, name in enumerate([*OWN, *CACHE], start=1)}
+    numbers = {
+        name: position for position, name in enumerate([*OWN, "evictions", *LOOKUPS], start=1)
+    }
     worker.stats = stats(**numbers)
     reasons = ("evicted", "new", "tail", "state", "window")
     seen = {

@@ -49,7 +49,9 @@ def test_the_engine_that_was_made_ready_begins_anew(device: DeviceName) -> None:
     assert engine.stats().steps > 0
     engine.forget(mixed)
     stats = engine.stats()
-    assert (stats.steps, stats.cache.queries, stats.blocks_used, stats.blocks_cached) == (0,) * 4
+    assert (stats.steps, stats.cache.lookups.queries, stats.blocks_used, stats.blocks_cached) == (
+        0,
+    ) * 4
     prompt = [i % 50 for i in range(30)]  # the start has run it
     engine.submit(GenerateRequest(0, prompt, 8, SamplingParams(temperature=0)))
     tokens: list[int] = []
@@ -57,7 +59,7 @@ def test_the_engine_that_was_made_ready_begins_anew(device: DeviceName) -> None:
         for output in engine.step():
             tokens += output.token_ids
     assert tokens == reference_generate(build("qwen3", 0), prompt, 8)[0]
-    assert engine.stats().cache.hits == 0
+    assert engine.stats().cache.lookups.hits == 0
 
 
 @pytest.mark.parametrize("slots", [9, 20, None])
@@ -73,7 +75,7 @@ def test_what_decodes_share_is_computed_once_however_few_states_there_are(
         run_everything(load, 256, "cuda")
     assert max(decodes) == (32 if slots is None else slots - 2)
     # Half a thousand at each number of decodes if the state had gone.
-    assert engine.stats().cache.missed_state < 512
+    assert engine.stats().cache.lookups.missed_state < 512
 
 
 @pytest.mark.parametrize(
