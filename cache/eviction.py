@@ -17,6 +17,8 @@ _ATTENTION_PARITY_TOKENS = 8192
 
 
 class EvictionPolicy(Protocol):
+    """Ranks cached blocks or states that nobody uses: which of them to give up first."""
+
     def priority(self, cached_at: int, released_at: int, position: int, uses: int) -> float:
         """Rank a block that nobody references any more; the lowest rank is evicted first.
 

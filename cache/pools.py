@@ -32,10 +32,12 @@ NO_NEEDS = Needs()
 
 
 class Pools(NamedTuple):
-    """Attributes:
-    blocks: of layers that see all tokens.
-    states: slots, of models with recurrent layers.
-    windows: of layers with sliding windows; None: these have no blocks of their own.
+    """The pools of one model.
+
+    Attributes:
+        blocks: of layers that see all tokens.
+        states: slots, of models with recurrent layers.
+        windows: of layers with sliding windows; None: these have no blocks of their own.
     """
 
     blocks: BlockPool

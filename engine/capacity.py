@@ -14,7 +14,8 @@ from quire.engine.model.paged_model import PagedModel
 
 
 class Capacity:
-    """
+    """How many blocks and slots there are; allocates their pages, and makes pools that count them.
+
     Attributes:
         num_blocks: KV blocks, the scratch block included.
         num_window_blocks: of layers whose windows have blocks of their own, likewise.

@@ -36,7 +36,7 @@ class Encoder:
         self._runner = ModelRunner(model, max_num_seqs)
 
     def compiling_at_once(self) -> AbstractContextManager[None]:
-        """Meanwhile the graphs of new forms of steps are compiled at their first run."""
+        """Context manager: within it, steps of a new form are compiled at their first run."""
         return self._runner.compiling_at_once()
 
     def prepare(self, batch: StepBatch) -> HostStep:

@@ -115,7 +115,7 @@ class Engine:
         self._clock = StepClock()
 
     def compiling_at_once(self) -> AbstractContextManager[None]:
-        """Meanwhile the graphs of new forms of steps are compiled at their first run."""
+        """Context manager: within it, steps of a new form are compiled at their first run."""
         return self._encoder.compiling_at_once()
 
     @property

@@ -29,7 +29,8 @@ _WAIT = 0.005  # seconds
 
 
 class Masks(NamedTuple):
-    """
+    """Which tokens the rows of a step may draw.
+
     Attributes:
         bits: (sampled rows, words) int32, a bit for each token that may be drawn.
         failed: sequences that cannot go on.
@@ -40,6 +41,8 @@ class Masks(NamedTuple):
 
 
 class GrammarQueue:
+    """Holds requests until their grammars are compiled, and fills the masks of those that run."""
+
     def __init__(self, compiler: GrammarCompiler | None) -> None:
         """Without a compiler no request may have a grammar."""
         self._compiler = compiler

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def lookups_unheard() -> Iterator[None]:
-    """Meanwhile none is logged: those of a warm-up, which nobody has asked for."""
+    """Context manager: within it, no lookup is logged, such as those of a warm-up."""
     logger.disabled = True
     try:
         yield

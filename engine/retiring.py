@@ -9,7 +9,8 @@ from quire.cache.pools import Holdings, Needs, Pools
 
 
 class Retiring:
-    """
+    """Blocks and slots that sequences have given up, held until the steps that use them retire.
+
     Attributes:
         retired: the newest step that has, steps being numbered from 0.
     """

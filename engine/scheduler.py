@@ -36,7 +36,8 @@ _MAX_LOOKED_UP = 1 << 16
 
 
 class Scheduler:
-    """
+    """Plans steps for the sequences of one model, and takes what the steps have drawn.
+
     Attributes:
         limits: of a step.
         waiting: by priority, then by age.

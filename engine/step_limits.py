@@ -16,7 +16,8 @@ _MAX_SCORED = 64
 
 @dataclass(slots=True)
 class StepLimits:
-    """
+    """How many sequences and tokens a step may have, and how long its chunks of prompts may be.
+
     Attributes:
         max_num_seqs: sequences that run at the same time.
         max_num_batched_tokens: of decodes and prompt chunks together.

@@ -134,8 +134,8 @@ class KernelCache:
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Meanwhile kernels are not run, their outputs are zeros, and those not in the folder are
-        compiled; when this ends all are there."""
+        """Context manager: within it, kernels do not run and give zeros, and those that the folder
+        lacks are compiled; at its end the folder has all of them."""
         # A graph that is compiled now would give zeros for ever.
         mx.disable_compile()
         try:

@@ -39,8 +39,8 @@ _noted: Note | None = None
 
 @contextmanager
 def not_run_but_noted(note: Note) -> Iterator[None]:
-    """Meanwhile kernels return zeros, and ``note`` is told of each launch: the kernel, its inputs,
-    its template and the types of its outputs."""
+    """Context manager: within it, kernels return zeros, and ``note`` is called with each launch:
+    the kernel, its inputs, its template and the types of its outputs."""
     global _noted
     _noted = note
     try:

@@ -79,9 +79,11 @@ class StepInputs:
 
 @dataclass(frozen=True)
 class MlxPlan:
-    """Attributes:
-    full: of layers without windows, and of all where windows have no blocks of their own.
-    windowed: of layers with windows or chunks; None: they have none.
+    """A step's rows as attention in MLX's operations takes them.
+
+    Attributes:
+        full: of layers without windows, and of all where windows have no blocks of their own.
+        windowed: of layers with windows or chunks; None: they have no blocks of their own.
     """
 
     full: RaggedBatch
@@ -90,11 +92,13 @@ class MlxPlan:
 
 @dataclass(frozen=True)
 class Plans:
-    """Attributes:
-    mlx: of layers whose pages MLX's operations write.
-    kernels: of layers whose pages kernels write in place.
-    keeps_rows: whether attention may read new keys and values as rows instead of from pages.
-    states: of recurrent layers.
+    """What a model's layers must know of a step beside its rows, made once for all of a kind.
+
+    Attributes:
+        mlx: of layers whose pages MLX's operations write.
+        kernels: of layers whose pages kernels write in place.
+        keeps_rows: whether attention may read new keys and values as rows instead of from pages.
+        states: of recurrent layers.
     """
 
     mlx: MlxPlan | None = None

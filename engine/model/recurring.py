@@ -39,7 +39,7 @@ class Recurring(Generic[Result]):
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Meanwhile forms are compiled when they come for the first time."""
+        """Context manager: within it, forms are compiled when they come for the first time."""
         self._at_once = True
         try:
             yield

@@ -133,8 +133,8 @@ def _plain_logits(paged: PagedModel, pieces: Sequence[list[int]]) -> mx.array:
 
 @contextmanager
 def _unrounded(model: nn.Module) -> Iterator[None]:
-    """Meanwhile what the model hands from layer to layer is float32, since the weights of its norms
-    are; matrices stay as they are."""
+    """Context manager: within it, what the model hands from layer to layer is float32, since the
+    weights of its norms are; matrices stay as they are."""
     weights = {
         name: array
         for name, array in tree_flatten(model.parameters())

@@ -112,7 +112,8 @@ class ModelRunner:
         mx.eval(self._no_tokens)
 
     def compiling_at_once(self) -> AbstractContextManager[None]:
-        """Meanwhile the graphs of new forms are compiled at their first run, where any are."""
+        """Context manager: within it, graphs of new forms are compiled at their first run, if this
+        model's are compiled at all."""
         return self._run.at_once() if isinstance(self._run, Recurring) else nullcontext()
 
     def prepare(self, batch: StepBatch) -> HostStep:
