@@ -86,8 +86,18 @@ class SequenceCache:
         coming: Collection[BlockHash],
         least: int,
     ) -> BlockHash | None:
-        """The block in ``coming`` to wait for; None if the prefix will not be longer by ``least``
-        tokens. As long as that one is coming, so are about as many."""
+        """The block to wait for, where running sequences compute enough of this prompt.
+
+        Args:
+            prefix: what is cached by now.
+            coming: hashes that running sequences will register, see :meth:`coming`.
+            least: tokens by which ``prefix`` must become longer; else waiting does not pay.
+
+        Returns:
+            The hash of a block in ``coming`` with blocks of about ``least`` tokens behind it that
+            are coming too: until it is registered, the prompt need not be looked up again. None:
+            do not wait.
+        """
         size = self._pools.blocks.block_size
         if self._states is None:
             names = self.blocks.names_coming(prefix.num_pages, token_ids, coming)

@@ -50,8 +50,11 @@ class Capacity:
         return Pools(blocks, states, windows)
 
     def resize(self, num_blocks: int) -> None:
-        """From the next allocation on; blocks for windows keep their share, as long as they are
-        enough for a window and a step."""
+        """Have ``num_blocks`` KV blocks from the next allocation on.
+
+        The number of blocks for windows changes by the same factor, but stays enough for a window
+        and a step.
+        """
         config, window = self._config, self._model.window
         self.num_blocks = num_blocks
         self.num_window_blocks = config.num_window_blocks or config.num_blocks

@@ -28,6 +28,8 @@ def do_now(job: Callable[[], T], /) -> Future[T]:
 
 
 class _Later(Future[T]):
+    """Runs its job in the first call of :meth:`result`."""
+
     def __init__(self, job: Callable[[], T]) -> None:
         super().__init__()
         self._job: Callable[[], T] | None = job
@@ -42,7 +44,8 @@ class _Later(Future[T]):
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """None where nobody has asked for the result; then nobody may ask any more."""
+        """What the job raised, if it has run. None if not, because nobody has asked for its result:
+        whoever calls this gives the job up, and must not ask for the result later."""
         return None if self._job is not None else super().exception(timeout)
 
 
@@ -52,7 +55,7 @@ def do_later(job: Callable[[], T], /) -> Future[T]:
 
 
 class DeviceThread:
-    """Jobs of another thread for the one that made this."""
+    """Takes jobs from another thread and runs them on the thread that made this object."""
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()

@@ -44,9 +44,10 @@ class Encoder:
         return self._runner.prepare(batch)
 
     def is_late(self, host_step: HostStep) -> bool:
-        """Whether a step is built when somebody asks for its future, and not before.
+        """Whether the step is built only when the result of its future is asked for.
 
-        Its first layers run while it is built: not beside the step before.
+        It is long, and its first layers run while it is built: they must not run beside the step
+        before.
         """
         return host_step.layers_at_once is not None and not self.ahead
 

@@ -86,7 +86,7 @@ class Engine:
         if config.least_blocks is not None:
             self._relief = Relief(config.num_blocks, config.least_blocks)
         self._next: Future[Step] | None = None
-        self._unsampled: Unsampled | None = None  # if so, it is the next one
+        self._unsampled: Unsampled | None = None  # becomes the next one when it is sampled
         self._in_flight: deque[InFlight] = deque()
         self._outputs: list[TokenOutput] = []
         self._unconfirmed: list[TokenOutput] = []  # of a step whose success is not known yet
@@ -181,9 +181,12 @@ class Engine:
         receive: Callable[[], None] | None,
         send: Callable[[list[TokenOutput]], None] | None,
     ) -> None:
-        """A step with grammars is handed to the device in two halves: its forward pass at once, and
-        its samples when the tokens of the step before have shown what may be drawn. While masks say
-        so, the next step is scheduled."""
+        """One iteration.
+
+        A step with grammars goes to the device in two halves: its forward pass at once, its
+        sampling once the tokens of the step before are committed and the masks that follow from
+        them are filled. The next step is scheduled while the masks are filled.
+        """
         encoder = self._encoder
         self._clock.begin()
         if not encoder.ahead:
@@ -238,10 +241,11 @@ class Engine:
         flight.encoded = self._next = self._encoder.encode_samples(forward, masks)
 
     def _retire(self, step: Step, following: Future[Any] | None) -> None:
-        """Wait for a step and take its tokens.
+        """Wait for a step and commit its tokens.
 
-        MLX reports an error of the device once, to whoever asks first: that may be who encodes the
-        ``following`` step, so that tokens leave only when that has gone well too.
+        MLX reports an error of the device once, to whoever asks first, which may be the thread that
+        encodes the ``following`` step. So the tokens leave only when that step has been encoded
+        without an error too.
         """
         tokens, logprobs, sums = self._encoder.collect(step)
         self._clock.end_wait()
@@ -259,7 +263,7 @@ class Engine:
             self._unconfirmed = outputs
 
     def _confirm(self, send: Callable[[list[TokenOutput]], None] | None) -> None:
-        """The step after that of the unconfirmed tokens is encoded."""
+        """Let the unconfirmed tokens leave: the step after theirs was encoded without an error."""
         outputs, self._unconfirmed = self._unconfirmed, []
         if outputs and send is not None:
             send(outputs)
@@ -267,7 +271,7 @@ class Engine:
             self._outputs += outputs
 
     def _recover(self, error: BaseException) -> None:
-        """After a step for which the device had no memory: nothing in flight counts."""
+        """Begin anew after a step for which the device had no memory; steps in flight are lost."""
         reason = " ".join(str(error).split())[:_REASON_LENGTH]
         flight = self._drop_flight()
         has_prompts = any(batch.num_tokens > batch.num_decodes for batch in flight)
@@ -292,7 +296,7 @@ class Engine:
         self._encoder.clear_device(self._capacity)
 
     def _drop_flight(self) -> list[StepBatch]:
-        """Wait for steps in flight, of which nothing counts."""
+        """Wait for the steps in flight, and forget their results."""
         flight = [*self._in_flight]
         self._in_flight.clear()
         self._next = None

@@ -112,7 +112,7 @@ class GrammarQueue:
 
 
 def _restrict(chunk: Chunk, mask: Bitmask) -> None:
-    """What the request itself says, as far as the grammar leaves anything."""
+    """Take out of ``mask`` what the request itself forbids, unless nothing would be left."""
     if allowed := chunk.sampling.allowed_token_ids:
         allow_only(mask, allowed)
     elif banned := [*chunk.banned_token_ids, *ends_of_bad_words(chunk.sequence)]:

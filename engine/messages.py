@@ -155,7 +155,7 @@ class Abilities(msgspec.Struct, frozen=True):
 
 
 class StateSlots(msgspec.Struct, frozen=True):
-    """Of models with recurrent layers."""
+    """The slots for states, of models with recurrent layers."""
 
     num_slots: int = 0
     nbytes: int = 0  # of all of them
@@ -212,7 +212,7 @@ class TokenOutput(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class PoolStats(msgspec.Struct, frozen=True):
-    """Of a pool beside that of KV blocks."""
+    """Counts of a pool other than that of KV blocks."""
 
     used: int
     cached: int  # what nobody uses and others may begin with

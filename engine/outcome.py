@@ -13,12 +13,12 @@ from quire.engine.step_batch import StepBatch
 
 
 class Reported(NamedTuple):
-    """Of a chunk, beside its token.
+    """What a step gave for one chunk beside its token.
 
     Attributes:
-        drawn: of that token, if it is wanted.
-        scored: of the prompt's tokens that follow on the chunk's.
-        total: of its hidden states.
+        drawn: the log-probabilities of that token, one entry; empty if nobody asks.
+        scored: likewise of the prompt's tokens that the chunk's rows predict.
+        total: (hidden_size,) the sum of its hidden states; None: the prompt is to be no vector.
     """
 
     drawn: list[TokenLogprobs]
@@ -32,9 +32,14 @@ _NOTHING = Reported([], [], None)
 def reports(
     batch: StepBatch, logprobs: SequenceABC[TokenLogprobs], sums: SequenceABC[Float32Array]
 ) -> Iterator[Reported]:
-    """What there is for each chunk of ``batch``, of what there is for the step."""
+    """Deal the results of a step out to its chunks, in their order.
+
+    Args:
+        logprobs: one for each of ``batch.reported``.
+        sums: one for each of ``batch.pooled``.
+    """
     if not logprobs and not sums:
-        # Of nearly all steps, and to look costs as much as all else that a token means.
+        # Nearly all steps. The loop below takes as long as all other work on their tokens.
         yield from [_NOTHING] * len(batch.chunks)
         return
     drawn, scored = iter(logprobs), iter(logprobs[len(logprobs) - batch.num_scored :])
@@ -48,7 +53,8 @@ def reports(
 
 
 def take_token(sequence: Sequence, token: int, logprobs: list[TokenLogprobs]) -> TokenOutput:
-    """Take ``token``, the newest of ``sequence``, which ends if that is a reason to.
+    """Take ``token``, the newest of ``sequence``; a finish reason in the output says that it is the
+    last.
 
     Raises:
         GrammarError: its grammar cannot go on.

@@ -1,4 +1,4 @@
-"""The vector that becomes of a prompt's hidden states, step by step; on the host."""
+"""The vector that a prompt's hidden states become, step by step; on the host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Float32Array = npt.NDArray[np.float32]
 
 
 class Pooled:
-    """Of one prompt, as far as its steps have retired."""
+    """The vector of one prompt, as far as its steps have retired."""
 
     def __init__(self, pooling: Pooling, num_tokens: int) -> None:
         """``num_tokens`` are those of the prompt."""

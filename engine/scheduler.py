@@ -72,7 +72,8 @@ class Scheduler:
         limits.fit(pools)
 
     def _follow_evictions(self) -> None:
-        """What stands behind an evicted block, or beside it, cannot be found any more."""
+        """A state or a window's block cannot be found without the KV block of the same hash: when
+        that is evicted, drop them."""
         for pool in self._pools[1:]:
             if pool is not None:
                 self._blocks.on_eviction.append(pool.drop)
@@ -118,7 +119,7 @@ class Scheduler:
             self._finish(sequence)
 
     def _enqueue(self, sequence: Sequence, *, first: bool = False) -> None:
-        """Behind, or in front of, those who wait with the same priority."""
+        """Put ``sequence`` behind those who wait with its priority, or ``first``, in front."""
         priority = sequence.request.priority
         place = len(self.waiting)
         while place and (
@@ -237,7 +238,7 @@ class Scheduler:
     def _awaited(
         self, sequence: Sequence, prefix: Prefix, coming: set[BlockHash]
     ) -> BlockHash | None:
-        """The block to wait for, if somebody else is computing much of this prompt right now.
+        """The block to wait for, if running sequences are computing much of this prompt right now.
 
         Requests that share a long prefix and arrive together would otherwise all compute it.
         """

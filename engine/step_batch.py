@@ -94,8 +94,8 @@ class StepBatch:
 
     @property
     def reported(self) -> list[int]:
-        """How many of the likeliest tokens each token has beside it whose log-probability is
-        wanted: sampled ones, then scored ones."""
+        """For each token whose log-probability is wanted, how many of the likeliest tokens are
+        reported beside it: first the sampled tokens, then the scored ones."""
         drawn = [chunk.logprobs for chunk in self.sampled if chunk.logprobs is not None]
         return drawn + [
             chunk.sequence.request.prompt_logprobs or 0

@@ -43,7 +43,8 @@ def tuned_shapes(common: Shape) -> Callable[[ModelSizes, DeviceName, int], Itera
 
 
 def cut(rows: int, segments: int, *, ragged: bool, seed: int) -> list[int]:
-    """Lengths of the segments, of which only as many rows as there are give all one row."""
+    """The lengths of ``segments`` segments of ``rows`` rows in all: alike as far as possible, or
+    with ``ragged`` at random, at least one row each."""
     if rows == segments or not ragged:
         return [(s + 1) * rows // segments - s * rows // segments for s in range(segments)]
     rng = np.random.default_rng(seed)
@@ -109,12 +110,13 @@ class RecurrentProblem(Problem):
         return other
 
     def written(self, results: Sequence[mx.array], fence: mx.array) -> list[mx.array]:
-        """What a kernel returns: what it computed, the pool, and its fence, none of which can be
-        computed without the others."""
+        """The result of a kernel: ``results``, the pool that it wrote to, and its fence. Whoever
+        evaluates one of them has the kernel run."""
         found: list[mx.array] = mx.depends([*results, self.pool, fence], [fence])
         return found
 
     def stepped_over(self, results: Sequence[mx.array]) -> list[mx.array]:
-        """What MLX's operations return, who waits for which waits for the new states. These stay
-        the very array that was written to: had they another, MLX would copy the pool."""
+        """The result of MLX's operations: ``results`` and the pool of new states. Whoever evaluates
+        ``results`` has the states computed too. The pool is returned as the array object that was
+        assigned to: MLX would copy the whole pool at the next write if another referred to it."""
         return [*mx.depends(list(results), [self.stepped]), self.stepped]

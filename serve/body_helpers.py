@@ -118,7 +118,7 @@ class Received(Generic[T]):
 
     @property
     def messages(self) -> LargeMessages | None:
-        """Those that the request does not have."""
+        """Where the messages are that the request has a stand-in for; None: it has its own."""
         return LargeMessages(self.body, self.kind.name) if self.is_large else None
 
 
@@ -139,7 +139,7 @@ class RequestReader(Generic[T]):
         return Received(rest, self._kind, body, is_large=True)
 
     def after(self, received: Received[T], num_bytes: int) -> Received[T]:
-        """The same, large where it is with so many bytes of a conversation before it."""
+        """The same; large if it is so together with ``num_bytes`` of a conversation before it."""
         if self._helpers is None or num_bytes + received.body.size < LARGE_BODY:
             return received
         return replace(received, request=self._kind.without_prompt(received.request), is_large=True)

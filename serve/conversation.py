@@ -70,7 +70,7 @@ async def encode_conversation(
     """Raises :class:`ApiError`.
 
     Args:
-        counts: a prompt that is too long is encoded all the same, as far as that can be borne.
+        counts: as in :class:`quire.serve.prompt_length.LengthLimit`.
         large: the messages, where the request has a stand-in.
     """
     encoder = served.model.encoder

@@ -39,7 +39,7 @@ class Reading(Struct, frozen=True):
     token_ids: bool = False  # whether deltas have them
     logprobs: bool = False
     index: int = 0  # of the sequence within its request
-    repeats_prompt: bool = False  # that of the sequence before, which is counted once
+    repeats_prompt: bool = False  # of the sequence before: usage counts it once
     echoes: bool = False  # the text begins with the prompt
     discards: bool = False  # what is generated; only the prompt matters
 
@@ -224,7 +224,8 @@ class GenerationGroup:
         prompts = [g for g in self.generations if not g.reading.repeats_prompt]
         prompt = sum(generation.prompt_tokens for generation in prompts)
         completion = sum(generation.completion_tokens for generation in self.generations)
-        # Of sequences that share a prompt the first to run has found the least; any may be it.
+        # Of a prompt's sequences the first to run found the fewest cached tokens: those count. It
+        # may be any of them.
         cached: list[int] = []
         for generation in self.generations:
             found = generation.cached_tokens

@@ -54,8 +54,13 @@ def memory(
     bits: Bits | None = None,
     sequences: int = 1,
 ) -> Memory:
-    """For ``tokens`` in the KV cache, of so many ``sequences`` of one length, and steps of
-    ``step_tokens``; ``bits`` None: as it is."""
+    """What it takes to serve a model.
+
+    Args:
+        tokens: in the KV cache, of ``sequences`` of one length.
+        step_tokens: of the longest step.
+        bits: of the weights; None: as they are stored.
+    """
     if bits is None:
         weights = facts.widened_weight_bytes if device == "cpu" else facts.weight_bytes
     else:

@@ -291,7 +291,8 @@ def _messages(turns: Iterable[Turn]) -> list[Message]:
 
 
 def _texts(blocks: Iterable[Block], index: int, others: tuple[type[Struct], ...]) -> list[str]:
-    """Of the blocks that are none of the ``others``."""
+    """The texts of the blocks that are of none of the types ``others``. Raises :class:`ApiError`
+    (400) for a block that is no text."""
     texts = []
     for number, block in enumerate(blocks):
         if isinstance(block, others):

@@ -20,7 +20,8 @@ class LengthLimit(Struct, frozen=True):
         max_model_len: in tokens; None: there is no context to fit, and only what would take too
             much memory to read is refused.
         bytes_per_token: of text, at most; None: not known.
-        counts: a prompt that is too long is encoded all the same, as far as that can be borne.
+        counts: the tokens are only counted: a text longer than the context is read too, up to
+            :data:`MAX_UNLIMITED_TEXT`.
     """
 
     max_model_len: int | None

@@ -94,7 +94,8 @@ class Entry(Protocol):
         ...
 
     def why_unavailable(self) -> Unavailable | None:
-        """Why requests are refused that no load would help; None where they are taken."""
+        """Why a request would be refused now; None if it is taken, even if it first has to wait for
+        the model to be loaded."""
         ...
 
     async def open(self, name: str) -> Served:

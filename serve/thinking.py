@@ -13,7 +13,8 @@ _LOW_TO_HIGH: Final = {"none": "low", "minimal": "low", "xhigh": "high", "max": 
 
 
 def check_switches(switches: Mapping[str, Any] | None) -> None:
-    """Raises :class:`ApiError` (400) for a variable that is none of the above."""
+    """Raises :class:`ApiError` (400) for a variable that is none of :data:`SWITCHES`, or for a
+    value that is neither text, a number nor a boolean."""
     for name, value in (switches or {}).items():
         param = f"chat_template_kwargs.{name}"
         if name not in SWITCHES:

@@ -83,7 +83,7 @@ class MlxPlan:
 
     Attributes:
         full: of layers without windows, and of all where windows have no blocks of their own.
-        windowed: of layers with windows or chunks; None: they have no blocks of their own.
+        windowed: of layers with windows or chunks; None: ``full`` is theirs too.
     """
 
     full: RaggedBatch

@@ -208,6 +208,9 @@ class PaddedSizes:
 
 
 def round_rows(count: int) -> int:
-    """To few sizes where rows hardly cost, and to close ones where they do."""
+    """``count`` rounded up to a multiple of 16 up to 128 rows, of 32 up to 512, of 64 beyond.
+
+    Each size is another graph, so that they are few; but padding costs time where rows are many.
+    """
     step = 16 if count <= 128 else 32 if count <= 512 else 64
     return -(-count // step) * step

@@ -81,8 +81,8 @@ class Pool:
         unit_bytes: of one.
         least: units without which it cannot serve.
         enough: units that all requests at a time could use.
-        one: units that come first, for one request of full length; 0: as it comes.
-        usual: units that come next, for requests of usual length; likewise.
+        one: units for one request of full length, which all pools get first; 0: none come first.
+        usual: units for all requests at a usual length, which all pools get next; 0: likewise.
     """
 
     unit_bytes: int
@@ -93,7 +93,7 @@ class Pool:
 
     @property
     def steps(self) -> tuple[int, int, int]:
-        """Units to reach one after the other, from the least on."""
+        """Units to reach one after the other: in each step all pools, then the next step."""
         one, usual = min(self.one, self.enough), min(self.usual, self.enough)
         return one, usual, self.enough
 

@@ -19,12 +19,12 @@ from quire.engine.memory.budget import (
 )
 
 _LEAST_TOKENS = 64  # in the KV cache
-# Kept of one sequence at most: more of them nobody comes back to.
+# States that are kept of one sequence, at most: hardly anybody comes back to more.
 _STATES_PER_SEQUENCE = 64
-# Where windows have pages of their own: how long a context is expected to be, to tell how many
-# windows there will be beside so much of it.
+# Where windows have blocks of their own: the expected length of a context. It says how many windows
+# there will be, and so how memory is divided between them and the other layers.
 _USUAL_CONTEXT = 16 << 10  # tokens
-# And so many of them come before anything else but one long context.
+# Sequences whose windows get room before all others, together with one context of full length.
 _FEW_SEQUENCES = 4
 _MORE = 0.95  # a fraction that leaves the rest of a machine little
 # Bytes of a 4-bit weight in groups of 64, of which each has a scale and a bias.
@@ -45,8 +45,8 @@ class Demand:
         dtype: of the weights.
         bytes_per_state: of a sequence, all recurrent layers together; 0: there are none.
         state_spacing: tokens between the states kept of a long prompt.
-        window: tokens that the others see; 0: there are none.
-        bytes_per_window_token: in the KV cache, all of these together.
+        window: tokens that layers with sliding windows see; 0: there are none.
+        bytes_per_window_token: in the KV cache, all layers with windows together.
     """
 
     context: int
@@ -61,7 +61,7 @@ class Demand:
     bytes_per_window_token: int = 0
 
     def pools(self, budget: Budget) -> dict[str, Pool]:
-        """By the names of :class:`Sizes`, as far as the model has such a pool."""
+        """The pools that the model has, by the names of the fields of :class:`Sizes`."""
         sequences = sequences_to_hold(budget.device, self.max_num_seqs)
         pools = {"blocks": self._blocks(sequences)}
         if self.bytes_per_state:

@@ -13,7 +13,7 @@ _LOADING_CACHE = 1 << 30
 
 
 def limit_loading(budget: Budget) -> None:
-    """Before anything is loaded: nothing that follows may take more than the budget."""
+    """Before anything is loaded: let nothing that follows take more than the budget."""
     mx.set_memory_limit(budget.limit)
     mx.set_cache_limit(min(_LOADING_CACHE, budget.limit // 8))
     if budget.device == "metal":
@@ -21,7 +21,7 @@ def limit_loading(budget: Budget) -> None:
 
 
 def limit_serving(budget: Budget, pools: int) -> MemoryLimits:
-    """After the warm-up, whose buffers are given back.
+    """After the warm-up: give its buffers back, and set the limits of a model that serves.
 
     On GPUs MLX gives freed buffers back before it passes the memory limit, and everywhere it waits
     for work to finish before it allocates beyond.

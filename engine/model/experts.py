@@ -51,8 +51,8 @@ class KernelGLU(SwitchGLU):
         return output.reshape(*indices.shape, -1)
 
     def pairs(self, x: mx.array, indices: mx.array) -> tuple[mx.array, mx.array | None]:
-        """What the experts gave, (P, dim), and where among it each pair of a row and an expert is;
-        None: in their order."""
+        """(P, dim), the experts' output for each pair of a row and an expert, and which row of it
+        belongs to which pair; None: they are in the order of ``indices``."""
         products = _products([self.gate_up_proj, self.down_proj], x, indices)
         if products is None:
             return self._by_mlx(x, indices)
@@ -74,7 +74,7 @@ class KernelGLU(SwitchGLU):
         return hidden
 
     def _by_mlx(self, x: mx.array, indices: mx.array) -> tuple[mx.array, mx.array | None]:
-        """As mlx-lm's own goes: many pairs in the order of their experts, once for all products."""
+        """As mlx-lm does it: where pairs are many, they are sorted by expert for all products."""
         rows, experts, order = mx.expand_dims(x, (-2, -3)), indices, None
         if indices.size >= SORTED_PAIRS:
             order = mx.argsort(indices.flatten())
@@ -101,8 +101,8 @@ class KernelMLP(SwitchMLP):
 
 
 def adapt_experts(model: nn.Module) -> None:
-    """Have kernels multiply wherever they are chosen; not where gates and ups are packed
-    differently, which are two products then."""
+    """Have kernels multiply wherever they are chosen. A layer whose gates and ups are packed
+    differently stays as it is: it cannot have both in one product."""
     for module in model.modules():
         if type(module) is SwitchMLP:
             module.__class__ = KernelMLP
@@ -116,8 +116,15 @@ def _can_join(linears: Sequence[Any]) -> bool:
 
 
 def _products(linears: Sequence[Any], x: mx.array, indices: mx.array) -> list[Product] | None:
-    """The products by kernels, the last one of what the others give for each pair of a row and an
-    expert; None if any of them is to be MLX's, or they do not go alike."""
+    """Each of ``linears`` as a product by kernels; None if MLX is to compute any of them, or if
+    their kernels differ, which may want the pairs of a row and an expert in different orders.
+
+    Args:
+        linears: the layers of the experts, in the order in which rows pass through them. The last
+            one takes a row for each pair; those before take the rows of ``x``.
+        x: (..., dim)
+        indices: (..., chosen), the experts of each row.
+    """
     each = [indices.shape[-1]] * (len(linears) - 1) + [1]
     choices: list[ExpertChoice] = []
     for linear, n in zip(linears, each, strict=True):

@@ -29,5 +29,5 @@ def _attend(layer: Any, x: mx.array, mask: Any = None, cache: Any = None) -> mx.
 
 
 def install() -> None:
-    """Calls without pages are unchanged. Idempotent."""
+    """Replace attention in mlx-lm's file; calls without pages give what they gave. Idempotent."""
     gemma2.Attention.__call__ = _attend

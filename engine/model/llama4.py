@@ -53,6 +53,7 @@ def _temperatures(layer: Any, positions: mx.array) -> mx.array:
 
 
 def install() -> None:
-    """Calls without pages are unchanged. Idempotent."""
+    """Replace the forward passes of mlx-lm's file; calls without pages give what they gave.
+    Idempotent."""
     llama4.LlamaModel.__call__ = _run
     llama4.Attention.__call__ = _attend

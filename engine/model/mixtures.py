@@ -110,7 +110,7 @@ class KernelMixture(nn.Module, ABC):
 
     @abstractmethod
     def shapes(self) -> list[RoutingShape | MixtureShape]:
-        """Of one row."""
+        """The shapes of choosing and summing, for one row."""
 
     def products(self) -> Any:
         return self["switch_mlp"]
@@ -125,7 +125,7 @@ class KernelMixture(nn.Module, ABC):
 
 
 class ScoredMixture(KernelMixture):
-    """Of a block in which a linear scores."""
+    """In a block whose experts are scored by a linear."""
 
     @abstractmethod
     def scoring(self) -> tuple[Any, Routing, mx.array | None]:
@@ -145,7 +145,7 @@ class ScoredMixture(KernelMixture):
 
 
 class QwenMixture(ScoredMixture):
-    """Of Qwen 3 and its kin."""
+    """In the blocks of Qwen 3 and its kin."""
 
     top_k: int
     norm_topk_prob: bool
@@ -160,7 +160,7 @@ class QwenMixture(ScoredMixture):
 
 
 class LfmMixture(ScoredMixture):
-    """Of LFM2: scores are sigmoids."""
+    """In the blocks of LFM2: scores are sigmoids."""
 
     top_k: int
     norm_topk_prob: bool
@@ -183,7 +183,7 @@ class GptOssMixture(ScoredMixture):
 
 
 class DeepseekMixture(KernelMixture):
-    """Of DeepSeek V3 and its kin, whose gate is a module of its own."""
+    """In the blocks of DeepSeek V3 and its kin, whose gate is a module of its own."""
 
     def routed(self, x: mx.array) -> tuple[mx.array, mx.array]:
         routed: tuple[mx.array, mx.array] = self["gate"](x)
@@ -207,7 +207,7 @@ class KernelGate(nn.Module):
 
     @property
     def routing(self) -> Routing:
-        """A sum of one weight is not divided by."""
+        """How experts are chosen; a single weight is not normalised, as mlx-lm does not."""
         normalised = bool(self.norm_topk_prob) and self.top_k > 1
         scale = float(self.routed_scaling_factor)
         return Routing(self.top_k, normalised, sigmoid=True, scale=scale)

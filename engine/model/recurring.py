@@ -11,8 +11,8 @@ import mlx.core as mx
 
 Result = TypeVar("Result")
 
-# Of a form before it is worth a graph of its own: to trace a step of an 8B model took 30 ms on an
-# H100's host, to build it directly 2 ms.
+# Runs of a form before it is compiled: to trace a step of an 8B model took 30 ms on an H100's host,
+# to build it directly 2 ms.
 DIRECT_RUNS = 15
 _COMPILED = -1
 _MAX_FORMS = 512  # the one that was used longest ago is dropped

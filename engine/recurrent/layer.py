@@ -88,7 +88,7 @@ class StateLayer(ArraysCache):
         return None
 
     def advance(self, num_tokens: int) -> None:
-        """Positions are in the step."""
+        """Nothing to do: the step has the positions."""
 
 
 class StateHandle:

@@ -82,7 +82,11 @@ def plan_states(rows: Rows, options: PlanOptions) -> StatePlan:
 
 
 def _segments(rows: Rows, in_place: bool) -> Segments:
-    """For kernels, which need no lengths, of a number that recurs."""
+    """One for each decode, padding included, then one for each state that a prompt chunk stores.
+
+    Where kernels compute them (``in_place``) they need no lengths, and their number is padded to
+    one that recurs, so that the step's graph does.
+    """
     count = rows.num_decodes
     padding = rows.num_decode_rows - count
     lengths = [1] * rows.num_decode_rows
@@ -147,7 +151,7 @@ def _windows(kept: int, rows: Rows, pieces: list[tuple[int, ...]]) -> npt.NDArra
 
 
 def probe_plan() -> StatePlan:
-    """Of two rows that begin two sequences, in slots 1 and 2."""
+    """The plan of two rows that begin two sequences, in slots 1 and 2."""
     sources, targets = [EMPTY, EMPTY], [1, 2]
     rows = SequenceRows(
         sources=np.array(sources, np.int32),

@@ -47,7 +47,7 @@ class RecurrentStates:
 
     @property
     def row_bytes(self) -> int:
-        """Of the longest row that a layer keeps for the tokens to come, such as a convolution's."""
+        """Bytes of the longest row that a layer keeps for later tokens, such as a convolution's."""
         return max(item.shape.shape[-1] * item.shape.dtype.size for item in self._items)
 
     @property

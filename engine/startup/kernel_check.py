@@ -34,8 +34,8 @@ def check_kernels(device: DeviceName, model: Any, cache: KernelCache | None = No
 def avoid_dropped(device: DeviceName, paged: PagedModel, block_size: int) -> list[str]:
     """Tell ``paged``, before it allocates pages, what it must not use.
 
-    On Metal kernels are checked at the model's own shapes too; on CUDA, where the text for each
-    takes seconds to compile, not.
+    On Metal kernels are checked at the model's own shapes too; not on CUDA, where each of these
+    takes seconds to compile.
 
     Args:
         block_size: tokens, of the pages to come.

@@ -174,8 +174,11 @@ def run_every_kernel(load: Load, prompt_length: int) -> None:
 
 
 def most_decodes(engine: Engine) -> int:
-    """That run at once: each has a state, and one more is kept of what they share, or each would
-    compute all of it anew."""
+    """How many decodes of one prompt can run at once.
+
+    In a model with states each takes a slot, and one more keeps the state behind the prompt that
+    they share: without it each would compute the whole prompt anew.
+    """
     most, slots = engine.config.max_num_seqs, engine.config.num_state_slots
     if engine.model.states is None or slots is None:
         return most

@@ -77,7 +77,7 @@ class Step:
 
 
 class Results(NamedTuple):
-    """Of a step.
+    """What the host reads of a step.
 
     Attributes:
         tokens: one for each of batch.sampled.

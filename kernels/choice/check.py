@@ -108,7 +108,9 @@ def checked_variants(
     the same, and so is a failure for want of memory or time, which is not written.
 
     Args:
-        collecting: where given, what is to be checked runs in it first, and only then in earnest.
+        collecting: a context manager in which kernels are compiled but not run, such as
+            :meth:`quire.kernels.cuda_cache.KernelCache.collecting`. All checks run within it once
+            before they count, so that their kernels are compiled together.
 
     Returns:
         The record, with a verdict on every kernel of ``device`` for ``dtypes``.
