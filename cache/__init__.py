@@ -1,1 +1,1 @@
-"""Which KV block belongs to whom, and the pages those blocks name."""
+"""Which KV block belongs to whom, and the pages that hold their keys and values."""

@@ -1,6 +1,6 @@
-"""Names for full KV blocks: a chain of hashes over token ids.
+"""Hashes of full KV blocks, each chained to that of the block before.
 
-A block's name covers every token before it, so equal names mean equal keys and values. The name
+A block's hash covers every token up to its end, so equal hashes mean equal keys and values. It
 decides whose text is reused, hence a cryptographic hash (blake2b) rather than a fast one.
 """
 
@@ -29,7 +29,7 @@ def root_hash(model: str, salt: str = "", adapter: str = "") -> BlockHash:
 def extend_chain(
     hashes: list[BlockHash], root: BlockHash, token_ids: Sequence[int], block_size: int
 ) -> None:
-    """Append to ``hashes`` the names of all full blocks of ``token_ids`` that it lacks."""
+    """Append to ``hashes`` those of all full blocks of ``token_ids`` that it lacks."""
     first, end = len(hashes), len(token_ids) // block_size
     if first >= end:
         return

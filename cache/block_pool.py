@@ -1,7 +1,7 @@
 """Reference-counted KV blocks with a prefix index.
 
-A block is free (no content worth keeping), cached (named content, nobody uses it) or used (in at
-least one block table). Block 0 is scratch: padding rows write there and it is never handed out.
+A block is free (no content worth keeping), cached (found by its hash, used by nobody) or used (in
+at least one block table). Block 0 is scratch: padding rows write there and it is never handed out.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ SCRATCH_BLOCK = 0
 
 @dataclass(slots=True)
 class CachedBlock:
-    """What the pool remembers of a block whose content has a name."""
+    """What the pool remembers of a block that can be found by its hash."""
 
-    name: BlockHash
+    block_hash: BlockHash
     parent: int | None  # the block before it in the chain, if the chain's holder held that one
     position: int  # tokens in front of the block
     cached_at: int
@@ -41,7 +41,7 @@ class BlockPool:
 
     Attributes:
         num_evictions: so far.
-        on_eviction: each is called with the name of each evicted block.
+        on_eviction: each is called with the hash of each evicted block.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class BlockPool:
         self.on_eviction: list[Callable[[BlockHash], None]] = []
         self.lifetimes = Tally(time_bounds)
         self.idle_times = Tally(time_bounds)
-        # Names of blocks evicted lately, to tell what was lost from what was never there.
+        # Hashes of blocks evicted lately, to tell what was lost from what was never there.
         self._evicted: dict[BlockHash, None] = {}
         self._policy = policy
         self._refs = [0] * num_blocks
         self._free = list(range(num_blocks - 1, 0, -1))
         self._cached: dict[int, CachedBlock] = {}
-        self._by_name: dict[BlockHash, int] = {}
+        self._by_hash: dict[BlockHash, int] = {}
         self._num_idle = 0  # cached blocks with no reference
         self._heap: list[tuple[float, int, int]] = []  # (priority, ticket, block)
         self._clock = 0
@@ -97,19 +97,19 @@ class BlockPool:
 
     # ---- prefix lookup
 
-    def match(self, names: Iterable[BlockHash]) -> list[int]:
-        """The blocks of the longest cached prefix of the chain ``names``."""
+    def match(self, hashes: Iterable[BlockHash]) -> list[int]:
+        """The blocks of the longest cached prefix of the chain ``hashes``."""
         blocks = []
-        for name in names:
-            block = self._by_name.get(name)
+        for block_hash in hashes:
+            block = self._by_hash.get(block_hash)
             if block is None:
                 break
             blocks.append(block)
         return blocks
 
-    def count_lost(self, names: Iterable[BlockHash]) -> int:
-        """How many of ``names``, which follow a prefix that is cached, were cached once."""
-        return sum(name in self._evicted or name in self._by_name for name in names)
+    def count_lost(self, hashes: Iterable[BlockHash]) -> int:
+        """How many of ``hashes``, which follow a prefix that is cached, were cached once."""
+        return sum(each in self._evicted or each in self._by_hash for each in hashes)
 
     def num_idle(self, blocks: Sequence[int]) -> int:
         """How many of ``blocks`` would leave the available ones when acquired."""
@@ -165,13 +165,15 @@ class BlockPool:
             )
             self._offer(block)
 
-    def register(self, block: int, name: BlockHash, parent: int | None, position: int) -> None:
-        """Name the finished content of a block in use, so that others can find it.
+    def register(
+        self, block: int, block_hash: BlockHash, parent: int | None, position: int
+    ) -> None:
+        """Let others find a block in use, whose content is finished, by its hash.
 
-        If the same content is cached already, that block keeps the name and this one stays private.
+        If a block of the same hash is cached already, that one is found and this one stays private.
         ``parent`` is the block before it in the same table.
         """
-        if name in self._by_name or block in self._cached:
+        if block_hash in self._by_hash or block in self._cached:
             return
         if parent is not None:
             above = self._cached.get(parent)
@@ -180,8 +182,8 @@ class BlockPool:
             else:
                 above.children += 1
         self._clock += 1
-        self._cached[block] = CachedBlock(name, parent, position, cached_at=self._clock)
-        self._by_name[name] = block
+        self._cached[block] = CachedBlock(block_hash, parent, position, cached_at=self._clock)
+        self._by_hash[block_hash] = block
 
     # ---- eviction
 
@@ -212,9 +214,9 @@ class BlockPool:
         self.num_evictions += 1
         self._num_idle -= 1
         cached = self._cached.pop(block)
-        del self._by_name[cached.name]
+        del self._by_hash[cached.block_hash]
         for tell in self.on_eviction:
-            tell(cached.name)
+            tell(cached.block_hash)
         self._remember(cached)
         if cached.parent is not None:
             above = self._cached[cached.parent]
@@ -223,17 +225,17 @@ class BlockPool:
                 self._offer(cached.parent)
         return block
 
-    def drop(self, name: BlockHash) -> None:
-        """Free the block of that name, on which no cached block builds, unless it is in use."""
-        block = self._by_name.get(name)
+    def drop(self, block_hash: BlockHash) -> None:
+        """Free the block of that hash, on which no cached block builds, unless it is in use."""
+        block = self._by_hash.get(block_hash)
         if block is None or self._refs[block]:
             return
-        del self._by_name[name], self._cached[block]
+        del self._by_hash[block_hash], self._cached[block]
         self._num_idle -= 1
         self._free.append(block)
 
     def forget(self, num_blocks: int | None = None) -> None:
-        """Free all blocks, none of which is in use: pages hold no longer what the names say.
+        """Free all blocks, none of which is in use: pages hold no longer what the hashes say.
 
         From then on there are ``num_blocks``; None: as many as before.
         """
@@ -243,7 +245,7 @@ class BlockPool:
         self._refs = [0] * self.num_blocks
         self._free = list(range(self.num_blocks - 1, 0, -1))
         self._cached.clear()
-        self._by_name.clear()
+        self._by_hash.clear()
         self._heap.clear()
         self._num_idle = 0
 
@@ -251,7 +253,7 @@ class BlockPool:
         now = time.monotonic()
         self.lifetimes.add(now - evicted.made)
         self.idle_times.add(now - evicted.left)
-        self._evicted[evicted.name] = None
+        self._evicted[evicted.block_hash] = None
         if len(self._evicted) > self.num_blocks:
             del self._evicted[next(iter(self._evicted))]
 
@@ -273,8 +275,8 @@ class BlockPool:
         assert len(idle) == self._num_idle, "idle cached blocks were miscounted"
         assert not free & (idle | used), "a free block is cached or in use"
         assert len(free) + len(idle) + len(used) == self.num_usable, "a block was lost"
-        assert {b: c.name for b, c in self._cached.items()} == {
-            b: n for n, b in self._by_name.items()
+        assert {b: c.block_hash for b, c in self._cached.items()} == {
+            b: n for n, b in self._by_hash.items()
         }, "the prefix index and the blocks disagree"
         children = [0] * self.num_blocks
         for cached in self._cached.values():

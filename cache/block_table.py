@@ -1,4 +1,4 @@
-"""The KV blocks of one sequence, in order of position, and the names of its full ones."""
+"""The KV blocks of one sequence, in order of position, and the hashes of its full ones."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class BlockTable:
     Tables only grow at the end. Shared blocks are full, so nobody ever writes to a shared block.
     """
 
-    __slots__ = ("_names", "_num_registered", "_pool", "_root", "block_ids")
+    __slots__ = ("_hashes", "_num_registered", "_pool", "_root", "block_ids")
 
     def __init__(self, pool: BlockPool, root: BlockHash) -> None:
         self._pool = pool
         self._root = root
-        self._names: list[BlockHash] = []
-        self._num_registered = 0  # leading blocks whose content is named
+        self._hashes: list[BlockHash] = []
+        self._num_registered = 0  # leading blocks that others can find
         self.block_ids = array("i")
 
     @property
@@ -39,46 +39,46 @@ class BlockTable:
 
         Never covers the last token: its logits are wanted, so it is computed again.
         """
-        extend_chain(self._names, self._root, token_ids, self._pool.block_size)
-        return self._pool.match(self._names[: (len(token_ids) - 1) // self._pool.block_size])
+        extend_chain(self._hashes, self._root, token_ids, self._pool.block_size)
+        return self._pool.match(self._hashes[: (len(token_ids) - 1) // self._pool.block_size])
 
     def misses(self, first: int, token_ids: Sequence[int]) -> tuple[int, int]:
         """How many blocks from the ``first`` on were cached once, and how many never.
 
         Like :meth:`find_prefix`, which must have been asked, it leaves out the last token.
         """
-        names = self._names[first : (len(token_ids) - 1) // self._pool.block_size]
-        lost = self._pool.count_lost(names)
-        return lost, len(names) - lost
+        hashes = self._hashes[first : (len(token_ids) - 1) // self._pool.block_size]
+        lost = self._pool.count_lost(hashes)
+        return lost, len(hashes) - lost
 
     def unfinished(self, token_ids: Sequence[int]) -> list[BlockHash]:
-        """Names of the full blocks of ``token_ids`` that this table will register later."""
-        return self._names[self._num_registered : len(token_ids) // self._pool.block_size]
+        """Hashes of the full blocks of ``token_ids`` that this table will register later."""
+        return self._hashes[self._num_registered : len(token_ids) // self._pool.block_size]
 
     @property
-    def known_names(self) -> Sequence[BlockHash]:
-        """Of all blocks that are full as far as anybody has asked."""
-        return self._names
+    def known_hashes(self) -> Sequence[BlockHash]:
+        """Of all full blocks, as far as they have been computed."""
+        return self._hashes
 
-    def names(self, num_blocks: int) -> list[BlockHash]:
+    def hashes(self, num_blocks: int) -> list[BlockHash]:
         """Of the first blocks, after :meth:`find_prefix` was asked."""
-        return self._names[:num_blocks]
+        return self._hashes[:num_blocks]
 
-    def name_before(self, position: int, token_ids: Sequence[int]) -> BlockHash | None:
+    def hash_before(self, position: int, token_ids: Sequence[int]) -> BlockHash | None:
         """Of the block that ends at ``position``; None if its tokens are not known yet."""
-        extend_chain(self._names, self._root, token_ids, self._pool.block_size)
+        extend_chain(self._hashes, self._root, token_ids, self._pool.block_size)
         index = position // self._pool.block_size - 1
-        return self._names[index] if index < len(self._names) else None
+        return self._hashes[index] if index < len(self._hashes) else None
 
-    def names_coming(
+    def pending_hashes(
         self, first: int, token_ids: Sequence[int], coming: Collection[BlockHash]
     ) -> Sequence[BlockHash]:
         """Those of blocks from the ``first`` on, without a gap, that are in ``coming``.
 
         Like :meth:`find_prefix`, which must have been asked, it leaves out the last token.
         """
-        names = self._names[first : (len(token_ids) - 1) // self._pool.block_size]
-        return [*takewhile(coming.__contains__, names)]
+        hashes = self._hashes[first : (len(token_ids) - 1) // self._pool.block_size]
+        return [*takewhile(coming.__contains__, hashes)]
 
     def admit(self, prefix: list[int], num_tokens: int, reserve: int = 0) -> bool:
         """Start an empty table with ``prefix`` and room for ``num_tokens``.
@@ -106,15 +106,15 @@ class BlockTable:
         return True
 
     def register(self, token_ids: Sequence[int], num_computed: int) -> None:
-        """Name the blocks that ``num_computed`` leading tokens have filled."""
+        """Let others find the blocks that ``num_computed`` leading tokens have filled."""
         num_full = num_computed // self._pool.block_size
         if num_full <= self._num_registered:
             return
-        extend_chain(self._names, self._root, token_ids, self._pool.block_size)
+        extend_chain(self._hashes, self._root, token_ids, self._pool.block_size)
         for index in range(self._num_registered, num_full):
             parent = self.block_ids[index - 1] if index else None
             position = index * self._pool.block_size
-            self._pool.register(self.block_ids[index], self._names[index], parent, position)
+            self._pool.register(self.block_ids[index], self._hashes[index], parent, position)
         self._num_registered = num_full
 
     def detach(self) -> list[int]:

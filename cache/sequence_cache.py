@@ -15,7 +15,7 @@ from typing import NamedTuple
 from quire.cache.block_hash import BlockHash
 from quire.cache.block_table import BlockTable
 from quire.cache.pools import NO_NEEDS, Holdings, Needs, Pools
-from quire.cache.state_table import NameBefore, StateMoves, StateTable
+from quire.cache.state_table import HashBefore, StateMoves, StateTable
 from quire.cache.window_table import WindowTable
 
 # What chat templates put behind a conversation to begin the answer, and leave out or change once
@@ -65,19 +65,19 @@ class SequenceCache:
             # Each may cut what the other has found.
             settled = True
             if windows is not None:
-                depth, window = windows.deepest(self.blocks.names(depth))
+                depth, window = windows.deepest(self.blocks.hashes(depth))
             if states is not None:
-                cut, snapshot = states.deepest(self.blocks.names(depth))
+                cut, snapshot = states.deepest(self.blocks.hashes(depth))
                 settled = windows is None or cut == depth
                 depth = cut
         return Prefix(found[:depth], snapshot, len(found), window)
 
     def coming(self, token_ids: Sequence[int]) -> list[BlockHash]:
-        """Names that the prefixes of others may end with, once this sequence has got there."""
+        """Hashes that the prefixes of others may end with, once this sequence has got there."""
         if self._states is None:
             return self.blocks.unfinished(token_ids)
-        names = (self.blocks.name_before(position, token_ids) for position in self._positions)
-        return [name for name in names if name is not None]
+        hashes = (self.blocks.hash_before(position, token_ids) for position in self._positions)
+        return [each for each in hashes if each is not None]
 
     def awaited(
         self,
@@ -100,15 +100,15 @@ class SequenceCache:
         """
         size = self._pools.blocks.block_size
         if self._states is None:
-            names = self.blocks.names_coming(prefix.num_pages, token_ids, coming)
+            hashes = self.blocks.pending_hashes(prefix.num_pages, token_ids, coming)
         else:
-            known = self.blocks.names((len(token_ids) - 1) // size)
-            depths = (depth for depth, name in enumerate(known, 1) if name in coming)
-            names = known[len(prefix.blocks) : max(depths, default=0)]
-        if not names or len(names) * size < least:
+            known = self.blocks.hashes((len(token_ids) - 1) // size)
+            depths = (depth for depth, each in enumerate(known, 1) if each in coming)
+            hashes = known[len(prefix.blocks) : max(depths, default=0)]
+        if not hashes or len(hashes) * size < least:
             return None
-        until = names[: max(1, len(names) - least // size + 1)]
-        return next((name for name in reversed(until) if name in coming), names[-1])
+        until = hashes[: max(1, len(hashes) - least // size + 1)]
+        return next((each for each in reversed(until) if each in coming), hashes[-1])
 
     def admit(
         self,
@@ -201,9 +201,9 @@ class SequenceCache:
         """
         self.blocks.register(token_ids, num_computed)
         if self.windows is not None:
-            self.windows.register(self.blocks.known_names, num_computed)
+            self.windows.register(self.blocks.known_hashes, num_computed)
         if self._states is not None:
-            self._states.name(num_computed, self._name_before(token_ids))
+            self._states.register(num_computed, self._hash_before(token_ids))
             self._positions = [p for p in self._positions if p > num_computed]
 
     def take_unneeded(self) -> Holdings:
@@ -214,7 +214,7 @@ class SequenceCache:
         """Give everything up; the caller must release it."""
         slots = []
         if self._states is not None:
-            slots = self._states.detach(self._name_before(token_ids))
+            slots = self._states.detach(self._hash_before(token_ids))
         window = [] if self.windows is None else self.windows.detach()
         return Holdings(self.blocks.detach(), slots, window)
 
@@ -224,5 +224,5 @@ class SequenceCache:
         window = [] if self.windows is None else self.windows.held
         return Holdings(self.blocks.block_ids.tolist(), slots, window)
 
-    def _name_before(self, token_ids: Sequence[int]) -> NameBefore:
-        return partial(self.blocks.name_before, token_ids=token_ids)
+    def _hash_before(self, token_ids: Sequence[int]) -> HashBefore:
+        return partial(self.blocks.hash_before, token_ids=token_ids)

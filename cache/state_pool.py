@@ -1,7 +1,7 @@
 """Slots for the states of recurrent layers, as blocks are for keys and values.
 
 A state is of a fixed size and stands for all tokens before some position. So a slot takes the place
-of a block, but each is found by itself: the name of a state is that of the block it stands behind.
+of a block, but each is found by itself: by the hash of the block that it stands behind.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class StatePool(BlockPool):
         super().__init__(num_slots, 1, policy)
         self.spacing = spacing
 
-    def deepest(self, names: Sequence[BlockHash]) -> tuple[int, int | None]:
-        """How many blocks of the chain ``names`` the deepest snapshot stands behind, and its slot;
+    def deepest(self, hashes: Sequence[BlockHash]) -> tuple[int, int | None]:
+        """How many blocks of the chain ``hashes`` the deepest snapshot stands behind, and its slot;
         without one 0 and None."""
-        for depth in range(len(names), 0, -1):
-            slot = self._by_name.get(names[depth - 1])
+        for depth in range(len(hashes), 0, -1):
+            slot = self._by_hash.get(hashes[depth - 1])
             if slot is not None:
                 return depth, slot
         return 0, None

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from quire.cache.block_hash import BlockHash
 from quire.cache.state_pool import EMPTY_SLOT, StatePool
 
-# The name of the block that ends at a position, if it is known.
-NameBefore = Callable[[int], BlockHash | None]
+# The hash of the block that ends at a position, if it is known.
+HashBefore = Callable[[int], BlockHash | None]
 
 
 class StateMoves(NamedTuple):
@@ -39,9 +39,9 @@ class StateTable:
         self._slots: set[int] = set()
         self._current = EMPTY_SLOT  # the state behind all tokens that were scheduled
         self._next = EMPTY_SLOT  # where the one behind the next chunk goes
-        # Kept for others, by position, until they have a name.
+        # Kept for others, by position, until they are registered.
         self._kept: dict[int, int] = {}
-        self._newest: dict[int, int] = {}  # of the output: at most one, named when it ends
+        self._newest: dict[int, int] = {}  # of the output: at most one, registered when it ends
 
     @property
     def slots(self) -> list[int]:
@@ -93,10 +93,10 @@ class StateTable:
                 self._kept[position] = slot
         return StateMoves(source, (*stores, (num_tokens, target)))
 
-    def name(self, num_computed: int, name_before: NameBefore) -> None:
+    def register(self, num_computed: int, hash_before: HashBefore) -> None:
         """Let others find the states kept of the ``num_computed`` leading tokens."""
         for position in [p for p in self._kept if p <= num_computed]:
-            self._register(position, self._kept.pop(position), name_before)
+            self._register_slot(position, self._kept.pop(position), hash_before)
 
     def take_unneeded(self) -> list[int]:
         """Hand references to the caller, who must release them once all steps planned so far have
@@ -106,13 +106,13 @@ class StateTable:
         self._slots &= needed
         return list(unneeded)
 
-    def detach(self, name_before: NameBefore) -> list[int]:
-        """Name what is kept, empty the table and hand its references to the caller.
+    def detach(self, hash_before: HashBefore) -> list[int]:
+        """Register what is kept, empty the table and hand its references to the caller.
 
         States of the step in flight are among them: who reads them does so in a later step.
         """
         for position, slot in {**self._kept, **self._newest}.items():
-            self._register(position, slot, name_before)
+            self._register_slot(position, slot, hash_before)
         slots = self.slots
         self._slots, self._kept, self._newest = set(), {}, {}
         self._current = self._next = EMPTY_SLOT
@@ -123,7 +123,7 @@ class StateTable:
         self._slots.add(slot)
         return slot
 
-    def _register(self, position: int, slot: int, name_before: NameBefore) -> None:
-        name = name_before(position)
-        if name is not None:
-            self._pool.register(slot, name, None, position)
+    def _register_slot(self, position: int, slot: int, hash_before: HashBefore) -> None:
+        block_hash = hash_before(position)
+        if block_hash is not None:
+            self._pool.register(slot, block_hash, None, position)

@@ -1,6 +1,6 @@
 """Blocks of layers with sliding windows, which are given back when no token can see them any more.
 
-They are named like the blocks of other layers, which hold the same tokens, but each is found by
+They have the hashes of the other layers' blocks, which hold the same tokens, but each is found by
 itself: to go on behind a prefix takes the window's blocks in front of its end and no others.
 """
 
@@ -28,14 +28,14 @@ class WindowPool(BlockPool):
         """The first block that the token at ``position`` sees."""
         return max(0, position - self.window + 1) // self.block_size
 
-    def deepest(self, names: Sequence[BlockHash]) -> tuple[int, list[int]]:
-        """How many blocks of the chain ``names`` one can go on behind, and the ids of those that
+    def deepest(self, hashes: Sequence[BlockHash]) -> tuple[int, list[int]]:
+        """How many blocks of the chain ``hashes`` one can go on behind, and the ids of those that
         are seen from there."""
-        depth = place = len(names)
+        depth = place = len(hashes)
         found: list[int] = []
         while place > self.first_block(depth * self.block_size):
             place -= 1
-            block = self._by_name.get(names[place])
+            block = self._by_hash.get(hashes[place])
             if block is None:
                 depth, found = place, []
             else:

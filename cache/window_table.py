@@ -22,7 +22,7 @@ class WindowTable:
     def __init__(self, pool: WindowPool) -> None:
         self._pool = pool
         self._first = 0  # blocks in front are not held
-        self._num_registered = 0  # leading blocks whose content is named, held or not
+        self._num_registered = 0  # leading blocks that others may find, held or not
         self.block_ids = array("i")
 
     @property
@@ -61,21 +61,21 @@ class WindowTable:
         """Make room for ``num_tokens`` in all. Raises ValueError if blocks are short."""
         self.block_ids.extend(self._pool.allocate(self.blocks_for(num_tokens)))
 
-    def register(self, names: Sequence[BlockHash], num_computed: int) -> None:
-        """Name the blocks that ``num_computed`` leading tokens have filled, and let go of those
-        that no token behind them sees.
+    def register(self, hashes: Sequence[BlockHash], num_computed: int) -> None:
+        """Let others find the blocks that ``num_computed`` leading tokens have filled, and let go
+        of those that no token behind them sees.
 
         All steps of these tokens have retired, and any step in flight is of tokens behind them.
 
         Args:
-            names: of the full blocks.
+            hashes: of the full blocks.
         """
         num_full = num_computed // self._pool.block_size
         if num_full <= self._num_registered:
             return
         for index in range(self._num_registered, num_full):
             position = index * self._pool.block_size
-            self._pool.register(self.block_ids[index], names[index], None, position)
+            self._pool.register(self.block_ids[index], hashes[index], None, position)
         self._num_registered = num_full
         needed = self._first_needed(num_computed)
         if needed > self._first:

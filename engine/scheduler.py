@@ -182,7 +182,7 @@ class Scheduler:
         reserve = NO_NEEDS
         for needs in (s.cache.will_lack(len(s.token_ids)) for s in self.running):
             reserve = reserve.plus(needs)
-        coming = {name for s in self.running for name in s.cache.coming(s.token_ids)}
+        coming = {each for s in self.running for each in s.cache.coming(s.token_ids)}
         looked_up = 0  # tokens
         for sequence in list(self.waiting):
             if not budget or len(self.running) == self.limits.max_num_seqs:

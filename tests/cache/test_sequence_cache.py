@@ -123,10 +123,11 @@ class CacheMachine(RuleBasedStateMachine):
         self.states.check(holdings.slots for holdings in owned)
         for slot, tokens in self.content.items():
             if slot in self.states._cached:
-                name = SequenceCache(Pools(self.blocks), ROOT).blocks.name_before(
+                expected = SequenceCache(Pools(self.blocks), ROOT).blocks.hash_before(
                     len(tokens), tokens
                 )
-                assert self.states._cached[slot].name == name, "a snapshot under another's name"
+                found = self.states._cached[slot].block_hash
+                assert found == expected, "a snapshot under another's hash"
 
     def teardown(self) -> None:
         if not hasattr(self, "states"):

@@ -85,9 +85,9 @@ def test_states_that_save_more_are_kept(num_agents: int, num_chats: int, most: f
 def test_a_state_that_nobody_asks_for_goes_in_time() -> None:
     states = StatePool(4, 16, make_state_policy("cost"))
 
-    def keep(name: bytes, position: int) -> None:
+    def keep(block_hash: bytes, position: int) -> None:
         (slot,) = states.allocate(1)
-        states.register(slot, name, None, position)  # type: ignore[arg-type]
+        states.register(slot, block_hash, None, position)  # type: ignore[arg-type]
         states.release([slot])
 
     keep(b"long", 5000)

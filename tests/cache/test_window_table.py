@@ -97,12 +97,12 @@ class WindowMachine(RuleBasedStateMachine):
             assert self.content[block] == tuple(tokens[: (index + 1) * self.size])
         if self.pools.states is not None:
             return
-        names = SequenceCache(self.pools, ROOT)
-        names.find_prefix([*tokens, 0])
+        hashed = SequenceCache(self.pools, ROOT)
+        hashed.find_prefix([*tokens, 0])
         for longer in range(depth + 1, prefix.num_pages + 1):
             seen = range(max(0, longer * self.size - self.window + 1) // self.size, longer)
-            known = names.blocks.names(longer)
-            assert not all(known[i] in self.windows._by_name for i in seen)
+            known = hashed.blocks.hashes(longer)
+            assert not all(known[i] in self.windows._by_hash for i in seen)
 
     @precondition(lambda self: self.twins)
     @rule(data=st.data(), size=st.integers(1, 6))
@@ -253,17 +253,17 @@ def test_a_hit_ends_where_a_whole_window_is_cached() -> None:
     tokens = list(range(40))
     made.release(computed(made, tokens, []).detach(tokens))
     cache = SequenceCache(made, ROOT)
-    names = cache.find_prefix([*tokens, 99]) and cache.blocks.names(10)
+    hashes = cache.find_prefix([*tokens, 99]) and cache.blocks.hashes(10)
     assert made.windows is not None
-    made.windows.drop(names[8])
+    made.windows.drop(hashes[8])
     found = SequenceCache(made, ROOT).find_prefix([*tokens, 99])
     assert (len(found.blocks), found.num_pages, len(found.window)) == (8, 10, 2)
-    made.windows.drop(names[6])
+    made.windows.drop(hashes[6])
     # Behind block 8 one more is missing, but in front of that there is a window.
     found = SequenceCache(made, ROOT).find_prefix([*tokens, 99])
     assert (len(found.blocks), found.num_pages) == (6, 10)
-    for name in names[:6:2]:
-        made.windows.drop(name)
+    for each in hashes[:6:2]:
+        made.windows.drop(each)
     assert not SequenceCache(made, ROOT).find_prefix([*tokens, 99]).blocks
 
 
@@ -277,7 +277,7 @@ def test_what_left_the_window_first_is_evicted_first() -> None:
     assert len(SequenceCache(made, ROOT).find_prefix([*tokens, 99]).blocks) == 10
 
 
-def test_a_block_of_a_window_goes_with_the_block_that_names_it() -> None:
+def test_a_block_of_a_window_goes_with_the_block_of_its_hash() -> None:
     made = pools()
     tokens = list(range(40))
     made.release(computed(made, tokens, []).detach(tokens))

@@ -107,13 +107,13 @@ def test_a_delta_rule_without_its_gate_is_noticed(
 def test_a_snapshot_taken_for_that_of_another_block_is_noticed(
     name: str, off_by: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = StateTable._register
+    original = StateTable._register_slot
 
-    def misnamed(table: StateTable, position: int, slot: int, name_before: Any) -> None:
+    def misplaced(table: StateTable, position: int, slot: int, hash_before: Any) -> None:
         if position + off_by > 0:
-            original(table, position + off_by, slot, name_before)
+            original(table, position + off_by, slot, hash_before)
 
-    monkeypatch.setattr(StateTable, "_register", misnamed)
+    monkeypatch.setattr(StateTable, "_register_slot", misplaced)
     assert compare_with_reference(name).mismatches
 
 
