@@ -14,9 +14,9 @@ from starlette.responses import Response
 
 from quire.serve.disconnect import unless_disconnected
 from quire.serve.generation import GenerationGroup, TextDelta
+from quire.serve.openai_answer import FinishReason, Usage, ignored_header, json_response
+from quire.serve.openai_protocol import GenerationRequest, StreamOptions
 from quire.serve.parsers.events import Event
-from quire.serve.protocol import GenerationRequest, StreamOptions
-from quire.serve.responses import FinishReason, Usage, ignored_header, json_response
 from quire.serve.served_model import ServedModel
 from quire.serve.sse import DONE, EventStream, LastEvent, event
 from quire.serve.token_log import ShownToken

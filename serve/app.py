@@ -19,9 +19,9 @@ from quire.serve.body_helpers import BodyHelpers
 from quire.serve.errors import exception_handlers
 from quire.serve.metrics import HTTPMetricsMiddleware, Metrics
 from quire.serve.middleware import BODY_IDLE_TIMEOUT, MAX_BODY_BYTES, AllowedHosts, BodyLimits
+from quire.serve.openai_answer import json_response
 from quire.serve.registry import Registry
 from quire.serve.request_log import RequestLog
-from quire.serve.responses import json_response
 from quire.serve.routes import page
 from quire.serve.routes.chat import ChatCompletions
 from quire.serve.routes.completions import Completions

@@ -18,6 +18,8 @@ from quire.serve.detokenizer import Detokenizer
 from quire.serve.errors import ApiError, invalid
 from quire.serve.field_names import FieldNames
 from quire.serve.generation import Generation, GenerationGroup, Reading, TextDelta
+from quire.serve.openai_answer import FinishReason
+from quire.serve.openai_protocol import ChatCompletionRequest
 from quire.serve.output_form import TextForms, reasoning_form, wanted_of_chat
 from quire.serve.parsers.events import (
     ArgumentsDelta,
@@ -31,10 +33,8 @@ from quire.serve.parsers.families import ParserFactory
 from quire.serve.parsers.output import OutputParser
 from quire.serve.prompt import ChatPrompt, Ending, Rendered, encode_chat, render_chat
 from quire.serve.prompt_length import length_limit
-from quire.serve.protocol import ChatCompletionRequest
 from quire.serve.raw_body import LargeMessages
 from quire.serve.registry import Served
-from quire.serve.responses import FinishReason
 from quire.serve.thinking import switches_of
 from quire.serve.tools import for_parser, for_template
 

@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
-from quire.serve.protocol import PositiveInt, TextsOrIds, texts_or_ids
+from quire.serve.openai_protocol import PositiveInt, TextsOrIds, texts_or_ids
 
 MAX_INPUTS: Final = 2048
 

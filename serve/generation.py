@@ -11,13 +11,13 @@ from msgspec import UNSET, Struct
 from quire.engine.messages import TokenLogprobs, TokenOutput
 from quire.serve.backend import GenerationFailed, TokenStream
 from quire.serve.detokenizer import Detokenizer, StopStringMatcher
-from quire.serve.parsers.events import Event
-from quire.serve.responses import (
+from quire.serve.openai_answer import (
     CompletionTokensDetails,
     FinishReason,
     PromptTokensDetails,
     Usage,
 )
+from quire.serve.parsers.events import Event
 from quire.serve.token_log import ShownToken, TokenLog
 
 

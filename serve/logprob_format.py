@@ -7,7 +7,7 @@ from typing import Final
 
 from quire.engine.messages import TokenLogprobs
 from quire.serve.detokenizer import TokenBytes
-from quire.serve.responses import (
+from quire.serve.openai_answer import (
     ChatLogprobs,
     CompletionLogprobs,
     ContentLogprob,

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 
 from quire.serve.errors import invalid
 from quire.serve.field_names import FieldNames
-from quire.serve.protocol import (
+from quire.serve.openai_protocol import (
     MAX_MESSAGES,
     MAX_STOP_STRINGS,
     AssistantMessage,

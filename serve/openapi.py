@@ -14,13 +14,7 @@ from quire.serve.embeddings_protocol import EmbeddingList, EmbeddingRequest
 from quire.serve.errors import ErrorEnvelope
 from quire.serve.messages_answer import MessageAnswer, MessageEvent, TokenCount
 from quire.serve.messages_protocol import CountTokensRequest, MessagesRequest
-from quire.serve.protocol import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    TokenizeRequest,
-)
-from quire.serve.responses import (
+from quire.serve.openai_answer import (
     ChatCompletion,
     ChatCompletionChunk,
     Completion,
@@ -29,6 +23,12 @@ from quire.serve.responses import (
     ModelList,
     RenderedPrompt,
     Tokenized,
+)
+from quire.serve.openai_protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
 )
 from quire.serve.responses_answer import DeletedResponse, ResponseAnswer, ResponseEvent
 from quire.serve.responses_protocol import ResponsesRequest

@@ -11,8 +11,7 @@ from quire.serve.errors import invalid
 from quire.serve.grammar import JSON_OBJECT, choice_request, tools_request
 from quire.serve.grammar_check import CheckRequest, Tool
 from quire.serve.lark import ReasoningForm
-from quire.serve.parsers.families import HARMONY, REASONING_TAGS, ParserFactory
-from quire.serve.protocol import (
+from quire.serve.openai_protocol import (
     ChatCompletionRequest,
     GenerationRequest,
     JsonObjectFormat,
@@ -20,6 +19,7 @@ from quire.serve.protocol import (
     StructuredOutputs,
     TextFormat,
 )
+from quire.serve.parsers.families import HARMONY, REASONING_TAGS, ParserFactory
 from quire.serve.tool_grammar import FAMILIES, CallRules, takes_text
 from quire.serve.tools import FunctionTool, NamedChoice
 

@@ -22,9 +22,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from msgspec import Struct
 
 from quire.serve.errors import invalid
+from quire.serve.openai_protocol import Message
 from quire.serve.parsers.names import SWITCHES
 from quire.serve.prompt_length import LengthLimit, length_limit
-from quire.serve.protocol import Message
 from quire.serve.raw_body import LargeMessages
 from quire.serve.template_style import TemplateStyle, probe
 from quire.serve.text_encoder import TextEncoder

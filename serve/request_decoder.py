@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from quire.serve.errors import ApiError, invalid
-from quire.serve.protocol import (
+from quire.serve.openai_protocol import (
     AssistantMessage,
     ChatCompletionRequest,
     CompletionRequest,

@@ -18,7 +18,7 @@ from quire.serve.messages_protocol import (
     MessagesRequest,
     to_chat,
 )
-from quire.serve.protocol import (
+from quire.serve.openai_protocol import (
     ChatCompletionRequest,
     CompletionRequest,
     Message,

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from quire.serve.errors import invalid
-from quire.serve.protocol import (
+from quire.serve.openai_protocol import (
     AssistantMessage,
     DeveloperMessage,
     FunctionCall,

@@ -12,8 +12,7 @@ from msgspec import Meta, Struct
 
 from quire.serve.errors import invalid
 from quire.serve.field_names import FieldNames
-from quire.serve.output_form import TextForm
-from quire.serve.protocol import (
+from quire.serve.openai_protocol import (
     MAX_MESSAGES,
     ChatCompletionRequest,
     JsonObjectFormat,
@@ -23,6 +22,7 @@ from quire.serve.protocol import (
     ResponseFormat,
     TextFormat,
 )
+from quire.serve.output_form import TextForm
 from quire.serve.responses_input import Item, messages_of
 from quire.serve.responses_tools import ToolName, ToolReader, choice_of
 from quire.serve.tools import check_tools

@@ -9,8 +9,8 @@ from msgspec import Struct
 
 from quire.serve.errors import invalid
 from quire.serve.grammar_check import CheckRequest
+from quire.serve.openai_protocol import NonEmptyStr
 from quire.serve.output_form import TextForm, carries
-from quire.serve.protocol import NonEmptyStr
 from quire.serve.tools import (
     FunctionTool,
     NamedChoice,

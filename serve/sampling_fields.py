@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from quire.engine.messages import Ready, SamplingParams
 from quire.serve.errors import invalid
-from quire.serve.protocol import GenerationRequest
+from quire.serve.openai_protocol import GenerationRequest
 from quire.serve.served_model import ServedModel
 
 _MAX_BAD_WORD_TOKENS: Final = 64

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from quire.serve.backend import BackendError
 from quire.serve.disconnect import unless_ended
 from quire.serve.errors import INTERNAL_ERROR, from_backend
-from quire.serve.responses import encode
+from quire.serve.openai_answer import encode
 
 logger = logging.getLogger(__name__)
 

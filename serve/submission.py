@@ -12,7 +12,7 @@ from quire.serve.backend import UNNUMBERED, TokenStream
 from quire.serve.detokenizer import Detokenizer
 from quire.serve.errors import invalid
 from quire.serve.generation import Generation, GenerationGroup, Reading
-from quire.serve.protocol import CompletionRequest, GenerationRequest
+from quire.serve.openai_protocol import CompletionRequest, GenerationRequest
 from quire.serve.registry import Served
 from quire.serve.sampling_fields import sampling_of, seed_of_choice
 

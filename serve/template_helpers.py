@@ -16,9 +16,9 @@ from quire.serve.errors import ApiError, invalid
 from quire.serve.helper_answers import Wording, answer_of
 from quire.serve.helper_process import Refused
 from quire.serve.helpers import HelperLimits, HelperPool
+from quire.serve.openai_protocol import Message
 from quire.serve.prompt import ChatTemplate, Ending, Rendered
 from quire.serve.prompt_length import LengthLimit, details_of
-from quire.serve.protocol import Message
 from quire.serve.raw_body import LARGE_BODY, LargeMessages
 
 # Conversations of 32 MiB take a second or two, for which no short one waits.

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from quire.serve.errors import invalid
-from quire.serve.protocol import (
+from quire.serve.openai_protocol import (
     AssistantMessage,
     Content,
     DeveloperMessage,

@@ -15,16 +15,7 @@ from quire.serve.conversation import Reply
 from quire.serve.disconnect import unless_disconnected
 from quire.serve.generation import TextDelta
 from quire.serve.logprob_format import chat_logprobs
-from quire.serve.parsers.events import (
-    ArgumentsDelta,
-    CallStarted,
-    ContentDelta,
-    Event,
-    ReasoningDelta,
-)
-from quire.serve.registry import Registry
-from quire.serve.request_kinds import CHAT
-from quire.serve.responses import (
+from quire.serve.openai_answer import (
     AssistantReply,
     CalledFunction,
     CallPiece,
@@ -37,6 +28,15 @@ from quire.serve.responses import (
     Delta,
     FunctionPiece,
 )
+from quire.serve.parsers.events import (
+    ArgumentsDelta,
+    CallStarted,
+    ContentDelta,
+    Event,
+    ReasoningDelta,
+)
+from quire.serve.registry import Registry
+from quire.serve.request_kinds import CHAT
 from quire.serve.token_log import ShownToken
 
 

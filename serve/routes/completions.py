@@ -15,13 +15,13 @@ from quire.serve.disconnect import unless_disconnected
 from quire.serve.errors import invalid
 from quire.serve.generation import GenerationGroup, TextDelta
 from quire.serve.logprob_format import completion_logprobs
+from quire.serve.openai_answer import Completion, CompletionChoice, CompletionLogprobs
+from quire.serve.openai_protocol import CompletionRequest
 from quire.serve.output_form import wanted_of_text
 from quire.serve.prompt import encode_texts
 from quire.serve.prompt_length import length_limit
-from quire.serve.protocol import CompletionRequest
 from quire.serve.registry import Registry, Served
 from quire.serve.request_kinds import COMPLETION
-from quire.serve.responses import Completion, CompletionChoice, CompletionLogprobs
 from quire.serve.served_model import ServedModel
 from quire.serve.token_log import ShownToken
 

@@ -24,11 +24,11 @@ from quire.serve.embeddings_protocol import (
     EmbeddingUsage,
 )
 from quire.serve.errors import ApiError, invalid
+from quire.serve.openai_answer import encode, json_response
 from quire.serve.prompt import encode_texts
 from quire.serve.prompt_length import PromptTooLong, length_limit
 from quire.serve.registry import Registry, Served
 from quire.serve.request_kinds import EMBEDDING
-from quire.serve.responses import encode, json_response
 from quire.serve.submission import check_prompt
 
 

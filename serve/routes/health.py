@@ -7,8 +7,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quire.serve.metrics import Metrics
+from quire.serve.openai_answer import json_response
 from quire.serve.registry import Registry
-from quire.serve.responses import json_response
 
 
 class Status(msgspec.Struct, frozen=True):

@@ -18,10 +18,10 @@ from quire.serve.errors import ApiError, from_backend, invalid, message_error
 from quire.serve.generation import GenerationGroup
 from quire.serve.heartbeat import HEARTBEAT, with_heartbeats
 from quire.serve.message_blocks import BlockStream, whole_blocks
+from quire.serve.openai_answer import encode, ignored_header
 from quire.serve.prompt_length import PromptTooLong
 from quire.serve.registry import Registry
 from quire.serve.request_kinds import COUNT_TOKENS, MESSAGES
-from quire.serve.responses import encode, ignored_header
 from quire.serve.sse import EventStream, LastEvent, named_event
 
 _STOP_REASONS: Final = {"length": "max_tokens", "tool_calls": "tool_use", "stop": "end_turn"}

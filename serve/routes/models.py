@@ -13,13 +13,7 @@ from quire.serve import conversation
 from quire.serve.body_helpers import BodyHelpers, RequestReader
 from quire.serve.errors import invalid
 from quire.serve.middleware import read_json
-from quire.serve.prompt import encode_texts
-from quire.serve.prompt_length import length_limit
-from quire.serve.protocol import ChatCompletionRequest, DetokenizeRequest
-from quire.serve.registry import Entry, Registry
-from quire.serve.request_decoder import RequestDecoder
-from quire.serve.request_kinds import CHAT, TOKENIZE
-from quire.serve.responses import (
+from quire.serve.openai_answer import (
     Detokenized,
     ModelCard,
     ModelList,
@@ -27,6 +21,12 @@ from quire.serve.responses import (
     Tokenized,
     json_response,
 )
+from quire.serve.openai_protocol import ChatCompletionRequest, DetokenizeRequest
+from quire.serve.prompt import encode_texts
+from quire.serve.prompt_length import length_limit
+from quire.serve.registry import Entry, Registry
+from quire.serve.request_decoder import RequestDecoder
+from quire.serve.request_kinds import CHAT, TOKENIZE
 
 
 def _card(entry: Entry, name: str) -> ModelCard:

@@ -21,12 +21,12 @@ from quire.serve.errors import ApiError, from_backend, invalid
 from quire.serve.generation import GenerationGroup
 from quire.serve.heartbeat import HEARTBEAT, with_heartbeats
 from quire.serve.middleware import MAX_BODY_BYTES
+from quire.serve.openai_answer import encode, ignored_header
 from quire.serve.registry import Registry
 from quire.serve.request_kinds import RESPONSES
 from quire.serve.response_history import NO_ITEMS, asked, joined, resolved
 from quire.serve.response_items import ItemStream
 from quire.serve.response_store import ResponseStore, Stored
-from quire.serve.responses import encode, ignored_header
 from quire.serve.responses_protocol import (
     Conversation,
     ResponsesRequest,

@@ -26,9 +26,9 @@ from quire.serve.backend import BackendError, Unavailable
 from quire.serve.detokenizer import TokenBytes
 from quire.serve.http_protocol import ConnectionGuard, HttpLimits
 from quire.serve.metrics import Metrics
+from quire.serve.openai_protocol import Message
 from quire.serve.parsers.families import ParserFactory, infer_family
 from quire.serve.prompt import ChatTemplate, Rendered
-from quire.serve.protocol import Message
 from quire.serve.registry import Registry, Served
 from quire.serve.served_model import ServedModel
 from quire.serve.text_encoder import TextEncoder

@@ -10,7 +10,7 @@ import pytest
 
 from quire.serve.embeddings_protocol import EmbeddingRequest
 from quire.serve.messages_protocol import MessagesRequest
-from quire.serve.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from quire.serve.openai_protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from quire.serve.responses_protocol import ResponsesRequest
 
 PAGE = Path(__file__).parents[2] / "docs" / "fields.md"
@@ -55,8 +55,8 @@ def fields_below(path: str, comment: str) -> list[str]:
 @pytest.mark.parametrize(
     ("api", "path", "comment"),
     [
-        ("chat", "serve/protocol.py", "# No effect on the answer, by definition."),
-        ("completions", "serve/protocol.py", "# No effect on the answer, by definition."),
+        ("chat", "serve/openai_protocol.py", "# No effect on the answer, by definition."),
+        ("completions", "serve/openai_protocol.py", "# No effect on the answer, by definition."),
         ("responses", "serve/responses_protocol.py", "# No effect on the answer, by definition."),
         ("embeddings", "serve/embeddings_protocol.py", "# No effect on the answer, by definition."),
         ("messages", "serve/messages_protocol.py", "# No meaning outside Anthropic's service."),

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models
 from quire.serve.errors import ApiError
 from quire.serve.grammar_check import Tools
 from quire.serve.lark import ReasoningForm
+from quire.serve.openai_protocol import ChatCompletionRequest, CompletionRequest
 from quire.serve.output_form import Wanted, reasoning_form, wanted_of_chat, wanted_of_text
 from quire.serve.parsers.families import Family, ParserFactory
-from quire.serve.protocol import ChatCompletionRequest, CompletionRequest
 from quire.serve.request_decoder import RequestDecoder
 from quire.serve.tool_grammar import CallRules
 

@@ -8,6 +8,7 @@ import pytest
 from fake_backend import TEMPLATE, RenderHere, byte_level_tokenizer
 
 from quire.serve.errors import ApiError
+from quire.serve.openai_protocol import ChatCompletionRequest
 from quire.serve.parsers.events import CallStarted
 from quire.serve.parsers.families import ParserFactory, infer_family
 from quire.serve.parsers.schemas import Tools
@@ -19,7 +20,6 @@ from quire.serve.prompt import (
     switches_read,
 )
 from quire.serve.prompt_length import length_limit
-from quire.serve.protocol import ChatCompletionRequest
 from quire.serve.request_decoder import RequestDecoder
 from quire.serve.text_encoder import TextEncoder
 

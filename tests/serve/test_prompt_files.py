@@ -8,7 +8,7 @@ import pytest
 from fake_backend import EOS, byte_level_tokenizer
 
 from quire.engine.messages import SamplingParams
-from quire.serve.protocol import UserMessage
+from quire.serve.openai_protocol import UserMessage
 from quire.serve.served_model import ModelFilesError, load_served_model
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from quire.serve.errors import ApiError
 from quire.serve.helpers import HelperLimits
+from quire.serve.openai_protocol import ChatCompletionRequest, Message
 from quire.serve.prompt import ChatTemplate, check_syntax
-from quire.serve.protocol import ChatCompletionRequest, Message
 from quire.serve.request_decoder import RequestDecoder
 from quire.serve.template_helpers import TemplateHelpers
 

@@ -11,7 +11,7 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 from openai.types.completion_create_params import CompletionCreateParamsBase as CompletionParams
 
 from quire.serve.errors import ApiError
-from quire.serve.protocol import ChatCompletionRequest, CompletionRequest, TokenizeRequest
+from quire.serve.openai_protocol import ChatCompletionRequest, CompletionRequest, TokenizeRequest
 from quire.serve.request_decoder import REFUSED, RequestDecoder
 
 CHAT = RequestDecoder(ChatCompletionRequest)

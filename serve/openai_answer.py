@@ -1,4 +1,4 @@
-"""Responses as they leave, after OpenAI's schema.
+"""Answers of chat completions, completions and models as they leave, after OpenAI's schema.
 
 Keys that the schema requires but allows to be null are always present; ``UNSET`` keys are left out.
 """
