@@ -316,7 +316,7 @@ class Engine:
         Args:
             now: seconds, of a clock that only goes forward.
         """
-        if self._relief is None or self._unconfirmed:
+        if self._relief is None:
             return
         pressure = self._relief.look(now)
         if pressure is None:
@@ -328,10 +328,14 @@ class Engine:
         if wanted == current:
             return
         logger.warning("the machine's memory: %s; %d KV blocks", pressure.name.lower(), wanted)
-        for each in self._in_flight:
-            error = None if each.encoded is None else each.encoded.exception()
+        errors = [each.encoded.exception() for each in self._in_flight if each.encoded is not None]
+        for error in errors:
             if error is not None and not is_out_of_memory(error):
                 raise error
+            if error is not None and self._unconfirmed:
+                self._recover(error)  # whose it is nobody knows
+                return
+        self._confirm(None)
         self._drop_flight()
         try:
             self._resize(wanted)

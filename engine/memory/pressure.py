@@ -11,7 +11,9 @@ from pathlib import Path
 from quire.engine.memory.machine import available_memory, total_memory
 
 _INTERVAL = 1.0  # seconds between two looks
-_CALM = 60.0  # seconds without pressure, after which what was given back is taken again
+# Seconds without pressure, after which what was given back is taken again: at once where nothing
+# runs, since what runs is computed anew then.
+_CALM, _CALM_IF_BUSY = 60.0, 600.0
 # Of a machine's or container's memory, that is left.
 _SHORT, _CRITICAL = 0.08, 0.04
 
@@ -81,6 +83,6 @@ class Relief:
         """What the pool should have, which has ``current`` blocks."""
         if pressure is Pressure.CRITICAL:
             return max(self._least, min(current, current // 2 + 1))
-        if idle and now - self._calm_since >= _CALM:
+        if now - self._calm_since >= (_CALM if idle else _CALM_IF_BUSY):
             return self._wanted
         return current

@@ -190,3 +190,28 @@ def test_faults_shrink_and_are_forgotten() -> None:
     assert faults.failed(has_prompts=True)
     assert faults.prompt_tokens == 128
     assert faults.count == 6
+
+
+def served(faults: MemoryFaults, prompt: int, fits: int) -> bool:
+    """Whether a prompt is ever done on a device with room for so many rows times context."""
+    done = 0
+    while done < prompt:
+        tokens = min(faults.prompt_tokens, prompt - done)
+        if tokens * (done + tokens) <= fits:
+            faults.succeeded()
+            done += tokens
+        elif faults.failed(has_prompts=True):
+            done = 0
+        else:
+            return False
+        if faults.count == 60:
+            return False
+    return True
+
+
+@pytest.mark.parametrize(("prompt", "step", "rows"), [(200_000, 2048, 48), (60_000, 512, 40)])
+def test_a_prompt_that_fits_in_small_steps_is_not_tried_for_ever(
+    prompt: int, step: int, rows: int
+) -> None:
+    assert served(MemoryFaults(step), prompt, rows * prompt)
+    assert not served(MemoryFaults(step), prompt, 20 * prompt)

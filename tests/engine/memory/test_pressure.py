@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,9 +19,10 @@ from quire.engine.config import EngineConfig
 from quire.engine.device_thread import DeviceThread
 from quire.engine.engine import Engine
 from quire.engine.memory.pressure import Pressure, Relief, system_pressure
-from quire.engine.messages import GenerateRequest, SamplingParams
+from quire.engine.messages import GenerateRequest, SamplingParams, TokenOutput
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
+from quire.engine.step.runner import ModelRunner
 from quire.kernels.choice.selection import Selector, selecting
 
 
@@ -72,6 +74,8 @@ def test_blocks_go_by_halves_and_come_back_when_it_is_calm() -> None:
     relief.look(91.0)
     assert relief.num_blocks(Pressure.NONE, 91.0, 200, idle=False) == 200
     assert relief.num_blocks(Pressure.NONE, 91.0, 200, idle=True) == 1000
+    # Somebody may always be served.
+    assert relief.num_blocks(Pressure.NONE, 630.0, 200, idle=False) == 1000
 
 
 @pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.long)])
@@ -157,3 +161,54 @@ def test_requests_go_on_over_fewer_blocks(place: str) -> None:
     assert engine._pools.blocks.num_blocks == 400
     for i, prompt in enumerate(prompts):
         assert tokens[i] == reference_generate(build("qwen3", 0), prompt, 8)[0]
+
+
+def test_blocks_go_while_every_step_is_encoded_late() -> None:
+    """Then tokens always wait for the next step's encoding when memory is looked at."""
+    build_step, collect = ModelRunner.build, ModelRunner.collect
+    collected = [threading.Event() for _ in range(200)]
+
+    def build_late(self: ModelRunner, host: Any, previous: Any) -> Any:
+        if previous is not None:
+            assert collected[previous.batch.step_id].wait(60)
+        return build_step(self, host, previous)
+
+    def collect_and_tell(self: ModelRunner, step: Any) -> Any:
+        results = collect(self, step)
+        collected[step.batch.step_id].set()
+        return results
+
+    with (
+        mock.patch("quire.engine.model.paged_model.on_gpu", return_value=True),
+        simulated_kernels(orders=1),
+        selecting(Selector("metal", None)),
+        mock.patch.object(ModelRunner, "build", build_late),
+        mock.patch.object(ModelRunner, "collect", collect_and_tell),
+    ):
+        engine = Engine(
+            page_model(build("qwen3", 0), "qwen3"),
+            EngineConfig(60, block_size=8, least_blocks=10, encode_ahead=True),
+        )
+        sizes: list[int] = []
+        level = lambda: Pressure.CRITICAL if len(sizes) > 4 else Pressure.NONE  # noqa: E731
+        engine._relief = Relief(60, 10, level)
+        tokens: list[int] = []
+        waiting = []
+
+        def serve() -> None:
+            engine.submit(GenerateRequest(0, [5, 6, 7], 12, SamplingParams(temperature=0)))
+            while engine.has_work:
+                take(engine.step(send=take))
+                waiting.append(bool(engine._unconfirmed))
+                sizes.append(engine._pools.blocks.num_blocks)
+                engine.relieve(2.0 * len(sizes))
+
+        def take(outputs: list[TokenOutput]) -> None:
+            tokens.extend(token for output in outputs for token in output.token_ids)
+
+        device = DeviceThread()
+        engine.encode_on(device)
+        device.run_beside(serve)
+    assert waiting[4]
+    assert sizes[4:6] == [60, 31]
+    assert tokens == reference_generate(build("qwen3", 0), [5, 6, 7], 12)[0]
