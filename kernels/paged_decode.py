@@ -124,7 +124,7 @@ def rotate_and_decode(
     kv_heads, _, head_dim = pages.keys.shape[1:]
     rows = _Rows(
         projected.qkv,
-        projected.qkv.shape[1] // head_dim - 2 * kv_heads,
+        projected.num_heads(kv_heads, head_dim),
         (
             projected.positions,
             projected.slot_mapping,
@@ -134,6 +134,7 @@ def rotate_and_decode(
         ),
         {
             "ROTATE": True,
+            "GATED": projected.gated,
             "ROTARY": rotary.dims,
             "TRADITIONAL": rotary.traditional,
             "HAS_NORMS": norms is not None,
@@ -147,7 +148,7 @@ class _Rows(NamedTuple):
     """Queries, or rows from which the kernel itself makes queries, keys and values.
 
     Attributes:
-        array: (B, heads, 1, key_dim), or (B, (heads + 2 * kv_heads) * head_dim).
+        array: (B, heads, 1, key_dim), or as in :class:`ProjectedRows`.
         rotation: positions, slot_mapping, inverse_frequencies, query_norm and key_norm.
         template: what the kernel does with them.
     """
@@ -157,6 +158,7 @@ class _Rows(NamedTuple):
     rotation: tuple[mx.array | None, ...] = (None,) * 5
     template: dict[str, TemplateValue] = {  # noqa: RUF012
         "ROTATE": False,
+        "GATED": False,
         "ROTARY": 0,
         "TRADITIONAL": False,
         "HAS_NORMS": False,

@@ -55,11 +55,18 @@ class ProjectedRows(NamedTuple):
         qkv: (T, (heads + 2 * kv_heads) * head_dim), heads of queries, then keys, then values.
         positions: (T,) int32
         slot_mapping: (T,) int32, block * block_size + offset.
+        gated: each head of queries is followed by another one, of what is not read here.
     """
 
     qkv: mx.array
     positions: mx.array
     slot_mapping: mx.array
+    gated: bool = False
+
+    def num_heads(self, kv_heads: int, head_dim: int) -> int:
+        """Of queries."""
+        heads = self.qkv.shape[1] // head_dim - 2 * kv_heads
+        return heads // 2 if self.gated else heads
 
 
 def rotate_and_write(
@@ -83,8 +90,8 @@ def rotate_and_write(
     assert qkv.dtype == pages.keys.dtype == pages.values.dtype, "pages of another type"
     kv_heads, block_size, head_dim = pages.keys.shape[1:]
     rows = qkv.shape[0]
-    all_heads = qkv.shape[1] // head_dim
-    heads = all_heads - 2 * kv_heads
+    heads = projected.num_heads(kv_heads, head_dim)
+    all_heads = heads + 2 * kv_heads
     kept = (rows, kv_heads, 1, head_dim) if keep_rows else (1,)
     queries, keys, values, fence = _rotate(
         [
@@ -107,6 +114,7 @@ def rotate_and_write(
             "EPS": float_bits(norms.eps if norms is not None else 0.0),
             "HEADS_Q": heads,
             "HEADS_KV": kv_heads,
+            "GATED": projected.gated,
             "BLOCK_SIZE": block_size,
             "SIMDGROUPS": _SIMDGROUPS,
             "KEEP_ROWS": keep_rows,

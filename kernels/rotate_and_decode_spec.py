@@ -51,6 +51,7 @@ class RotatingDecodeShape(NamedTuple):
     norms: bool = False  # of each head of queries and keys
     traditional: bool = False  # pairs are neighbours
     window: bool = False
+    gated: bool = False  # as in ProjectedRows
 
     def bucket(self) -> RotatingDecodeShape:
         return RotatingDecodeShape(round_up(self.rows), round_up(self.context), *self[2:])
@@ -104,7 +105,7 @@ class RotatingDecodeProblem(Problem):
 def _fused(problem: RotatingDecodeProblem, settings: Settings) -> list[mx.array]:
     rows, before = problem.rows, problem.before
     output = rotate_and_decode(
-        ProjectedRows(rows.qkv, rows.positions, problem.slots.mapping),
+        ProjectedRows(rows.qkv, rows.positions, problem.slots.mapping, problem.shape.gated),
         PageArrays(problem.fused[0], problem.fused[1], before.arrays.fence),
         problem.tables,
         problem.plan,
@@ -153,6 +154,7 @@ ROTATE_AND_DECODE = Spec(
         RotatingDecodeShape(2, 40, 4, 4, 64, 64, 8, window=True),
         RotatingDecodeShape(3, 60, 18, 2, 80, 32, 32, traditional=True),
         RotatingDecodeShape(1, 20, 2, 1, 256, 256, 16, norms=True, traditional=True),
+        RotatingDecodeShape(2, 40, 6, 2, 256, 64, 16, norms=True, gated=True),
     ),
     surveyed={"with norms": _COMMON._replace(norms=True), "without norms": _COMMON},
 )

@@ -49,6 +49,7 @@ class RotateShape(NamedTuple):
     norms: bool = False  # of each head of queries and keys
     traditional: bool = False  # pairs are neighbours
     keep_rows: bool = False  # new keys and values are returned too
+    gated: bool = False  # as in ProjectedRows
 
     def bucket(self) -> RotateShape:
         return RotateShape(round_up(self.rows), *self[1:])
@@ -69,11 +70,13 @@ class RotatedHeads(Protocol):
     def norms(self) -> bool: ...
     @property
     def traditional(self) -> bool: ...
+    @property
+    def gated(self) -> bool: ...
 
 
 class RandomRows:
-    """Random rows of queries, keys and values, (rows, (heads + 2 * kv_heads) * head_dim), and what
-    turns them to their positions."""
+    """Random rows of queries, keys and values, as in :class:`ProjectedRows`, and what turns them to
+    their positions."""
 
     def __init__(
         self,
@@ -84,7 +87,7 @@ class RandomRows:
     ) -> None:
         self.shape = shape
         random = mx.random.split(key, 3)
-        num_heads = shape.heads + 2 * shape.kv_heads
+        num_heads = (2 if shape.gated else 1) * shape.heads + 2 * shape.kv_heads
         self.qkv = normal((shape.rows, num_heads * shape.head_dim), dtype, random[0])
         self.weights = [normal((shape.head_dim,), dtype, key) for key in random[1:]]
         self._positions = positions
@@ -102,11 +105,18 @@ class RandomRows:
         other.qkv = waiting(self.qkv, result)
         return other
 
+    def _places(self) -> list[slice]:
+        """Of the heads of queries, keys and values."""
+        step = 2 if self.shape.gated else 1
+        keys = step * self.shape.heads
+        values = keys + self.shape.kv_heads
+        return [slice(0, keys, step), slice(keys, values), slice(values, None)]
+
     def by_mlx(self) -> list[mx.array]:
         """Queries, keys and values, (rows, heads, 1, dim) each."""
         shape = self.shape
-        split = [shape.heads, shape.heads + shape.kv_heads]
-        parts = list(mx.split(self.qkv.reshape(shape.rows, -1, 1, shape.head_dim), split, axis=1))
+        rows = self.qkv.reshape(shape.rows, -1, 1, shape.head_dim)
+        parts = [rows[:, places] for places in self._places()]
         if shape.norms:
             for i, weight in enumerate(self.weights):
                 parts[i] = mx.fast.rms_norm(parts[i], weight, _EPS)
@@ -126,7 +136,7 @@ class RandomRows:
         """Queries, keys and values, (rows, heads, dim) each."""
         shape = self.shape
         rows = to_float64([self.qkv])[0].reshape(shape.rows, -1, shape.head_dim)
-        parts = np.split(rows, [shape.heads, shape.heads + shape.kv_heads], axis=1)
+        parts = [rows[:, places] for places in self._places()]
         frequencies = to_float64([self.rotary.inverse_frequencies])[0]
         angles = self._positions[:, None, None] * frequencies
         for i, weight in enumerate(to_float64(self.weights)):
@@ -189,7 +199,7 @@ class RotateProblem(Problem):
 def _fused(problem: RotateProblem, settings: Settings) -> list[mx.array]:
     given = problem.rows
     queries, pages = rotate_and_write(
-        ProjectedRows(given.qkv, given.positions, problem.slots.mapping),
+        ProjectedRows(given.qkv, given.positions, problem.slots.mapping, gated=problem.shape.gated),
         PageArrays(problem.fused[0], problem.fused[1], problem.fence),
         given.rotary,
         given.norms,
@@ -223,6 +233,7 @@ ROTATE_AND_WRITE = Spec(
         RotateShape(3, 4, 4, 64, 64, 8),
         RotateShape(9, 6, 3, 80, 32, 32, traditional=True, keep_rows=True),
         RotateShape(2, 2, 1, 256, 256, 16, norms=True, traditional=True),
+        RotateShape(3, 4, 2, 256, 64, 16, norms=True, keep_rows=True, gated=True),
     ),
     surveyed={"with norms": _COMMON._replace(norms=True), "without norms": _COMMON},
     group=Group.BLOCKS,

@@ -22,6 +22,9 @@ _STANDARD = {f"mlx_lm.models.{name}" for name in ("llama", "qwen2", "qwen3")}
 _WRAPPERS = {f"mlx_lm.models.{name}" for name in ("mistral3", "pixtral", "qwen2_vl", "qwen3_vl")}
 
 
+ROPES = (nn.RoPE, Llama3RoPE)  # that :func:`rotary_of` takes
+
+
 @dataclass(frozen=True)
 class LinearKind:
     """What multiplying by a linear layer takes beside its arrays."""
@@ -105,7 +108,7 @@ def _is_standard_block(block: nn.Module) -> bool:
     linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
     if not all(isinstance(x, nn.QuantizedLinear) or type(x) is nn.Linear for x in linears):
         return False
-    if type(attention.rope) not in (nn.RoPE, Llama3RoPE):
+    if type(attention.rope) not in ROPES:
         return False
     norms = [block.input_layernorm, block.post_attention_layernorm]
     if not all(map(_fits, norms)) or (
@@ -123,7 +126,7 @@ def _fits(norm: nn.Module) -> bool:
 def _read(block: nn.Module) -> Block:
     attention, mlp = block.self_attn, block.mlp
     norm, post_norm = block.input_layernorm, block.post_attention_layernorm
-    rotary = _rotary(attention.rope)
+    rotary = rotary_of(attention.rope)
     head_norms: tuple[mx.array, ...] = ()
     if "q_norm" in attention:
         head_norms = attention.q_norm.weight, attention.k_norm.weight
@@ -178,7 +181,8 @@ def _multiply(x: mx.array, kind: LinearKind, arrays: tuple[mx.array, ...]) -> mx
     return product if bias is None else product + bias
 
 
-def _rotary(rope: nn.Module) -> Rotary:
+def rotary_of(rope: nn.Module) -> Rotary:
+    """What a module of one of :data:`ROPES` does."""
     if type(rope) is nn.RoPE:
         steps = mx.arange(0, -(rope.dims // 2), -1, dtype=mx.float32)
         inverse = mx.exp(steps * (math.log(rope.base) / (rope.dims // 2))) * rope.scale

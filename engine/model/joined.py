@@ -83,6 +83,21 @@ class JoinedLinears:
             self._are_alike, self._input = True, None
         return part
 
+    def whole(self, x: mx.array) -> mx.array:
+        """(..., inputs) -> (..., outputs of all), one behind the other"""
+        output: mx.array = self._whole(x)
+        return output
+
+
+def product_of_all(linears: Sequence[Any], x: mx.array) -> mx.array:
+    """(..., inputs) -> (..., outputs of all), one behind the other: in one product, if these are
+    what :func:`join_linears` has joined"""
+    joined = {getattr(linear, "_joined", None) for linear in linears}
+    if len(joined) == 1 and (one := joined.pop()) is not None:
+        product: mx.array = one.whole(x)
+        return product
+    return mx.concatenate([linear(x) for linear in linears], axis=-1)
+
 
 class _Part:
     """Mixed into a linear that is computed with others."""

@@ -245,7 +245,19 @@ class PagedModel:
                 count = num_window_blocks
             layer.pages = LayerPages(layer.shape, count, block_size, windowed=windowed)
             layer.backend = self._kernels if layer in by_kernels else self._mlx
+            layer.rotated = self._rotated(layer) if layer in by_kernels else None
         self.is_standard = self.in_place and self.allow_fused and self._read_standard()
+
+    def _rotated(self, layer: PagedLayer) -> Heads | None:
+        """How attention is called on a layer, if kernels may rotate and write in front of it."""
+        shape, found = layer.shape, layer_heads(layer)
+        if not self.allow_fused or shape is None or len(found) != 1:
+            return None
+        keys = shape.key_heads, shape.key_dim, shape.key_dtype
+        alike = keys == (shape.value_heads, shape.value_dim, shape.value_dtype)
+        [heads] = found
+        plain = not (heads.sinks or heads.softcap or heads.extra_dim or heads.chunked)
+        return heads if alike and plain else None
 
     def _read_standard(self) -> bool:
         """Whether all blocks are standard; their weights are joined once."""

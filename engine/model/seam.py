@@ -19,10 +19,11 @@ import mlx.nn as nn
 
 from quire.cache.pages import LayerPages, PageShape
 from quire.engine.attention.backend import AttentionBackend, Query, StepInputs
+from quire.engine.attention.rotated import Rotation, rotate_and_attend
 from quire.engine.model.pace import Pace
 from quire.kernels.activation import rational_sigmoid
 from quire.kernels.cpu_rope import RowRope
-from quire.kernels.heads import Scoring
+from quire.kernels.heads import Heads, Scoring
 from quire.kernels.page_arrays import ExtraScores, PageArrays
 
 _sdpa: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention
@@ -132,6 +133,7 @@ class PagedLayer:
         uses: how attention was called on it, as the probe showed it.
         chunk: tokens of a chunk, if a row sees those of its own only.
         pages, backend: where and how keys and values are stored, once there is memory for them.
+        rotated: how attention is called, where kernels may take over behind a layer's projections.
     """
 
     def __init__(self, step: CurrentStep, window: int | None, chunk: int | None = None) -> None:
@@ -142,6 +144,7 @@ class PagedLayer:
         self.uses: set[AttentionUse] = set()
         self.pages: LayerPages | None = None
         self.backend: AttentionBackend | None = None
+        self.rotated: Heads | None = None
         self.make_pages: Callable[[PageShape], tuple[LayerPages, AttentionBackend]] | None = None
 
     def __bool__(self) -> bool:
@@ -217,6 +220,18 @@ class PagedLayer:
             )
         assert self.backend is not None, "pages without a backend"
         return self.backend.attend(arrays, self._step.inputs, query)
+
+    def rotate_and_attend(self, qkv: mx.array, rotation: Rotation, scale: float) -> mx.array:
+        """As :func:`quire.engine.attention.rotated.rotate_and_attend`, where :attr:`rotated` is
+        there."""
+        assert self.rotated is not None, "a layer that kernels do not rotate"
+        assert self.pages is not None, "a layer without pages"
+        if self._step.pace is not None:
+            self._step.pace.passed(qkv)
+        step = self._step.inputs
+        pages = PageArrays(self.pages.keys, self.pages.values, step.fence)
+        scoring = Scoring(scale, self.rotated.window)
+        return rotate_and_attend(qkv, rotation, self.rotated, pages, step, scoring)
 
 
 class PageHandle:

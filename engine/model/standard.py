@@ -16,22 +16,15 @@ import mlx.core as mx
 
 from quire.cache.pages import LayerPages
 from quire.engine.attention.backend import StepInputs
+from quire.engine.attention.rotated import Rotation, rotate_and_attend
 from quire.engine.model.block_ops import add_norm, gated
 from quire.engine.model.block_weights import BlockKind, BlockWeights, multiply, read_blocks
 from quire.engine.model.pace import Pace
 from quire.engine.model.recurring import Recurring
 from quire.engine.step.pooling import sum_rows
-from quire.kernels.attention import AttentionPlan, attend
-from quire.kernels.choice.selection import select
 from quire.kernels.heads import Heads, Scoring
 from quire.kernels.page_arrays import PageArrays
-from quire.kernels.paged_decode import rotate_and_decode
-from quire.kernels.rotate import HeadNorms, ProjectedRows, Rotary, rotate_and_write
-from quire.kernels.rotate_and_decode_spec import (
-    ROTATE_AND_DECODE,
-    RotatingDecodeShape,
-    RotatingDecodeVariant,
-)
+from quire.kernels.rotate import HeadNorms, Rotary
 from quire.kernels.tree import join, split
 
 
@@ -133,49 +126,9 @@ def _attend(
 ) -> mx.array:
     """(T, (heads + 2 * kv_heads) * head_dim) -> (T, heads * head_dim), keys and values written."""
     kind, heads = form.kind, form.heads
-    assert step.plans.kernels is not None, "a step without a plan for these pages"
-    plan = step.plans.kernels[heads]
-    slots = step.slots(heads.window is not None)
-    # Head norms of another type make keys of that.
-    qkv = qkv.astype(pages.keys.dtype)
-    projected = ProjectedRows(qkv, step.positions, slots)
-    scoring = Scoring(kind.scale, heads.window)
     rotary = Rotary(weights.rotary, kind.rotary_dims, kind.traditional)
     norms = None
     if kind.head_norm_eps is not None:
         norms = HeadNorms(weights.head_norms[0], weights.head_norms[1], kind.head_norm_eps)
-    # One launch finds the newest key by its position: contexts behind a window count theirs anew.
-    counts_anew = heads.window is not None and step.window_slots is not None
-    if not counts_anew and _is_joined(form, qkv, pages, plan):
-        assert plan.decodes is not None
-        assert plan.block_tables is not None
-        attended = rotate_and_decode(
-            projected, pages, plan.block_tables, plan.decodes, scoring, rotary, norms
-        )
-    else:
-        queries, pages = rotate_and_write(
-            projected, pages, rotary, norms, keep_rows=step.plans.keeps_rows
-        )
-        attended = attend(queries, pages, plan, scoring)
-    return attended.reshape(qkv.shape[0], -1)
-
-
-def _is_joined(form: BlockForm, qkv: mx.array, pages: PageArrays, plan: AttentionPlan) -> bool:
-    """Whether one launch rotates, writes and attends: for decodes alone that share no pages."""
-    if plan.decodes is None or plan.prompts is not None or plan.decodes.shared_items is not None:
-        return False
-    heads = form.heads
-    shape = RotatingDecodeShape(
-        rows=qkv.shape[0],
-        context=1,  # the choice is made for a model
-        heads=heads.heads,
-        kv_heads=heads.kv_heads,
-        head_dim=heads.key_dim,
-        rotary_dim=form.kind.rotary_dims,
-        block_size=pages.keys.shape[2],
-        norms=form.kind.head_norm_eps is not None,
-        traditional=form.kind.traditional,
-        window=heads.window is not None,
-    )
-    choice = select(ROTATE_AND_DECODE, shape, qkv.dtype)
-    return choice.variant is RotatingDecodeVariant.FUSED
+    scoring = Scoring(kind.scale, heads.window)
+    return rotate_and_attend(qkv, Rotation(rotary, norms), heads, pages, step, scoring)

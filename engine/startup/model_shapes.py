@@ -18,6 +18,7 @@ from quire.engine.model.joined import SwigluMlp
 from quire.engine.model.mixtures import mixture_shapes
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.residual import PreNormBlock
+from quire.engine.model.rotated_attention import RotatedAttention
 from quire.kernels.choice import check
 from quire.kernels.choice.record import Record
 from quire.kernels.choice.spec import AnySpec, Kind, Shape
@@ -124,28 +125,33 @@ def _block_fields(paged: PagedModel, block_size: int) -> dict[AnySpec, list[Fiel
     """Of standard blocks, whose steps alone are all fused, and of what is fused elsewhere."""
     part = standard_part(paged.model)
     if part is None:
-        return _adapted_fields(paged.model)
-    first = part.model.layers[0]
-    rope = first.self_attn.rope
+        layers = [x for _, x in paged.model.named_modules() if isinstance(x, RotatedAttention)]
+        rotations = {
+            (layer.rotary.dims, layer.rotary.traditional, bool(layer.norms), layer.is_gated)
+            for layer in layers
+        }
+        found = _adapted_fields(paged.model)
+    else:
+        first = part.model.layers[0]
+        rope = first.self_attn.rope
+        rotations = {(rope.dims, rope.traditional, "q_norm" in first.self_attn, False)}
+        found = {
+            ADD_RMS_NORM: [{"dim": first.input_layernorm.weight.size}],
+            SWIGLU: [{"dim": first.mlp.gate_proj.weight.shape[0]}],
+        }
+    names = "rotary_dim", "traditional", "norms", "gated"
     rotated = [
         {
             "heads": fields["heads"],
             "kv_heads": fields["kv_heads"],
             "head_dim": fields["key_dim"],
-            "rotary_dim": rope.dims,
             "block_size": block_size,
-            "norms": "q_norm" in first.self_attn,
-            "traditional": rope.traditional,
             "window": fields["window"],
+            **dict(zip(names, rotation, strict=True)),
         }
-        for fields in _attention_fields(paged, block_size)
+        for fields, rotation in product(_attention_fields(paged, block_size), sorted(rotations))
     ]
-    return {
-        ROTATE_AND_WRITE: rotated,
-        ROTATE_AND_DECODE: rotated,
-        ADD_RMS_NORM: [{"dim": first.input_layernorm.weight.size}],
-        SWIGLU: [{"dim": first.mlp.gate_proj.weight.shape[0]}],
-    }
+    return found | ({ROTATE_AND_WRITE: rotated, ROTATE_AND_DECODE: rotated} if rotated else {})
 
 
 def _adapted_fields(model: nn.Module) -> dict[AnySpec, list[Fields]]:

@@ -30,6 +30,7 @@ from quire.engine.model.mixtures import adapt_mixtures
 from quire.engine.model.paged_model import PagedModel
 from quire.engine.model.paging import page_model
 from quire.engine.model.residual import adapt_blocks
+from quire.engine.model.rotated_attention import adapt_attention
 from quire.engine.startup.kernel_check import avoid_dropped, check_kernels
 from quire.engine.startup.loader import LoadedModel, Loader, Progress, load_model
 from quire.engine.startup.self_check import check_against_plain_forward
@@ -187,6 +188,7 @@ def page_loaded(
             join_linears(loaded.model)
             adapt_experts(loaded.model)
             adapt_mixtures(loaded.model)
+            adapt_attention(loaded.model)
             adapt_blocks(loaded.model)
     progress("warming up", 0, 1)
     paged = page_model(loaded.model, loaded.name)

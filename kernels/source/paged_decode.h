@@ -5,8 +5,8 @@
 // lanes load one key, 16 bytes each, and UNROLL_KEYS such loads are under way before any arithmetic.
 // The scores of a tile are summed so that each ends in one lane, which alone takes its exponential.
 //
-// With ROTATE `queries` are a projection's rows of queries, keys and values, as of rotate_and_write.h.
-// Then the item with a row's newest token also writes its key and value to the pages; nobody else
+// With ROTATE `queries` are a projection's rows of queries, keys and values, as of rotate_and_write.h,
+// with something else behind each head of queries if they are GATED. Then the item with a row's newest token also writes its key and value to the pages; nobody else
 // reads them in this step.
 
 constexpr int VEC = 16 / sizeof(T);
@@ -48,14 +48,15 @@ SHARED quire::Pack fresh[ROTATE ? (GROUP + 2) * KEY_PACKS : 1]; // queries, newe
 const bool is_newest = ROTATE && end > begin && end == int(positions[row]) + 1;
 const int stop = is_newest ? end - 1 : end; // of what is read from pages
 if (ROTATE) {
-  constexpr size_t ALL = HEADS + 2 * KV_HEADS;
+  constexpr int STRIDE = GATED ? 2 : 1;
+  constexpr size_t ALL = HEADS * STRIDE + 2 * KV_HEADS;
   constexpr int ROUNDS = quire::ceil_div(GROUP + 2, SIMDGROUPS);
   quire::RotaryHead<T, DK, ROTARY, TRADITIONAL> x[ROUNDS];
   UNROLL
   for (int r = 0; r < ROUNDS; ++r) {
     const int h = quire::min(simdgroup + r * SIMDGROUPS, GROUP + 1);
-    const int head = h < GROUP ? first_head + quire::min(h, num_heads - 1)
-                               : int(HEADS) + (h - GROUP) * KV_HEADS + kv_head;
+    const int head = h < GROUP ? (first_head + quire::min(h, num_heads - 1)) * STRIDE
+                               : int(HEADS) * STRIDE + (h - GROUP) * KV_HEADS + kv_head;
     x[r].load(queries + (row * ALL + head) * DK, lane);
   }
   UNROLL

@@ -1,8 +1,10 @@
 // Between the projection of queries, keys and values and attention, in one launch: the norms of
 // queries and keys, rotary embeddings, and the writes of keys and values into their pages.
-// A simdgroup takes one head of one row.
+// A simdgroup takes one head of one row. Where queries are GATED, something else of the same size
+// stands behind each of their heads.
 
 constexpr int HEADS = HEADS_Q + 2 * HEADS_KV;
+constexpr int GATES = GATED ? HEADS_Q : 0;
 
 const int lane = int(thread_index_in_simdgroup);
 const int index = int(threadgroup_position_in_grid.x) * SIMDGROUPS + int(simdgroup_index_in_threadgroup);
@@ -12,7 +14,8 @@ if (row < int(slot_mapping_shape[0])) {
   const bool is_query = head < HEADS_Q;
   const bool is_value = head >= HEADS_Q + HEADS_KV;
   quire::RotaryHead<T, D, ROTARY, TRADITIONAL> x;
-  x.load(qkv + size_t(index) * D, lane);
+  const int place = is_query && GATED ? 2 * head : is_query ? head : head + GATES;
+  x.load(qkv + (size_t(row) * (HEADS + GATES) + place) * D, lane);
   if (!is_value) {
     if (HAS_NORMS) x.norm(is_query ? query_norm : key_norm, quire::as_float(EPS), lane);
     x.rotate(float(positions[row]), inverse_frequencies, lane);

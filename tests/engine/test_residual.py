@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from launches import launches
 from metal_sim import simulated_kernels
 from model_zoo import build
 
 from quire.engine.model.known_code import code_of, is_forward
-from quire.engine.model.residual import PreNormBlock, adapt_blocks
+from quire.engine.model.residual import PreNormBlock, SumNorm, adapt_blocks
 from quire.kernels.choice.selection import Selector, selecting
 
 TOKENS = mx.array([[5, 9, 3, 7, 7, 40, 2]])
@@ -31,7 +32,23 @@ def test_blocks_give_what_mlx_lm_gives(family: str, device: Any) -> None:
         found = model(TOKENS)
         mx.eval(found)
     assert mx.allclose(found, expected, atol=1e-5)
-    assert launched["add_rms_norm"] == (len(blocks) if device == "cuda" else 0)
+    assert launched["add_rms_norm"] == (2 * len(blocks) - 1 if device == "cuda" else 0)
+
+
+def test_a_norm_that_is_given_something_else_norms_that() -> None:
+    """Such as a model that changes hidden states between its blocks."""
+    plain, norm = nn.RMSNorm(8), nn.RMSNorm(8)
+    norm.__class__ = SumNorm
+    x, delta = mx.random.normal((2, 3, 8)), mx.random.normal((2, 3, 8))
+    total = norm.add(x, delta)
+    assert mx.allclose(norm(total), plain(x + delta), atol=1e-6)
+    assert norm(total).tolist() == plain(total).tolist()  # asked for twice
+    for _ in range(2):
+        assert norm.add(x, delta).tolist() == (x + delta).tolist()
+        assert norm(x).tolist() == plain(x).tolist()
+    with simulated_kernels(orders=1), selecting(Selector("cuda", None)), launches() as launched:
+        mx.eval(norm.add(x, delta))
+    assert not launched
 
 
 @pytest.mark.parametrize("family", ["gemma2", "starcoder2", "cohere"])
