@@ -137,6 +137,7 @@ def rotate_and_decode(
             "GATED": projected.gated,
             "ROTARY": rotary.dims,
             "TRADITIONAL": rotary.traditional,
+            "FACTOR": rotary.factor_bits(projected.qkv.dtype),
             "HAS_NORMS": norms is not None,
             "EPS": float_bits(norms.eps if norms is not None else 0.0),
         },
@@ -161,6 +162,7 @@ class _Rows(NamedTuple):
         "GATED": False,
         "ROTARY": 0,
         "TRADITIONAL": False,
+        "FACTOR": 0,
         "HAS_NORMS": False,
         "EPS": 0,
     }

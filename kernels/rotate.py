@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from quire.kernels.gpu_kernel import GpuKernel, float_bits
 from quire.kernels.page_arrays import PageArrays
@@ -37,6 +38,13 @@ class Rotary:
     inverse_frequencies: mx.array  # (dims / 2,) float32, radians per position
     dims: int
     traditional: bool  # pairs are neighbours, not halves
+    factor: float = 1.0  # of the values that are turned
+
+    def factor_bits(self, dtype: mx.Dtype) -> int:
+        """The factor as the kernels take it, in the precision of ``dtype``; 0: they need none."""
+        if self.factor == 1:
+            return 0
+        return float_bits(float(np.array(mx.array(self.factor, dtype).astype(mx.float32))))
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,7 @@ def rotate_and_write(
             "D": head_dim,
             "ROTARY": rotary.dims,
             "TRADITIONAL": rotary.traditional,
+            "FACTOR": rotary.factor_bits(qkv.dtype),
             "HAS_NORMS": norms is not None,
             "EPS": float_bits(norms.eps if norms is not None else 0.0),
             "HEADS_Q": heads,

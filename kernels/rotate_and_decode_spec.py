@@ -51,7 +51,9 @@ class RotatingDecodeShape(NamedTuple):
     norms: bool = False  # of each head of queries and keys
     traditional: bool = False  # pairs are neighbours
     window: bool = False
+    sinks: bool = False
     gated: bool = False  # as in ProjectedRows
+    scaled: bool = False  # what is turned is multiplied before
 
     def bucket(self) -> RotatingDecodeShape:
         return RotatingDecodeShape(round_up(self.rows), round_up(self.context), *self[2:])
@@ -67,7 +69,12 @@ class RotatingDecodeProblem(Problem):
         lengths = np.array(spread(shape.context, shape.rows, ragged), np.int32)
         dim, block_size, group = shape.head_dim, shape.block_size, shape.heads // shape.kv_heads
         decodes = DecodeShape(
-            *shape[:4], key_dim=dim, value_dim=dim, block_size=block_size, window=shape.window
+            *shape[:4],
+            key_dim=dim,
+            value_dim=dim,
+            block_size=block_size,
+            window=shape.window,
+            sinks=shape.sinks,
         )
         before = self.before = Pages(decodes, lengths.tolist(), dtype, seed, shape.rows)
         self.rows = RandomRows(shape, lengths - 1, dtype, mx.random.key(seed + 1))
@@ -154,7 +161,8 @@ ROTATE_AND_DECODE = Spec(
         RotatingDecodeShape(2, 40, 4, 4, 64, 64, 8, window=True),
         RotatingDecodeShape(3, 60, 18, 2, 80, 32, 32, traditional=True),
         RotatingDecodeShape(1, 20, 2, 1, 256, 256, 16, norms=True, traditional=True),
-        RotatingDecodeShape(2, 40, 6, 2, 256, 64, 16, norms=True, gated=True),
+        RotatingDecodeShape(2, 40, 4, 2, 256, 64, 16, norms=True, gated=True),
+        RotatingDecodeShape(3, 60, 16, 2, 64, 64, 16, window=True, sinks=True, scaled=True),
     ),
     surveyed={"with norms": _COMMON._replace(norms=True), "without norms": _COMMON},
 )

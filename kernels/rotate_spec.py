@@ -30,6 +30,7 @@ from quire.kernels.rotate import HeadNorms, ProjectedRows, Rotary, rotate_and_wr
 
 _EPS = 1e-5
 _BASE = 10000.0  # of rotary frequencies
+_FACTOR = 1.34375  # of YaRN for contexts 32 times as long, in bfloat16
 # Angles beyond are not exact enough in float32 to tell a wrong result from a rounded one.
 _MAX_POSITION = 64
 
@@ -50,6 +51,7 @@ class RotateShape(NamedTuple):
     traditional: bool = False  # pairs are neighbours
     keep_rows: bool = False  # new keys and values are returned too
     gated: bool = False  # as in ProjectedRows
+    scaled: bool = False  # what is turned is multiplied before
 
     def bucket(self) -> RotateShape:
         return RotateShape(round_up(self.rows), *self[1:])
@@ -72,6 +74,8 @@ class RotatedHeads(Protocol):
     def traditional(self) -> bool: ...
     @property
     def gated(self) -> bool: ...
+    @property
+    def scaled(self) -> bool: ...
 
 
 class RandomRows:
@@ -96,7 +100,8 @@ class RandomRows:
         frequencies = mx.array((_BASE**-steps).astype(np.float32))
         self._periods = 1 / frequencies
         mx.eval(self.positions, frequencies, self._periods)
-        self.rotary = Rotary(frequencies, shape.rotary_dim, shape.traditional)
+        self._factor = _FACTOR if shape.scaled else 1.0
+        self.rotary = Rotary(frequencies, shape.rotary_dim, shape.traditional, self._factor)
         self.norms = HeadNorms(self.weights[0], self.weights[1], _EPS) if shape.norms else None
 
     def waiting(self, result: Sequence[mx.array]) -> RandomRows:
@@ -120,10 +125,12 @@ class RandomRows:
         if shape.norms:
             for i, weight in enumerate(self.weights):
                 parts[i] = mx.fast.rms_norm(parts[i], weight, _EPS)
+        dims = shape.rotary_dim
         for i in range(2):
+            turned, kept = mx.split(parts[i], [dims], axis=-1)
             parts[i] = mx.fast.rope(
-                parts[i],
-                shape.rotary_dim,
+                mx.concatenate([turned * self._factor, kept], axis=-1),
+                dims,
                 traditional=shape.traditional,
                 base=None,
                 scale=1.0,
@@ -140,7 +147,8 @@ class RandomRows:
         frequencies = to_float64([self.rotary.inverse_frequencies])[0]
         angles = self._positions[:, None, None] * frequencies
         for i, weight in enumerate(to_float64(self.weights)):
-            scaled = rms_normed(parts[i], weight, _EPS) if shape.norms else parts[i]
+            scaled = rms_normed(parts[i], weight, _EPS) if shape.norms else parts[i].copy()
+            scaled[..., : shape.rotary_dim] *= self._factor
             parts[i] = _rotated(scaled, angles, shape.traditional)
         return parts
 
@@ -234,6 +242,7 @@ ROTATE_AND_WRITE = Spec(
         RotateShape(9, 6, 3, 80, 32, 32, traditional=True, keep_rows=True),
         RotateShape(2, 2, 1, 256, 256, 16, norms=True, traditional=True),
         RotateShape(3, 4, 2, 256, 64, 16, norms=True, keep_rows=True, gated=True),
+        RotateShape(3, 8, 1, 64, 64, 16, scaled=True),
     ),
     surveyed={"with norms": _COMMON._replace(norms=True), "without norms": _COMMON},
     group=Group.BLOCKS,

@@ -85,7 +85,9 @@ def _is_joined(
         norms=rotation.norms is not None,
         traditional=rotation.rotary.traditional,
         window=heads.window is not None,
+        sinks=heads.sinks,
         gated=rotation.gated,
+        scaled=rotation.rotary.factor != 1,
     )
     choice = select(ROTATE_AND_DECODE, shape, qkv.dtype)
     return choice.variant is RotatingDecodeVariant.FUSED

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.rope_utils import Llama3RoPE
+from mlx_lm.models.rope_utils import Llama3RoPE, YarnRoPE
 
 from quire.engine.model.flat_linear import flat_product
 from quire.engine.model.join import join_alike
@@ -22,7 +22,7 @@ _STANDARD = {f"mlx_lm.models.{name}" for name in ("llama", "qwen2", "qwen3")}
 _WRAPPERS = {f"mlx_lm.models.{name}" for name in ("mistral3", "pixtral", "qwen2_vl", "qwen3_vl")}
 
 
-ROPES = (nn.RoPE, Llama3RoPE)  # that :func:`rotary_of` takes
+ROPES = (nn.RoPE, Llama3RoPE, YarnRoPE)  # that :func:`rotary_of` takes
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class BlockKind:
     down: tuple[LinearKind, ...]
     rotary_dims: int
     traditional: bool
+    rotary_factor: float
     head_norm_eps: float | None  # None: heads are not normed
     input_eps: float
     output_eps: float
@@ -146,6 +147,7 @@ def _read(block: nn.Module) -> Block:
     kind = BlockKind(
         rotary_dims=rotary.dims,
         traditional=rotary.traditional,
+        rotary_factor=rotary.factor,
         head_norm_eps=attention.q_norm.eps if head_norms else None,
         input_eps=norm.eps,
         output_eps=post_norm.eps,
@@ -189,7 +191,8 @@ def rotary_of(rope: nn.Module) -> Rotary:
     else:
         inverse = 1.0 / rope._freqs.astype(mx.float32)
     mx.eval(inverse)
-    return Rotary(inverse, rope.dims, rope.traditional)
+    factor = rope.mscale if type(rope) is YarnRoPE else 1.0
+    return Rotary(inverse, rope.dims, rope.traditional, factor)
 
 
 def _num_outputs(linear: Any) -> int:

@@ -256,7 +256,7 @@ class PagedModel:
         keys = shape.key_heads, shape.key_dim, shape.key_dtype
         alike = keys == (shape.value_heads, shape.value_dim, shape.value_dtype)
         [heads] = found
-        plain = not (heads.sinks or heads.softcap or heads.extra_dim or heads.chunked)
+        plain = not (heads.softcap or heads.extra_dim or heads.chunked)
         return heads if alike and plain else None
 
     def _read_standard(self) -> bool:

@@ -37,6 +37,17 @@ _BLOCKS = (
     out = h + self.mlp(self.post_attention_layernorm(h))
     return out
     """,
+    """
+    residual = x
+    x = self.input_layernorm(x)
+    x = self.self_attn(x, mask, cache)
+    x = residual + x
+    residual = x
+    x = self.post_attention_layernorm(x)
+    x = self.mlp(x)
+    x = residual + x
+    return x
+    """,
 )
 
 

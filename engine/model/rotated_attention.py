@@ -65,7 +65,27 @@ output = output.transpose(0, 2, 1, 3).reshape(B, L, -1)
 """
 _OUTPUT = "return self.o_proj(output)"
 _GATED_OUTPUT = "return self.o_proj(output * mx.sigmoid(gate))"
+# With sinks.
+_GPT_OSS = """
+B, L, _ = x.shape
+D = self.head_dim
+q = self.q_proj(x).reshape(B, L, -1, D).swapaxes(1, 2)
+k = self.k_proj(x).reshape(B, L, -1, D).swapaxes(1, 2)
+v = self.v_proj(x).reshape(B, L, -1, D).swapaxes(1, 2)
+if cache is not None:
+    q = self.rope(q, offset=cache.offset)
+    k = self.rope(k, offset=cache.offset)
+    k, v = cache.update_and_fetch(k, v)
+else:
+    q = self.rope(q)
+    k = self.rope(k)
+v_hat = scaled_dot_product_attention(
+    q, k, v, cache, self.sm_scale, mask=mask, sinks=self.sinks
+)
+return self.o_proj(v_hat.swapaxes(1, 2).reshape(B, L, -1))
+"""
 _UNGATED = (
+    _GPT_OSS,
     _LINEARS + _HEADS + _ATTENTION + _OUTPUT,
     _LINEARS + _NORMED_HEADS + _ATTENTION + _OUTPUT,
     _LINEARS + _HEADS_NORMED_OR_NOT + _ATTENTION + _OUTPUT,
@@ -91,9 +111,12 @@ class RotatedAttention(nn.Module):
             multiplied.
     """
 
-    scale: float
     rotary: Rotary
     is_gated: bool
+
+    @property
+    def score_scale(self) -> float:
+        return float(self.sm_scale if hasattr(self, "sm_scale") else self.scale)
 
     @property
     def norms(self) -> HeadNorms | None:
@@ -107,7 +130,8 @@ class RotatedAttention(nn.Module):
         linears = [self[name] for name in ("q_proj", "k_proj", "v_proj")]
         qkv = product_of_all(linears, x).reshape(len(x), -1)
         rotation = Rotation(self.rotary, self.norms, self.is_gated)
-        attended = cache.rotate_and_attend(qkv, rotation, self.scale)
+        sinks = self.get("sinks")
+        attended = cache.rotate_and_attend(qkv, rotation, self.score_scale, sinks)
         if self.is_gated:
             heads, dim = cache.rotated.heads, cache.rotated.key_dim
             both = qkv[:, : 2 * heads * dim].reshape(-1, heads, 2, dim)

@@ -221,7 +221,9 @@ class PagedLayer:
         assert self.backend is not None, "pages without a backend"
         return self.backend.attend(arrays, self._step.inputs, query)
 
-    def rotate_and_attend(self, qkv: mx.array, rotation: Rotation, scale: float) -> mx.array:
+    def rotate_and_attend(
+        self, qkv: mx.array, rotation: Rotation, scale: float, sinks: mx.array | None
+    ) -> mx.array:
         """As :func:`quire.engine.attention.rotated.rotate_and_attend`, where :attr:`rotated` is
         there."""
         assert self.rotated is not None, "a layer that kernels do not rotate"
@@ -230,7 +232,7 @@ class PagedLayer:
             self._step.pace.passed(qkv)
         step = self._step.inputs
         pages = PageArrays(self.pages.keys, self.pages.values, step.fence)
-        scoring = Scoring(scale, self.rotated.window)
+        scoring = Scoring(scale, self.rotated.window, sinks)
         return rotate_and_attend(qkv, rotation, self.rotated, pages, step, scoring)
 
 

@@ -126,7 +126,7 @@ def _attend(
 ) -> mx.array:
     """(T, (heads + 2 * kv_heads) * head_dim) -> (T, heads * head_dim), keys and values written."""
     kind, heads = form.kind, form.heads
-    rotary = Rotary(weights.rotary, kind.rotary_dims, kind.traditional)
+    rotary = Rotary(weights.rotary, kind.rotary_dims, kind.traditional, kind.rotary_factor)
     norms = None
     if kind.head_norm_eps is not None:
         norms = HeadNorms(weights.head_norms[0], weights.head_norms[1], kind.head_norm_eps)

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from msgspec import structs
 
 from quire.engine.memory.budget import DeviceName
-from quire.engine.model.block_weights import standard_part
+from quire.engine.model.block_weights import rotary_of, standard_part
 from quire.engine.model.experts import KernelGLU, weights_of
 from quire.engine.model.joined import SwigluMlp
 from quire.engine.model.mixtures import mixture_shapes
@@ -31,6 +31,7 @@ from quire.kernels.mixed_attention_spec import MIXED_ATTENTION
 from quire.kernels.paged_decode_spec import PAGED_DECODE
 from quire.kernels.prompt_attention_spec import PROMPT_ATTENTION
 from quire.kernels.quantized_matmul_spec import QUANTIZED_MATMUL
+from quire.kernels.rotate import Rotary
 from quire.kernels.rotate_and_decode_spec import ROTATE_AND_DECODE
 from quire.kernels.rotate_spec import ROTATE_AND_WRITE
 from quire.kernels.routing_spec import TOP_EXPERTS, WEIGH_EXPERTS, RoutingShape
@@ -125,33 +126,38 @@ def _block_fields(paged: PagedModel, block_size: int) -> dict[AnySpec, list[Fiel
     """Of standard blocks, whose steps alone are all fused, and of what is fused elsewhere."""
     part = standard_part(paged.model)
     if part is None:
-        layers = [x for _, x in paged.model.named_modules() if isinstance(x, RotatedAttention)]
-        rotations = {
-            (layer.rotary.dims, layer.rotary.traditional, bool(layer.norms), layer.is_gated)
-            for layer in layers
-        }
         found = _adapted_fields(paged.model)
+        modules = [module for _, module in paged.model.named_modules()]
+        rotations = [
+            _rotation(layer.rotary, layer.norms is not None, layer.is_gated)
+            for layer in modules
+            if isinstance(layer, RotatedAttention)
+        ]
     else:
         first = part.model.layers[0]
-        rope = first.self_attn.rope
-        rotations = {(rope.dims, rope.traditional, "q_norm" in first.self_attn, False)}
         found = {
             ADD_RMS_NORM: [{"dim": first.input_layernorm.weight.size}],
             SWIGLU: [{"dim": first.mlp.gate_proj.weight.shape[0]}],
         }
-    names = "rotary_dim", "traditional", "norms", "gated"
-    rotated = [
-        {
-            "heads": fields["heads"],
-            "kv_heads": fields["kv_heads"],
-            "head_dim": fields["key_dim"],
-            "block_size": block_size,
-            "window": fields["window"],
-            **dict(zip(names, rotation, strict=True)),
-        }
-        for fields, rotation in product(_attention_fields(paged, block_size), sorted(rotations))
-    ]
+        attention = first.self_attn
+        rotations = [_rotation(rotary_of(attention.rope), "q_norm" in attention, gated=False)]
+    rotated: list[Fields] = []
+    for fields, rotation in product(_attention_fields(paged, block_size), rotations):
+        names = ("heads", "kv_heads", "block_size", "window", "sinks")
+        each = {name: fields[name] for name in names} | rotation
+        each["head_dim"] = fields["key_dim"]
+        rotated += [each] if each not in rotated else []
     return found | ({ROTATE_AND_WRITE: rotated, ROTATE_AND_DECODE: rotated} if rotated else {})
+
+
+def _rotation(rotary: Rotary, norms: bool, gated: bool) -> Fields:
+    return {
+        "rotary_dim": rotary.dims,
+        "traditional": rotary.traditional,
+        "scaled": rotary.factor != 1,
+        "norms": norms,
+        "gated": gated,
+    }
 
 
 def _adapted_fields(model: nn.Module) -> dict[AnySpec, list[Fields]]:

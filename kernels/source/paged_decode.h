@@ -65,6 +65,7 @@ if (ROTATE) {
     if (h >= GROUP + 2) continue;
     if (h <= GROUP) {
       if (HAS_NORMS) x[r].norm(h < GROUP ? query_norm : key_norm, quire::as_float(EPS), lane);
+      if (FACTOR != 0) x[r].scale(quire::as_float(FACTOR));
       x[r].rotate(float(positions[row]), inverse_frequencies, lane);
     }
     UNROLL

@@ -41,6 +41,12 @@ struct RotaryHead {
     }
   }
 
+  // Those that are turned, rounded to T, as by a product of its own.
+  FUNC void scale(float factor) {
+    UNROLL
+    for (int n = 0; n < 2 * ceil_div(ROTARY / 2, 32); ++n) values[n] = float(T(values[n] * factor));
+  }
+
   // By the position times each pair's frequency, in radians.
   template <typename Frequencies>
   FUNC void rotate(float position, Frequencies inverse_frequencies, int lane) {

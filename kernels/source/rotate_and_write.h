@@ -18,6 +18,7 @@ if (row < int(slot_mapping_shape[0])) {
   x.load(qkv + (size_t(row) * (HEADS + GATES) + place) * D, lane);
   if (!is_value) {
     if (HAS_NORMS) x.norm(is_query ? query_norm : key_norm, quire::as_float(EPS), lane);
+    if (FACTOR != 0) x.scale(quire::as_float(FACTOR));
     x.rotate(float(positions[row]), inverse_frequencies, lane);
   }
   const int slot = slot_mapping[row];

@@ -89,7 +89,7 @@ def test_tokens_equal_those_of_mlx_lm(family: str, join: bool) -> None:
     assert not launched["kv_write"]
 
 
-@pytest.mark.parametrize("family", ["gpt_oss", "glm4_moe_lite", "gemma3_text", "cohere", "phimoe"])
+@pytest.mark.parametrize("family", ["olmoe", "glm4_moe_lite", "gemma3_text", "cohere", "phimoe"])
 def test_other_code_and_other_embeddings_stay_as_they_are(family: str) -> None:
     assert not adapted(family)[1]
 
@@ -106,7 +106,12 @@ def test_a_model_that_no_kernel_pages_has_stays_what_it_is(family: str) -> None:
 
 @pytest.mark.parametrize(
     ("family", "norms", "gated"),
-    [("qwen3_moe", True, False), ("qwen3_5", True, True), ("granitemoe", False, False)],
+    [
+        ("qwen3_moe", True, False),
+        ("qwen3_5", True, True),
+        ("granitemoe", False, False),
+        ("gpt_oss", False, False),
+    ],
 )
 def test_kernels_are_checked_at_these_shapes(family: str, norms: bool, gated: bool) -> None:
     model, layers = adapted(family)
@@ -118,6 +123,7 @@ def test_kernels_are_checked_at_these_shapes(family: str, norms: bool, gated: bo
         found = {(s.kv_heads, s.head_dim, s.rotary_dim, s.norms, s.gated) for s in shapes}
         dims = layers[0].rotary.dims
         assert found == {(shape.key_heads, shape.key_dim, dims, norms, gated)}
+        assert {s.scaled for s in shapes} == {family == "gpt_oss"}
 
 
 def test_a_kernel_that_is_wrong_here_is_not_used() -> None:
