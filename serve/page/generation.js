@@ -40,17 +40,21 @@ export async function generate(body, turn, signal, changed) {
   const began = performance.now();
   const elapsed = () => (performance.now() - began) / 1000;
   turn.figures = {};
+  const { figures } = turn;
   for await (const chunk of chatChunks(body, signal)) {
     if (chunk.usage) {
-      turn.figures.tokens = chunk.usage.completion_tokens;
-      turn.figures.cached = chunk.usage.prompt_tokens_details?.cached_tokens ?? 0;
+      // Tokens may come without a delta: those that end a tool call.
+      if (chunk.usage.completion_tokens > figures.tokens) figures.time = elapsed();
+      figures.tokens = chunk.usage.completion_tokens;
+      figures.cached = chunk.usage.prompt_tokens_details?.cached_tokens ?? 0;
     }
     for (const { delta, finish_reason: finish } of chunk.choices) {
       if (addDelta(turn, delta)) {
-        turn.figures.firstToken ??= elapsed();
-        turn.figures.time = elapsed();
+        figures.firstToken ??= elapsed();
+        figures.tokensAtFirst ??= figures.tokens;
+        figures.time = elapsed();
       }
-      if (turn.reasoning && !turn.content && !turn.calls?.length) turn.figures.thought = elapsed();
+      if (turn.reasoning && !turn.content && !turn.calls?.length) figures.thought = elapsed();
       if (finish) turn.finish = finish;
     }
     changed();

@@ -106,13 +106,18 @@ function pretty(text, live) {
 
 const FINISH = { length: "cut off at the token limit", stopped: "stopped" };
 
-function describe({ tokens, firstToken, time, cached }, finish) {
+// A tool call's opening is held back until its name is known: if more tokens than these came with
+// the first delta, it was not the first token that came then.
+const MOST_AT_FIRST = 4;
+
+function describe({ tokens, tokensAtFirst = 1, firstToken, time, cached }, finish) {
   const parts = [];
+  const since = tokens - tokensAtFirst;
   if (tokens) parts.push(`${count(tokens)} tokens`);
-  if (tokens > 1 && time - firstToken > 0.05) {
-    parts.push(`${count((tokens - 1) / (time - firstToken))} tokens/s`);
+  if (since > 0 && time - firstToken > 0.05) {
+    parts.push(`${count(since / (time - firstToken))} tokens/s`);
   }
-  if (firstToken) parts.push(`first after ${seconds(firstToken)}`);
+  if (firstToken && tokensAtFirst <= MOST_AT_FIRST) parts.push(`first after ${seconds(firstToken)}`);
   if (cached) parts.push(`${count(cached)} from cache`);
   if (FINISH[finish]) parts.push(FINISH[finish]);
   return parts.join(" · ");

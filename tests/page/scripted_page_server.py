@@ -52,9 +52,12 @@ def call(index: int, arguments: str, name: str | None = None) -> dict[str, Any]:
 
 @dataclass
 class ScriptedApi:
-    """``script`` is a list of deltas; "hang" waits until the client leaves."""
+    """``script`` is a list of deltas; "hang" waits until the client leaves.
 
-    script: list[dict[str, Any] | str] = field(default_factory=list)
+    A float is a pause in seconds, an int a number of tokens that come without a chunk.
+    """
+
+    script: list[dict[str, Any] | str | float] = field(default_factory=list)
     finish: str | None = "stop"
     failure: tuple[int, str] | None = None  # status and message instead of a stream
     key: str | None = None
@@ -101,6 +104,12 @@ class ScriptedApi:
             for delta in self.script:
                 if delta == "hang":
                     await asyncio.sleep(600)
+                if isinstance(delta, float):
+                    await asyncio.sleep(delta)
+                    continue
+                if isinstance(delta, int):
+                    tokens += delta
+                    continue
                 tokens += 1
                 usage = {"prompt_tokens": 5, "completion_tokens": tokens, "total_tokens": 0}
                 choice = {"index": 0, "delta": delta, "finish_reason": None}
@@ -109,7 +118,9 @@ class ScriptedApi:
                 yield f"data: {json.dumps({'error': {'message': 'The worker died.'}})}\n\n"
             elif self.finish is not None:
                 last = {"index": 0, "delta": {}, "finish_reason": self.finish}
-                yield f"data: {json.dumps({'choices': [last]})}\n\ndata: [DONE]\n\n"
+                usage = {"prompt_tokens": 5, "completion_tokens": tokens, "total_tokens": 0}
+                yield f"data: {json.dumps({'choices': [last], 'usage': usage})}\n\n"
+                yield "data: [DONE]\n\n"
         except asyncio.CancelledError:
             self.left.set()
             raise

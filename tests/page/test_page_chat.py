@@ -31,6 +31,7 @@ def test_an_answer_is_streamed_and_measured(browser: Browser, api: ScriptedApi):
     chat(browser, "Hi")
     assert browser.text(f"{LAST} .prose") == "Hello, you"
     assert "3 tokens" in browser.text(f"{LAST} .meta")
+    assert "first after" in browser.text(f"{LAST} .meta")
     assert api.bodies[0]["model"] == MODEL
     assert api.bodies[0]["messages"] == [{"role": "user", "content": "Hi"}]
     assert api.bodies[0]["stream"] is True
@@ -108,6 +109,19 @@ def test_tool_calls_are_shown_and_answered(browser: Browser, api: ScriptedApi):
         "arguments": '{"city":"Oslo"}',
     }
     assert result == {"role": "tool", "tool_call_id": "call_0", "content": "rain"}
+
+
+def test_tokens_held_back_are_not_counted_into_the_speed(browser: Browser, api: ScriptedApi):
+    """A call's opening comes at once when its name is known; its end comes with the last chunk."""
+    api.script = [20, call(0, "", "get_weather"), 0.2, call(0, "{}"), 0.2, 2]
+    api.finish = "tool_calls"
+    browser.open(api.url)
+    chat(browser, "Weather?")
+    tokens, speed, *rest = browser.text(f"{LAST} .meta").split(" · ")
+    assert tokens == "24 tokens"
+    # 3 tokens in the 0.4 s since the first chunk, more or less.
+    assert 1 < float(speed.removesuffix(" tokens/s")) < 9
+    assert rest == []  # When the first of the 21 was there cannot be told.
 
 
 def test_settings_are_sent_only_when_given(browser: Browser, api: ScriptedApi):
