@@ -17,17 +17,21 @@ const modelSelect = byId("model");
 
 let conversation = store.newConversation();
 let models = new Map(); // of the server, by id
-let running = null; // the AbortController of the answer that comes
+const answers = new Map(); // {conversation, view, abort} of those that come now, by its id
 let editing = null; // the turn that the next message replaces
 const views = new WeakMap(); // of turns
+// A browser opens six connections to a server, and the figures need one.
+const MOST_ANSWERS = 5;
 
 // ---- the conversation
 
 function showConversation() {
+  answers.get(conversation.id)?.view.update(true); // Not drawn while it was out of sight.
   byId("turns").replaceChildren(...conversation.turns.map((turn) => viewOf(turn).node));
   byId("welcome").hidden = conversation.turns.length > 0;
   thread.scrollTop = thread.scrollHeight;
   showHistory();
+  showButtons();
 }
 
 function viewOf(turn) {
@@ -43,15 +47,15 @@ function showHistory() {
     const remove = el("button", { type: "button", class: "quiet remove" }, "✕");
     remove.setAttribute("aria-label", `Delete: ${store.title(kept)}`);
     remove.addEventListener("click", () => removeConversation(kept));
-    return el("li", {}, open, remove);
+    const busy = el("span", { class: "busy", role: "img", "aria-label": "Being answered" });
+    return el("li", {}, open, ...(answers.has(kept.id) ? [busy] : []), remove);
   });
   byId("conversations").replaceChildren(...items);
 }
 
 function openConversation(kept) {
-  running?.abort();
   stopEditing();
-  conversation = kept;
+  conversation = answers.get(kept.id)?.conversation ?? kept;
   showConversation();
   layout.close();
   prompt.focus();
@@ -66,9 +70,17 @@ function removeConversation(kept) {
 
 // ---- sending
 
+/** Whether the conversation can be answered now; says why if that cannot be seen. */
+function mayAnswer() {
+  if (answers.has(conversation.id)) return false;
+  if (answers.size < MOST_ANSWERS) return true;
+  notice(`${MOST_ANSWERS} answers are being written, as many as a browser takes at once.`);
+  return false;
+}
+
 function send() {
   const content = prompt.value;
-  if (running || !content.trim()) return;
+  if (!content.trim() || !mayAnswer()) return;
   if (editing) conversation.turns.length = conversation.turns.indexOf(editing);
   stopEditing();
   prompt.value = "";
@@ -78,19 +90,19 @@ function send() {
 }
 
 function retry(turn) {
-  if (running) return;
+  if (!mayAnswer()) return;
   conversation.turns.length = conversation.turns.indexOf(turn);
   answer();
 }
 
 function answerCalls(turn) {
-  if (running) return;
+  if (!mayAnswer()) return;
   conversation.turns.length = conversation.turns.indexOf(turn) + 1;
   answer();
 }
 
 function edit(turn) {
-  if (running) return;
+  if (answers.has(conversation.id)) return;
   editing = turn;
   prompt.value = turn.content;
   fitPrompt();
@@ -110,23 +122,24 @@ async function answer() {
   const mine = conversation;
   const before = [...mine.turns];
   const turn = { role: "assistant", content: "", model: modelSelect.value };
-  const abort = new AbortController();
+  const coming = { conversation: mine, view: viewOf(turn), abort: new AbortController() };
+  const { signal } = coming.abort;
   mine.turns.push(turn);
   store.keep(mine);
-  const view = viewOf(turn);
-  view.update(true);
+  answers.set(mine.id, coming);
   showConversation();
-  setRunning(abort);
   try {
-    await generate(checkedBody(before), turn, abort.signal, frames(() => follow(view)));
+    await generate(checkedBody(before), turn, signal, frames(coming));
   } catch (error) {
-    if (abort.signal.aborted) turn.finish = "stopped";
+    if (signal.aborted) turn.finish = "stopped";
     else turn.error = explain(error);
   }
-  setRunning(null);
-  follow(view, false);
+  answers.delete(mine.id);
   if (!store.keep(mine)) notice("This browser has no room left; the conversation is not kept.");
   showHistory();
+  if (mine !== conversation) return;
+  showButtons();
+  follow(coming.view, false);
   byId("announcer").textContent = turn.error ?? turn.content;
 }
 
@@ -151,24 +164,27 @@ function follow(view, live = true) {
   if (atEnd) thread.scrollTop = thread.scrollHeight;
 }
 
-/** Calls `draw` at most once a frame, and not after the answer has ended. */
-function frames(draw) {
-  const mine = running;
+/** Draws an answer at most once a frame while it comes and is in sight. */
+function frames(coming) {
   let wanted = false;
   return () => {
     if (wanted) return;
     wanted = true;
     requestAnimationFrame(() => {
       wanted = false;
-      if (running === mine) draw();
+      if (answers.get(conversation.id) === coming) follow(coming.view);
     });
   };
 }
 
-function setRunning(abort) {
-  running = abort;
-  byId("send").hidden = Boolean(abort);
-  byId("stop").hidden = !abort;
+function showButtons() {
+  const busy = answers.has(conversation.id);
+  byId("send").hidden = busy;
+  byId("stop").hidden = !busy;
+}
+
+function stop() {
+  answers.get(conversation.id)?.abort.abort();
 }
 
 // ---- the model and the server's state
@@ -250,7 +266,7 @@ function askForKey() {
 function onKey(event) {
   const typing = event.target.matches("input, textarea, select");
   if (event.key === "Escape" && !layout.close()) {
-    if (running) running.abort();
+    if (answers.has(conversation.id)) stop();
     else stopEditing();
   } else if (event.key === "/" && !typing) {
     event.preventDefault();
@@ -272,7 +288,7 @@ function setUp() {
     send();
   });
   prompt.addEventListener("input", fitPrompt);
-  byId("stop").addEventListener("click", () => running?.abort());
+  byId("stop").addEventListener("click", stop);
   byId("new-chat").addEventListener("click", () => openConversation(store.newConversation()));
   byId("export").addEventListener("click", exportAll);
   byId("import").addEventListener("click", () => byId("import-file").click());

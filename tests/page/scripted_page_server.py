@@ -52,7 +52,7 @@ def call(index: int, arguments: str, name: str | None = None) -> dict[str, Any]:
 
 @dataclass
 class ScriptedApi:
-    """``script`` is a list of deltas; "hang" waits until the client leaves.
+    """``script`` is a list of deltas; "hang" waits until the client leaves, "wait" for ``go``.
 
     A float is a pause in seconds, an int a number of tokens that come without a chunk.
     """
@@ -63,6 +63,7 @@ class ScriptedApi:
     key: str | None = None
     switches: list[str] | None = None  # what the model's card says of its template
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    go: threading.Event = field(default_factory=threading.Event)
     left: threading.Event = field(default_factory=threading.Event)  # the client went early
     url: str = ""
 
@@ -104,6 +105,9 @@ class ScriptedApi:
             for delta in self.script:
                 if delta == "hang":
                     await asyncio.sleep(600)
+                if delta == "wait":
+                    await asyncio.to_thread(self.go.wait, 30)
+                    continue
                 if isinstance(delta, float):
                     await asyncio.sleep(delta)
                     continue

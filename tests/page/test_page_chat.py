@@ -72,6 +72,65 @@ def test_escape_stops_too(browser: Browser, api: ScriptedApi):
     assert api.left.wait(PATIENCE)
 
 
+def test_answers_go_on_while_others_are_read(browser: Browser, api: ScriptedApi):
+    api.script = [text("First "), "wait", text("answer.")]
+    browser.open(api.url)
+    send(browser, "One")
+    browser.until(f"document.querySelector('{LAST} .prose')?.innerText === 'First'")
+    browser.click("#new-chat")
+    browser.until("document.querySelectorAll('.turn').length === 0")
+    assert browser.evaluate(IDLE)
+    api.script = [text("Second "), "hang"]
+    send(browser, "Two")
+    browser.until(f"document.querySelector('{LAST} .prose')?.innerText === 'Second'")
+    assert browser.evaluate("document.querySelectorAll('#conversations .busy').length") == 2
+    browser.click("#conversations li:nth-child(2) .open")
+    assert browser.text(f"{LAST} .prose") == "First"
+    assert not browser.evaluate(IDLE)
+    api.go.set()
+    browser.until(f"document.querySelector('{LAST} .prose').innerText === 'First answer.'")
+    browser.until(IDLE)
+    assert not api.left.is_set()
+    browser.click("#conversations li:nth-child(2) .open")
+    assert browser.text(f"{LAST} .prose") == "Second"
+    browser.click("#stop")
+    browser.until(IDLE)
+    assert api.left.wait(PATIENCE)
+    assert "stopped" in browser.text(f"{LAST} .meta")
+    assert browser.evaluate("document.querySelectorAll('#conversations .busy').length") == 0
+
+
+def test_an_answer_that_ends_out_of_sight_is_kept(browser: Browser, api: ScriptedApi):
+    api.script = [text("At "), "wait", text("last.")]
+    browser.open(api.url)
+    send(browser, "One")
+    browser.until(f"document.querySelector('{LAST} .prose')?.innerText === 'At'")
+    browser.click("#new-chat")
+    api.go.set()
+    browser.until("!document.querySelector('#conversations .busy')")
+    assert browser.evaluate("document.querySelectorAll('.turn').length") == 0
+    browser.open(api.url)
+    browser.click("#conversations .open")
+    assert browser.text(f"{LAST} .prose") == "At last."
+
+
+def test_a_browser_takes_five_answers_at_once(browser: Browser, api: ScriptedApi):
+    """With its six connections taken, nothing else would come: no figures, and no word why."""
+    api.script = ["wait", text("ok")]
+    browser.open(api.url)
+    for number in range(5):
+        send(browser, f"Number {number}")
+        browser.click("#new-chat")
+    send(browser, "One too many")
+    assert "5 answers" in browser.text("#notice")
+    assert browser.evaluate("document.querySelector('#prompt').value") == "One too many"
+    api.go.set()
+    browser.until("!document.querySelector('#conversations .busy')")
+    browser.press("Enter")
+    browser.until(f"document.querySelector('{LAST} .prose')?.innerText === 'ok' && {IDLE}")
+    assert browser.text("#notice") == ""
+
+
 def test_reasoning_is_folded(browser: Browser, api: ScriptedApi):
     api.script = [{"reasoning_content": "Let me "}, {"reasoning": "think."}, text("Done.")]
     browser.open(api.url)
