@@ -63,6 +63,8 @@ function openConversation(kept) {
 
 function removeConversation(kept) {
   if (!confirm(`Delete “${store.title(kept)}”?`)) return;
+  answers.get(kept.id)?.abort.abort();
+  answers.delete(kept.id); // What comes of it is not kept.
   store.forget(kept.id);
   if (kept.id === conversation.id) openConversation(store.newConversation());
   else showHistory();
@@ -134,6 +136,7 @@ async function answer() {
     if (signal.aborted) turn.finish = "stopped";
     else turn.error = explain(error);
   }
+  if (answers.get(mine.id) !== coming) return; // The conversation was deleted.
   answers.delete(mine.id);
   if (!store.keep(mine)) notice("This browser has no room left; the conversation is not kept.");
   showHistory();

@@ -114,6 +114,25 @@ def test_an_answer_that_ends_out_of_sight_is_kept(browser: Browser, api: Scripte
     assert browser.text(f"{LAST} .prose") == "At last."
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_conversation_deleted_while_answered_stays_away(browser, api, shown: bool):
+    api.script = [text("So far"), "hang"]
+    browser.open(api.url)
+    browser.evaluate("window.confirm = () => true")
+    send(browser, "Go on")
+    browser.until(f"document.querySelector('{LAST} .prose')?.innerText === 'So far'")
+    if not shown:
+        browser.click("#new-chat")
+    browser.click("#conversations .remove")
+    assert api.left.wait(PATIENCE)
+    api.script = [text("ok")]
+    chat(browser, "Another")  # what is late has come
+    titles = "[...document.querySelectorAll('#conversations .open')].map(o => o.innerText)"
+    assert browser.evaluate(titles) == ["Another"]
+    kept = "Object.keys(localStorage).filter(key => key.startsWith('quire.chat.')).length"
+    assert browser.evaluate(kept) == 1
+
+
 def test_a_browser_takes_five_answers_at_once(browser: Browser, api: ScriptedApi):
     """With its six connections taken, nothing else would come: no figures, and no word why."""
     api.script = ["wait", text("ok")]
