@@ -19,6 +19,7 @@ let conversation = store.newConversation();
 let models = new Map(); // of the server, by id
 const answers = new Map(); // {conversation, view, abort} of those that come now, by its id
 let editing = null; // the turn that the next message replaces
+let draft = ""; // what was in the field before that
 const views = new WeakMap(); // of turns
 // A browser opens six connections to a server, and the figures need one.
 const MOST_ANSWERS = 5;
@@ -84,9 +85,7 @@ function send() {
   const content = prompt.value;
   if (!content.trim() || !mayAnswer()) return;
   if (editing) conversation.turns.length = conversation.turns.indexOf(editing);
-  stopEditing();
-  prompt.value = "";
-  fitPrompt();
+  else prompt.value = "";
   conversation.turns.push({ role: "user", content });
   answer();
 }
@@ -105,6 +104,7 @@ function answerCalls(turn) {
 
 function edit(turn) {
   if (answers.has(conversation.id)) return;
+  if (!editing) draft = prompt.value;
   editing = turn;
   prompt.value = turn.content;
   fitPrompt();
@@ -113,7 +113,7 @@ function edit(turn) {
 }
 
 function stopEditing() {
-  if (editing) prompt.value = "";
+  if (editing) prompt.value = draft;
   editing = null;
   notice("");
   fitPrompt();
@@ -121,6 +121,7 @@ function stopEditing() {
 
 /** Asks for the next turn, and shows and keeps what comes, whatever ends it. */
 async function answer() {
+  stopEditing();
   const mine = conversation;
   const before = [...mine.turns];
   const turn = { role: "assistant", content: "", model: modelSelect.value };

@@ -292,6 +292,39 @@ def test_an_edited_message_replaces_what_followed(browser: Browser, api: Scripte
     assert browser.evaluate("document.querySelectorAll('.turn').length") == 2
 
 
+def test_a_draft_outlives_an_edit(browser: Browser, api: ScriptedApi):
+    api.script = [text("ok")]
+    value = "document.querySelector('#prompt').value"
+    browser.open(api.url)
+    chat(browser, "One")
+    chat(browser, "Two")
+    browser.type("A draft")
+    for index in (3, 1):  # another message may be chosen without leaving the first
+        browser.evaluate(f"document.querySelectorAll('.user .foot button')[{index}].click()")
+    assert browser.evaluate(value) == "One"
+    browser.press("Escape")
+    assert browser.evaluate(value) == "A draft"
+    browser.evaluate("document.querySelectorAll('.user .foot button')[3].click()")
+    browser.type("!")
+    browser.press("Enter")
+    browser.until(f"document.querySelectorAll('.bubble')[1].innerText === 'Two!' && {IDLE}")
+    assert browser.evaluate(value) == "A draft"
+
+
+def test_trying_again_ends_an_edit(browser: Browser, api: ScriptedApi):
+    """The message that was being edited may be gone with it."""
+    api.script = [text("ok")]
+    browser.open(api.url)
+    chat(browser, "One")
+    chat(browser, "Two")
+    browser.evaluate("document.querySelectorAll('.user .foot button')[3].click()")
+    browser.evaluate("document.querySelectorAll('.assistant .foot button')[1].click()")
+    browser.until(f"document.querySelectorAll('.turn').length === 2 && {IDLE}")
+    assert browser.evaluate("document.querySelector('#prompt').value") == ""
+    chat(browser, "Three")
+    assert [m["content"] for m in api.bodies[-1]["messages"]] == ["One", "ok", "Three"]
+
+
 def test_the_page_asks_for_the_key_once(browser: Browser, api: ScriptedApi):
     api.key, api.script = "sk-right", [text("in")]
     browser.call("Page.navigate", url=api.url)
