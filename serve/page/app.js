@@ -7,7 +7,14 @@ import { count } from "./format.js";
 import { generate, requestBody } from "./generation.js";
 import { setUpLayout } from "./layout.js";
 import { MetricsPoll } from "./metrics.js";
-import { invalidField, setUpSettings, settings, showThinking, showUse } from "./settings.js";
+import {
+  invalidField,
+  labelOf,
+  setUpSettings,
+  settings,
+  showThinking,
+  showUse,
+} from "./settings.js";
 import * as store from "./store.js";
 import { TurnView } from "./turns.js";
 
@@ -149,11 +156,11 @@ async function answer() {
 
 function checkedBody(turns) {
   const wrong = invalidField();
-  if (wrong) throw new Error(`The setting ${wrong.name}: ${wrong.validationMessage}`);
+  if (wrong) throw new Error(`The setting “${labelOf(wrong)}”: ${wrong.validationMessage}`);
   try {
     return requestBody(modelSelect.value, turns, settings());
   } catch {
-    throw new Error("The setting Tools is no JSON list.");
+    throw new Error("The setting “Tools” is no JSON list.");
   }
 }
 

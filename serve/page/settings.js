@@ -15,6 +15,11 @@ export function invalidField() {
   return form.querySelector(":invalid");
 }
 
+/** A field's name as the form shows it. */
+export function labelOf(field) {
+  return field.labels[0].firstChild.textContent.trim();
+}
+
 export function setUpSettings() {
   fill(kept());
   form.addEventListener("input", () => {

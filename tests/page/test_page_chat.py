@@ -221,6 +221,27 @@ def test_settings_are_sent_only_when_given(browser: Browser, api: ScriptedApi):
     assert browser.evaluate("document.querySelector('[name=temperature]').value") == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "label"), [("max_tokens", "0", "Most tokens"), ("top_p", "2", "Top-p")]
+)
+def test_a_wrong_setting_is_told_by_its_label(browser, api, name: str, value: str, label: str):
+    browser.open(api.url)
+    browser.evaluate(f"document.querySelector('[name={name}]').value = '{value}'")
+    chat(browser, "Hi")
+    said = browser.text(f"{LAST} .error")
+    assert said.startswith(f"The setting “{label}”: ")
+    assert name not in said
+    assert api.bodies == []
+
+
+def test_tools_that_are_no_list_are_told(browser: Browser, api: ScriptedApi):
+    browser.open(api.url)
+    browser.evaluate("document.querySelector('[name=tools]').value = '{}'")
+    chat(browser, "Hi")
+    assert browser.text(f"{LAST} .error") == "The setting “Tools” is no JSON list."
+    assert api.bodies == []
+
+
 @pytest.mark.parametrize("switches", [None, ["thinking"], ["enable_thinking", "reasoning_effort"]])
 def test_thinking_is_switched(browser: Browser, api: ScriptedApi, switches: list[str] | None):
     api.script, api.switches = [text("ok")], switches
