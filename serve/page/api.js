@@ -13,9 +13,14 @@ export class ApiError extends Error {
 let askForKey = async () => null;
 let asking = null;
 
-/** `ask` resolves to an API key, or to null if there is none. */
+/** `ask(refused)`, true after a key that the server does not know, resolves to a key or to null. */
 export function onKeyWanted(ask) {
   askForKey = ask;
+}
+
+/** Whether requests are sent with an API key. */
+export function hasKey() {
+  return Boolean(sessionStorage.getItem(KEY));
 }
 
 /**
@@ -29,7 +34,7 @@ export async function request(path, options = {}) {
   if (response.ok) return response;
   if (response.status === 401 && !options.background) {
     if (sessionStorage.getItem(KEY) !== used) return request(path, options);
-    asking ??= askForKey().finally(() => (asking = null));
+    asking ??= askForKey(Boolean(used)).finally(() => (asking = null));
     const key = await asking;
     if (key) {
       sessionStorage.setItem(KEY, key);

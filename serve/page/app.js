@@ -260,9 +260,10 @@ async function importFile(event) {
   showHistory();
 }
 
-function askForKey() {
+function askForKey(refused) {
   const dialog = byId("key-dialog");
-  byId("key").value = "";
+  byId("key").form.reset(); // An empty field is no mistake yet.
+  byId("key-refused").hidden = !refused;
   dialog.returnValue = ""; // Escape leaves the value of the last time.
   dialog.showModal();
   return new Promise((resolve) => {

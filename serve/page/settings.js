@@ -1,5 +1,6 @@
 // The form beside the conversation, kept in this browser.
 
+import { hasKey } from "./api.js";
 import { byId, copyButton, el } from "./dom.js";
 import { keepSettings, settings as kept } from "./store.js";
 
@@ -59,7 +60,10 @@ export function showUse(model) {
   const base = new URL("v1", document.baseURI).href;
   const message = { role: "user", content: "Hello!" };
   const body = JSON.stringify({ model, messages: [message] }).replaceAll("'", "'\\''");
-  const curl = `curl ${base}/chat/completions \\\n  -H 'Content-Type: application/json' \\\n  -d '${body}'`;
+  const headers = ["'Content-Type: application/json'"];
+  if (hasKey()) headers.push('"Authorization: Bearer $QUIRE_API_KEY"'); // Quoted for the shell.
+  const parts = [...headers.map((header) => `-H ${header}`), `-d '${body}'`];
+  const curl = [`curl ${base}/chat/completions`, ...parts].join(" \\\n  ");
   for (const [id, text] of Object.entries({ "base-url": base, curl })) {
     const pre = byId(id);
     pre.textContent = text;

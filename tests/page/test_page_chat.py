@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 
 import pytest
 from browser import PATIENCE, Browser
@@ -350,17 +353,41 @@ def test_the_page_asks_for_the_key_once(browser: Browser, api: ScriptedApi):
     api.key, api.script = "sk-right", [text("in")]
     browser.call("Page.navigate", url=api.url)
     browser.until("document.querySelector('#key-dialog')?.open")
+    assert "does not know" not in browser.text("#key-dialog")
     browser.type("sk-wrong")
     browser.press("Enter")
     browser.until(
         "document.querySelector('#key').value === '' && document.querySelector('dialog').open"
     )
+    assert "The server does not know this key." in browser.text("#key-dialog")
+    assert not browser.evaluate("document.querySelector('#key').matches(':user-invalid')")
     browser.type("sk-right")
     browser.press("Enter")
     browser.until("document.querySelector('option')")
     chat(browser, "Hi")
     assert browser.text(f"{LAST} .prose") == "in"
     assert "sk-right" not in browser.evaluate("JSON.stringify(localStorage)")
+    browser.complaints[:] = [c for c in browser.complaints if "401 (Unauthorized)" not in c]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("key", [None, "sk-right"])
+def test_the_command_for_a_shell_works_with_the_servers_keys(browser, api, key: str | None):
+    api.key, api.script = key, [text("From a shell")]
+    browser.call("Page.navigate", url=api.url)
+    if key:
+        browser.until("document.querySelector('#key-dialog')?.open")
+        browser.type(key)
+        browser.press("Enter")
+    browser.until("document.querySelector('#curl')?.textContent")
+    command = browser.evaluate("document.querySelector('#curl').textContent")
+    environment = {**os.environ, "QUIRE_API_KEY": key or "", "no_proxy": "*"}
+    done = subprocess.run(
+        ["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert "From a shell" in done.stdout
+    assert ("Authorization" in command) == bool(key)
+    assert "sk-right" not in command
     browser.complaints[:] = [c for c in browser.complaints if "401 (Unauthorized)" not in c]
 
 
