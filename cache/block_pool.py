@@ -22,10 +22,12 @@ SCRATCH_BLOCK = 0
 class CachedBlock:
     """What the pool remembers of a block that can be found by its hash."""
 
+    block: int
     block_hash: BlockHash
-    parent: int | None  # the block before it in the chain, if the chain's holder held that one
     position: int  # tokens in front of the block
     cached_at: int
+    # The one before it in the chain, if whoever registered this one held that one too.
+    parent: CachedBlock | None = None
     uses: int = 1
     children: int = 0  # cached blocks whose parent this is
     priority: float = 0.0  # given when the last reference went away
@@ -170,20 +172,39 @@ class BlockPool:
     ) -> None:
         """Let others find a block in use, whose content is finished, by its hash.
 
-        If a block of the same hash is cached already, that one is found and this one stays private.
-        ``parent`` is the block before it in the same table.
+        If somebody uses a block of the same hash, that one is found and this one stays private; if
+        nobody does, this one takes its place: idle, it could be evicted in front of others of its
+        chain that are in use, which nobody would find any more. ``parent`` is the block before it
+        in the same table.
         """
-        if block_hash in self._by_hash or block in self._cached:
+        if block in self._cached:
             return
-        if parent is not None:
-            above = self._cached.get(parent)
-            if above is None:
-                parent = None  # a private duplicate: evicting it breaks no chain
-            else:
-                above.children += 1
         self._clock += 1
-        self._cached[block] = CachedBlock(block_hash, parent, position, cached_at=self._clock)
+        found = self._by_hash.get(block_hash)
+        if found is None:
+            cached = CachedBlock(block, block_hash, position, cached_at=self._clock)
+        elif self._refs[found]:
+            return
+        else:
+            cached = self._cached.pop(found)
+            cached.block, cached.ticket = block, 0
+            cached.uses += 1
+            self._num_idle -= 1
+            self._free.append(found)
+        self._cached[block] = cached
         self._by_hash[block_hash] = block
+        # Without an entry it is a private duplicate, whose eviction breaks no chain.
+        self._put_behind(cached, None if parent is None else self._cached.get(parent))
+
+    def _put_behind(self, cached: CachedBlock, parent: CachedBlock | None) -> None:
+        """Make ``parent`` the one that is not evicted before this one."""
+        before, cached.parent = cached.parent, parent
+        if parent is not None:
+            parent.children += 1
+        if before is not None:
+            before.children -= 1
+            if self._refs[before.block] == 0:
+                self._offer(before.block)
 
     # ---- eviction
 
@@ -214,15 +235,15 @@ class BlockPool:
         self.num_evictions += 1
         self._num_idle -= 1
         cached = self._cached.pop(block)
-        del self._by_hash[cached.block_hash]
+        block_hash = cached.block_hash
+        del self._by_hash[block_hash]
         for tell in self.on_eviction:
-            tell(cached.block_hash)
-        self._remember(cached)
-        if cached.parent is not None:
-            above = self._cached[cached.parent]
-            above.children -= 1
-            if self._refs[cached.parent] == 0:
-                self._offer(cached.parent)
+            tell(block_hash)
+        now = time.monotonic()
+        self.lifetimes.add(now - cached.made)
+        self.idle_times.add(now - cached.left)
+        self._remember([block_hash])
+        self._put_behind(cached, None)
         return block
 
     def drop(self, block_hash: BlockHash) -> None:
@@ -242,6 +263,7 @@ class BlockPool:
         if self.num_used:
             raise ValueError(f"{self.num_used} blocks are in use")
         self.num_blocks = num_blocks or self.num_blocks
+        self._remember(self._by_hash)
         self._refs = [0] * self.num_blocks
         self._free = list(range(self.num_blocks - 1, 0, -1))
         self._cached.clear()
@@ -249,12 +271,9 @@ class BlockPool:
         self._heap.clear()
         self._num_idle = 0
 
-    def _remember(self, evicted: CachedBlock) -> None:
-        now = time.monotonic()
-        self.lifetimes.add(now - evicted.made)
-        self.idle_times.add(now - evicted.left)
-        self._evicted[evicted.block_hash] = None
-        if len(self._evicted) > self.num_blocks:
+    def _remember(self, lost: Iterable[BlockHash]) -> None:
+        self._evicted.update(dict.fromkeys(lost))
+        while len(self._evicted) > self.num_blocks:
             del self._evicted[next(iter(self._evicted))]
 
     # ---- invariants
@@ -280,11 +299,13 @@ class BlockPool:
         }, "the prefix index and the blocks disagree"
         children = [0] * self.num_blocks
         for cached in self._cached.values():
-            if cached.parent is not None:
-                assert cached.parent in self._cached, "a cached block lost its parent first"
-                children[cached.parent] += 1
+            if (parent := cached.parent) is not None:
+                is_there = self._cached.get(parent.block) is parent
+                assert is_there, "a cached block lost its parent first"
+                children[parent.block] += 1
         candidates = {entry[2] for entry in self._heap if self._is_current(entry)}
         for block, cached in self._cached.items():
+            assert cached.block == block, "a cached block is another one's"
             assert cached.children == children[block], "children were miscounted"
             is_leaf = self._refs[block] == 0 and cached.children == 0
             assert is_leaf == (block in candidates), "a leaf cannot be evicted, or a non-leaf can"

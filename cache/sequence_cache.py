@@ -189,10 +189,15 @@ class SequenceCache:
         assert self._states is not None, "a model without recurrent layers"
         end = start + num_tokens
         keep = [position for position in self._positions if start < position <= end]
-        is_output = end > self._num_known
-        if is_output and end % self._pools.blocks.block_size == 0:
+        if end <= self._num_known:
+            # Nobody uses them any more when this step has retired.
+            reserve = min(reserve, 1)
+        elif end % self._pools.blocks.block_size == 0:
             keep = [end]
-        return self._states.advance(start, num_tokens, keep, reserve=reserve, is_output=is_output)
+        only_newest = end > self._num_known and end % self._pools.states.spacing != 0
+        return self._states.advance(
+            start, num_tokens, keep, reserve=reserve, only_newest=only_newest
+        )
 
     def register(self, token_ids: Sequence[int], num_computed: int) -> None:
         """Let others find what ``num_computed`` leading tokens have filled.
@@ -210,8 +215,14 @@ class SequenceCache:
         """What to release once all steps planned so far have retired."""
         return Holdings([], [] if self._states is None else self._states.take_unneeded(), [])
 
-    def detach(self, token_ids: Sequence[int]) -> Holdings:
-        """Give everything up; the caller must release it."""
+    def detach(self, token_ids: Sequence[int], num_scheduled: int) -> Holdings:
+        """Give everything up; the caller must release it.
+
+        Others find what ``num_scheduled`` leading tokens fill, those of the step in flight too: who
+        reads that does so in a later step.
+        """
+        if self.blocks.block_ids:
+            self.blocks.register(token_ids, min(num_scheduled, len(token_ids)))
         slots = []
         if self._states is not None:
             slots = self._states.detach(self._hash_before(token_ids))

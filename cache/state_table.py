@@ -66,7 +66,7 @@ class StateTable:
         self._next = self._allocate()
 
     def advance(
-        self, start: int, num_tokens: int, keep: Sequence[int], *, reserve: int, is_output: bool
+        self, start: int, num_tokens: int, keep: Sequence[int], *, reserve: int, only_newest: bool
     ) -> StateMoves:
         """Plan a chunk.
 
@@ -74,8 +74,10 @@ class StateTable:
             start: position of its first token.
             keep: positions behind tokens of the chunk, in order, whose states are worth keeping.
             reserve: slots to leave available.
-            is_output: whether only the newest of such states is.
+            only_newest: whether the newest of such states is, and no other.
         """
+        if reserve and not self._pool.num_available:
+            self._newest = {}  # in its slot somebody who waits can begin
         source, target, end = self._current, self._next, start + num_tokens
         self._current = target
         stores = []
@@ -87,7 +89,7 @@ class StateTable:
                 slot, self._next = target, slot
             else:
                 stores.append((position - start, slot))
-            if is_output:
+            if only_newest:
                 self._newest = {position: slot}
             else:
                 self._kept[position] = slot

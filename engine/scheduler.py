@@ -381,7 +381,7 @@ class Scheduler:
         self.num_preemptions += 1
         self.running.remove(sequence)
         self._enqueue(sequence, first=True)
-        self._hold(sequence, sequence.cache.detach(sequence.token_ids))
+        self._give_up(sequence)
         sequence.num_computed_tokens = 0
 
     def _finish(self, sequence: Sequence) -> None:
@@ -391,7 +391,11 @@ class Scheduler:
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
-        self._hold(sequence, sequence.cache.detach(sequence.token_ids))
+        self._give_up(sequence)
+
+    def _give_up(self, sequence: Sequence) -> None:
+        held = sequence.cache.detach(sequence.token_ids, sequence.num_computed_tokens)
+        self._hold(sequence, held)
 
     def _hold(self, sequence: Sequence, holdings: Holdings) -> None:
         self._retiring.hold(sequence.last_step, holdings)

@@ -105,7 +105,7 @@ class CacheMachine(RuleBasedStateMachine):
         """Abortion, preemption and the end are one."""
         twin = data.draw(st.sampled_from(self.twins))
         self.twins.remove(twin)
-        self.held.append(twin.cache.detach(twin.tokens))
+        self.held.append(twin.cache.detach(twin.tokens, twin.planned))
         assert not any(twin.cache.holdings)
 
     def release(self) -> None:
@@ -133,7 +133,7 @@ class CacheMachine(RuleBasedStateMachine):
         if not hasattr(self, "states"):
             return
         for twin in self.twins:
-            self.held.append(twin.cache.detach(twin.tokens))
+            self.held.append(twin.cache.detach(twin.tokens, twin.planned))
         self.release()
         self.states.check([])
         assert self.states.num_used == 0
@@ -172,7 +172,7 @@ def computed(
 
 
 def end(cache: SequenceCache, blocks: BlockPool, states: StatePool, tokens: list[int]) -> None:
-    holdings = cache.detach(tokens)
+    holdings = cache.detach(tokens, len(tokens))
     blocks.release(holdings.blocks)
     states.release(holdings.slots)
 
@@ -238,3 +238,50 @@ def test_a_snapshot_goes_with_the_block_it_stands_behind() -> None:
 def test_too_few_slots_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 3"):
         StatePool(MIN_SLOTS - 1, 16, make_policy("lru"))
+
+
+def test_what_is_computed_again_is_found_whatever_becomes_of_the_first_copy() -> None:
+    """Pages are there, but the state behind them is not: others took its slot."""
+    blocks, states = pools()
+    prompt, answer = list(range(17)), list(range(50, 60))
+    end(computed(blocks, states, prompt, []), blocks, states, prompt)
+    for block_hash in list(states._by_hash):
+        states.drop(block_hash)
+    again = computed(blocks, states, prompt, answer)
+    assert len(again.find_prefix(prompt).blocks) == 4
+    blocks.release(blocks.allocate(blocks.num_available))
+    blocks.check([again.holdings.blocks])
+    end(again, blocks, states, prompt + answer)
+    assert num_found(blocks, states, [*prompt, *answer, 99]) == 24
+
+
+def test_what_the_step_in_flight_fills_is_found_too() -> None:
+    blocks, states = pools(spacing=1000)
+    cache = computed(blocks, states, list(range(9)), [])
+    tokens = list(range(16))
+    assert cache.blocks.grow(16)
+    cache.move_state(9, 7, reserve=0)
+    holdings = cache.detach(tokens, 16)
+    assert num_found(blocks, states, [*tokens, 99]) == 16
+    blocks.release(holdings.blocks)
+    states.release(holdings.slots)
+
+
+def test_an_answer_that_loses_its_last_block_is_not_lost_whole() -> None:
+    blocks, states = pools(num_slots=20, spacing=8)
+    blocks.on_eviction.append(states.drop)
+    prompt, answer = list(range(4)), list(range(50, 90))
+    end(computed(blocks, states, prompt, answer), blocks, states, prompt + answer)
+    blocks.release(blocks.allocate(blocks.num_free + 1))
+    assert num_found(blocks, states, [*prompt, *answer, 99]) == 40
+
+
+def test_the_newest_state_of_an_answer_makes_room_for_who_waits() -> None:
+    blocks, states = pools(num_slots=3)
+    first = computed(blocks, states, [1, 2], [3, 4, 5])
+    assert states.num_available == 0
+    second = SequenceCache(Pools(blocks, states), ROOT)
+    assert not second.admit(second.find_prefix([1]), [1], 1)
+    first.move_state(5, 1, reserve=1)
+    states.release(first.take_unneeded().slots)
+    assert second.admit(second.find_prefix([1]), [1], 1)

@@ -64,7 +64,7 @@ def computed(policy: EvictionPolicy, num_slots: int, trace: Trace) -> int:
             done += count
             cache.register(tokens, done)
             pools.release(cache.take_unneeded())
-        pools.release(cache.detach(tokens))
+        pools.release(cache.detach(tokens, len(tokens)))
     pools.check([])
     return total
 

@@ -163,7 +163,7 @@ class WindowMachine(RuleBasedStateMachine):
         """Abortion, preemption and the end are one."""
         twin = data.draw(st.sampled_from(self.twins))
         self.twins.remove(twin)
-        self.held.append(twin.cache.detach(twin.tokens))
+        self.held.append(twin.cache.detach(twin.tokens, twin.planned))
         assert not any(twin.cache.holdings)
 
     @precondition(lambda self: self.twins and not self.in_flight)
@@ -193,7 +193,7 @@ class WindowMachine(RuleBasedStateMachine):
         if not hasattr(self, "pools"):
             return
         for twin in self.twins:
-            self.held.append(twin.cache.detach(twin.tokens))
+            self.held.append(twin.cache.detach(twin.tokens, twin.planned))
         self.release()
         self.pools.check([])
         assert self.windows.num_used == 0
@@ -235,7 +235,7 @@ def test_a_long_sequence_holds_a_window_of_blocks() -> None:
     cache = computed(made, tokens[:40], tokens[40:])
     assert len(cache.holdings.blocks) == 25
     assert len(cache.holdings.window) == 3
-    made.release(cache.detach(tokens))
+    made.release(cache.detach(tokens, len(tokens)))
     made.check([])
 
 
@@ -243,7 +243,7 @@ def test_the_next_turn_goes_on_behind_the_answer() -> None:
     made = pools()
     prompt, answer = list(range(30)), list(range(50, 73))
     tokens = prompt + answer
-    made.release(computed(made, prompt, answer).detach(tokens))
+    made.release(computed(made, prompt, answer).detach(tokens, len(tokens)))
     found = SequenceCache(made, ROOT).find_prefix([*tokens, 99])
     assert (len(found.blocks), len(found.window)) == (13, 2)
 
@@ -251,7 +251,7 @@ def test_the_next_turn_goes_on_behind_the_answer() -> None:
 def test_a_hit_ends_where_a_whole_window_is_cached() -> None:
     made = pools()
     tokens = list(range(40))
-    made.release(computed(made, tokens, []).detach(tokens))
+    made.release(computed(made, tokens, []).detach(tokens, len(tokens)))
     cache = SequenceCache(made, ROOT)
     hashes = cache.find_prefix([*tokens, 99]) and cache.blocks.hashes(10)
     assert made.windows is not None
@@ -271,7 +271,7 @@ def test_what_left_the_window_first_is_evicted_first() -> None:
     made = pools(num_blocks=12)
     tokens = list(range(40))
     cache = computed(made, tokens, [])
-    made.release(cache.detach(tokens))
+    made.release(cache.detach(tokens, len(tokens)))
     assert made.windows is not None
     made.windows.allocate(made.windows.num_free + 3)
     assert len(SequenceCache(made, ROOT).find_prefix([*tokens, 99]).blocks) == 10
@@ -280,7 +280,7 @@ def test_what_left_the_window_first_is_evicted_first() -> None:
 def test_a_block_of_a_window_goes_with_the_block_of_its_hash() -> None:
     made = pools()
     tokens = list(range(40))
-    made.release(computed(made, tokens, []).detach(tokens))
+    made.release(computed(made, tokens, []).detach(tokens, len(tokens)))
     made.blocks.allocate(made.blocks.num_usable)
     assert made.windows is not None
     assert made.windows.num_free == made.windows.num_usable
