@@ -12,13 +12,13 @@ blocks it touches are given back only when it has retired.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Sequence as SequenceABC
 
 from quire.cache.block_hash import BlockHash, root_hash
 from quire.cache.pools import NO_NEEDS, Holdings, Needs, Pools
 from quire.cache.sequence_cache import NO_PREFIX, Prefix, SequenceCache
 from quire.cache.state_table import StateMoves
+from quire.engine.admission_order import count_passed_over, put_cached_first
 from quire.engine.chunking import take_chunk
 from quire.engine.errors import EngineError, GrammarError, RequestTooLong
 from quire.engine.grammar import GrammarState
@@ -52,7 +52,8 @@ class Scheduler:
             ValueError: the pools hold no window of the model's.
         """
         self.limits = limits
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: list[Sequence] = []
+        self._is_in_order = True  # as far as is known
         self.running: list[Sequence] = []
         self.lookups = Lookups()
         self.num_preemptions = 0
@@ -128,6 +129,7 @@ class Scheduler:
         ):
             place -= 1
         self.waiting.insert(place, sequence)
+        self._is_in_order = False
 
     # ---- scheduling
 
@@ -174,6 +176,9 @@ class Scheduler:
     def _schedule_waiting(self, planned: dict[Sequence, int], budget: int) -> None:
         if not self.waiting or len(self.running) == self.limits.max_num_seqs:
             return
+        if not self._is_in_order:
+            size = self._blocks.block_size
+            self._is_in_order = put_cached_first(self.waiting, size, _MAX_LOOKED_UP)
         # A small budget would cut most prompts in two.
         is_limited = budget < self.limits.max_num_batched_tokens
         may_cut = not is_limited or all(n == 1 for n in planned.values())
@@ -225,6 +230,8 @@ class Scheduler:
     def _start_running(self, sequence: Sequence, prefix: Prefix) -> None:
         start = len(prefix.blocks) * self._blocks.block_size
         self.waiting.remove(sequence)
+        if not sequence.admissions:
+            count_passed_over(self.waiting, sequence)
         self.running.append(sequence)
         sequence.num_computed_tokens = start
         sequence.admissions += 1
@@ -386,6 +393,7 @@ class Scheduler:
 
     def _finish(self, sequence: Sequence) -> None:
         sequence.finished = True
+        self._is_in_order = False  # it leaves its blocks to others, and room for somebody
         del self._sequences[sequence.request.request_id]
         if sequence in self.running:
             self.running.remove(sequence)

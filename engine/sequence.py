@@ -23,6 +23,7 @@ class Arrival:
     queue_seconds: float = 0.0
     num_cached_tokens: int | None = None  # of its prompt; None until it was admitted
     waits_for: BlockHash | None = None  # while somebody else computes that block, it waits
+    passed_over: int = 0  # times that somebody who came later was admitted first
 
 
 @dataclass(slots=True)
