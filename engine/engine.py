@@ -191,8 +191,12 @@ class Engine:
         self._clock.begin()
         if not encoder.ahead:
             self._encode_unsampled()
+            self._clock.end_build()
             if self._next is not None:
+                # MLX lets no more than a few of the CPU's operations wait: this lasts nearly as
+                # long as they take.
                 encoder.launch(self._next.result())
+            self._clock.end_wait()
         if receive is not None:
             receive()
         idle = not self._in_flight and not self.scheduler.has_work

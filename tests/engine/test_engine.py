@@ -10,9 +10,11 @@ import pytest
 from model_zoo import UNPAGED, build, reference_generate
 
 from quire.engine.config import EngineConfig
+from quire.engine.encoder import Encoder
 from quire.engine.engine import Engine
 from quire.engine.errors import RequestTooLong, UnsupportedModel
 from quire.engine.messages import STEP_TOKENS_BOUNDS, GenerateRequest, SamplingParams, TokenOutput
+from quire.engine.step.runner import Step
 
 GREEDY = SamplingParams(temperature=0)
 
@@ -133,6 +135,23 @@ def test_the_time_of_a_step_is_divided_and_its_size_counted() -> None:
     assert stats.tokens.total == 44
     assert stats.tokens.counts[STEP_TOKENS_BOUNDS.index(1)] == 4
     assert stats.tokens.counts[STEP_TOKENS_BOUNDS.index(64)] == 1
+
+
+def test_what_a_cpu_computes_while_a_step_is_launched_is_waiting_for_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = make_engine(encode_ahead=False)
+    launch = Encoder.launch
+
+    def slow(encoder: Encoder, step: Step) -> None:
+        time.sleep(0.05)
+        launch(encoder, step)
+
+    monkeypatch.setattr(Encoder, "launch", slow)
+    run(engine, GenerateRequest(0, prompt(40), 5, GREEDY))
+    stats = engine.stats().step
+    assert stats.wait_seconds >= 5 * 0.05
+    assert stats.schedule_seconds < 0.05
 
 
 def test_aborts_leave_nothing_behind() -> None:
