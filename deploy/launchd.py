@@ -128,7 +128,8 @@ class Launchd:
         return ("tail", "-n", str(lines), *(("-F",) if follow else ()), str(self.log))
 
     def hints(self, service: Service) -> list[str]:
-        hints = [f"The log: quire service logs, in {self.log}", _SLEEP_HINT]
+        flag = " --daemon" if self.daemon else ""
+        hints = [f"The log: quire service logs{flag}, in {self.log}", _SLEEP_HINT]
         folders = [self.account.home / folder for folder in _PROTECTED] + [Path("/Volumes")]
         for word in service.arguments:
             path = Path(word)

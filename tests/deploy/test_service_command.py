@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import plistlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,6 +80,16 @@ def test_a_dry_run_changes_nothing(action, manager, home, capsys):
     output = capsys.readouterr().out
     assert str(home) in output or "--user" in output or "gui/" in output
     assert {"install": "ctl ", "logs": "quire"}.get(action, "ctl ") in output
+
+
+@pytest.mark.parametrize("manager", ["launchd", "systemd"])
+@pytest.mark.parametrize("flags", [(), ("--daemon",)])
+def test_the_command_that_shows_the_log_is_named_in_full(flags, manager, home, capsys):
+    assert service(Recorder(), "install", *flags, "--manager", manager, "--dry-run") == 0
+    output = capsys.readouterr().out
+    shown = re.search(r"# The log: quire service logs( --daemon)?(, |$)", output, re.MULTILINE)
+    assert shown is not None
+    assert bool(shown[1]) == bool(flags)
 
 
 def test_a_failing_command_is_one_line(home, capsys):
