@@ -9,13 +9,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from quire.serve.settings import CACHE, SETTINGS, SettingsError, load
+from quire.serve.settings import (
+    SETTINGS,
+    SettingsError,
+    absolute,
+    check_files,
+    check_models,
+    load,
+)
 
 # Where model files are found. Secrets stay out: service files are often readable by everyone,
 # and the Hugging Face token has a file of its own.
 _PASSED_ON = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE")
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-_COULD_BE_ON_HUB = re.compile(r"quire-demo|[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 STOP_MARGIN = 20  # seconds beyond the drain: the worker leaves, the last answers are sent
 
 
@@ -46,10 +52,17 @@ class Service:
 def describe_service(flags: Mapping[str, str], environ: Mapping[str, str], home: Path) -> Service:
     """The service that runs ``quire serve`` with ``flags``.
 
-    Raises :class:`~quire.serve.settings.SettingsError` for what ``quire serve`` would refuse.
+    Paths among them are seen from the current directory.
+
+    Raises:
+        SettingsError: a value that ``quire serve`` would refuse, or a file or folder that is not
+            there.
     """
     # The service will not see this shell's QUIRE_* variables, so they do not count here either.
-    settings = load(flags, {})
+    pinned = absolute(flags, Path.cwd())
+    settings = load(pinned, {})
+    check_models(settings)
+    check_files(settings)
     if settings.port == 0:
         raise SettingsError("a service needs a port of its own; give one with --port")
     for name in ("api_key", "admin_key"):
@@ -58,18 +71,6 @@ def describe_service(flags: Mapping[str, str], environ: Mapping[str, str], home:
                 "everybody can read a service's definition: keys belong into a file, given with "
                 "--api-key-file (see `quire keys`)"
             )
-    pinned = dict(flags)
-    if "config" in pinned:
-        pinned["config"] = str(Path(pinned["config"]).expanduser().resolve())
-    for name in ("api_key_file", "tls_cert_file", "tls_key_file"):
-        if name in pinned:
-            pinned[name] = str(Path(pinned[name]).expanduser().resolve())
-    if settings.models_from is not None and settings.models_from != CACHE:
-        pinned["models_from"] = str(Path(settings.models_from).expanduser().resolve())
-    if settings.model is not None and Path(settings.model).expanduser().is_dir():
-        pinned["model"] = str(Path(settings.model).expanduser().resolve())
-    elif settings.model is not None and not _COULD_BE_ON_HUB.fullmatch(settings.model):
-        raise SettingsError(f"{settings.model}: no such folder, and not a Hugging Face owner/name")
     # As a flag it wins over a later edit of the file, so the manager's patience stays enough.
     pinned["drain_timeout"] = f"{settings.drain_timeout:g}"
 

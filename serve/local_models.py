@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quire.serve.model_files import DEMO_NAME, check_folder, resolve_model
+from quire.serve.model_files import check_folder, resolve_model
 from quire.serve.model_types import check_type
 from quire.serve.served_model import ModelFilesError
-from quire.serve.settings import CACHE
+from quire.serve.setting_paths import CACHE, DEMO_NAME
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedRepoInfo

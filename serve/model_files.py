@@ -7,7 +7,6 @@ import importlib.resources
 import json
 import math
 import os
-import re
 import stat
 import struct
 from collections.abc import Mapping, Sequence
@@ -17,10 +16,9 @@ from pathlib import Path
 
 from quire.serve.model_types import check_type
 from quire.serve.served_model import ModelFilesError
+from quire.serve.setting_paths import DEMO_NAME, HUB_NAME, why_no_model
 
-DEMO_NAME = "quire-demo"
 MAX_HEADER = 100 * 10**6  # bytes; the limit of the safetensors format itself
-_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
 # The files that are read, wherever a folder has them.
 _READ_FILES = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model")
@@ -63,24 +61,20 @@ def resolve_model(model: str | None) -> ModelFiles:
     if model is None or (model == DEMO_NAME and not Path(model).is_dir()):
         demo = Path(str(importlib.resources.files("quire.engine.demo") / DEMO_NAME))
         files = ModelFiles(demo, DEMO_NAME)
+    elif (reason := why_no_model(model)) is not None:
+        raise ModelFilesError(reason)
     elif (folder := Path(model).expanduser()).is_dir():
         folder = folder.resolve()
         files = ModelFiles(folder, folder.name)
-    elif folder.exists():
-        raise ModelFilesError(
-            f"{model} is a file; give the folder with config.json and the *.safetensors files."
-        )
-    elif _HUB_NAME.fullmatch(model):
-        files = ModelFiles(download(model), model)
     else:
-        raise ModelFilesError(f"{model}: no such folder, and not a Hugging Face owner/name.")
+        files = ModelFiles(download(model), model)
     check_folder(files.path)
     return files
 
 
 def local_folder(model: str) -> Path:
     """Where the files of ``model`` are if they are on this machine; nothing is downloaded."""
-    if _HUB_NAME.fullmatch(model) and not Path(model).expanduser().is_dir():
+    if HUB_NAME.fullmatch(model) and not Path(model).expanduser().is_dir():
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(model, "config.json")
@@ -94,7 +88,7 @@ def download(name: str) -> Path:
 
     Raises :class:`ModelFilesError`.
     """
-    if not _HUB_NAME.fullmatch(name):
+    if not HUB_NAME.fullmatch(name):
         raise ModelFilesError(f"{name} is not a Hugging Face owner/name.")
     # Slow to import, and a folder does not need it.
     from huggingface_hub import errors, hf_hub_download, snapshot_download
@@ -137,12 +131,12 @@ def hub_error(name: str, error: Exception) -> ModelFilesError:
 
 def is_hub_name(model: str) -> bool:
     """Whether no folder is meant."""
-    return _HUB_NAME.fullmatch(model) is not None and not Path(model).expanduser().is_dir()
+    return HUB_NAME.fullmatch(model) is not None and not Path(model).expanduser().is_dir()
 
 
 def download_state(model: str | None) -> str | None:
     """How far the download of a Hub model is; None for a folder."""
-    if model is None or not _HUB_NAME.fullmatch(model) or Path(model).expanduser().is_dir():
+    if model is None or not HUB_NAME.fullmatch(model) or Path(model).expanduser().is_dir():
         return None
     from huggingface_hub import constants
 

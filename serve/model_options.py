@@ -1,7 +1,7 @@
 """What is set for each of several models: by ``--models``, or in the settings file.
 
 [models.small]
-model = "mlx-community/Qwen3-0.6B-4bit"   # or a folder
+model = "mlx-community/Qwen3-0.6B-4bit"   # or a folder, seen from that of the file
 aliases = ["gpt-4o-mini"]
 pinned = true            # loaded at the start, never unloaded to make room or for idleness
 idle_ttl = 600           # seconds; otherwise --model-idle-ttl
@@ -25,8 +25,8 @@ import msgspec
 
 from quire.engine.messages import SamplingParams
 from quire.serve.local_models import models_in
-from quire.serve.model_files import DEMO_NAME
 from quire.serve.served_model import ModelFilesError
+from quire.serve.setting_paths import DEMO_NAME
 from quire.serve.setting_values import seconds, yes_or_no
 from quire.serve.settings import SETTINGS, ServeSettings, SettingsError
 

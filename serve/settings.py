@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quire.serve.parsers.names import REASONING_PARSERS, TOOL_PARSERS
+from quire.serve.setting_paths import CACHE, FILES, PLACES, path_at, why_no_model
 from quire.serve.setting_values import (
     Parser,
     choice,
@@ -32,7 +34,6 @@ from quire.serve.setting_values import (
 )
 
 ENV_PREFIX = "QUIRE_"
-CACHE = "cache"  # of ``models_from``: the one that all Hugging Face tools share
 CONFIG_VARIABLE = "QUIRE_CONFIG"
 
 
@@ -232,7 +233,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model_name", nargs="?", metavar="MODEL", help="what to serve; the same as --model MODEL"
     )
     parser.add_argument(
-        "--config", metavar="FILE", help=f"TOML file with settings [{CONFIG_VARIABLE}]"
+        "--config",
+        metavar="FILE",
+        help=f"TOML file with settings; paths in it start at its folder [{CONFIG_VARIABLE}]",
     )
     for setting in SETTINGS:
         shown = "" if setting.default in (None, ()) else f" (default: {_show(setting)})"
@@ -265,6 +268,49 @@ def flags_of(args: argparse.Namespace) -> dict[str, str]:
     if named is not None and flags.setdefault("model", named) != named:
         raise SettingsError(f"two models are named, {named!r} and --model {flags['model']!r}")
     return flags
+
+
+def absolute(flags: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """``flags`` with paths that mean the same wherever a server is started.
+
+    Args:
+        folder: at which they start.
+
+    Raises:
+        SettingsError: a flag's value cannot be read.
+    """
+    found = dict(flags)
+    for name, given in flags.items():
+        if name == "config":
+            found[name] = path_at(given, folder)
+        elif name in PLACES:
+            setting = _BY_NAME[name]
+            value = PLACES[name](_parse(setting, given, f"flag {setting.flag}"), folder)
+            if name == "models":
+                value = ",".join(f"{model}={table['model']}" for model, table in value)
+            found[name] = value
+    return found
+
+
+def check_models(settings: ServeSettings) -> None:
+    """Raise :class:`SettingsError` for a model that is no folder and cannot be on the Hub."""
+    if settings.model is not None and (reason := why_no_model(settings.model)):
+        raise SettingsError(reason)
+    for name, table in settings.models:
+        model = table.get("model")
+        if isinstance(model, str) and (reason := why_no_model(model.strip())):
+            raise SettingsError(f"models.{name}: {reason}")
+
+
+def check_files(settings: ServeSettings) -> None:
+    """Raise :class:`SettingsError` for a file, or a folder of models, that is not there."""
+    for name in FILES:
+        file = getattr(settings, name)
+        if file is not None and not os.path.isfile(file):
+            raise SettingsError(f"{_BY_NAME[name].flag} {file}: no such file")
+    folder = settings.models_from
+    if folder is not None and folder != CACHE and not os.path.isdir(os.path.expanduser(folder)):
+        raise SettingsError(f"--models-from {folder}: no such folder")
 
 
 def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> ServeSettings:
@@ -312,6 +358,8 @@ def _read_file(path: Path) -> dict[str, Any]:
             hint = f"; did you mean {close[0]}?" if close else ""
             raise SettingsError(f"{path}: unknown key {key!r}{hint}")
         values[key] = _parse(_BY_NAME[key], value, f"{path}: {key}")
+        if key in PLACES:
+            values[key] = PLACES[key](values[key], path.parent)
     return values
 
 

@@ -51,6 +51,7 @@ def test_paths_do_not_depend_on_where_it_was_installed_from(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("given", ["flag", "file"])
 def test_so_does_the_folder_of_models(tmp_path, monkeypatch, given):
+    (tmp_path / "models").mkdir()
     (tmp_path / "quire.toml").write_text('models_from = "models"\n')
     flags = {"models_from": "models"} if given == "flag" else {"config": "quire.toml"}
     monkeypatch.chdir(tmp_path)
@@ -58,6 +59,39 @@ def test_so_does_the_folder_of_models(tmp_path, monkeypatch, given):
     monkeypatch.chdir("/")
     assert settings_of(service).models_from == str(tmp_path / "models")
     assert settings_of(describe_service({"models_from": "cache"}, {}, HOME)).models_from == "cache"
+
+
+def test_so_do_files_and_further_models(tmp_path, monkeypatch):
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "keys.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    given = {"models": "a=./dir,b=dir,c=owner/name", "api_key_file": "keys.toml"}
+    service = describe_service(given, {}, HOME)
+    monkeypatch.chdir("/")
+    settings = settings_of(service)
+    assert [(name, table["model"]) for name, table in settings.models] == [
+        ("a", str(tmp_path / "dir")),
+        ("b", str(tmp_path / "dir")),
+        ("c", "owner/name"),
+    ]
+    assert settings.api_key_file == str(tmp_path / "keys.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("api_key_file", "--api-key-file .*/none: no such file"),
+        ("tls_cert_file", "--tls-cert-file .*/none: no such file"),
+        ("models_from", "--models-from .*/none: no such folder"),
+    ],
+)
+@pytest.mark.parametrize("given", ["flag", "file"])
+def test_what_is_not_there_is_noticed_at_once(name, message, given, tmp_path, monkeypatch):
+    (tmp_path / "quire.toml").write_text(f'{name} = "none"\n')
+    monkeypatch.chdir(tmp_path)
+    flags = {name: "none"} if given == "flag" else {"config": "quire.toml"}
+    with pytest.raises(SettingsError, match=message):
+        describe_service(flags, {}, HOME)
 
 
 def test_a_hub_name_stays_a_name():
@@ -115,16 +149,20 @@ def test_the_command_runs_in_the_bare_environment_of_a_service(tmp_path):
 def test_a_model_that_is_not_there_is_not_installed(tmp_path):
     with pytest.raises(SettingsError, match="no such folder"):
         describe_service({"model": str(tmp_path / "none")}, {}, tmp_path)
+    with pytest.raises(SettingsError, match=r"models\.b: .*no such folder"):
+        describe_service({"models": "a=owner/name,b=./none"}, {}, tmp_path)
     describe_service({"model": "owner/name"}, {}, tmp_path)
     describe_service({"model": "quire-demo"}, {}, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["api_key", "admin_key"])
-def test_keys_are_not_written_where_everybody_can_read(name, tmp_path):
+def test_keys_are_not_written_where_everybody_can_read(name, tmp_path, monkeypatch):
     with pytest.raises(SettingsError, match="--api-key-file"):
         describe_service({name: "sk-secret"}, {}, tmp_path)
     monkeypatched = describe_service({}, {f"QUIRE_{name.upper()}": "sk-secret"}, tmp_path)
     assert "sk-secret" not in repr(monkeypatched)
+    (tmp_path / "keys.toml").touch()
+    monkeypatch.chdir(tmp_path)
     keys = describe_service({"api_key_file": "keys.toml"}, {}, tmp_path).arguments
     assert Path(keys[keys.index("--api-key-file") + 1]).is_absolute()
 

@@ -80,14 +80,14 @@ SAMPLES = {
     "drain_timeout": ("2.5", 2.5),
     "step_timeout": ("300", 300.0),
     "api_key": ("sk-1", "sk-1"),
-    "api_key_file": ("keys.toml", "keys.toml"),
+    "api_key_file": ("/etc/keys.toml", "/etc/keys.toml"),
     "admin_key": ("sk-2", "sk-2"),
     "allowed_origins": (
         "https://A.example,tauri://localhost",
         ("https://a.example", "tauri://localhost"),
     ),
-    "tls_cert_file": ("cert.pem", "cert.pem"),
-    "tls_key_file": ("key.pem", "key.pem"),
+    "tls_cert_file": ("/etc/cert.pem", "/etc/cert.pem"),
+    "tls_key_file": ("/etc/key.pem", "/etc/key.pem"),
     "vllm_metrics": ("yes", True),
     "models": ("a=org/a, b=/models/b", (("a", {"model": "org/a"}), ("b", {"model": "/models/b"}))),
     "models_from": ("cache", "cache"),
@@ -109,6 +109,40 @@ def test_every_setting_is_read_from_every_source(setting, tmp_path):
         load({"config": config}, {}),
     ):
         assert settings == dataclasses.replace(ServeSettings(), **{setting.name: value})
+
+
+def test_paths_in_a_file_start_at_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    text = """
+    model = "own/model"
+    models_from = "all"
+    api_key_file = "keys.toml"
+    tls_cert_file = "../cert.pem"
+    tls_key_file = "/etc/key.pem"
+    [models.there]
+    model = "./own/model"
+    [models.missing]
+    model = "nope"
+    [models.hub]
+    model = "owner/name"
+    """
+    write(tmp_path / "quire.toml", text)
+    monkeypatch.chdir(tmp_path.parent)
+    settings = load({"config": f"{tmp_path.name}/quire.toml"}, {})
+    monkeypatch.chdir("/")
+    assert load({"config": str(tmp_path / "quire.toml")}, {}) == settings
+    assert settings == ServeSettings(
+        model=str(tmp_path / "own/model"),
+        models_from=str(tmp_path / "all"),
+        api_key_file=str(tmp_path / "keys.toml"),
+        tls_cert_file=str(tmp_path.parent / "cert.pem"),
+        tls_key_file="/etc/key.pem",
+        models=(
+            ("there", {"model": str(tmp_path / "own/model")}),
+            ("missing", {"model": str(tmp_path / "nope")}),
+            ("hub", {"model": "owner/name"}),
+        ),
+    )
 
 
 def test_toml_takes_its_own_types(tmp_path):
