@@ -111,6 +111,7 @@ def _serve(settings: ServeSettings, log: LogWriter) -> int:
     """Raises what :func:`run` shows as one line."""
     keyring = make_keyring(settings.api_key, settings.admin_key, settings.api_key_file)
     check_tls(settings.tls_cert_file, settings.tls_key_file)
+    settings_module.check_models(settings)
     remove_leftovers()
     with bind(settings.host, settings.port) as listener:
         if keyring is None and not is_loopback(listener.getsockname()[0]):

@@ -246,6 +246,16 @@ def test_a_missing_model_is_one_line(tmp_path):
     assert "no such folder" in result.stderr
 
 
+def test_so_is_a_missing_one_of_several(model, tmp_path):
+    models = f"a={model},hub=owner/name,b={tmp_path / 'none'}"
+    result = run_to_end(model, "ok", "--models", models, "--port", "0")
+    assert result.returncode == PERMANENT
+    assert result.stderr == (
+        f"quire: error: models.b: {tmp_path / 'none'}: no such folder, and not a Hugging Face "
+        "owner/name.\n"
+    )
+
+
 def test_a_running_stream_survives_sigterm(model, tmp_path):
     with serve(model, tmp_path) as server:
         with server.complete([65], max_tokens=120, stream=True) as response:
