@@ -34,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, add, summary in (
         ("serve", _add_serve, "measure a running server"),
         ("stall", _add_stall, "measure what a long prompt does to running streams"),
-        ("compare", _add_compare, "measure quire and mlx_lm.server on the same load"),
+        (
+            "compare",
+            _add_compare,
+            "measure quire and mlx_lm.server on one load, without thinking",
+        ),
         ("make-model", _add_make_model, "write a model with random weights"),
     ):
         add(commands.add_parser(name, help=summary, description=summary, allow_abbrev=False))

@@ -15,6 +15,7 @@ import msgspec
 
 from quire.loadtest import environment
 from quire.loadtest.chat import ServerError
+from quire.loadtest.records import RequestRecord
 from quire.loadtest.results import ComparedRun, CompareResult, LoadResult, StallResult
 from quire.loadtest.serve import LoadOptions, measure_load
 from quire.loadtest.servers import ServerSpec, running
@@ -165,12 +166,23 @@ def identical_answers(result: CompareResult, workload: str) -> tuple[int, int]:
 
     Later turns are left out: their prompts contain the answers before them.
     """
-    answers: dict[tuple[int, int], list[str]] = {}
+    return _alike(result, workload, lambda record: record.answer_digest)
+
+
+def equal_prompts(result: CompareResult, workload: str) -> tuple[int, int]:
+    """The same of prompts that have as many tokens on all servers."""
+    return _alike(result, workload, lambda record: record.prompt_tokens)
+
+
+def _alike(
+    result: CompareResult, workload: str, read: Callable[[RequestRecord], object]
+) -> tuple[int, int]:
+    found: dict[tuple[int, int], list[object]] = {}
     for run in result.runs:
         if run.workload != workload or not isinstance(run.result, LoadResult):
             continue
         for record in run.result.records:
-            if record.turn == 0 and record.answer_digest is not None:
-                answers.setdefault((run.round, record.index), []).append(record.answer_digest)
-    shared = [digests for digests in answers.values() if len(digests) == len(result.servers)]
-    return sum(len(set(digests)) == 1 for digests in shared), len(shared)
+            if record.turn == 0 and (value := read(record)) is not None:
+                found.setdefault((run.round, record.index), []).append(value)
+    shared = [values for values in found.values() if len(values) == len(result.servers)]
+    return sum(len(set(values)) == 1 for values in shared), len(shared)

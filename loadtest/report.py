@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from quire.loadtest.compare import comparisons, identical_answers
+from quire.loadtest.compare import comparisons, equal_prompts, identical_answers
 from quire.loadtest.records import RequestRecord
 from quire.loadtest.results import ComparedRun, CompareResult, LoadResult, StallResult
 from quire.loadtest.stats import Distribution, number
@@ -144,6 +144,17 @@ def print_comparison(console: Console, result: CompareResult) -> None:
             table.add_row("", "identical answers", f"{same} of {shared}")
     console.print(table)
     console.print(f"ratio: above 1, {names[0]} is better", highlight=False)
+    for workload in dict.fromkeys(run.workload for run in result.runs):
+        equal, shared = equal_prompts(result, workload)
+        if equal < shared:
+            console.print(
+                f"warning: {workload}: of {shared - equal} of {shared} prompts the servers count "
+                "different numbers of tokens, so neither answers nor times can be compared; are "
+                "their chat templates given the same switches?",
+                style="yellow",
+                highlight=False,
+                soft_wrap=True,
+            )
     failed = [f"{r.server} {r.workload} round {r.round + 1}" for r in result.runs if r.failure]
     if failed:
         console.print(f"failed, left out of the medians: {', '.join(failed)}", style="red")

@@ -63,7 +63,8 @@ def quire_spec(
     model: Path, clients: int, extra: Sequence[str] = (), preload: str | None = None
 ) -> ServerSpec:
     command = [sys.executable, "-m", "quire.serve.cli", "serve", "--model", str(model)]
-    command += ["--max-num-seqs", str(max(64, clients)), "--log-level", "warning", *extra]
+    command += ["--max-num-seqs", str(max(64, clients)), "--log-level", "warning"]
+    command += ["--chat-template-kwargs", "enable_thinking=false", *extra]
     return ServerSpec("quire", tuple(command), preload=preload)
 
 
@@ -75,6 +76,9 @@ def mlx_lm_spec(
     command += ["--decode-concurrency", str(max(32, clients))]
     command += ["--prompt-concurrency", str(max(8, clients))]
     command += ["--prompt-cache-size", str(max(10, 2 * clients))]
+    # Unless told, it lets a model think that can, whatever the template's own default, and so would
+    # be asked something else than Quire. Thoughts are told apart in other ways, too.
+    command += ["--chat-template-args", '{"enable_thinking": false}']
     command += ["--log-level", "WARNING", *extra]
     return ServerSpec("mlx_lm", tuple(command), model="default_model", preload=preload)
 

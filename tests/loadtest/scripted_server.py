@@ -48,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
         for _ in range(tokens):
             time.sleep(0.001)
             self._event({"choices": [{"delta": {"content": "x"}}]})
-        usage = {"prompt_tokens": 5, "completion_tokens": tokens}
+        usage = {"prompt_tokens": 9 if mode == "thinks" else 5, "completion_tokens": tokens}
         self._event({"choices": [], "usage": usage})
         self.wfile.write(b"data: [DONE]\n\n")
 

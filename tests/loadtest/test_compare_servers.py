@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import signal
 import subprocess
 import sys
@@ -8,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from quire.loadtest import servers
 from quire.loadtest.compare import compare, comparisons, identical_answers
+from quire.loadtest.report import print_comparison
 from quire.loadtest.results import (
     ComparedRun,
     CompareResult,
@@ -74,6 +77,17 @@ def test_servers_alternate_with_the_same_seed_in_one_round(tmp_path: Path) -> No
     rates = {c.label: c for c in comparisons(result, "uniform")}["output tokens/s"]
     assert rates.ratio is not None
     assert rates.medians["a"] == pytest.approx(rates.ratio * (rates.medians["b"] or 0))
+
+
+def test_it_is_said_when_the_servers_were_sent_different_prompts(tmp_path: Path) -> None:
+    def said(a: str, b: str) -> str:
+        result = _compare([_spec(tmp_path, a, "a"), _spec(tmp_path, b, "b")])
+        console = Console(file=io.StringIO(), width=100)
+        print_comparison(console, result)
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+    assert "of 6 of 6 prompts the servers count different numbers" in said("good", "thinks")
+    assert "warning" not in said("good", "good")
 
 
 def test_a_server_that_dies_is_reported_with_its_last_words(tmp_path: Path) -> None:
@@ -248,4 +262,6 @@ def test_both_servers_are_started_for_the_load() -> None:
     assert quire.setup.command.startswith("python -m quire.serve.cli serve --model m ")
     peer = mlx_lm_spec(Path("m"), 100, [], "libx.so")
     assert "--decode-concurrency 100 --prompt-concurrency 100" in peer.setup.command
+    assert "--chat-template-kwargs enable_thinking=false" in quire.setup.command
+    assert "--chat-template-args '{\"enable_thinking\": false}'" in peer.setup.command
     assert quire.setup.preload == peer.setup.preload == "libx.so"
