@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from quire.engine.memory.budget import SMALLEST_STEP, STEP_TOKENS, working_set
 from quire.engine.memory.budget import DeviceName as Device
+from quire.engine.memory.host import total_memory
 from quire.serve.memory_plan import Memory, Verdict, judge, memory
 from quire.serve.model_facts import Bits, ModelFacts, facts_from_hub, read_facts
 from quire.serve.model_files import check_folder, is_hub_name, local_folder, resolve_model
@@ -68,7 +68,7 @@ def _ram(text: str | None, device: Device) -> int:
             raise SettingsError(f"--ram {error}, not {text!r}") from error
     if device == "cuda":
         raise SettingsError("--device cuda needs --ram with the memory of the GPU")
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return total_memory()
 
 
 def _facts(model: str | None) -> ModelFacts:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 from collections.abc import Sequence
 
 from quire.engine.memory.budget import DEFAULT_FRACTION, working_set
+from quire.engine.memory.host import total_memory
 from quire.serve.backend import Unavailable
 from quire.serve.metrics import Metrics
 from quire.serve.model_options import all_options
@@ -126,5 +126,4 @@ class Fleet:
         for slot in self.slots:
             if slot.info is not None and slot.info.limits is not None:
                 return slot.info.limits.usable
-        ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return working_set(ram, "metal" if sys.platform == "darwin" else "cpu")
+        return working_set(total_memory(), "metal" if sys.platform == "darwin" else "cpu")

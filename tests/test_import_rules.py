@@ -20,6 +20,7 @@ QUIRE_IMPORTS = {
         "quire.engine.grammar_tokens",
         "quire.engine.memory.budget",
         "quire.engine.memory.fit",
+        "quire.engine.memory.host",
     },
     "deploy": {"quire.serve.settings"},
     "loadtest": set(),
@@ -63,6 +64,7 @@ WITHOUT_MLX = (
     "engine/grammar_tokens.py",
     "engine/memory/budget.py",
     "engine/memory/fit.py",
+    "engine/memory/host.py",
 )
 
 

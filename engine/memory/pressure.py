@@ -8,7 +8,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
 
-from quire.engine.memory.machine import available_memory, total_memory
+from quire.engine.memory.host import available_memory, total_memory
 
 _INTERVAL = 1.0  # seconds between two looks
 # Seconds without pressure, after which what was given back is taken again: at once where nothing

@@ -9,7 +9,8 @@ import pytest
 
 from quire.engine.device import select_device
 from quire.engine.errors import EngineError
-from quire.engine.memory.machine import available_memory, usable_memory
+from quire.engine.memory.host import available_memory
+from quire.engine.memory.machine import usable_memory
 
 MIB = 1 << 20
 
