@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from quire.engine.memory.budget import SMALLEST_STEP, STEP_TOKENS, working_set
+from quire.engine.memory.budget import DEFAULT_FRACTION, SMALLEST_STEP, STEP_TOKENS, working_set
 from quire.engine.memory.budget import DeviceName as Device
 from quire.engine.memory.host import total_memory
-from quire.serve.memory_plan import Memory, Verdict, judge, memory
+from quire.serve.memory_plan import DEFAULT_CONTEXT, Memory, Verdict, judge, memory
 from quire.serve.model_facts import Bits, ModelFacts, facts_from_hub, read_facts
 from quire.serve.model_files import check_folder, is_hub_name, local_folder, resolve_model
 from quire.serve.served_model import ModelFilesError
 from quire.serve.setting_values import parse_size
 from quire.serve.settings import SettingsError
 
-_DEFAULT_CONTEXT = 4096
 _DOES_NOT_FIT = 3  # the exit code
 _BITS: tuple[Bits, ...] = (16, 8, 4)
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     except ModelFilesError as error:
         print(f"quire: error: {error}", file=sys.stderr)
         return 1
-    context = args.context or min(facts.context or _DEFAULT_CONTEXT, 4 * _DEFAULT_CONTEXT)
+    context = args.context or min(facts.context or DEFAULT_CONTEXT, 4 * DEFAULT_CONTEXT)
     if facts.context is not None and context > facts.context:
         raise SettingsError(f"--context {context} is more than the model's {facts.context}")
     name = args.model or "the demo model"
@@ -115,7 +115,7 @@ class Estimate:
         return [(bits, self._judge(bits)) for bits in _BITS]
 
     def _judge(self, bits: Bits | None) -> Verdict:
-        return judge(self.facts, self.device, self.ram, self.tokens, bits, self.concurrency)
+        return judge(self.facts, self.device, self.ram, self.tokens, bits)
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -158,10 +158,10 @@ class Estimate:
             ("verdict", self._advice()),
         ]
         lines = [f"{name:<12} {text}" for name, text in rows]
-        lines.append("\nas           weights      tokens of context that fit in all")
+        lines.append("\nas           weights      tokens of context in all: by default, at most")
         for bits, other in self.choices():
             weights = memory(facts, self.device, 0, SMALLEST_STEP, bits).weights
-            room = f"{other.tokens:,}" if other.tokens else "does not fit"
+            room = f"{other.by_default:,}, {other.most:,}" if other.most else "does not fit"
             note = " (tight)" if other.kind == "tight" else ""
             lines.append(f"{bits:>2} bits      {_size(weights):<12} {room}{note}")
         return "\n".join(lines)
@@ -177,17 +177,35 @@ class Estimate:
 
     def _advice(self) -> str:
         verdict = self.verdict
-        if verdict.kind == "fits":
-            return f"fits; there is room for {verdict.tokens:,} tokens of all requests together"
         if verdict.kind == "does not fit":
             smaller = [bits for bits, other in self.choices() if other.kind != "does not fit"]
             return "does not fit" + (f"; with {max(smaller)} bits it would" if smaller else "")
-        needs = self.needs
-        size = needs.kv_cache + needs.windows + needs.states
-        return (
-            f"tight: --max-num-batched-tokens {verdict.step_tokens} "
-            f"--kv-cache-memory {size // 2**20}MiB, {verdict.tokens:,} tokens of context in all"
+        by_default = (
+            f"by default a server has room for {verdict.by_default:,} tokens of all requests "
+            "together"
+            if verdict.by_default
+            else "by default a server does not start"
         )
+        if verdict.kind == "tight":
+            return (
+                f"tight: {' '.join(self._settings())}, {verdict.tokens:,} tokens of context in "
+                f"all; {by_default}"
+            )
+        if verdict.kv_cache_memory is not None:
+            return f"fits with {' '.join(self._settings())}; {by_default}"
+        if verdict.most > verdict.by_default:
+            by_default += f", with --kv-cache-memory for up to {verdict.most:,}"
+        return f"fits; {by_default}"
+
+    def _settings(self) -> Iterator[str]:
+        """Flags with which the verdict holds."""
+        verdict = self.verdict
+        share = self.needs.weights / working_set(self.ram, self.device)
+        if share > DEFAULT_FRACTION:  # beyond which no weights are loaded
+            yield f"--memory-fraction {math.ceil(100 * share) / 100}"
+        if verdict.kind == "tight":
+            yield f"--max-num-batched-tokens {verdict.step_tokens}"
+        yield f"--kv-cache-memory {(verdict.kv_cache_memory or 0) >> 20}MiB"
 
 
 def _size(size: int) -> str:

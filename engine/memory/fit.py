@@ -166,6 +166,15 @@ def size_pools(budget: Budget, demand: Demand, wanted: int | None) -> Sizes:
     return _sizes(pools, divide(wanted, [*pools.values()]))
 
 
+def tokens_held(budget: Budget, demand: Demand, wanted: int | None) -> int:
+    """Tokens in the KV cache, all requests together, of a worker that sizes its pools like this; 0
+    if it cannot. ``wanted``: as for :func:`size_pools`."""
+    try:
+        return (size_pools(budget, demand, wanted).blocks - 1) * demand.block_size
+    except EngineError:
+        return 0
+
+
 def _sizes(pools: Mapping[str, Pool], units: Sequence[int]) -> Sizes:
     return Sizes(**dict(zip(pools, units, strict=True)))
 

@@ -8,7 +8,7 @@ import pytest
 from live_server import Server, eventually
 
 from quire.loadtest.model_folder import ModelShape, make_model
-from quire.serve.memory_plan import memory
+from quire.serve.memory_plan import judge, memory
 from quire.serve.model_facts import read_facts
 
 STEP = 512  # the default
@@ -41,6 +41,22 @@ def test_weights_cache_and_peak(shape: ModelShape, tmp_path: Path):
     assert expected.weights == taken["weights"]
     assert expected.kv_cache == taken["kv_cache"]
     assert expected.total == pytest.approx(taken["peak"], rel=TOLERANCE - 1)
+
+
+def test_the_context_that_a_server_has_room_for(tmp_path: Path):
+    """The 2 GiB that it takes by default hold less than its machine could, and one long context."""
+    folder = tmp_path / "model"
+    shape = ModelShape(
+        hidden=64, layers=2, heads=8, kv_heads=8, head_dim=512, intermediate=64, max_position=32768
+    )
+    make_model(folder, shape)
+    server = Server(model=folder).wait_ready()
+    try:
+        metrics = server.metrics()
+        blocks = sum(n for name, n in metrics.items() if name.startswith("quire_kv_blocks{"))
+    finally:
+        server.stop()
+    assert judge(read_facts(folder), "cpu", 16 << 30, 4096).by_default == 16 * blocks
 
 
 def measure(folder: Path) -> dict[str, float]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
-from quire.engine.memory.budget import working_set
+from quire.engine.memory.budget import Budget, working_set
 from quire.serve import cli
 from quire.serve.memory_plan import activations, judge, memory
 from quire.serve.model_facts import ModelFacts, Tensor, facts_of
@@ -96,6 +97,54 @@ def test_more_room_is_more_context():
     assert tight.kind == "tight"
     needs = memory(MODELS["7B"], "metal", tight.tokens, tight.step_tokens, 4)
     assert needs.total <= working_set(8 * GIB, "metal")
+
+
+# 64 KiB a token in float32, of a context of 32,768.
+WIDE = dataclasses.replace(llama(4, 2048, 8, 8, 128), context=32768)
+
+
+def test_by_default_it_is_what_a_server_takes():
+    """On the CPU 2 GiB, and one long context; on a Mac half of the rest."""
+    assert judge(WIDE, "cpu", 24 * GIB, 4096).by_default == 32768
+    assert judge(WIDE, "cuda", 24 * GIB, 4096).by_default > 4 * 32768
+    budget = Budget(
+        "metal",
+        working_set(16 * GIB, "metal"),
+        None,
+        MODELS["7B"].quantised_bytes(4),
+        activations(MODELS["7B"], "metal", 512),
+    )
+    pages = budget.rest // 2 // (16 * 2**19)  # of 512 KiB a token
+    assert judge(MODELS["7B"], "metal", 16 * GIB, 4096, 4).by_default == 16 * (pages - 1)
+
+
+def test_a_context_that_needs_a_setting_is_told_with_it():
+    verdict = judge(WIDE, "cpu", 24 * GIB, 8 * 32768)
+    assert (verdict.kind, verdict.by_default) == ("fits", 32768)
+    assert verdict.tokens >= 8 * 32768
+    assert verdict.kv_cache_memory == 16 * GIB + 2**20  # with the scratch block
+    assert verdict.most > 8 * 32768
+    assert judge(WIDE, "cpu", 24 * GIB, 32768).kv_cache_memory is None
+
+
+def test_the_page_names_the_setting(capsys):
+    flags = "--device", "metal", "--context", "2048", "--concurrency"
+    assert cli.main(["estimate", *flags, "1", "--ram", "8GiB"]) == 0
+    page = capsys.readouterr().out
+    assert "by default a server has room for 131,072 tokens" in page
+    assert "with --kv-cache-memory for up to 779,424" in page
+    assert cli.main(["estimate", *flags, "80", "--ram", "8GiB"]) == 0
+    assert "fits with --kv-cache-memory 961MiB; by default" in capsys.readouterr().out
+    assert cli.main(["estimate", *flags, "1", "--ram", "100MiB"]) == 0
+    page = capsys.readouterr().out
+    assert "tight: --max-num-batched-tokens " in page
+    assert "by default a server does not start" in page
+
+
+def test_this_machine_is_as_large_as_its_container(capsys, monkeypatch):
+    monkeypatch.setattr("quire.serve.estimate_command.total_memory", lambda: 3 * GIB)
+    assert cli.main(["estimate", "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ram"] == 3 * GIB
 
 
 def test_grouped_heads_and_latents_are_small():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,7 +10,7 @@ import pytest
 
 from quire.engine.device import select_device
 from quire.engine.errors import EngineError
-from quire.engine.memory.host import available_memory
+from quire.engine.memory.host import available_memory, total_memory
 from quire.engine.memory.machine import usable_memory
 
 MIB = 1 << 20
@@ -96,3 +97,10 @@ def test_metal_without_a_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(EngineError, match=r"No Metal device available\. Help\..*--device cpu"):
             select_device(wanted)
     assert select_device("cpu") == "cpu"
+
+
+def test_the_limit_of_a_container_is_all_there_is(tmp_path: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("other systems have no control groups")
+    files = {"memory.max": f"{4 * MIB}\n", "memory.current": "5\n"}
+    assert total_memory(machine(tmp_path, "0::/\n", files)) == 4 * MIB
