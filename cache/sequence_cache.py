@@ -187,6 +187,7 @@ class SequenceCache:
             reserve: slots that states kept for others must leave available.
         """
         assert self._states is not None, "a model without recurrent layers"
+        assert self._pools.states is not None
         end = start + num_tokens
         keep = [position for position in self._positions if start < position <= end]
         if end <= self._num_known:
