@@ -86,17 +86,17 @@ def create_app(
         Route("/ready", health.ready, methods=["GET"]),
         Route("/metrics", health.metrics, methods=["GET"]),
     ]
-    # Without a key nobody learns what is served.
-    index = Index(
-        "quire",
-        registry.first.id if keyring is None else "",
-        [*dict.fromkeys(route.path for route in routes)],
-    )
 
     async def show_openapi(request: Request) -> Response:
         return Response(openapi.document(), media_type="application/json")
 
     routes.append(Route("/openapi.json", show_openapi, methods=["GET"]))
+    # Without a key nobody learns what is served.
+    index = Index(
+        "quire",
+        registry.first.id if keyring is None else "",
+        [*dict.fromkeys(route.path_format for route in routes)],
+    )
 
     async def show_index(request: Request) -> Response:
         return json_response(index)
@@ -114,7 +114,7 @@ def create_app(
                 allow_origins=allowed_origins,
                 allow_methods=("GET", "POST", "DELETE"),
                 allow_headers=("*",),
-                expose_headers=("X-Request-Id", "Retry-After"),
+                expose_headers=("X-Request-Id", "Retry-After", "X-Quire-Ignored"),
             )
         )
     middleware.append(Middleware(ForeignOrigins, origins=allowed_origins))

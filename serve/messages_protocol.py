@@ -19,6 +19,7 @@ from quire.serve.openai_protocol import (
     MAX_STOP_STRINGS,
     AssistantMessage,
     ChatCompletionRequest,
+    Effort,
     FunctionCall,
     JsonSchema,
     JsonSchemaFormat,
@@ -110,7 +111,7 @@ class OutputFormat(Struct, tag_field="type", tag="json_schema", forbid_unknown_f
 
 
 class OutputConfig(Struct, forbid_unknown_fields=True):
-    effort: str | None = None
+    effort: Effort | None = None
     format: OutputFormat | None = None
 
 

@@ -8,7 +8,7 @@ so that a value that means "off" passes and any other gets a 400 that says so: s
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
 
@@ -24,11 +24,10 @@ TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 # Every character of an answer is compared with all of them.
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 MAX_STOP_STRINGS: Final = 16
-StopStrings = (
-    StopString | Annotated[list[StopString], Meta(min_length=1, max_length=MAX_STOP_STRINGS)]
-)
+StopStrings = StopString | Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)]
 PositiveInt = Annotated[int, Meta(ge=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Choices = Annotated[int, Meta(ge=1, le=128)]
 TextsOrIds = str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
 LogitBias = Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)]
@@ -215,7 +214,7 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fiel
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     add_generation_prompt: bool | None = None  # None: unless the last message is continued
     continue_final_message: bool | None = None  # the answer goes on where that one ends
-    reasoning_effort: str | None = None  # no effect on models that do not know it
+    reasoning_effort: Effort | None = None  # no effect on models that do not know it
     thinking_token_budget: Annotated[int, Meta(ge=0)] | None = None  # then reasoning is closed
 
     # Not supported yet: request_decoder.REFUSED.
@@ -285,7 +284,32 @@ class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
-    add_special_tokens: bool | None = None  # None: as a completion or a chat would
+    add_special_tokens: bool | None = None  # of a prompt; None: as a completion would
+
+    # Of messages, as a chat takes them.
+    tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    enable_thinking: bool | None = None
+    reasoning_effort: Effort | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    def chat(self, model: str) -> ChatCompletionRequest | None:
+        """The chat whose prompt is wanted; None: that of ``prompt`` is."""
+        if self.messages is None:
+            return None
+        given = {name: getattr(self, name) for name in CHAT_FIELDS}
+        return ChatCompletionRequest(model=model, messages=self.messages, **given)
+
+
+CHAT_FIELDS: Final = (
+    "tools",
+    "chat_template_kwargs",
+    "enable_thinking",
+    "reasoning_effort",
+    "add_generation_prompt",
+    "continue_final_message",
+)  # of a :class:`TokenizeRequest`
 
 
 class DetokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
 import msgspec
@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from quire.serve.errors import ApiError, invalid
 from quire.serve.openai_protocol import (
+    CHAT_FIELDS,
     AssistantMessage,
     ChatCompletionRequest,
     CompletionRequest,
@@ -76,8 +77,14 @@ def _check(body: Struct) -> None:
     if isinstance(body, TokenizeRequest):
         if (body.prompt is None) == (body.messages is None):
             raise invalid("prompt", "Send either prompt or messages.")
-        if body.messages is not None:
-            _refuse_in_messages(body.messages)
+        if (chat := body.chat("")) is not None:
+            _check_chat(chat)
+        for field in CHAT_FIELDS if chat is None else ("add_special_tokens",):
+            if getattr(body, field) is not None:
+                wanted, other = (
+                    ("messages", "a prompt") if chat is None else ("a prompt", "messages")
+                )
+                raise invalid(field, f"{field} is for {wanted}, not for {other}.")
 
 
 def _check_tokens(body: GenerationRequest) -> None:
@@ -129,6 +136,30 @@ def _brief(value: object) -> str:
 
 _NAMED = re.compile(r"Object (contains unknown|missing required) field `(.*)`$", re.DOTALL)
 _LONGEST_FIELD = 64  # that is compared with those there are
+_CLOSE = 0.8  # 1: equal
+_INDEX = re.compile(r"\[[^]]*\]")
+# By the field that holds objects with a type.
+_TYPES: Final = {
+    "content": "only text",
+    "tools": "only function",
+    "tool_calls": "only function",
+    "response_format": "text, json_object or json_schema",
+    "format": "text, json_object or json_schema",
+}
+# What others, or other APIs of this server, call what there is.
+_OTHER_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "max_tokens": ("max_output_tokens",),
+    "max_completion_tokens": ("max_tokens", "max_output_tokens"),
+    "max_new_tokens": ("max_tokens", "max_output_tokens"),
+    "n_predict": ("max_tokens", "max_output_tokens"),
+    "stop": ("stop_sequences",),
+    "repeat_penalty": ("repetition_penalty",),
+    "response_format": ("text.format", "structured_outputs.json"),
+    "guided_json": ("structured_outputs.json", "text.format"),
+    "guided_regex": ("structured_outputs.regex",),
+    "guided_choice": ("structured_outputs.choice",),
+    "guided_grammar": ("structured_outputs.grammar",),
+}
 _AT = re.compile(r"^(.*) - at `(?:key` in `)?\$\.?(.*)`$", re.DOTALL)
 
 
@@ -141,15 +172,27 @@ def _from_validation(error: msgspec.ValidationError, kind: type[Struct]) -> ApiE
         param = f"{path}.{named[2]}" if path else named[2]
         if named[1].startswith("missing"):
             return invalid(param, f"{param} is required.")
-        is_short = not path and len(param) < _LONGEST_FIELD
-        close = difflib.get_close_matches(param, kind.__struct_fields__, n=1) if is_short else []
-        advice = f"did you mean {close[0]}?" if close else "leave it out."
+        close = None if path else _meant(param, kind.__struct_fields__)
+        advice = f"did you mean {close}?" if close else "leave it out."
         return invalid(param, f"{param} is not a field this server knows; {advice}")
     if not path:
         return invalid(None, f"The body must be a JSON object: {reason}.")
     if path.endswith(".type") and reason.startswith("Invalid value"):
-        return invalid(path, f"{path}: only text is supported. {reason}.")
+        [*_, owner] = _INDEX.sub("", path).split(".")[:-1] or [""]
+        if (types := _TYPES.get(owner)) is not None:
+            return invalid(path, f"{path}: {types} is supported. {reason}.")
     return invalid(path, f"{path}: {reason}.")
+
+
+def _meant(param: str, fields: Sequence[str]) -> str | None:
+    """Which of ``fields``, or what in one of them, ``param`` probably stands for."""
+    for other in _OTHER_NAMES.get(param, ()):
+        if other.partition(".")[0] in fields:
+            return other
+    if len(param) >= _LONGEST_FIELD:
+        return None
+    close = difflib.get_close_matches(param, fields, n=1, cutoff=_CLOSE)
+    return close[0] if close else None
 
 
 T = TypeVar("T", bound=Struct)

@@ -15,6 +15,7 @@ from quire.serve.field_names import FieldNames
 from quire.serve.openai_protocol import (
     MAX_MESSAGES,
     ChatCompletionRequest,
+    Effort,
     JsonObjectFormat,
     JsonSchema,
     JsonSchemaFormat,
@@ -29,7 +30,7 @@ from quire.serve.tools import check_tools
 
 
 class Reasoning(Struct, forbid_unknown_fields=True):
-    effort: str | None = None
+    effort: Effort | None = None
     summary: str | None = None  # the reasoning itself is sent, which needs no summary
     generate_summary: str | None = None
     context: Any = None

@@ -21,7 +21,7 @@ from quire.serve.openai_answer import (
     Tokenized,
     json_response,
 )
-from quire.serve.openai_protocol import ChatCompletionRequest, DetokenizeRequest
+from quire.serve.openai_protocol import DetokenizeRequest
 from quire.serve.prompt import encode_texts
 from quire.serve.prompt_length import length_limit
 from quire.serve.registry import Entry, Registry
@@ -90,12 +90,7 @@ class Models:
         body = received.request
         served = await self._registry.open_or_only(request, body.model)
         encoder = served.model.encoder
-        if body.messages is not None:
-            if body.add_special_tokens is not None:
-                raise invalid(
-                    "add_special_tokens", "add_special_tokens is for a prompt, not for messages."
-                )
-            chat = ChatCompletionRequest(model=served.model.id, messages=body.messages)
+        if (chat := body.chat(served.model.id)) is not None:
             prompt = await conversation.encode_conversation(
                 served, chat, None, large=received.messages
             )
@@ -114,5 +109,11 @@ class Models:
     async def detokenize(self, request: Request) -> Response:
         body = self._detokenize.decode((await read_json(request)).whole())
         served = await self._registry.open_or_only(request, body.model)
+        info = served.backend.info
+        if info is not None and max(body.tokens, default=0) >= info.vocab_size:
+            raise invalid(
+                "tokens",
+                f"tokens holds the token id {max(body.tokens)}; the model has {info.vocab_size}.",
+            )
         text = await served.model.encoder.decode(body.tokens)
         return json_response(Detokenized(text))

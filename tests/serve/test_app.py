@@ -95,6 +95,9 @@ def test_text_to_tokens_and_back(server):
     assert text == {"prompt": "aé"}
     chat = server.request("POST", "/tokenize", {"messages": BODY["messages"]}).json
     assert SERVED.encoder.tokenizer.decode(chat["tokens"]) == "<user>hi\n<assistant>"
+    more = {"messages": BODY["messages"], "add_generation_prompt": False}
+    chat = server.request("POST", "/tokenize", more).json
+    assert SERVED.encoder.tokenizer.decode(chat["tokens"]) == "<user>hi\n"
 
 
 @pytest.mark.parametrize(
@@ -106,6 +109,7 @@ def test_text_to_tokens_and_back(server):
         ("/detokenize", {"tokens": "abc"}, 400),
         ("/detokenize", {"tokens": [-1]}, 400),
         ("/detokenize", {"tokens": [2**40]}, 400),
+        ("/detokenize", {"tokens": [1, 99_999]}, 400),
         ("/detokenize", {"tokens": [1] * (2**20 + 1)}, 400),
     ],
 )
@@ -118,7 +122,7 @@ def test_bad_token_requests_are_refused(server, path, body, status):
 def test_the_index_lists_the_endpoints(server):
     index = server.request("GET", "/").json
     assert index["model"] == MODEL
-    assert CHAT in index["endpoints"]
+    assert {CHAT, "/openapi.json", "/v1/models/{id}"} <= set(index["endpoints"])
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,6 @@ OUT_OF_RANGE = [
     (chat, "seed", 2**63),
     (chat, "seed", 1.5),
     (chat, "stop", ""),
-    (chat, "stop", []),
     (chat, "stop", ["a"] * 17),
     (chat, "stop", ["a" * 1025]),
     (chat, "presence_penalty", 3),
@@ -328,3 +327,51 @@ def test_a_field_that_is_nearly_one_is_told():
         chat(temprature=1)
     with pytest.raises(ApiError, match="leave it out"):
         chat(nonsense_of_no_kind=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "field", "advice"),
+    [
+        (completion, "max_completion_tokens", "did you mean max_tokens?"),
+        (completion, "response_format", "did you mean structured_outputs.json?"),
+        (chat, "guided_json", "did you mean structured_outputs.json?"),
+        (chat, "length_penalty", "leave it out."),
+    ],
+)
+def test_what_is_called_otherwise_here_is_told(make, field, advice):
+    assert refusal(make, **{field: 1}).message.endswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "types"),
+    [
+        ("response_format", {"type": "json"}, "text, json_object or json_schema"),
+        ("tools", [{"type": "foo", "function": {"name": "a"}}], "only function"),
+        ("messages", [{"role": "user", "content": [{"type": "image_url"}]}], "only text"),
+    ],
+)
+def test_a_wrong_type_is_told_with_the_right_ones(field, value, types):
+    assert f".type: {types} is supported." in refusal(chat, **{field: value}).message
+
+
+def test_no_stop_strings_are_none():
+    assert chat(stop=[]).stop_strings == []
+
+
+def test_an_effort_is_one_of_those_there_are():
+    assert chat(reasoning_effort="xhigh").reasoning_effort == "xhigh"
+    assert refusal(chat, reasoning_effort="banana").param == "reasoning_effort"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": "a", "tools": []}, "tools"),
+        ({"messages": MESSAGES, "add_special_tokens": True}, "add_special_tokens"),
+        ({"messages": MESSAGES, "chat_template_kwargs": {"x": 1}}, "chat_template_kwargs.x"),
+    ],
+)
+def test_tokenize_takes_of_each_what_belongs_to_it(body, param):
+    with pytest.raises(ApiError) as caught:
+        RequestDecoder(TokenizeRequest).decode(json.dumps(body).encode())
+    assert caught.value.param == param
