@@ -25,9 +25,9 @@ _SETTINGS = {"MLX_MAX_MB_PER_BUFFER": str(1 << 30)}
 # long prompt steps are handed over in pieces that say themselves where a buffer ends.
 if sys.platform == "darwin":
     _SETTINGS["MLX_MAX_OPS_PER_BUFFER"] = "512"
-# On CUDA it keeps some hundred graphs, and plans of attention by lengths. It counts what it did not
-# find, from the start of the process on, and raises an error once that is twice as many as it
-# keeps: which is sooner or later, since prompts have many lengths.
+# On CUDA it keeps some hundred graphs, and plans of attention by the shapes of prompts. It counts
+# what it did not find, from the start of the process on, and raises an error once that is twice as
+# many as it keeps, however long that took: a daemon may get there.
 _SETTINGS["MLX_ENABLE_CACHE_THRASHING_CHECK"] = "0"
 _CAPABILITY = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 
