@@ -14,6 +14,7 @@ from model_zoo import build, reference_generate
 
 from quire.engine.config import EngineConfig
 from quire.engine.engine import Engine
+from quire.engine.memory.budget import DeviceName
 from quire.engine.messages import GenerateRequest, SamplingParams
 from quire.engine.model.joined import join_linears
 from quire.engine.model.paging import page_model
@@ -28,10 +29,10 @@ PROMPTS = [[5 + i for i in range(37)], [3, 4, 5], [5 + i for i in range(20)] + [
 
 @pytest.fixture(autouse=True)
 def gpu_paths() -> Iterator[None]:
+    """Take a GPU's paths on the CPU."""
     with (
         mock.patch("quire.engine.model.paged_model.on_gpu", return_value=True),
         simulated_kernels(orders=1),
-        selecting(Selector("cuda", None)),
     ):
         yield
 
@@ -62,7 +63,9 @@ def generated(model: Any, family: str, count: int = 5) -> list[list[int]]:
     return tokens
 
 
-@pytest.mark.parametrize("join", [True, False], ids=["joined", "apart"])
+@pytest.mark.parametrize(
+    ("device", "join"), [("cuda", True), ("metal", True), ("cuda", False)], ids=str
+)
 @pytest.mark.parametrize(
     "family",
     [
@@ -76,12 +79,12 @@ def generated(model: Any, family: str, count: int = 5) -> list[list[int]]:
         "mimo",
     ],
 )
-def test_tokens_equal_those_of_mlx_lm(family: str, join: bool) -> None:
+def test_tokens_equal_those_of_mlx_lm(family: str, device: DeviceName, join: bool) -> None:
     model, layers = adapted(family)
     if join:
         join_linears(model)
     assert layers
-    with launches() as launched:
+    with selecting(Selector(device, None)), launches() as launched:
         tokens = generated(model, family)
     reference = build(family, 0)
     assert tokens == [reference_generate(reference, prompt, 5)[0] for prompt in PROMPTS]
@@ -100,7 +103,10 @@ def test_a_model_that_no_kernel_pages_has_stays_what_it_is(family: str) -> None:
     assert layers
     tokens = mx.array([[5, 9, 3, 7]])
     assert mx.array_equal(model(tokens), build(family, 0)(tokens))
-    with mock.patch("quire.engine.model.paged_model.on_gpu", return_value=False):
+    with (
+        selecting(Selector("cuda", None)),
+        mock.patch("quire.engine.model.paged_model.on_gpu", return_value=False),
+    ):
         assert generated(model, family) == generated(build(family, 0), family)
 
 
