@@ -9,7 +9,6 @@ from __future__ import annotations
 from quire.engine.sequence import Sequence
 
 _CONSIDERED = 16  # of those who wait
-_MOST_PASSED_OVER = 8  # times
 _WORTH = 256  # tokens; fewer are no reason to go first
 
 
@@ -17,7 +16,7 @@ def put_cached_first(waiting: list[Sequence], block_size: int, most_hashed: int)
     """Sort the first of ``waiting`` such that more of whose prompt is cached goes first.
 
     Priorities come before that, then those who were preempted, then those who have been passed over
-    often.
+    as often as there are some to consider.
 
     Args:
         most_hashed: prompt tokens, behind which those not yet looked up count as not cached.
@@ -40,7 +39,7 @@ def put_cached_first(waiting: list[Sequence], block_size: int, most_hashed: int)
         priority, arrival = sequence.request.priority, sequence.arrival
         if sequence.admissions:
             return priority, 0, 0, 0
-        if arrival.passed_over >= _MOST_PASSED_OVER:
+        if arrival.passed_over >= len(considered):
             return priority, 1, 0, arrival.at
         return priority, 2, -found.get(sequence, 0), arrival.at
 
