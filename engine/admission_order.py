@@ -9,6 +9,7 @@ from __future__ import annotations
 from quire.engine.sequence import Sequence
 
 _CONSIDERED = 16  # of those who wait
+_FEW = 4  # times to be passed over
 _WORTH = 256  # tokens; fewer are no reason to go first
 
 
@@ -16,7 +17,7 @@ def put_cached_first(waiting: list[Sequence], block_size: int, most_hashed: int)
     """Sort the first of ``waiting`` such that more of whose prompt is cached goes first.
 
     Priorities come before that, then those who were preempted, then those who have been passed over
-    as often as there are some to consider.
+    as often as there are some to consider, and four times at least.
 
     Args:
         most_hashed: prompt tokens, behind which those not yet looked up count as not cached.
@@ -35,11 +36,13 @@ def put_cached_first(waiting: list[Sequence], block_size: int, most_hashed: int)
             blocks = cache.find_prefix(sequence.token_ids).blocks
             found[sequence] = block_size * len(blocks) // _WORTH
 
+    most_passed = max(_FEW, len(considered))
+
     def rank(sequence: Sequence) -> tuple[int, int, float, float]:
         priority, arrival = sequence.request.priority, sequence.arrival
         if sequence.admissions:
             return priority, 0, 0, 0
-        if arrival.passed_over >= len(considered):
+        if arrival.passed_over >= most_passed:
             return priority, 1, 0, arrival.at
         return priority, 2, -found.get(sequence, 0), arrival.at
 
