@@ -7,6 +7,7 @@ nothing else: a process that is stopped does not answer, one whose step never en
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -30,9 +31,11 @@ class LifeLine:
 
     def _run(self) -> None:
         """Exit at once when standard input closes, whatever MLX is doing."""
-        while os.read(0, 4096):
-            began = self._step_began
-            seconds = 0.0 if began is None else time.monotonic() - began
-            if self._answers >= 0:
-                os.write(self._answers, b"%.3f\n" % seconds)
+        # A front end that ends may have asked just before, and does not read the answer.
+        with contextlib.suppress(BrokenPipeError):
+            while os.read(0, 4096):
+                began = self._step_began
+                seconds = 0.0 if began is None else time.monotonic() - began
+                if self._answers >= 0:
+                    os.write(self._answers, b"%.3f\n" % seconds)
         os._exit(0)
