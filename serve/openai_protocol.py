@@ -278,6 +278,17 @@ def texts_or_ids(value: TextsOrIds, field: str, most: int) -> list[str | list[in
     return [item for item in value if not isinstance(item, int)]
 
 
+# Of a chat, that a :class:`TokenizeRequest` takes beside messages.
+CHAT_FIELDS: Final = (
+    "tools",
+    "chat_template_kwargs",
+    "enable_thinking",
+    "reasoning_effort",
+    "add_generation_prompt",
+    "continue_final_message",
+)
+
+
 class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     """Exactly one of ``prompt`` and ``messages``."""
 
@@ -286,7 +297,7 @@ class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     messages: Messages | None = None
     add_special_tokens: bool | None = None  # of a prompt; None: as a completion would
 
-    # Of messages, as a chat takes them.
+    # CHAT_FIELDS
     tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     enable_thinking: bool | None = None
@@ -300,16 +311,6 @@ class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
             return None
         given = {name: getattr(self, name) for name in CHAT_FIELDS}
         return ChatCompletionRequest(model=model, messages=self.messages, **given)
-
-
-CHAT_FIELDS: Final = (
-    "tools",
-    "chat_template_kwargs",
-    "enable_thinking",
-    "reasoning_effort",
-    "add_generation_prompt",
-    "continue_final_message",
-)  # of a :class:`TokenizeRequest`
 
 
 class DetokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
