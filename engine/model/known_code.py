@@ -1,4 +1,5 @@
-"""Which of mlx-lm's modules are the ones that we know, by what their forward does.
+"""Which of mlx-lm's modules are the ones that we know, by what their forward does, and how they
+become others.
 
 A name says little: another version may do something else under it. Comments and layout do not
 count.
@@ -36,6 +37,12 @@ def is_forward(module: Any, arguments: str, *codes: str) -> bool:
     """Whether the module's class does what one of ``codes`` says."""
     found = code_of(type(module).__call__)
     return any(found == known(arguments, code) for code in codes)
+
+
+@cache
+def mixed(mixin: Any, kind: Any) -> Any:
+    """The class of a module of ``kind``, with ``mixin`` in front of it."""
+    return type(kind.__name__, (mixin, kind), {})
 
 
 def _normal(arguments: str, body: list[ast.stmt]) -> str:

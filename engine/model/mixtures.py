@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import mlx.core as mx
@@ -12,7 +11,7 @@ import mlx.nn as nn
 from mlx_lm.models import gemma4_text, gpt_oss, lfm2_moe, nemotron_h, qwen3_moe, qwen3_next
 
 from quire.engine.model.experts import KernelGLU
-from quire.engine.model.known_code import code_of, is_forward
+from quire.engine.model.known_code import code_of, is_forward, mixed
 from quire.kernels.choice.selection import select
 from quire.kernels.routing import (
     Routing,
@@ -246,11 +245,11 @@ def adapt_mixtures(model: nn.Module) -> None:
     for module in model.modules():
         kind: Any = type(module)
         if kind in _MIXTURES and getattr(module, "sharding_group", None) is None:
-            module.__class__ = _mixed(_MIXTURES[kind], kind)
+            module.__class__ = mixed(_MIXTURES[kind], kind)
         elif _is_gated(module):
-            module.__class__ = _mixed(DeepseekMixture, kind)
+            module.__class__ = mixed(DeepseekMixture, kind)
         elif _is_gate(module) and module.n_group == 1:
-            module.__class__ = _mixed(KernelGate, kind)
+            module.__class__ = mixed(KernelGate, kind)
         elif kind is gemma4_text.Router:
             module.__class__ = GemmaRouter
         elif kind is gemma4_text.Experts:
@@ -287,11 +286,6 @@ def _routed(linear: Any, routing: Routing) -> RoutingShape:
 def _weighed(products: Any, chosen: int, shared: bool, *, gated: bool = False) -> MixtureShape:
     out = products["down_proj"] if "down_proj" in products else products["fc2"]
     return MixtureShape(1, out.weight.shape[1], chosen, shared, gated)
-
-
-@cache
-def _mixed(mixin: Any, kind: Any) -> type[nn.Module]:
-    return type(kind.__name__, (mixin, kind), {})
 
 
 def _is_gate(module: nn.Module) -> bool:

@@ -3,7 +3,6 @@ MLPs are mlx-lm's own."""
 
 from __future__ import annotations
 
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from quire.engine.model.block_ops import add_norm
-from quire.engine.model.known_code import is_forward
+from quire.engine.model.known_code import is_forward, mixed
 
 # How most of mlx-lm's blocks go on.
 _BLOCKS = (
@@ -123,7 +122,7 @@ def adapt_blocks(model: nn.Module) -> None:
             continue
         if type(module["post_attention_layernorm"]) is nn.RMSNorm:
             kind: Any = type(module)
-            module.__class__ = _adapted(kind)
+            module.__class__ = mixed(PreNormBlock, kind)
     for block, behind in pairwise(model.layers):
         if isinstance(block, PreNormBlock) and isinstance(behind, PreNormBlock):
             block.lead_to(behind)
@@ -134,8 +133,3 @@ def _add_norm(x: mx.array, delta: mx.array, norm: Any) -> tuple[mx.array, mx.arr
     dim = x.shape[-1]
     total, normed = add_norm(x.reshape(-1, dim), delta.reshape(-1, dim), norm.weight, norm.eps)
     return total.reshape(x.shape), normed.reshape(x.shape)
-
-
-@cache
-def _adapted(kind: Any) -> type[nn.Module]:
-    return type(kind.__name__, (PreNormBlock, kind), {})

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from quire.engine.attention.rotated import Rotation
 from quire.engine.model.block_weights import ROPES, rotary_of
 from quire.engine.model.joined import product_of_all
-from quire.engine.model.known_code import code_of, known
+from quire.engine.model.known_code import code_of, known, mixed
 from quire.engine.model.seam import PagedLayer
 from quire.kernels.rotate import HeadNorms, Rotary
 
@@ -154,7 +154,7 @@ def adapt_attention(model: nn.Module) -> None:
             for name, value in (("rotary", rotary_of(module.rope)), ("is_gated", is_gated)):
                 object.__setattr__(module, name, value)  # kept out of the parameters
             kind: Any = type(module)
-            module.__class__ = _adapted(kind)
+            module.__class__ = mixed(RotatedAttention, kind)
 
 
 def _is_one_of(module: nn.Module, codes: tuple[str, ...]) -> bool:
@@ -174,8 +174,3 @@ def _norms(module: nn.Module) -> list[Any]:
     """Of heads of queries and keys, if they are normed."""
     names = ("q_norm", "k_norm", "q_layernorm", "k_layernorm")
     return [module[name] for name in names if name in module]
-
-
-@cache
-def _adapted(kind: Any) -> type[nn.Module]:
-    return type(kind.__name__, (RotatedAttention, kind), {})
