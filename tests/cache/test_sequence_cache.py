@@ -285,3 +285,15 @@ def test_the_newest_state_of_an_answer_makes_room_for_who_waits() -> None:
     first.move_state(5, 1, reserve=1)
     states.release(first.take_unneeded().slots)
     assert second.admit(second.find_prefix([1]), [1], 1)
+
+
+def test_states_of_a_prompt_are_kept_however_many_wait() -> None:
+    """They are free for others as soon as the step has retired."""
+    blocks, states = pools(num_slots=6, spacing=1000)
+    prompt = list(range(9))
+    cache = SequenceCache(Pools(blocks, states), ROOT)
+    assert cache.admit(cache.find_prefix(prompt), prompt, 9)
+    cache.move_state(0, 9, reserve=4)
+    cache.register(prompt, 9)
+    end(cache, blocks, states, prompt)
+    assert num_found(blocks, states, prompt) == 8
