@@ -6,6 +6,8 @@ import random
 
 from simulated_device import VOCAB, Simulation, reference, request
 
+from quire.engine.admission_order import put_cached_first
+
 DRAW = random.Random(0)
 
 
@@ -72,3 +74,19 @@ def test_without_anything_cached_they_go_as_they_came() -> None:
     for i in range(20):
         sim.scheduler.submit(request(i, text(12), 2))
     assert ended(sim) == list(range(20))
+
+
+def test_a_preempted_one_is_not_sorted_behind_those_that_are_cached() -> None:
+    sim = simulation()
+    history = text(600)
+    sim.scheduler.submit(request(0, history, 1))
+    sim.drain()
+    sim.scheduler.submit(request(1, text(40), 50))
+    sim.step()
+    sim.step()
+    sim.scheduler.submit(request(2, history + text(5), 1))
+    preempted = sim.scheduler.running[0]
+    sim.scheduler._preempt(preempted)
+    put_cached_first(sim.scheduler.waiting, 4, 1 << 16)
+    assert sim.scheduler.waiting[0] is preempted
+    sim.drain()
